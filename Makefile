@@ -1,0 +1,72 @@
+# Every target works from a bare clone: it creates or reuses .venv and installs what it needs.
+#   make quickstart [ARGS=...]   PYTHON=python3.12 make test   make help
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+# The first interpreter that is new enough; PYTHON=... decides otherwise.
+PYTHON ?= $(firstword $(foreach python,python3 python3.13 python3.12 python3.11,$(shell \
+  command -v $(python) >/dev/null 2>&1 && $(python) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+  2>/dev/null && echo $(python))))
+
+.PHONY: help quickstart test parity lint clean
+
+help:
+	@echo "make quickstart [ARGS=...]  train a small CLIP on drawn scenes, evaluate it, write a report"
+	@echo "                            ARGS=--config=configs/quickstart.py:short takes about a minute"
+	@echo "make test [ARGS=...]        all tests but the slow ones; ARGS go to pytest"
+	@echo "make parity [ARGS=...]      the same numbers as PyTorch (installs torch and transformers)"
+	@echo "make lint                   style, formatting and which room imports which"
+	@echo "make clean                  removes caches and build outputs; keeps .venv and runs/"
+
+quickstart: $(VENV)/.stamp-base
+	@$(BIN)/python -m launch.train --config=configs/quickstart.py --workdir=runs/quickstart $(ARGS)
+
+test: $(VENV)/.stamp-test
+	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+parity: $(VENV)/.stamp-parity
+	@$(BIN)/python -m pytest tests/parity $(ARGS)
+
+lint: $(VENV)/.stamp-test
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports
+
+clean:
+	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache .benchmarks
+	@find . -path ./$(VENV) -prune -o -type d -name __pycache__ -exec rm -rf {} +
+
+$(BIN)/python:
+	@if [ -z "$(PYTHON)" ] || ! $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	  echo "Python 3.11 or newer is needed, found $$($(or $(PYTHON),python3) --version 2>&1 || true)." \
+	    "Install one, or name it: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; fi
+	@echo "Creating $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+
+# $(call install,EXTRAS): pip in few words: one line per large download, all of it on failure.
+define install
+set -o pipefail; echo "Installing perception_jax$(1) into $(VENV) (some minutes the first time)"; \
+$(BIN)/python -m pip install --disable-pip-version-check -e '.$(1)' 2>&1 | tee $(VENV)/install.log \
+  | awk '/Downloading .* MB\)/ {print "  " $$2, $$3, $$4; fflush()}' \
+  || { cat $(VENV)/install.log >&2; exit 1; }
+endef
+
+$(VENV)/.stamp-base: pyproject.toml | $(BIN)/python
+	@$(call install,)
+	@touch $@
+
+$(VENV)/.stamp-test: pyproject.toml | $(BIN)/python
+	@$(call install,[test])
+	@touch $@ $(VENV)/.stamp-base
+
+$(VENV)/.stamp-parity: pyproject.toml | $(BIN)/python
+	@$(call install,[test$(comma)parity])
+	@touch $@ $(VENV)/.stamp-test $(VENV)/.stamp-base
+
+comma := ,

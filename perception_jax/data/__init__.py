@@ -1,0 +1,1 @@
+"""Record → transform → loader; tokenizers, preprocessing, sources, and the embedded world."""

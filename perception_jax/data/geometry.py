@@ -1,0 +1,118 @@
+"""The map between the original image's pixels and the model's pixels.
+
+Both are measured from the image's top left corner in continuous coordinates: a pixel (x, y) covers
+[x, x+1) × [y, y+1). Every geometric transform returns such a map, post-processing inverts it.
+Letters: N boxes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Geometry:
+    """`model = original · scale + offset` per axis; a negative scale mirrors.
+
+    Attributes:
+      source: width and height of the original image, pixels.
+      target: width and height of the model's image, pixels.
+      scale: x and y, model pixels per original pixel, not 0.
+      offset: x and y, model pixels.
+    """
+
+    source: tuple[int, int]
+    target: tuple[int, int]
+    scale: tuple[float, float] = (1.0, 1.0)
+    offset: tuple[float, float] = (0.0, 0.0)
+
+    @classmethod
+    def identity(cls, width: int, height: int) -> Geometry:
+        """The map that changes nothing."""
+        return cls((width, height), (width, height))
+
+    @classmethod
+    def resized(cls, source: tuple[int, int], target: tuple[int, int]) -> Geometry:
+        """The map of stretching a `source`-sized image to `target` (widths and heights)."""
+        return cls(source, target, (target[0] / source[0], target[1] / source[1]))
+
+    def cropped(self, left: int, top: int, width: int, height: int) -> Geometry:
+        """Followed by cutting out a window; negative `left`, `top` pad."""
+        offset = (self.offset[0] - left, self.offset[1] - top)
+        return dataclasses.replace(self, target=(width, height), offset=offset)
+
+    def flipped(self) -> Geometry:
+        """Followed by mirroring left and right."""
+        return dataclasses.replace(
+            self,
+            scale=(-self.scale[0], self.scale[1]),
+            offset=(self.target[0] - self.offset[0], self.offset[1]),
+        )
+
+    def then(self, following: Geometry) -> Geometry:
+        """This map, then `following`, whose source is this one's target."""
+        (sx, sy), (fx, fy) = self.scale, following.scale
+        (ox, oy), (gx, gy) = self.offset, following.offset
+        return Geometry(
+            self.source, following.target, (sx * fx, sy * fy), (ox * fx + gx, oy * fy + gy)
+        )
+
+    def boxes(self, boxes: Float[np.ndarray, "*N 4"]) -> Float[np.ndarray, "*N 4"]:
+        """Boxes of the original in model pixels, not clipped; xyxy, float64."""
+        scale, offset = self._tiled()
+        return _ordered(boxes * scale + offset)
+
+    def inverse_boxes(self, boxes: Float[np.ndarray, "*N 4"]) -> Float[np.ndarray, "*N 4"]:
+        """Boxes of the model's image in original pixels, not clipped; xyxy, float64."""
+        scale, offset = self._tiled()
+        return _ordered((boxes - offset) / scale)
+
+    def clip(self, boxes: Float[np.ndarray, "*N 4"]) -> Float[np.ndarray, "*N 4"]:
+        """Boxes in model pixels, cut at the model image's edges."""
+        return clip_boxes(boxes, *self.target)
+
+    def clip_source(self, boxes: Float[np.ndarray, "*N 4"]) -> Float[np.ndarray, "*N 4"]:
+        """Boxes in original pixels, cut at the original image's edges."""
+        return clip_boxes(boxes, *self.source)
+
+    def kept_share(self, boxes: Float[np.ndarray, "*N 4"]) -> Float[np.ndarray, "*N"]:
+        """How much of each box of the original is still inside the model's image.
+
+        Args:
+          boxes: xyxy, original pixels.
+
+        Returns:
+          The share of the box's area, in [0, 1]; 0 for a box without area.
+        """
+        mapped = self.boxes(boxes)
+        area, kept = _area(mapped), _area(self.clip(mapped))
+        return np.where(area > 0, kept / np.where(area > 0, area, 1.0), 0.0)
+
+    def keeps(
+        self, boxes: Float[np.ndarray, "*N 4"], *, min_share: float = 0.5
+    ) -> Bool[np.ndarray, "*N"]:
+        """Which boxes of the original (xyxy) keep at least `min_share` of their area."""
+        return self.kept_share(boxes) >= min_share
+
+    def _tiled(self) -> tuple[np.ndarray, np.ndarray]:
+        return np.array(self.scale * 2, np.float64), np.array(self.offset * 2, np.float64)
+
+
+def clip_boxes(
+    boxes: Float[np.ndarray, "*N 4"], width: int, height: int
+) -> Float[np.ndarray, "*N 4"]:
+    """Boxes (xyxy, pixels) cut at the edges of a `width` × `height` image."""
+    return np.clip(boxes, 0.0, np.array([width, height, width, height], np.float64))
+
+
+def _ordered(boxes: np.ndarray) -> np.ndarray:
+    """Restores x1 ≤ x2, y1 ≤ y2 after a mirrored axis."""
+    first, second = boxes[..., :2], boxes[..., 2:]
+    return np.concatenate([np.minimum(first, second), np.maximum(first, second)], axis=-1)
+
+
+def _area(boxes: np.ndarray) -> np.ndarray:
+    return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])

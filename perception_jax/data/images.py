@@ -1,0 +1,212 @@
+"""Decoding of images on the host: whatever a record holds becomes uint8 RGB, or an `ImageError`.
+
+Choices that a file format leaves open, made once here:
+
+- The EXIF orientation is applied, so "the original image" of every box is the picture as shown.
+- Alpha, palette transparency and colour keys are composited on white.
+- 16-bit grey keeps its high byte, as Pillow does for 16-bit colour; 32-bit float is refused.
+- CMYK and the other colour spaces go through Pillow's own conversion; ICC profiles are ignored.
+- Of an animation or a multi-page file, the first frame is taken.
+
+Letters: H W image.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import threading
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+import PIL
+import PIL.Image
+from jaxtyping import UInt8
+
+from perception_jax.data import records
+from perception_jax.errors import ImageError
+
+MAX_PIXELS = 100_000_000
+"""Images that claim more pixels than this are refused before any of them is decoded."""
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+"""Pillow's names of the formats that are read."""
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+"""File name endings, in lower case, by which image files are found in folders."""
+
+_ORIENTATION_TAG = 0x0112
+_TRANSPOSES = {
+    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
+    3: PIL.Image.Transpose.ROTATE_180,
+    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
+    5: PIL.Image.Transpose.TRANSPOSE,
+    6: PIL.Image.Transpose.ROTATE_270,
+    7: PIL.Image.Transpose.TRANSVERSE,
+    8: PIL.Image.Transpose.ROTATE_90,
+}
+_TURNED = (5, 6, 7, 8)
+"""Orientations that exchange width and height."""
+
+
+def decode(
+    image: records.Image, *, name: str = "", max_pixels: int = MAX_PIXELS
+) -> UInt8[np.ndarray, "H W 3"]:
+    """The pixels of a record's image, RGB, EXIF orientation applied.
+
+    Args:
+      image: uint8[H, W, 3] (returned as it is), an encoded file's bytes, or a path.
+      name: what to call the image in an error, e.g. the record's id; a path names itself.
+      max_pixels: refuse larger images, going by the file's header (Pillow's own limit, twice
+        `PIL.Image.MAX_IMAGE_PIXELS`, also holds).
+
+    Raises:
+      ImageError: empty, truncated, not an image, of an unsupported kind, or too large. No other
+        exception and no warning of Pillow's leaves this function.
+    """
+    where = _where(image, name)
+    if isinstance(image, np.ndarray):
+        return _check_array(image, where, max_pixels)
+    with _opened(image, where) as picture:
+        _check_size(*picture.size, where, max_pixels)
+        orientation = _orientation(picture)
+        rgb = _to_rgb(picture, where)
+        if orientation in _TRANSPOSES:
+            rgb = rgb.transpose(_TRANSPOSES[orientation])
+        return np.array(rgb)
+
+
+def read_size(image: records.Image, *, name: str = "") -> tuple[int, int]:
+    """Width and height of the picture as `decode` would give it, from the file's header alone.
+
+    Raises:
+      ImageError: empty, not an image, or of an unsupported kind.
+    """
+    where = _where(image, name)
+    if isinstance(image, np.ndarray):
+        height, width = _check_array(image, where, image.size).shape[:2]
+        return width, height
+    with _opened(image, where) as picture:
+        width, height = picture.size
+        return (height, width) if _orientation(picture) in _TURNED else (width, height)
+
+
+@contextlib.contextmanager
+def _opened(image: bytes | os.PathLike, where: str) -> Iterator[PIL.Image.Image]:
+    """An image file behind its header; whatever goes wrong inside is an `ImageError`."""
+    try:
+        with _quiet_pillow(), _open_file(image) as file:
+            if not file.read(1):
+                raise ImageError(
+                    f"{where}: the file is empty. Fetch or export it again, or remove it."
+                )
+            file.seek(0)
+            with PIL.Image.open(file, formats=FORMATS) as picture:
+                yield picture
+    except ImageError:
+        raise
+    except FileNotFoundError:
+        raise ImageError(f"{where}: expected an image file, found nothing there.") from None
+    except (IsADirectoryError, PermissionError) as error:
+        raise ImageError(
+            f"{where}: expected a readable image file, found: {error.strerror}."
+        ) from None
+    except PIL.UnidentifiedImageError:
+        raise ImageError(
+            f"{where}: not an image of a format that is read here ({', '.join(FORMATS)}), or "
+            "its header is damaged. Convert or remove it."
+        ) from None
+    except PIL.Image.DecompressionBombError as error:  # Pillow's own limit, above 178 million
+        raise ImageError(f"{where}: {error} Shrink the file.") from None
+    except Exception as error:  # Pillow's plugins raise whatever broken bytes lead them to.
+        raise ImageError(
+            f"{where}: cannot be decoded, most likely truncated or damaged "
+            f"({type(error).__name__}: {error}). Fetch or export it again, or remove it."
+        ) from error
+
+
+def _where(image: records.Image, name: str) -> str:
+    return " of ".join(part for part in (_describe(image), name and f"record {name!r}") if part)
+
+
+def _describe(image: records.Image) -> str:
+    if isinstance(image, np.ndarray):
+        return f"array {image.dtype}{list(image.shape)}"
+    if isinstance(image, bytes):
+        return f"encoded image ({len(image)} bytes)"
+    return str(image)
+
+
+def _check_array(image: np.ndarray, where: str, max_pixels: int) -> UInt8[np.ndarray, "H W 3"]:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or image.size == 0:
+        raise ImageError(f"{where}: expected uint8[H, W, 3] with H, W ≥ 1. Convert it to RGB.")
+    _check_size(image.shape[1], image.shape[0], where, max_pixels)
+    return image
+
+
+def _check_size(width: int, height: int, where: str, max_pixels: int) -> None:
+    if width < 1 or height < 1:
+        raise ImageError(f"{where}: has no pixels ({width}×{height}).")
+    if width * height > max_pixels:
+        raise ImageError(
+            f"{where}: claims {width}×{height} pixels, more than the {max_pixels:,} allowed. "
+            "Shrink the file, or raise max_pixels if you trust it."
+        )
+
+
+def _open_file(image: bytes | os.PathLike) -> io.BufferedIOBase:
+    return io.BytesIO(image) if isinstance(image, bytes) else open(image, "rb")
+
+
+def _orientation(picture: PIL.Image.Image) -> int:
+    try:
+        return picture.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception:  # damaged metadata does not make the pixels bad
+        return 1
+
+
+def _to_rgb(picture: PIL.Image.Image, where: str) -> PIL.Image.Image:
+    picture.load()
+    if picture.mode == "F":
+        raise ImageError(
+            f"{where}: 32-bit float pixels have no fixed range. Convert it to 8 or 16 bits."
+        )
+    if picture.mode.startswith("I"):
+        grey = np.clip(np.asarray(picture).astype(np.int64), 0, 65535) >> 8
+        return PIL.Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    if picture.has_transparency_data:
+        coloured = picture.convert("RGBA")
+        white = PIL.Image.new("RGBA", coloured.size, "white")
+        return PIL.Image.alpha_composite(white, coloured).convert("RGB")
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
+
+
+_quiet_lock = threading.Lock()
+_quiet_depth = 0
+_quiet_context: warnings.catch_warnings | None = None
+
+
+@contextlib.contextmanager
+def _quiet_pillow() -> Iterator[None]:
+    """Ignores warnings raised inside Pillow, e.g. on damaged EXIF.
+
+    `warnings.catch_warnings` alone is not safe with the loader's threads: two that overlap can
+    restore each other's filters. So the first thread in sets the filter, the last one out resets.
+    """
+    global _quiet_depth, _quiet_context
+    with _quiet_lock:
+        if _quiet_depth == 0:
+            _quiet_context = warnings.catch_warnings()
+            _quiet_context.__enter__()
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+        _quiet_depth += 1
+    try:
+        yield
+    finally:
+        with _quiet_lock:
+            _quiet_depth -= 1
+            if _quiet_depth == 0:
+                _quiet_context.__exit__(None, None, None)
+                _quiet_context = None

@@ -1,0 +1,387 @@
+"""From a source and a transform to batches: a `grain.IterDataset` whose iterators can be resumed.
+
+The order of the pipeline, and what each place in it buys:
+
+    record numbers → shuffle → repeat → load (read, decode, transform; own random generator per
+    element) → host shard → worker processes → skip what could not be used → batch
+
+- Shuffling by index costs nothing, so hosts share one global order and take every n-th of it: the
+  global batch and each element's random numbers are the same on 1 host and on 8.
+- Batching comes last, in the main process, so they are also the same for every worker count.
+- The state of an iterator is its place in that order. It does not depend on the worker count or
+  batch size, and is found again without reading what came before.
+
+A record that cannot be used (its source, decoding or transform raises `DataError`) is skipped,
+counted and named in the log; too many stop the run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import grain
+import jax
+import numpy as np
+
+from perception_jax.data import records, workers
+from perception_jax.errors import ConfigError, DataError
+
+Example = dict[str, Any]
+"""Arrays of fixed shapes by name, and "id": the record's id."""
+
+OnSkip = Callable[["Skipped"], None]
+
+_LOGGER = logging.getLogger(__name__)
+_JUDGED_AFTER = 1000
+"""Records after which the share of bad ones is judged; a smaller source after one pass."""
+
+
+@runtime_checkable
+class Transform(Protocol):
+    """Picklable, thread-safe; the same record and random numbers give the same arrays."""
+
+    def __call__(self, record: records.Record, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Arrays whose names, shapes and dtypes are the same for every record."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Skipped:
+    """A record that could not be used.
+
+    Attributes:
+      index: in the source.
+      id: the record's, or "" if the source could not even say that.
+      reason: the message of the `DataError`.
+    """
+
+    index: int
+    id: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"record {self.id or f'number {self.index}'!r}: {self.reason}"
+
+
+def make_loader(
+    source: records.Source,
+    transform: Transform,
+    *,
+    batch_size: int,
+    seed: int,
+    shuffle: bool = True,
+    epochs: int | None = None,
+    num_workers: int = 0,
+    host: tuple[int, int] | None = None,
+    max_bad_fraction: float = 0.01,
+    on_skip: OnSkip | None = None,
+) -> grain.IterDataset:
+    """Batches for training: this host's part of each global batch, full batches only.
+
+    Args:
+      source: random access to records.
+      transform: record to arrays; see `Transform`.
+      batch_size: of all hosts together.
+      seed: of the order and of every element's random numbers, in [0, 2³²).
+      shuffle: a new order each epoch, or the source's own.
+      epochs: passes over the source; None never ends (several hosts need that: records skipped on
+        one host only would end its epoch early).
+      num_workers: processes that load; 0 loads in threads of this process.
+      host: index and number of hosts; None asks JAX.
+      max_bad_fraction: raise if more than this share of the records cannot be used; judged after
+        1,000 records or one pass. One bad record is always tolerated, unless the share is 0.
+      on_skip: called once per record that is skipped, besides the log.
+
+    Returns:
+      An `IterDataset` of dicts: arrays with a leading batch axis, and "id" (numpy strings). Its
+      iterators have `get_state` and `set_state`; close those that use workers.
+
+    Raises:
+      ConfigError: sizes that do not fit together.
+      DataError: an empty source. While iterating: too many bad records, arrays that do not stack,
+        or an error in the transform other than `DataError`, with its traceback and the record's id.
+    """
+    place = _place(batch_size, num_workers, host)
+    count = _count(source)
+    if epochs is not None and epochs < 1:
+        raise ConfigError(f"epochs: expected at least 1 or None, found {epochs}.")
+    if epochs is not None and count * epochs < batch_size:
+        raise DataError(
+            f"{count} records × {epochs} epochs do not fill one batch of {batch_size}. "
+            "Lower batch_size or raise epochs."
+        )
+    order = grain.MapDataset.range(count)
+    if shuffle:
+        order = order.shuffle(seed=seed)
+    order = order.repeat(epochs)
+    if epochs is not None:
+        order = order[: len(order) // batch_size * batch_size]
+    examples = _Examples(
+        order.random_map(_Load(source, transform, count), seed=seed),
+        place,
+        identity={"records": count, "seed": seed, "shuffle": int(shuffle)},
+        watch=_Watch(count, max_bad_fraction, on_skip),
+        keep_places=False,
+    )
+    return examples.batch(place.batch_size, drop_remainder=True, batch_fn=stack)
+
+
+def make_eval_loader(
+    source: records.Source,
+    transform: Transform,
+    *,
+    batch_size: int,
+    seed: int = 0,
+    num_workers: int = 0,
+    host: tuple[int, int] | None = None,
+    max_bad_fraction: float = 0.01,
+    on_skip: OnSkip | None = None,
+) -> grain.IterDataset:
+    """Batches for evaluation: one pass in the source's order, each record exactly once.
+
+    As `make_loader`, except that every host gives the same number of batches, all full: "valid"
+    (bool[B]) is False for rows that fill up (their id is "") or stand for a skipped record.
+    """
+    place = _place(batch_size, num_workers, host)
+    count = _count(source)
+    load = _Load(source, transform, count)
+    padded = -(-count // batch_size) * batch_size
+    examples = _Examples(
+        grain.MapDataset.range(padded).random_map(load, seed=seed),
+        place,
+        identity={"records": count, "seed": seed, "shuffle": 0},
+        watch=_Watch(-(-count // place.hosts), max_bad_fraction, on_skip),
+        keep_places=True,
+    )
+    return examples.batch(place.batch_size, batch_fn=functools.partial(_stack_valid, load))
+
+
+def stack(examples: Sequence[Example]) -> Example:
+    """Stacks examples along a new first axis.
+
+    Raises:
+      DataError: names or shapes differ.
+    """
+    first = examples[0]
+    for example in examples[1:]:
+        if example.keys() != first.keys():
+            raise DataError(
+                f"records {first['id']!r} and {example['id']!r}: expected the same names from the "
+                f"transform, found {sorted(first)} and {sorted(example)}."
+            )
+        for name, value in example.items():
+            if np.shape(value) != np.shape(first[name]):
+                raise DataError(
+                    f"records {first['id']!r} and {example['id']!r}: expected one shape for "
+                    f"{name!r}, found {np.shape(first[name])} and {np.shape(value)}. Make the "
+                    "transform pad to a fixed size."
+                )
+    return {name: np.stack([example[name] for example in examples]) for name in first}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Place:
+    """Where in the job this loader runs; `batch_size` is this host's."""
+
+    host: int
+    hosts: int
+    batch_size: int
+    num_workers: int
+
+
+def _place(batch_size: int, num_workers: int, host: tuple[int, int] | None) -> _Place:
+    index, hosts = host or (jax.process_index(), jax.process_count())
+    if not 0 <= index < hosts:
+        raise ConfigError(f"host: expected an index below the count, found {index} of {hosts}.")
+    if batch_size < 1 or batch_size % hosts:
+        raise ConfigError(
+            f"batch_size: expected a positive multiple of the {hosts} hosts, found {batch_size}."
+        )
+    if num_workers < 0:
+        raise ConfigError(f"num_workers: expected 0 or more, found {num_workers}.")
+    return _Place(index, hosts, batch_size // hosts, num_workers)
+
+
+def _count(source: records.Source) -> int:
+    if not len(source):
+        raise DataError(f"{type(source).__name__}: the source has no records.")
+    return len(source)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Crash:
+    """An error that is not the data's fault, on its way from a worker to the main process."""
+
+    text: str
+
+
+class _Padding:
+    """Stands for a record behind the end of the source."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Load:
+    """Record number to example. Errors become values: not every exception survives a process."""
+
+    source: records.Source
+    transform: Transform
+    count: int
+
+    def __call__(
+        self, index: int, rng: np.random.Generator
+    ) -> Example | Skipped | _Crash | _Padding:
+        if index >= self.count:
+            return _Padding()
+        name = ""
+        try:
+            record = self.source[index]
+            name = record.id
+            return {**self.transform(record, rng), "id": name}
+        except DataError as error:
+            return Skipped(index, name, str(error))
+        except Exception:
+            return _Crash(f"record {name or f'number {index}'!r}: {traceback.format_exc()}")
+
+
+class _Watch:
+    """Logs each bad record once and raises when they are too many. One per iterator.
+
+    `count` is the number of different records that there are to see.
+    """
+
+    def __init__(self, count: int, max_fraction: float, on_skip: OnSkip | None) -> None:
+        self._count, self._max_fraction, self._on_skip = count, max_fraction, on_skip
+        self._seen = 0
+        self._bad: set[int] = set()
+
+    def fresh(self) -> _Watch:
+        return _Watch(self._count, self._max_fraction, self._on_skip)
+
+    def check(self, element: Example | Skipped) -> None:
+        self._seen += 1
+        if isinstance(element, Skipped) and element.index not in self._bad:
+            self._bad.add(element.index)
+            _LOGGER.warning("skipped %s", element)
+            if self._on_skip is not None:
+                self._on_skip(element)
+            self._judge(element)
+        elif self._seen == min(self._count, _JUDGED_AFTER):
+            self._judge(None)
+
+    def _judge(self, latest: Skipped | None) -> None:
+        seen, bad = min(self._seen, self._count), len(self._bad)
+        if self._max_fraction > 0 and seen < min(self._count, _JUDGED_AFTER):
+            return
+        allowed = max(1, int(self._max_fraction * seen)) if self._max_fraction > 0 else 0
+        if bad > allowed or bad == seen:
+            example = f", the latest {latest}" if latest else " (each is named in the log)"
+            raise DataError(
+                f"{bad} of {seen} records could not be used, more than the allowed share of "
+                f"{self._max_fraction:g}{example}. Repair the data, or raise max_bad_fraction."
+            )
+
+
+class _Examples(grain.IterDataset):
+    """This host's examples, in order, loaded ahead by threads or worker processes."""
+
+    def __init__(
+        self,
+        elements: grain.MapDataset,
+        place: _Place,
+        *,
+        identity: Mapping[str, int],
+        watch: _Watch,
+        keep_places: bool,
+    ) -> None:
+        super().__init__()
+        self.elements = elements[place.host :: place.hosts]
+        self.place = place
+        self.identity = identity
+        self.watch = watch
+        self.keep_places = keep_places
+
+    def __iter__(self) -> _ExampleIterator:
+        return _ExampleIterator(self)
+
+    def __str__(self) -> str:
+        return f"Examples(host={self.place.host}/{self.place.hosts})"
+
+
+class _ExampleIterator(grain.DatasetIterator):
+    """Yields examples; with `keep_places`, also what stands for a bad or missing record."""
+
+    def __init__(self, examples: _Examples) -> None:
+        super().__init__()
+        self._examples = examples
+        self._watch = examples.watch.fresh()
+        self._position = 0
+        self._stream: workers.ClosableIterator | None = None
+
+    def __next__(self) -> Example | Skipped | _Padding:
+        self._assert_not_closed()
+        while True:
+            self.start_prefetch()
+            element = next(self._stream)
+            self._position += 1
+            if isinstance(element, _Crash):
+                raise DataError(f"the transform failed on {element.text}")
+            if not isinstance(element, _Padding):
+                self._watch.check(element)
+            if self._examples.keep_places or isinstance(element, dict):
+                return element
+
+    def start_prefetch(self) -> None:
+        if self._stream is None:
+            rest = self._examples.elements[self._position :]
+            self._stream = workers.prefetch(rest, self._examples.place.num_workers)
+
+    def get_state(self) -> dict[str, Any]:
+        place = self._examples.place
+        return {"position": self._position, "hosts": place.hosts, **self._examples.identity}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        found = {name: state.get(name) for name in self._examples.identity}
+        if found != self._examples.identity:
+            raise DataError(
+                f"the saved place in the data belongs to {found}, this run has "
+                f"{dict(self._examples.identity)}. Resume with the same data and seed."
+            )
+        # On another number of hosts: the same place in the global order.
+        self._position = state["position"] * state["hosts"] // self._examples.place.hosts
+        self._close_stream()
+
+    def close(self) -> None:
+        super().close()
+        self._close_stream()
+
+    def __str__(self) -> str:
+        return f"ExampleIterator({self._examples})"
+
+    def _close_stream(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+
+def _stack_valid(load: _Load, elements: Sequence[Example | Skipped | _Padding]) -> Example:
+    """Stacks, with a copy of a good example in the place of each bad or missing one."""
+    valid = np.array([isinstance(element, dict) for element in elements])
+    filler = next((e for e in elements if isinstance(e, dict)), None) or _any_example(load)
+    rows = [
+        element if isinstance(element, dict) else {**filler, "id": getattr(element, "id", "")}
+        for element in elements
+    ]
+    return {**stack(rows), "valid": valid}
+
+
+def _any_example(load: _Load) -> Example:
+    """For a batch of nothing but padding: what the arrays of an example look like."""
+    for index in range(load.count):
+        element = load(index, np.random.default_rng(0))
+        if isinstance(element, dict):
+            return element
+    raise DataError(f"none of the {load.count} records can be used.")

@@ -1,0 +1,137 @@
+"""Sentences about a whole scene and about one object, with and without class names."""
+
+from __future__ import annotations
+
+import random
+
+from perception_jax.data.scenes import facts, phrases
+from perception_jax.data.scenes.facts import Fact, SceneFacts
+
+MEDIA = ("photo", "picture", "drawing", "image")
+MAX_LISTED = 4
+"""Kinds of things that a plain caption lists before it says "and other things"."""
+MAX_DETAILED = 3
+"""Objects that one caption describes with adjectives."""
+
+
+def scene_captions(scene: SceneFacts, draw: random.Random) -> list[str]:
+    """A plain caption, one with details, and one without class names; 3 to about 25 words."""
+    if not scene.objects:
+        return [f"a {draw.choice(MEDIA)} of {phrases.backdrop(scene.background)}"]
+    return [_plain(scene, draw), _detailed(scene, draw), _unnamed(scene, draw)]
+
+
+def object_captions(item: Fact, draw: random.Random) -> tuple[str, str]:
+    """A caption of the object alone with its class name and one without it."""
+    named = _noun_phrase(item, draw, item.name) + _facing(item)
+    where = phrases.sides(item)
+    if where and draw.random() < 0.5:
+        named += f" {phrases.place(where)} of the picture"
+    return named, _unnamed_object(item, draw)
+
+
+def _plain(scene: SceneFacts, draw: random.Random) -> str:
+    """ "a photo of two cats, a dog and a cup"."""
+    kinds = list({item.name: item for item in scene.objects}.values())
+    shown = kinds if len(kinds) <= MAX_LISTED else draw.sample(kinds, MAX_LISTED - 1)
+    parts = [_group(scene, item) for item in shown]
+    if len(kinds) > len(shown):
+        parts.append("other things")
+    return f"a {draw.choice(MEDIA)} of {phrases.enumeration(parts)}"
+
+
+def _group(scene: SceneFacts, item: Fact) -> str:
+    seen = sum(other.name == item.name for other in scene.objects)
+    if seen == 1:
+        return phrases.indefinite(item.name)
+    certain = scene.count(item.concept) is not None
+    return phrases.number_of(seen, item.name, item.plural) if certain else item.plural
+
+
+def _detailed(scene: SceneFacts, draw: random.Random) -> str:
+    """One of three forms that the scene allows, sometimes with background or written word."""
+    forms = [_list_form, _relation_form, _places_form]
+    draw.shuffle(forms)
+    text, preposition = next(filter(None, (form(scene, draw) for form in forms)))
+    chance = draw.random()
+    if scene.text and chance < 0.4:
+        return f'{text}, with the word "{scene.text.text}" in {scene.text.colour} letters'
+    return f"{text} {preposition} {phrases.backdrop(scene.background)}" if chance < 0.7 else text
+
+
+def _list_form(scene: SceneFacts, draw: random.Random) -> tuple[str, str]:
+    """ "a small red cat and a huge dog facing left"."""
+    some = draw.sample(scene.objects, min(len(scene.objects), MAX_DETAILED))
+    parts = [_noun_phrase(item, draw, item.name) + _facing(item) for item in some]
+    return phrases.enumeration(parts), "on"
+
+
+def _relation_form(scene: SceneFacts, draw: random.Random) -> tuple[str, str] | None:
+    """ "a red cat to the left of a dog"."""
+    if len(scene.objects) < 2:
+        return None
+    item, other = draw.sample(scene.objects, 2)
+    relation = facts.relation(item, other)
+    if relation is None or item.name == other.name:
+        return None
+    first, second = (_noun_phrase(f, draw, f.name) for f in (item, other))
+    return f"{first} {relation} {second}", "on"
+
+
+def _places_form(scene: SceneFacts, draw: random.Random) -> tuple[str, str] | None:
+    """ "a cat at the top left and a red dog on the right"."""
+    placed = [item for item in scene.objects if phrases.sides(item)]
+    if not placed:
+        return None
+    some = draw.sample(placed, min(len(placed), 2))
+    parts = [f"{_noun_phrase(f, draw, f.name)} {phrases.place(phrases.sides(f))}" for f in some]
+    return phrases.enumeration(parts), "of"
+
+
+def _noun_phrase(item: Fact, draw: random.Random, noun: str) -> str:
+    """The noun with "a" or "an" and some of the adjectives that are true of the object."""
+    size = phrases.size_adjective(item) if draw.random() < 0.5 else None
+    colour = item.colour if phrases.colour_fits(item) and draw.random() < 0.75 else None
+    return phrases.indefinite(phrases.described(noun, size, colour))
+
+
+def _facing(item: Fact) -> str:
+    return "" if item.facing == "front" else f" facing {item.facing}"
+
+
+def _unnamed(scene: SceneFacts, draw: random.Random) -> str:
+    """ "three things on a plain blue background", "something small and red at the top left of …"."""
+    total = len(scene.objects)
+    if total > 1 and not scene.doubtful and draw.random() < 0.4:
+        text = f"{phrases.NUMBERS[total]} things"
+        return f"{_kinds(scene) or text} on {phrases.backdrop(scene.background)}"
+    item = draw.choice(scene.objects)
+    where = phrases.sides(item)
+    joint = f"{phrases.place(where)} of" if where else "on"
+    return f"{_something(item, draw)} {joint} {phrases.backdrop(scene.background)}"
+
+
+def _kinds(scene: SceneFacts) -> str:
+    """ "two animals and a vehicle", or "" if there are none or their number is unclear."""
+    parts = []
+    for category, nouns in phrases.CATEGORY_NOUNS.items():
+        if count := scene.count_category(category):
+            parts.append(phrases.number_of(count, *nouns))
+    return phrases.enumeration(parts) if parts else ""
+
+
+def _something(item: Fact, draw: random.Random) -> str:
+    """ "something small and red", "a small red animal"."""
+    noun = phrases.category_noun(item.concept)
+    if noun and draw.random() < 0.5:
+        return _noun_phrase(item, draw, noun)
+    colour = item.colour if phrases.colour_fits(item) else None
+    qualities = list(filter(None, (phrases.size_adjective(item), colour)))
+    return f"something {phrases.enumeration(qualities)}" if qualities else "something"
+
+
+def _unnamed_object(item: Fact, draw: random.Random) -> str:
+    """ "something small and red facing left on the right of the picture"."""
+    where = phrases.sides(item)
+    place = phrases.place(where) + " of" if where else "in"
+    return f"{_something(item, draw)}{_facing(item)} {place} the picture"

@@ -1,0 +1,110 @@
+"""The things that a scene can show: names, plurals, categories, colours, facings.
+
+The table is `assets/concepts.json`, written by `build_sprites` from the drawings and from the
+hand-made choices of `curation`. A name is a count noun phrase ("pair of scissors", "slice of
+pizza"), so "a", "two" and "the" fit before it (or its plural) without further knowledge.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import importlib.resources
+import json
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from perception_jax.data.scenes.spec import Facing, Placement
+from perception_jax.errors import DataError
+
+CATEGORIES = ("animal", "plant", "food", "object", "activity", "vehicle", "place", "sky")
+"""Every concept has one. "food" includes drinks; "activity" is sport, play and celebration; "sky"
+is weather and heavenly bodies."""
+
+MAX_FACING_ANGLE = 20.0
+"""Degrees. A sprite rotated by more than this no longer counts as facing left or right."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Concept:
+    """One thing with a name, drawn by all five artists.
+
+    Attributes:
+      name: singular, lower case, unique, e.g. "red apple".
+      plural: e.g. "red apples".
+      category: one of `CATEGORIES`.
+      colour: a name of `palette.COLOURS` that dominates most of its five drawings, or None. For
+        one drawing ask `colour_of`, which knows the artist and the tint.
+      colours: the dominating colour of each style's drawing; styles without one are left out.
+      facing: side that all five drawings face; "front" where they have no side or disagree.
+      kin: a noun shared by concepts that one noun could name ("bus" for "bus" and "oncoming
+        bus"); the concept's own name where it has no kin. Two of one kin never share a sampled
+        scene, and the absence of a concept says nothing about its kin.
+      state: "closed" or "open" if `counterpart` is the same thing in the other state, else None.
+      view: "side" or "front" if `counterpart` is the same thing from the other side, else None.
+      counterpart: name of the concept that shows the same thing in the other state or view.
+      held_out: never in the "train" split.
+    """
+
+    name: str
+    plural: str
+    category: str
+    colour: str | None
+    colours: Mapping[str, str] = dataclasses.field(hash=False)
+    facing: Facing
+    kin: str
+    state: str | None = None
+    view: str | None = None
+    counterpart: str | None = None
+    held_out: bool = False
+
+
+@functools.cache
+def _table() -> Mapping[str, Concept]:
+    file = importlib.resources.files("perception_jax.data.scenes") / "assets" / "concepts.json"
+    rows = json.loads(file.read_text(encoding="utf-8"))["concepts"]
+    return MappingProxyType({row["name"]: Concept(**row) for row in rows})
+
+
+def concepts(*, held_out: bool | None = None) -> tuple[Concept, ...]:
+    """All concepts in a fixed order; only the held-out ones if True, only the others if False."""
+    return tuple(c for c in _table().values() if held_out in (None, c.held_out))
+
+
+def by_name(name: str) -> Concept:
+    """The concept of that name.
+
+    Raises:
+      DataError: no such concept; the message suggests the nearest names.
+    """
+    try:
+        return _table()[name]
+    except KeyError:
+        near = difflib.get_close_matches(name, _table(), n=3, cutoff=0.5)
+        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+        raise DataError(
+            f"expected the name of a scenes concept, found {name!r}{hint} "
+            "`perception_jax.data.scenes.concepts()` lists them all."
+        ) from None
+
+
+def kin_of(concept: Concept) -> tuple[Concept, ...]:
+    """The concepts of one kin, `concept` included, in table order."""
+    return tuple(c for c in _table().values() if c.kin == concept.kin)
+
+
+def colour_of(placement: Placement) -> str | None:
+    """The colour a person would name for the placement as drawn: its tint, or its drawing's own
+    dominating colour, or None where no one colour dominates."""
+    return placement.tint or by_name(placement.concept).colours.get(placement.style)
+
+
+def facing_of(placement: Placement) -> Facing:
+    """Side the placement faces as shown: mirrored by `flip`, "front" beyond `MAX_FACING_ANGLE`."""
+    facing = by_name(placement.concept).facing
+    if facing == "front" or abs(placement.angle) > MAX_FACING_ANGLE:
+        return "front"
+    if placement.flip:
+        return "right" if facing == "left" else "left"
+    return facing

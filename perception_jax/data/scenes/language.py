@@ -1,0 +1,104 @@
+"""Puts a rendered scene into words: captions, phrases, questions, instructions.
+
+All of it follows from `facts`, so all of it is true. Object captions come with and without the
+class name, because a caption that repeats the instruction's class name can be matched without
+looking. Instructions are worded as GiVE words them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Sequence
+
+import numpy as np
+
+from perception_jax.data.records import Instruction, Question, ReferringExpression
+from perception_jax.data.scenes import captions, referring
+from perception_jax.data.scenes.concepts import Concept
+from perception_jax.data.scenes.facts import SceneFacts
+from perception_jax.data.scenes.questions import questions
+from perception_jax.data.scenes.referring import Reference
+
+ABSENT_NAMES = 8
+ABSENT_INSTRUCTIONS = 2
+REFERRING_PER_OBJECT = 2
+WORDINGS = ("the {}", "{}", "a photo of the {}", "focus on the {}")
+"""For a class name; "{}" alone is left out where a longer phrase takes the name's place."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Description:
+    """A scene in words; indices refer to the scene's clearly visible objects.
+
+    Attributes:
+      captions: of the whole image; all but the last one with class names.
+      object_captions: per object, one with its class name and one without.
+      referring: none for an object that no phrase picks out beyond dispute.
+      absent: class names that nothing in the image could go by.
+    """
+
+    captions: tuple[str, ...]
+    object_captions: tuple[tuple[str, str], ...]
+    referring: tuple[ReferringExpression, ...]
+    questions: tuple[Question, ...]
+    instructions: tuple[Instruction, ...]
+    absent: tuple[str, ...]
+
+
+def describe(
+    scene: SceneFacts, rng: np.random.Generator, vocabulary: Sequence[Concept]
+) -> Description:
+    """Describes a scene; the same scene and generator state give the same words.
+
+    Args:
+      scene: what `facts.observe` found in the rendered scene.
+      vocabulary: concepts that may be spoken of as absent or offered as a wrong answer.
+    """
+    draw = random.Random(int(rng.integers(2**63)))
+    refs = [referring.references(scene, k, draw) for k in range(len(scene.objects))]
+    absent = absent_concepts(scene, vocabulary, draw)
+    return Description(
+        captions=tuple(captions.scene_captions(scene, draw)),
+        object_captions=tuple(captions.object_captions(item, draw) for item in scene.objects),
+        referring=tuple(_expressions(refs, draw)),
+        questions=tuple(questions(scene, refs, absent, draw)),
+        instructions=tuple(_instructions(refs, absent, draw)),
+        absent=tuple(concept.name for concept in absent),
+    )
+
+
+def absent_concepts(
+    scene: SceneFacts, vocabulary: Sequence[Concept], draw: random.Random
+) -> list[Concept]:
+    """Up to `ABSENT_NAMES` concepts that nothing in the image could go by, nor a word spell."""
+    written = scene.text.text.lower() if scene.text else None
+    candidates = draw.sample(vocabulary, min(len(vocabulary), 2 * ABSENT_NAMES))
+    absent = [c for c in candidates if c.name != written and scene.absent(c)]
+    return absent[:ABSENT_NAMES]
+
+
+def _expressions(
+    refs: Sequence[Sequence[Reference]], draw: random.Random
+) -> list[ReferringExpression]:
+    chosen = []
+    for found in refs:
+        chosen += draw.sample(found, min(len(found), REFERRING_PER_OBJECT))
+    return [ReferringExpression(text=ref.text, target=ref.target) for ref in chosen]
+
+
+def _instructions(
+    refs: Sequence[Sequence[Reference]], absent: Sequence[Concept], draw: random.Random
+) -> list[Instruction]:
+    """One for each object that can be picked out by its name, and some for absent ones."""
+    made = []
+    for found in refs:
+        named = [ref for ref in found if "name" in ref.uses]
+        if named:
+            ref = draw.choice(named)
+            wordings = WORDINGS if ref.uses == {"name"} else [w for w in WORDINGS if w != "{}"]
+            text = draw.choice(wordings).format(ref.text.removeprefix("the "))
+            made.append(Instruction(text=text, target=ref.target))
+    for concept in absent[:ABSENT_INSTRUCTIONS]:
+        made.append(Instruction(text=draw.choice(WORDINGS).format(concept.name), target=None))
+    return made

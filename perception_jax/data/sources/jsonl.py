@@ -1,0 +1,200 @@
+"""JSON lines beside image files: this library's own annotation format.
+
+One image per line; only "image" is required:
+
+    {"image": "photos/1.jpg",              path, relative to the file (or to `images`)
+     "id": "1", "width": 640, "height": 480,
+     "caption": "two dogs",                or "captions": ["two dogs", "dogs at play"]
+     "objects": [{"name": "dog", "box": [x1, y1, x2, y2],        pixels of the image as shown
+                  "caption": "a brown dog", "attributes": {"colour": "brown"},
+                  "category_id": 18, "object_id": 7, "crowd": false}],
+     "referring": [{"text": "the dog on the left", "target": 0}],           index of an object
+     "questions": [{"text": "How many dogs?", "answer": "2", "options": ["1", "2"],
+                    "kind": "count"}],
+     "instructions": [{"text": "Look at the cat.", "target": null}],        null: it is absent
+     "absent": ["cat"],
+     "extras": {"source": "mine"}}
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from perception_jax.data import images as image_files
+from perception_jax.data import records
+from perception_jax.data.sources import fields
+from perception_jax.data.sources.fields import Outside
+from perception_jax.errors import DataError
+
+
+class JsonlSource:
+    """Random access to a JSONL file (see the module); every line is checked at construction.
+
+    Lines are read again when asked for, so a large file takes little memory. Boxes of lines without
+    "width" and "height" are compared with the image's header then.
+
+    Args:
+      path: the file; blank lines are allowed.
+      images: the folder that "image" is relative to; None for the file's own.
+      outside: what to do with boxes that leave their image.
+
+    Raises:
+      DataError: naming file, line and key; also for two records with one id.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        *,
+        images: str | os.PathLike | None = None,
+        outside: Outside = "error",
+    ) -> None:
+        self._path = pathlib.Path(path)
+        self._images = self._path.parent if images is None else pathlib.Path(images)
+        self._outside = outside
+        if not self._path.is_file():
+            raise DataError(f"{path}: expected a JSONL file, found no such file.")
+        offsets, lines, seen = [], [], {}
+        with open(self._path, "rb") as file:
+            offset = 0
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    offsets.append(offset)
+                    lines.append(number)
+                    record = self._parse(line, number, check_size=False)
+                    self._check_unique(record.id, number, seen)
+                offset += len(line)
+        if not offsets:
+            raise DataError(f"{path}: expected at least one line, found none.")
+        self._offsets = np.array(offsets, np.int64)
+        self._lines = np.array(lines, np.int64)
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def __getitem__(self, index: int) -> records.Record:
+        with open(self._path, "rb") as file:
+            file.seek(int(self._offsets[index]))
+            return self._parse(file.readline(), int(self._lines[index]), check_size=True)
+
+    def _check_unique(self, name: str, number: int, seen: dict[str, int]) -> None:
+        first = seen.setdefault(name, number)
+        if first != number:
+            raise DataError(
+                f"{self._path}:{number}: id: {name!r} is already the id of line {first}."
+            )
+
+    def _parse(self, line: bytes, number: int, *, check_size: bool) -> records.Record:
+        where = f"{self._path}:{number}"
+        try:
+            content = json.loads(line)
+        except ValueError as error:  # bad UTF-8 included
+            raise DataError(f"{where}: not JSON ({error}).") from None
+        known = fields.entries(content, where, _RECORD, required=("image",))
+        if "caption" in known and "captions" in known:
+            raise DataError(f'{where}: expected "caption" or "captions", found both.')
+        path = self._images / known["image"]
+        size = (known["width"], known["height"]) if {"width", "height"} <= known.keys() else None
+        if size is None and check_size and known.get("objects"):
+            size = image_files.read_size(path)
+        objects, kept = self._objects(known.get("objects", ()), size, where)
+        captions = (known["caption"],) if "caption" in known else known.get("captions", ())
+        return records.Record(
+            id=known.get("id", f"{self._path.name}:{number}"),
+            image=path,
+            captions=captions,
+            objects=objects,
+            referring=_targeted(records.ReferringExpression, known, "referring", kept, where),
+            questions=known.get("questions", ()),
+            instructions=_targeted(records.Instruction, known, "instructions", kept, where),
+            absent=known.get("absent", ()),
+            extras=known.get("extras", {}),
+        )
+
+    def _objects(
+        self, found: tuple[Mapping[str, Any], ...], size: tuple[int, int] | None, where: str
+    ) -> tuple[tuple[records.ObjectAnnotation, ...], dict[int, int]]:
+        """The objects, and where each one of the file went (those left out are missing)."""
+        objects, kept = [], {}
+        for k, entry in enumerate(found):
+            box = fields.fit_box(entry["box"], size, self._outside, f"{where}: objects[{k}]: box")
+            if box is not None:
+                kept[k] = len(objects)
+                objects.append(records.ObjectAnnotation(**{**entry, "box": box}))
+        return tuple(objects), kept
+
+
+def _targeted(
+    kind: type, known: Mapping[str, Any], key: str, kept: Mapping[int, int], where: str
+) -> tuple[Any, ...]:
+    """Entries of `key` with their targets renumbered; those whose object was left out go too."""
+    count, result = len(known.get("objects", ())), []
+    for k, entry in enumerate(known.get(key, ())):
+        target = entry["target"]
+        if target is None:
+            result.append(kind(**entry))
+        elif not 0 <= target < count:
+            raise fields.fail(
+                f"{where}: {key}[{k}]: target", f"an index below the {count} objects", target
+            )
+        elif target in kept:
+            result.append(kind(**{**entry, "target": kept[target]}))
+    return tuple(result)
+
+
+def _entry(known: Mapping[str, fields.Check], *required: str) -> fields.Check:
+    return functools.partial(fields.entries, known=known, required=required)
+
+
+def _question(value: Any, where: str) -> records.Question:
+    known = {
+        "text": fields.text,
+        "answer": fields.any_text,
+        "options": fields.list_of(fields.any_text),
+        "kind": fields.any_text,
+    }
+    return records.Question(**fields.entries(value, where, known, ("text", "answer")))
+
+
+def _side(value: Any, where: str) -> int:
+    if fields.integer(value, where) < 1:
+        raise fields.fail(where, "at least 1 pixel", value)
+    return value
+
+
+def _class_name(value: Any, where: str) -> str:
+    return fields.text(value, where).strip().lower().replace("_", " ")
+
+
+_OBJECT = {
+    "name": _class_name,
+    "box": fields.numbers(4),
+    "caption": fields.any_text,
+    "attributes": fields.text_mapping,
+    "category_id": fields.integer,
+    "object_id": fields.integer,
+    "crowd": fields.boolean,
+}
+_REFERRING = {"text": fields.text, "target": fields.integer}
+_INSTRUCTION = {"text": fields.text, "target": fields.optional(fields.integer)}
+_RECORD = {
+    "image": fields.text,
+    "id": fields.text,
+    "width": _side,
+    "height": _side,
+    "caption": fields.text,
+    "captions": fields.list_of(fields.text),
+    "objects": fields.list_of(_entry(_OBJECT, "name", "box")),
+    "referring": fields.list_of(_entry(_REFERRING, "text", "target")),
+    "questions": fields.list_of(_question),
+    "instructions": fields.list_of(_entry(_INSTRUCTION, "text", "target")),
+    "absent": fields.list_of(_class_name),
+    "extras": fields.mapping,
+}

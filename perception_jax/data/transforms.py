@@ -1,0 +1,94 @@
+"""Transforms that several systems share: record to arrays, on the host.
+
+Letters: H W image, S the model's side, T text tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import numpy as np
+from jaxtyping import UInt8
+
+from perception_jax.data import images, records
+from perception_jax.data.geometry import Geometry
+from perception_jax.data.processors import ImageProcessor, ProcessedImage
+from perception_jax.data.tokenizers import ClipTokenizer
+from perception_jax.errors import ConfigError, DataError
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Augment:
+    """Random crop and mirroring. Both can make a caption wrong ("left of", drawn words).
+
+    Attributes:
+      min_area: smallest share of the image's area that a crop keeps, in (0, 1]; 1 for no crop.
+        The crop has the image's aspect ratio.
+      flip: chance of mirroring left and right.
+    """
+
+    min_area: float = 1.0
+    flip: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (0 < self.min_area <= 1 and 0 <= self.flip <= 1):
+            raise ConfigError(
+                f"augmentation: expected min_area in (0, 1] and flip in [0, 1], found {self}."
+            )
+
+    def __call__(
+        self,
+        image: UInt8[np.ndarray, "H W 3"],
+        processor: ImageProcessor,
+        rng: np.random.Generator,
+    ) -> ProcessedImage:
+        """Crops, processes, then mirrors; the geometry covers all three."""
+        height, width = image.shape[:2]
+        side = np.sqrt(rng.uniform(self.min_area, 1.0))
+        size = (max(1, round(width * side)), max(1, round(height * side)))
+        left, top = (
+            int(rng.integers(0, full - part + 1))
+            for full, part in zip((width, height), size, strict=True)
+        )
+        crop = Geometry.identity(width, height).cropped(left, top, *size)
+        processed = processor(image[top : top + size[1], left : left + size[0]])
+        pixels, geometry = processed.pixels, crop.then(processed.geometry)
+        if rng.random() < self.flip:
+            pixels, geometry = np.ascontiguousarray(pixels[:, ::-1]), geometry.flipped()
+        return ProcessedImage(pixels, geometry)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ImageTextTransform:
+    """An image and one of its captions, for contrastive training and retrieval.
+
+    Gives "image" (uint8[S, S, 3]), "ids" (int32[T]) and "mask" (bool[T]).
+
+    Attributes:
+      caption: "random" draws one of the record's captions each time; "first" is for evaluation.
+      augment: None for the plain image.
+    """
+
+    processor: ImageProcessor
+    tokenizer: ClipTokenizer
+    caption: Literal["random", "first"] = "random"
+    augment: Augment | None = None
+
+    def __call__(self, record: records.Record, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """See the class.
+
+        Raises:
+          DataError: the record has no caption, or its image cannot be decoded.
+        """
+        if not record.captions:
+            raise DataError("expected at least one caption, found none.")
+        image = images.decode(record.image, name=record.id)
+        if self.augment is None:
+            processed = self.processor(image)
+        else:
+            processed = self.augment(image, self.processor, rng)
+        first = self.caption == "first"
+        choice = 0 if first else int(rng.integers(len(record.captions)))
+        tokens = self.tokenizer([record.captions[choice]])
+        return {"image": processed.pixels, "ids": tokens.ids[0], "mask": tokens.mask[0]}

@@ -1,0 +1,108 @@
+"""Loading ahead with threads or processes, without the surprises of either."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import grain
+from absl import flags
+
+_THREADS = grain.ReadOptions(num_threads=4, prefetch_buffer_size=64)
+_THREADS_IN_WORKER = grain.ReadOptions(num_threads=1, prefetch_buffer_size=16)
+_WORKER_BUFFER = 16
+
+
+def prefetch(elements: grain.MapDataset, num_workers: int) -> ClosableIterator:
+    """Elements in order, computed ahead.
+
+    Args:
+      elements: picklable if there are workers.
+      num_workers: 0 for threads of this process.
+    """
+    _allow_absl_flags()
+    if num_workers == 0:
+        return ClosableIterator(iter(elements.to_iter_dataset(_THREADS)))
+    options = grain.MultiprocessingOptions(
+        num_workers=num_workers, per_worker_buffer_size=_WORKER_BUFFER
+    )
+    ahead = elements.to_iter_dataset(_THREADS_IN_WORKER).mp_prefetch(
+        options, worker_init_fn=_start_worker
+    )
+    stream = iter(ahead)
+    # The processes start while their first elements are asked for, one of each in turn.
+    with _main_module_hidden():
+        first = _take(stream, num_workers)
+    return ClosableIterator(stream, first)
+
+
+class ClosableIterator(Iterator[Any]):
+    """`first`, then the rest of `stream`."""
+
+    def __init__(self, stream: grain.DatasetIterator, first: tuple[Any, ...] = ()) -> None:
+        self._stream = stream
+        self._first = collections.deque(first)
+
+    def __next__(self) -> Any:
+        return self._first.popleft() if self._first else next(self._stream)
+
+    def close(self) -> None:
+        """Stops threads and processes."""
+        self._stream.close()
+
+
+def _take(stream: Iterator[Any], count: int) -> tuple[Any, ...]:
+    taken = []
+    for element in stream:
+        taken.append(element)
+        if len(taken) == count:
+            break
+    return tuple(taken)
+
+
+def _allow_absl_flags() -> None:
+    """grain reads absl flags, which absl forbids in programs that never parse any."""
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+
+
+@contextlib.contextmanager
+def _main_module_hidden() -> Iterator[None]:
+    """Keeps a starting process from importing the main script again.
+
+    The standard "spawn" does that, so a script without an `if __name__ == "__main__"` guard would
+    run a second time, and one with a guard would still import all it needs, JAX included. What
+    workers do need of the main script reaches them by value (grain uses cloudpickle).
+    """
+    main = sys.modules["__main__"]
+    missing = object()
+    saved = {name: getattr(main, name, missing) for name in ("__spec__", "__file__")}
+    main.__spec__ = None
+    if saved["__file__"] is not missing:
+        del main.__file__
+    try:
+        yield
+    finally:
+        for name, value in saved.items():
+            if value is not missing:
+                setattr(main, name, value)
+
+
+def _start_worker(index: int, count: int) -> None:
+    """Runs first in each worker: Ctrl-C is the main process's, and without it nobody stays."""
+    del index, count
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _exit_with_parent() -> None:
+    """Ends the worker when the main process is gone, however it went (kill -9 included)."""
+    multiprocessing.parent_process().join()
+    os._exit(1)

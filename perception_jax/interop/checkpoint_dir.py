@@ -1,0 +1,154 @@
+"""Finding and opening the weights of a checkpoint: one file, or a folder with or without shards.
+
+Folders are those of Hugging Face, open_clip and timm; our own layout is the same with our names.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from perception_jax.errors import CheckpointError
+from perception_jax.interop.safetensors_io import SafetensorsFile
+from perception_jax.interop.tensors import TensorFiles
+from perception_jax.interop.torch_reader import open_torch
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+_KNOWN = (
+    INDEX,
+    SINGLE,
+    "open_clip_model.safetensors",
+    "pytorch_model.bin.index.json",
+    "pytorch_model.bin",
+    "open_clip_pytorch_model.bin",
+)
+"""In order of preference: safetensors before formats that need the restricted reader."""
+_TORCH_SUFFIXES = (".bin", ".pth", ".pt", ".ckpt")
+
+
+class JoinedFiles(TensorFiles):
+    """Several files as one checkpoint.
+
+    Raises:
+      CheckpointError: two files hold a tensor of the same name.
+    """
+
+    def __init__(self, files: Mapping[str, TensorFiles]):
+        owners = collections.defaultdict(list)
+        for label, file in files.items():
+            for name in file:
+                owners[name].append(label)
+        for name, labels in owners.items():
+            if len(labels) > 1:
+                raise CheckpointError(
+                    f"Expected each tensor in one shard, found {name!r} in {labels}."
+                )
+        self._owners = {name: files[labels[0]] for name, labels in owners.items()}
+        self.specs = {name: file.specs[name] for name, file in self._owners.items()}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._owners[name][name]
+
+    def check(self, name: str) -> None:
+        self._owners[name].check(name)
+
+
+def open_checkpoint(path: str | os.PathLike[str], *, section: str | None = None) -> TensorFiles:
+    """The tensors of a checkpoint file or folder; nothing but headers is read.
+
+    Args:
+      path: a `.safetensors`, `.bin`, `.pth`, `.pt` or `.ckpt` file, or a folder that holds one or
+        an index of shards. In folders safetensors are preferred.
+      section: for torch files that hold several models, the dotted name of the one to read.
+
+    Raises:
+      CheckpointError: nothing to read is there, a shard is missing, or a file is damaged, refused
+        or of an unknown format.
+    """
+    path = pathlib.Path(path)
+    if path.is_dir():
+        path = _weights_file(path)
+    if path.name.endswith(".index.json"):
+        return _open_shards(path, section)
+    if not path.is_file():
+        raise CheckpointError(f"Expected a checkpoint file or folder at {path}, found nothing.")
+    return _open_file(path, section)
+
+
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """A JSON object, e.g. a checkpoint's `config.json`.
+
+    Raises:
+      CheckpointError: the file is missing, or is not a JSON object.
+    """
+    try:
+        value = json.loads(pathlib.Path(path).read_text("utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"Expected a JSON file at {path}: {error}.") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"Expected valid JSON in {path}: {error}.") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"Expected a JSON object in {path}, found {value!r:.80}.")
+    return value
+
+
+def _open_file(path: pathlib.Path, section: str | None) -> TensorFiles:
+    if path.suffix == ".safetensors":
+        return SafetensorsFile(path)
+    if path.suffix in _TORCH_SUFFIXES:
+        return open_torch(path, section=section)
+    raise CheckpointError(
+        f"Expected a file that ends in .safetensors or {', '.join(_TORCH_SUFFIXES)}, found {path}."
+    )
+
+
+def _weights_file(folder: pathlib.Path) -> pathlib.Path:
+    for name in _KNOWN:
+        if (folder / name).is_file():
+            return folder / name
+    present = sorted(item.name for item in folder.iterdir())
+    for suffixes in ((".safetensors",), _TORCH_SUFFIXES):
+        found = [name for name in present if name.endswith(suffixes)]
+        if len(found) == 1:
+            return folder / found[0]
+        if found:
+            raise CheckpointError(
+                f"Expected one weights file or an index in {folder}, found {found}. Give the file "
+                f"itself as the path."
+            )
+    raise CheckpointError(
+        f"Expected weights in {folder}, e.g. {SINGLE} or {INDEX}, found {present[:20]}."
+    )
+
+
+def _open_shards(index: pathlib.Path, section: str | None) -> TensorFiles:
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not all(isinstance(v, str) for v in names.values()):
+        raise CheckpointError(f'Expected "weight_map": name → file in {index}.')
+    shards = sorted(set(names.values()))
+    _check_shards(index, shards)
+    joined = JoinedFiles({shard: _open_file(index.parent / shard, section) for shard in shards})
+    if missing := sorted(names.keys() - joined.keys()):
+        raise CheckpointError(
+            f"Expected all tensors that {index} lists in its shards, found {len(missing)} nowhere, "
+            f"e.g. {missing[0]!r} in {names[missing[0]]}. Copy the folder again."
+        )
+    return joined
+
+
+def _check_shards(index: pathlib.Path, shards: Sequence[str]) -> None:
+    for shard in shards:
+        if pathlib.Path(shard).name != shard or "\\" in shard:
+            raise CheckpointError(f"Expected plain file names in {index}, found {shard!r}.")
+    if missing := [shard for shard in shards if not (index.parent / shard).is_file()]:
+        raise CheckpointError(
+            f"Expected {len(shards)} shards beside {index}, missing: {', '.join(missing)}. Copy "
+            f"them into the folder."
+        )

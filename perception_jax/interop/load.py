@@ -1,0 +1,234 @@
+"""Import: a checkpoint's tensors into our parameters, one at a time, straight to their shards.
+
+Peak host memory is the model's own bytes (nothing, for accelerators) plus one leaf: files are
+mapped, each leaf is filled into one buffer that CPU devices adopt without a copy, and a shard
+reads only its own part of the file wherever the transform is a view.
+"""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import dataclasses
+import os
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from jaxtyping import Shaped
+
+from perception_jax.errors import CheckpointError
+from perception_jax.interop.match import Match, match
+from perception_jax.interop.plan import Binding, bind
+from perception_jax.interop.report import KeyReport
+from perception_jax.interop.rules import RuleTable
+from perception_jax.interop.tensors import Shape, TensorFiles, tensor_specs
+from perception_jax.interop.transforms import Constant
+
+_ALIGN = 64
+"""Bytes; XLA's CPU client adopts a host buffer only when it is aligned so."""
+_ROWS = 16
+"""Rows copied at once when transposing, so that the cache lines read are used whole."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedParams:
+    """Attributes:
+    params: our leaves by path, in the order of the abstract ones.
+    report: what happened to every name.
+    """
+
+    params: dict[str, jax.Array]
+    report: KeyReport
+
+
+def load_params(
+    table: RuleTable,
+    files: Mapping[str, np.ndarray],
+    abstract: Mapping[str, jax.ShapeDtypeStruct],
+    *,
+    dtype: np.typing.DTypeLike | None = None,
+    shardings: Mapping[str, jax.sharding.Sharding] | None = None,
+) -> LoadedParams:
+    """Fills every leaf of a model from a checkpoint.
+
+    Args:
+      table: the model's name rules for the checkpoint's layout.
+      files: the checkpoint, from `open_checkpoint`, or a plain dict of arrays.
+      abstract: shape and dtype of each leaf by path.
+      dtype: for floating leaves; None keeps what the file stores (float64 becomes float32 unless
+        `jax_enable_x64` is set).
+      shardings: where each leaf goes; None puts all on the default device.
+
+    Raises:
+      CheckpointError: names or shapes do not fit (all reported together), or a tensor's bytes do
+        not match its checksum. Checksums are compared when a single process loads.
+    """
+    bindings = bind(table, {path: tuple(leaf.shape) for path, leaf in abstract.items()})
+    matched = match(table, bindings, files)
+    leaves = _leaves(bindings, matched, files, abstract, dtype)
+    if shardings is not None and (missing := abstract.keys() - shardings.keys()):
+        raise CheckpointError(f"Expected a sharding for every leaf, found none for {missing}.")
+    params = {}
+    with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for path in abstract:
+            leaf = leaves[path]
+            if jax.process_count() == 1:
+                leaf.check()
+            params[path] = _place(leaf, shardings[path] if shardings else None, pool)
+    return LoadedParams(params, _report(leaves, matched))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Leaf:
+    """One leaf and where it comes from: part `part` of what `binding` gives."""
+
+    files: Mapping[str, np.ndarray]
+    binding: Binding
+    part: int
+    names: tuple[tuple[str, ...], ...]
+    shape: Shape
+    stored: np.dtype | None
+    dtype: np.dtype
+    default: float | None
+
+    def layer(self, k: int) -> np.ndarray:
+        """Layer `k` in our layout and the stored dtype; a view where the transform allows."""
+        if self.default is not None:
+            return np.broadcast_to(np.float32(self.default), self.binding.target_shapes[self.part])
+        theirs = [self.files[name] for name in self.names[k]]
+        return self.binding.rule.transform.to_ours(theirs, self.binding.target_shapes)[self.part]
+
+    def read(
+        self, index: tuple[slice, ...], pool: concurrent.futures.Executor
+    ) -> Shaped[np.ndarray, "*S"]:
+        """The part of the leaf that `index` selects, in a buffer of its own."""
+        starts = [s.indices(n) for s, n in zip(index, self.shape, strict=True)]
+        out = _aligned([len(range(*start)) for start in starts], self.dtype)
+        if not self.binding.stacked:
+            _copy(out, np.asarray(self.layer(0)[index]))
+            return out
+        layers = range(*starts[0])
+        jobs = [pool.submit(self._copy_layer, out[j], k, index[1:]) for j, k in enumerate(layers)]
+        for job in jobs:
+            job.result()
+        return out
+
+    def check(self) -> None:
+        """Compares checksums, once for all the leaves that share the tensors."""
+        if isinstance(self.files, TensorFiles) and self.part == 0 and self.default is None:
+            for name in {name for layer in self.names for name in layer}:
+                self.files.check(name)
+
+    def _copy_layer(self, out: np.ndarray, k: int, index: tuple[slice, ...]) -> None:
+        _copy(out, self.layer(k)[index])
+
+
+def _leaves(
+    bindings: tuple[Binding, ...],
+    matched: Match,
+    files: Mapping[str, np.ndarray],
+    abstract: Mapping[str, jax.ShapeDtypeStruct],
+    dtype: np.typing.DTypeLike | None,
+) -> dict[str, _Leaf]:
+    specs = tensor_specs(files)
+    leaves = {}
+    for binding in bindings:
+        absent = binding.targets in matched.absent
+        names = (
+            tuple(tuple(matched.files[n] for n in layer) for layer in binding.layers)
+            if (not absent)
+            else ()
+        )
+        dtypes = [specs[name].dtype for layer in names for name in layer]
+        stored = np.dtype(jax.numpy.result_type(*set(dtypes))) if dtypes else None
+        for part, path in enumerate(binding.targets):
+            leaf = abstract[path]
+            leaves[path] = _Leaf(
+                files=files,
+                binding=binding,
+                part=part,
+                names=names,
+                shape=tuple(leaf.shape),
+                stored=stored,
+                dtype=_loaded_dtype(path, stored, np.dtype(leaf.dtype), dtype),
+                default=binding.rule.default if absent else None,
+            )
+    return leaves
+
+
+def _loaded_dtype(
+    path: str,
+    stored: np.dtype | None,
+    abstract: np.dtype,
+    wanted: np.typing.DTypeLike | None,
+) -> np.dtype:
+    floating = jax.dtypes.issubdtype(abstract, np.floating)
+    if stored is not None and jax.dtypes.issubdtype(stored, np.floating) != floating:
+        raise CheckpointError(f"Expected {abstract}-like numbers for {path}, found {stored}.")
+    result = abstract if stored is None else stored
+    if wanted is not None and floating:
+        result = np.dtype(wanted)
+    return np.dtype(jax.dtypes.canonicalize_dtype(result))
+
+
+def _place(
+    leaf: _Leaf, sharding: jax.sharding.Sharding | None, pool: concurrent.futures.Executor
+) -> jax.Array:
+    if sharding is None:
+        return jax.device_put(leaf.read((slice(None),) * len(leaf.shape), pool))
+    buffers: dict[tuple, np.ndarray] = {}
+
+    def shard(index: tuple[slice, ...]) -> np.ndarray:
+        # Devices that hold the same part share one host buffer.
+        key = tuple((s.start, s.stop) for s in index)
+        if key not in buffers:
+            buffers[key] = leaf.read(index, pool)
+        return buffers[key]
+
+    return jax.make_array_from_callback(leaf.shape, sharding, shard)
+
+
+def _aligned(shape: list[int], dtype: np.dtype) -> np.ndarray:
+    nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    raw = np.empty(nbytes + _ALIGN, np.uint8)
+    start = -raw.ctypes.data % _ALIGN
+    return raw[start : start + nbytes].view(dtype).reshape(shape)
+
+
+def _copy(out: np.ndarray, source: np.ndarray) -> None:
+    """`out[...] = source`, fast for transposed matrices and for dtypes numpy does not know."""
+    source = np.asarray(source)
+    if out.dtype == source.dtype:
+        bits = np.dtype(f"u{out.dtype.itemsize}")
+        out, source = out.view(bits), source.view(bits)
+    if out.ndim == 2 and source.strides[0] < source.strides[1]:
+        for start in range(0, out.shape[1], _ROWS):
+            columns = slice(start, start + _ROWS)
+            out[:, columns] = source[:, columns]
+    else:
+        np.copyto(out, source, casting="unsafe")
+
+
+def _report(leaves: Mapping[str, _Leaf], matched: Match) -> KeyReport:
+    changes = collections.Counter(
+        (str(leaf.stored), str(leaf.dtype)) for leaf in leaves.values() if leaf.stored is not None
+    )
+    sizes = [(int(np.prod(leaf.shape, dtype=np.int64)), leaf.dtype) for leaf in leaves.values()]
+    constants = {
+        path: leaf.binding.rule.transform.value
+        for path, leaf in leaves.items()
+        if isinstance(leaf.binding.rule.transform, Constant)
+    }
+    return KeyReport(
+        tensors=len(matched.files),
+        leaves=len(leaves),
+        parameters=sum(size for size, _ in sizes),
+        nbytes=sum(size * dtype.itemsize for size, dtype in sizes),
+        ignored=matched.ignored,
+        defaults={p: leaf.default for p, leaf in leaves.items() if leaf.default is not None},
+        constants=constants,
+        buffers=matched.buffers,
+        copies=matched.copies,
+        dtypes=dict(changes),
+    )

@@ -1,0 +1,68 @@
+"""What an import did with every name: the key report."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Mapping
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KeyReport:
+    """Every name accounted for; `str()` is meant for people.
+
+    Attributes:
+      tensors: tensors of theirs that were read.
+      leaves: arrays of ours that were filled.
+      parameters: elements in our leaves.
+      nbytes: bytes of our leaves, over all devices that hold a part once.
+      ignored: their names that were dropped → why.
+      defaults: our leaves that the checkpoint does not have → the value they were given.
+      constants: our leaves that their layout never stores → their value.
+      buffers: their names that hold no parameters and were as expected.
+      copies: their names that repeat a tensor under another name, and were equal to it.
+      dtypes: (stored dtype, loaded dtype) → number of leaves.
+    """
+
+    tensors: int
+    leaves: int
+    parameters: int
+    nbytes: int
+    ignored: Mapping[str, str]
+    defaults: Mapping[str, float]
+    constants: Mapping[str, float]
+    buffers: tuple[str, ...]
+    copies: tuple[str, ...]
+    dtypes: Mapping[tuple[str, str], int]
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.tensors} tensors → {self.leaves} leaves, {self.parameters:,} parameters, "
+            f"{self.nbytes / 2**20:,.1f} MiB; every name accounted for"
+        ]
+        for (stored, loaded), count in self.dtypes.items():
+            change = stored if stored == loaded else f"{stored} → {loaded}"
+            lines.append(f"  dtype    {change}: {count} leaves")
+        for reason, names in _by_value(self.ignored).items():
+            lines.append(f"  ignored  {_few(names)}: {reason}")
+        for value, names in _by_value(self.defaults).items():
+            lines.append(f"  default  {_few(names)} = {value}, not in the checkpoint")
+        for value, names in _by_value(self.constants).items():
+            lines.append(f"  constant {_few(names)} = {value}, never stored in this layout")
+        if self.buffers:
+            lines.append(f"  buffer   {_few(self.buffers)}: as computed from the configuration")
+        if self.copies:
+            lines.append(f"  copy     {_few(self.copies)}: equal to the tensor it repeats")
+        return "\n".join(lines)
+
+
+def _by_value(names: Mapping[str, object]) -> dict[object, list[str]]:
+    groups = collections.defaultdict(list)
+    for name, value in names.items():
+        groups[value].append(name)
+    return groups
+
+
+def _few(names) -> str:
+    rest = len(names) - 2
+    return ", ".join(names[:2]) + (f" and {rest} more" if rest > 0 else "")

@@ -1,0 +1,308 @@
+"""Reading torch checkpoints (`.bin`, `.pth`, `.pt`) without torch and without running anything.
+
+Three containers: the zip archive of `torch.save` since 1.6, the plain stream before it, and
+TorchScript archives (OpenAI's CLIP files), of which only the tensors are read. The pickled part
+goes through `pickle_data`; the tensors stay in the file and are mapped on access.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from perception_jax.errors import CheckpointError
+from perception_jax.interop.pickle_data import Function, PickleData, ScriptObject, Symbol
+from perception_jax.interop.tensors import DTYPES, MAX_RANK, TensorFiles, TensorSpec
+from perception_jax.interop.torch_storage import LegacyStorages, Storages, ZipStorages
+
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+_LEGACY_PROTOCOL = 1001
+_MAX_PICKLE = 256 * 2**20
+_MAX_DEPTH = 32
+"""Modules within modules of a TorchScript archive."""
+_MAX_NESTING = 3
+"""Dicts around a state dict."""
+_SECTIONS = ("state_dict", "model", "model_state_dict", "module")
+"""Where training scripts put the weights, in order of preference."""
+
+_NAMES = {
+    "Float": ("float32", "float", "F32"),
+    "Double": ("float64", "double", "F64"),
+    "Half": ("float16", "half", "F16"),
+    "BFloat16": ("bfloat16", "bfloat16", "BF16"),
+    "Long": ("int64", "long", "I64"),
+    "Int": ("int32", "int", "I32"),
+    "Short": ("int16", "short", "I16"),
+    "Char": ("int8", "int8", "I8"),
+    "Byte": ("uint8", "uint8", "U8"),
+    "Bool": ("bool", "bool", "BOOL"),
+}
+"""Storage class → dtype, its other name, and the name in `DTYPES`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StorageRef:
+    """A torch storage: `size` elements of `dtype` (bytes where None) under `key`."""
+
+    key: str
+    dtype: np.dtype | None
+    size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorRef:
+    """A tensor as a view of a storage; offset and strides in elements."""
+
+    storage: StorageRef
+    dtype: np.dtype
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    @property
+    def span(self) -> int:
+        """Elements from the first to the last one used."""
+        if 0 in self.shape:
+            return 0
+        return 1 + sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
+
+
+class TorchFiles(TensorFiles):
+    """The tensors of one torch checkpoint."""
+
+    def __init__(self, path: pathlib.Path, refs: Mapping[str, TensorRef], storages: Storages):
+        self.path, self._refs, self._storages = path, refs, storages
+        for name, ref in refs.items():
+            _check_bounds(path, name, ref, storages)
+        self.specs = {name: TensorSpec(ref.shape, ref.dtype) for name, ref in refs.items()}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        ref = self._refs[name]
+        item = ref.dtype.itemsize
+        flat = self._storages.read(
+            ref.storage.key, ref.offset * item, TensorSpec((ref.span,), ref.dtype)
+        )
+        strides = tuple(stride * item for stride in ref.strides)
+        return np.lib.stride_tricks.as_strided(flat, ref.shape, strides, writeable=False)
+
+    def check(self, name: str) -> None:
+        self._storages.check(self._refs[name].storage.key)
+
+
+def open_torch(path: str | os.PathLike[str], *, section: str | None = None) -> TorchFiles:
+    """Opens a file made by `torch.save` or `torch.jit.save`.
+
+    Args:
+      section: dotted name of the dict that holds the weights (e.g. "teacher"); None finds it.
+
+    Raises:
+      CheckpointError: the file is damaged, holds anything but tensors and plain values (nothing of
+        it is run), holds no state dict, or several and `section` does not choose.
+    """
+    path = pathlib.Path(path)
+    try:
+        with open(path, "rb") as file:
+            is_zip = file.read(4) == b"PK\x03\x04"
+            file.seek(0)
+            value, storages = _read_zip(path) if is_zip else _read_legacy(path, file)
+    except OSError as error:
+        raise CheckpointError(f"Expected a readable file at {path}: {error}.") from error
+    return TorchFiles(path, _find_tensors(path, value, section), storages)
+
+
+def _read_zip(path: pathlib.Path) -> tuple[Any, Storages]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            pickles = [
+                n for n in archive.namelist() if n.count("/") == 1 and n.endswith("/data.pkl")
+            ]
+            if len(pickles) != 1:
+                raise CheckpointError(
+                    f"Expected one data.pkl in the archive {path}, found {pickles}: this zip file "
+                    f"was not made by torch."
+                )
+            prefix = pickles[0].removesuffix("data.pkl")
+            if archive.getinfo(pickles[0]).file_size > _MAX_PICKLE:
+                raise CheckpointError(f"Expected a data.pkl of at most {_MAX_PICKLE} B in {path}.")
+            order = prefix + "byteorder"
+            if order in archive.namelist() and archive.read(order) != b"little":
+                raise CheckpointError(f"Expected little-endian tensors in {path}.")
+            with archive.open(pickles[0]) as file:
+                value = _pickle(path, {}).read(file)
+            return value, ZipStorages(path, archive.infolist(), prefix + "data/")
+    except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
+        raise CheckpointError(
+            f"Expected a whole zip archive in {path}: {error}. Copy the file again."
+        ) from error
+
+
+def _read_legacy(path: pathlib.Path, file: BinaryIO) -> tuple[Any, Storages]:
+    if file.read(1) != b"\x80":
+        raise CheckpointError(
+            f"Expected a file of torch.save in {path}, found another format (a tar archive of "
+            f"torch before 0.1.10, a Git LFS pointer or a web page?)."
+        )
+    file.seek(0)
+    dtypes: dict[str, np.dtype | None] = {}
+    magic, protocol, system = (_pickle(path, dtypes).read(file) for _ in range(3))
+    if magic != _LEGACY_MAGIC or protocol != _LEGACY_PROTOCOL:
+        raise CheckpointError(
+            f"Expected the marks of torch.save in {path}, found {magic!r:.40} and {protocol!r:.40}."
+        )
+    if not isinstance(system, dict) or system.get("little_endian") is not True:
+        raise CheckpointError(f"Expected little-endian tensors in {path}.")
+    value = _pickle(path, dtypes).read(file)
+    keys = _pickle(path, dtypes).read(file)
+    return value, LegacyStorages(path, file, keys, dtypes)
+
+
+def _pickle(path: pathlib.Path, dtypes: dict[str, np.dtype | None]) -> PickleData:
+    """A reader that notes the dtype of every storage it meets."""
+
+    def storage(value: Any) -> StorageRef:
+        kind, symbol, key, _, size, *view = value
+        if kind != "storage" or symbol not in _STORAGES or any(item is not None for item in view):
+            raise ValueError(f"persistent id {kind!r:.40}")
+        ref = StorageRef(_text(key), _STORAGES[symbol], _size(size))
+        dtypes[ref.key] = ref.dtype
+        return ref
+
+    return PickleData(str(path), _KNOWN, storage)
+
+
+def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> TensorRef:
+    return _tensor(storage, None, offset, shape, strides)
+
+
+def _rebuild_tensor_v3(
+    storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any
+) -> TensorRef:
+    _, _, dtype, *_ = rest
+    return _tensor(storage, _DTYPES[dtype], offset, shape, strides)
+
+
+def _rebuild_parameter(data: TensorRef, *_: Any) -> TensorRef:
+    if not isinstance(data, TensorRef):
+        raise ValueError(f"a parameter made of a {type(data).__name__}")
+    return data
+
+
+def _tensor(
+    storage: Any, dtype: np.dtype | None, offset: Any, shape: Any, strides: Any
+) -> TensorRef:
+    if not isinstance(storage, StorageRef) or not len(shape) == len(strides) <= MAX_RANK:
+        raise ValueError("a tensor without a storage, or with other strides than axes")
+    dtype = storage.dtype if dtype is None else dtype
+    if dtype is None:
+        raise ValueError("a tensor of an untyped storage without a dtype")
+    return TensorRef(
+        storage, dtype, _size(offset), tuple(map(_size, shape)), tuple(map(_size, strides))
+    )
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    raise ValueError(f"a {type(value).__name__} where a string was expected")
+
+
+def _size(value: Any) -> int:
+    if type(value) is int and 0 <= value < 2**48:
+        return value
+    raise ValueError(f"{value!r:.40} where a size was expected")
+
+
+def _check_bounds(path: pathlib.Path, name: str, ref: TensorRef, storages: Storages) -> None:
+    needed = (ref.offset + ref.span) * ref.dtype.itemsize
+    found = storages.nbytes(ref.storage.key)
+    if found is None or needed > found:
+        raise CheckpointError(
+            f"Expected {needed} bytes of storage {ref.storage.key!r} for {name!r} in {path}, found "
+            f"{found}: the file is truncated or damaged. Copy it again."
+        )
+
+
+def _find_tensors(path: pathlib.Path, value: Any, section: str | None) -> dict[str, TensorRef]:
+    """The tensors of the state dict, by name."""
+    if isinstance(value, ScriptObject):
+        return _script_tensors(value)
+    found = dict(_state_dicts(value))
+    if section is None:
+        preferred = [name for name in (*_SECTIONS, "") if name in found]
+        section = (preferred or [*found])[0] if preferred or len(found) == 1 else None
+    if section not in found:
+        raise CheckpointError(
+            f"Expected one dict of tensors in {path}, found {sorted(found)[:8] or 'none'}. Name "
+            f"the one to read as `section`."
+        )
+    return found[section]
+
+
+def _state_dicts(
+    value: Any, name: str = "", depth: int = 0
+) -> Iterator[tuple[str, dict[str, TensorRef]]]:
+    """Dotted name and tensors of every dict that holds some, outermost first."""
+    if not isinstance(value, dict) or depth > _MAX_NESTING:
+        return
+    tensors = {k: v for k, v in value.items() if isinstance(v, TensorRef) and isinstance(k, str)}
+    if tensors:
+        yield name, tensors
+    for key, item in value.items():
+        yield from _state_dicts(item, f"{name}.{key}".removeprefix("."), depth + 1)
+
+
+def _script_tensors(value: ScriptObject, prefix: str = "", depth: int = 0) -> dict[str, TensorRef]:
+    """Parameters and buffers of a scripted module, named as its state dict names them."""
+    tensors = {}
+    for name, item in value.attributes.items():
+        if isinstance(item, TensorRef):
+            tensors[f"{prefix}{name}"] = item
+        elif isinstance(item, ScriptObject) and depth < _MAX_DEPTH:
+            tensors |= _script_tensors(item, f"{prefix}{name}.", depth + 1)
+    return tensors
+
+
+def _plain_list(items: list) -> list:
+    return items
+
+
+_STORAGES: dict[Symbol, np.dtype | None] = {
+    Symbol(f"torch.{kind}Storage"): DTYPES[ours] for kind, (_, _, ours) in _NAMES.items()
+} | {
+    Symbol("torch.storage.UntypedStorage"): None,
+    Symbol("torch.UntypedStorage"): None,
+}
+_DTYPES: dict[Symbol, np.dtype] = {
+    Symbol(f"torch.{name}"): DTYPES[ours]
+    for first, second, ours in _NAMES.values()
+    for name in (first, second)
+} | {
+    Symbol("torch.float8_e4m3fn"): DTYPES["F8_E4M3"],
+    Symbol("torch.float8_e5m2"): DTYPES["F8_E5M2"],
+    Symbol("torch.uint16"): DTYPES["U16"],
+    Symbol("torch.uint32"): DTYPES["U32"],
+    Symbol("torch.uint64"): DTYPES["U64"],
+}
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "collections.OrderedDict": dict,
+    "torch._utils._rebuild_tensor": _rebuild_tensor,
+    "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
+    "torch._utils._rebuild_tensor_v3": _rebuild_tensor_v3,
+    "torch._utils._rebuild_parameter": _rebuild_parameter,
+    "torch.Size": tuple,
+    "torch.device": lambda *names: ":".join(map(str, names)),
+    "torch.jit._pickle.build_intlist": _plain_list,
+    "torch.jit._pickle.build_doublelist": _plain_list,
+    "torch.jit._pickle.build_boollist": _plain_list,
+    "torch.jit._pickle.build_tensorlist": _plain_list,
+}
+_KNOWN: dict[str, Symbol | Function] = {
+    **{symbol.name: symbol for symbol in (*_STORAGES, *_DTYPES)},
+    **{name: Function(name, make) for name, make in _FUNCTIONS.items()},
+}

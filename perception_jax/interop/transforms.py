@@ -1,0 +1,283 @@
+"""Two-way changes of layout between their tensors (PyTorch) and ours.
+
+A transform turns a list of their tensors into a list of ours and back without loss. Ours have
+kernels `[in, out]` and convolutions `[h, w, in, out]`; theirs `[out, in]` and `[out, in, h, w]`.
+Wherever possible the result is a view: slicing a view of a mapped file reads only that slice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Literal, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Shaped
+
+from perception_jax.errors import CheckpointError
+from perception_jax.interop.tensors import Shape
+
+Array = Shaped[np.ndarray, "..."]
+
+
+@runtime_checkable
+class Transform(Protocol):
+    """One or more of their tensors ↔ one or more of ours."""
+
+    def to_ours(self, theirs: Sequence[Array], shapes: Sequence[Shape]) -> list[Array]:
+        """Their tensors in our layout; `shapes` are ours."""
+
+    def to_theirs(self, ours: Sequence[Array]) -> list[Array]:
+        """The inverse of `to_ours`, bit for bit."""
+
+    def their_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
+        """Shapes of their tensors, given ours; raises `ValueError` where none fit."""
+
+
+class _Each:
+    """A transform that treats every tensor on its own."""
+
+    def to_ours(self, theirs: Sequence[Array], shapes: Sequence[Shape]) -> list[Array]:
+        return [self._ours(array, shape) for array, shape in zip(theirs, shapes, strict=True)]
+
+    def to_theirs(self, ours: Sequence[Array]) -> list[Array]:
+        return [self._theirs(array) for array in ours]
+
+    def their_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
+        return [self._their_shape(shape) for shape in shapes]
+
+    def _ours(self, array: Array, shape: Shape) -> Array:
+        raise NotImplementedError
+
+    def _theirs(self, array: Array) -> Array:
+        raise NotImplementedError
+
+    def _their_shape(self, shape: Shape) -> Shape:
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class Identity(_Each):
+    """The same tensor on both sides."""
+
+    def _ours(self, array: Array, shape: Shape) -> Array:
+        return array
+
+    def _theirs(self, array: Array) -> Array:
+        return array
+
+    def _their_shape(self, shape: Shape) -> Shape:
+        return shape
+
+
+@dataclasses.dataclass(frozen=True)
+class Permute(_Each):
+    """Our axis `k` is their axis `axes[k]`."""
+
+    axes: tuple[int, ...]
+
+    def _ours(self, array: Array, shape: Shape) -> Array:
+        return array.transpose(self.axes)
+
+    def _theirs(self, array: Array) -> Array:
+        return array.transpose(np.argsort(self.axes))
+
+    def _their_shape(self, shape: Shape) -> Shape:
+        if len(shape) != len(self.axes):
+            raise ValueError(f"expected {len(self.axes)} axes, found shape {shape}")
+        return tuple(shape[k] for k in np.argsort(self.axes))
+
+
+@dataclasses.dataclass(frozen=True)
+class ExtraAxes(_Each):
+    """Theirs has axes of size 1 that ours has not; `axes` count in their shape.
+
+    `ExtraAxes((0, 1))`: their `(1, 1, D)` is our `(D,)`. `ExtraAxes((0,))`: their `(1,)` is a
+    scalar of ours.
+    """
+
+    axes: tuple[int, ...]
+
+    def _ours(self, array: Array, shape: Shape) -> Array:
+        return array.reshape(shape)
+
+    def _theirs(self, array: Array) -> Array:
+        return np.expand_dims(array, self.axes)
+
+    def _their_shape(self, shape: Shape) -> Shape:
+        rank = len(shape) + len(self.axes)
+        if any(not 0 <= axis < rank for axis in self.axes):
+            raise ValueError(f"axes {self.axes} do not fit shape {shape}")
+        sizes = iter(shape)
+        return tuple(1 if axis in self.axes else next(sizes) for axis in range(rank))
+
+
+@dataclasses.dataclass(frozen=True)
+class Reshape(_Each):
+    """The same elements in the same order; `theirs` is their shape, with at most one -1."""
+
+    theirs: tuple[int, ...]
+
+    def _ours(self, array: Array, shape: Shape) -> Array:
+        return array.reshape(shape)
+
+    def _theirs(self, array: Array) -> Array:
+        return array.reshape(self._their_shape(array.shape))
+
+    def _their_shape(self, shape: Shape) -> Shape:
+        size, known = math.prod(shape), math.prod(n for n in self.theirs if n != -1)
+        free = size // known if known else 0
+        resolved = tuple(free if n == -1 else n for n in self.theirs)
+        if math.prod(resolved) != size:
+            raise ValueError(f"{self.theirs} does not hold the {size} elements of {shape}")
+        return resolved
+
+
+@dataclasses.dataclass(frozen=True)
+class RopePermute(_Each):
+    """Order of the rows of a q or k projection (weight or bias, axis 0) under rotary positions.
+
+    "interleaved" rotates the pairs (0, 1), (2, 3), … of a head (Meta's Llama, llama.cpp); "half"
+    rotates (0, d/2), (1, d/2+1), … (Hugging Face). `theirs` names their order; ours is the other.
+    For grouped-query attention `heads` is the number of heads of this tensor.
+    """
+
+    heads: int
+    theirs: Literal["interleaved", "half"] = "interleaved"
+
+    def _ours(self, array: Array, shape: Shape) -> Array:
+        return self._swap(array, interleaved=self.theirs == "interleaved")
+
+    def _theirs(self, array: Array) -> Array:
+        return self._swap(array, interleaved=self.theirs == "half")
+
+    def _their_shape(self, shape: Shape) -> Shape:
+        if not shape or shape[0] % (2 * self.heads):
+            raise ValueError(f"axis 0 of {shape} is not {self.heads} heads of even size")
+        return shape
+
+    def _swap(self, array: Array, interleaved: bool) -> Array:
+        half = array.shape[0] // (2 * self.heads)
+        split = (self.heads, half, 2) if interleaved else (self.heads, 2, half)
+        return array.reshape(*split, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """One tensor of theirs is several of ours, one after the other along their `axis`."""
+
+    axis: int = 0
+
+    def to_ours(self, theirs: Sequence[Array], shapes: Sequence[Shape]) -> list[Array]:
+        (whole,) = theirs
+        ends = np.cumsum([shape[self.axis] for shape in shapes])
+        return np.split(whole, ends[:-1], self.axis)
+
+    def to_theirs(self, ours: Sequence[Array]) -> list[Array]:
+        return [np.concatenate(ours, self.axis)]
+
+    def their_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
+        rests = {(*shape[: self.axis], *shape[self.axis + 1 :]) for shape in shapes}
+        if len(rests) != 1 or any(len(shape) <= self.axis for shape in shapes):
+            raise ValueError(f"parts {list(shapes)} do not join along axis {self.axis}")
+        total = sum(shape[self.axis] for shape in shapes)
+        first = shapes[0]
+        return [(*first[: self.axis], total, *first[self.axis + 1 :])]
+
+
+@dataclasses.dataclass(frozen=True)
+class Concat:
+    """Several tensors of theirs are one of ours, one after the other along our `axis`.
+
+    Attributes:
+      parts: how many equal parts, or the size of each along `axis`.
+    """
+
+    parts: int | tuple[int, ...]
+    axis: int = 0
+
+    def to_ours(self, theirs: Sequence[Array], shapes: Sequence[Shape]) -> list[Array]:
+        return [np.concatenate(theirs, self.axis)]
+
+    def to_theirs(self, ours: Sequence[Array]) -> list[Array]:
+        (whole,) = ours
+        return np.split(whole, np.cumsum(self._sizes(whole.shape))[:-1], self.axis)
+
+    def their_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
+        (shape,) = shapes
+        before, after = shape[: self.axis], shape[self.axis + 1 :]
+        return [(*before, size, *after) for size in self._sizes(shape)]
+
+    def _sizes(self, shape: Shape) -> tuple[int, ...]:
+        if len(shape) <= self.axis:
+            raise ValueError(f"shape {shape} has no axis {self.axis}")
+        total, parts = shape[self.axis], self.parts
+        sizes = (total // parts,) * parts if isinstance(parts, int) else parts
+        if sum(sizes) != total:
+            raise ValueError(f"axis {self.axis} of {shape} is not made of parts {parts}")
+        return sizes
+
+
+@dataclasses.dataclass(frozen=True)
+class Constant:
+    """A leaf of ours that their model does not have because it always holds `value` there.
+
+    For rules without a source, e.g. the zero bias of EVA's keys.
+    """
+
+    value: float = 0.0
+
+    def to_ours(self, theirs: Sequence[Array], shapes: Sequence[Shape]) -> list[Array]:
+        return [np.broadcast_to(np.float32(self.value), shape) for shape in shapes]
+
+    def to_theirs(self, ours: Sequence[Array]) -> list[Array]:
+        for array in ours:
+            if not np.all(array == self.value):
+                raise CheckpointError(
+                    f"their layout has no place for this tensor, where it is always {self.value}; "
+                    f"ours holds other values. Freeze it in training, or export to our own layout."
+                )
+        return []
+
+    def their_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
+        return []
+
+
+@dataclasses.dataclass(frozen=True)
+class Chain:
+    """Transforms applied one after the other, from theirs to ours."""
+
+    steps: tuple[Transform, ...]
+
+    def to_ours(self, theirs: Sequence[Array], shapes: Sequence[Shape]) -> list[Array]:
+        wanted = [list(shapes)]
+        for step in reversed(self.steps[1:]):
+            wanted.append(step.their_shapes(wanted[-1]))
+        for step, step_shapes in zip(self.steps, reversed(wanted), strict=True):
+            theirs = step.to_ours(theirs, step_shapes)
+        return list(theirs)
+
+    def to_theirs(self, ours: Sequence[Array]) -> list[Array]:
+        for step in reversed(self.steps):
+            ours = step.to_theirs(ours)
+        return list(ours)
+
+    def their_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
+        for step in reversed(self.steps):
+            shapes = step.their_shapes(shapes)
+        return list(shapes)
+
+
+def chain(*steps: Transform) -> Chain:
+    """`Chain(steps)`: the first step is next to their tensors, the last next to ours."""
+    return Chain(steps)
+
+
+IDENTITY = Identity()
+LINEAR = Permute((1, 0))
+"""Their `[out, in]`, our `[in, out]`."""
+CONV = Permute((2, 3, 1, 0))
+"""Their `[out, in, h, w]`, our `[h, w, in, out]`."""
+SPLIT_LINEAR = chain(Split(0), LINEAR)
+"""A fused `[q; k; v]` weight of theirs, one `[in, out]` kernel of ours for each part."""

@@ -1,0 +1,139 @@
+"""Is an exported checkpoint the one that was imported? Bit for bit, and by what the model says."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from jaxtyping import Shaped
+
+from perception_jax.errors import CheckpointError
+from perception_jax.interop.checkpoint_dir import open_checkpoint
+from perception_jax.interop.plan import listing
+from perception_jax.interop.rules import RuleTable
+from perception_jax.interop.tensors import tensor_specs
+
+
+@dataclasses.dataclass(frozen=True)
+class RoundTrip:
+    """A round trip without loss.
+
+    Attributes:
+      equal: tensors with the same bits and dtype.
+      cast: tensors whose dtype changed as asked for and whose bits equal the cast original.
+      dropped: names of the source that the export leaves out, as the table says.
+      added: names that only the export has (defaults and buffers of the table).
+    """
+
+    equal: int
+    cast: int
+    dropped: tuple[str, ...]
+    added: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return (
+            f"round trip: {self.equal} tensors bit-equal, {self.cast} equal after their change of "
+            f"dtype, {len(self.dropped)} left out as the table says, {len(self.added)} added"
+        )
+
+
+def verify_roundtrip(
+    table: RuleTable,
+    source: Mapping[str, np.ndarray],
+    exported: Mapping[str, np.ndarray] | str | os.PathLike[str],
+) -> RoundTrip:
+    """Compares every tensor of an export with the checkpoint it came from.
+
+    Args:
+      table: the rules by which the source was imported and exported again.
+      source: the original, from `open_checkpoint`.
+      exported: the export, or its folder.
+
+    Raises:
+      CheckpointError: a tensor is missing, has another shape or other bits; all of them together.
+    """
+    if not isinstance(exported, Mapping):
+        exported = open_checkpoint(exported)
+    before, after = tensor_specs(source), tensor_specs(exported)
+    names = {table.rename(name): name for name in before}
+    problems: list[str] = []
+    equal = cast = 0
+    dropped = []
+    for name, file_name in names.items():
+        counterpart = name if name in after else table.original(name)
+        if counterpart not in after:
+            dropped.append(name)
+            continue
+        if problem := _difference(source[file_name], exported[counterpart]):
+            problems.append(f"{counterpart} {problem}")
+        equal += before[file_name].dtype == after[counterpart].dtype
+        cast += before[file_name].dtype != after[counterpart].dtype
+    problems += [
+        f"{name} is missing in the export"
+        for name in dropped
+        if table.ignored_because(name) is None
+    ]
+    if problems:
+        raise CheckpointError(
+            "Expected every tensor of the export to equal the one it came from:\n"
+            + listing(sorted(problems))
+        )
+    return RoundTrip(equal, cast, tuple(dropped), tuple(sorted(after.keys() - names.keys())))
+
+
+def compare_params(
+    expected: Mapping[str, jax.Array | np.ndarray], found: Mapping[str, jax.Array | np.ndarray]
+) -> int:
+    """Compares two sets of our leaves bit by bit, dtypes included; returns how many there are.
+
+    Raises:
+      CheckpointError: leaves are missing, unknown or differ; all of them together.
+    """
+    problems = [f"{path} is missing" for path in expected.keys() - found.keys()]
+    problems += [f"{path} is unknown" for path in found.keys() - expected.keys()]
+    for path in expected.keys() & found.keys():
+        before, after = np.asarray(expected[path]), np.asarray(found[path])
+        if before.dtype != after.dtype:
+            problems.append(f"{path} has dtype {after.dtype}, expected {before.dtype}")
+        elif problem := _difference(before, after):
+            problems.append(f"{path} {problem}")
+    if problems:
+        raise CheckpointError(
+            "Expected the same leaves, bit for bit:\n" + listing(sorted(problems))
+        )
+    return len(expected)
+
+
+def compare_outputs(
+    name: str,
+    ours: Shaped[np.ndarray, "*S"],
+    theirs: Shaped[np.ndarray, "*S"],
+    *,
+    tolerance: float,
+) -> float:
+    """Largest absolute difference of two outputs of what should be the same model.
+
+    Raises:
+      CheckpointError: it exceeds `tolerance`, or either output is not finite.
+    """
+    difference = float(np.max(np.abs(np.subtract(ours, theirs, dtype=np.float64)), initial=0.0))
+    if not difference <= tolerance:
+        raise CheckpointError(
+            f"Expected {name} of both models to agree to {tolerance}, found a difference of "
+            f"{difference}. The weights were read, so look at the configuration: activation, "
+            f"epsilon, preprocessing."
+        )
+    return difference
+
+
+def _difference(before: np.ndarray, after: np.ndarray) -> str:
+    """What differs between two tensors; "" if they are equal up to a wanted change of dtype."""
+    if before.shape != after.shape:
+        return f"has shape {after.shape}, expected {before.shape}"
+    bits = np.dtype(f"u{after.dtype.itemsize}")
+    cast = before.astype(after.dtype, copy=False)
+    different = int(np.count_nonzero(cast.view(bits) != after.view(bits)))
+    return f"differs in {different} of {after.size} elements" if different else ""

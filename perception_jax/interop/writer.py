@@ -1,0 +1,172 @@
+"""Writing a checkpoint folder so that it is there whole or not at all.
+
+Everything is written into a temporary folder beside the target, synced, and renamed at the end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from perception_jax.errors import CheckpointError
+from perception_jax.interop.checkpoint_dir import INDEX, SINGLE
+from perception_jax.interop.safetensors_io import write_safetensors
+from perception_jax.interop.tensors import LazyTensor
+
+MAX_SHARD = 5 * 10**9
+"""Bytes; what the hub and its users expect."""
+
+
+def write_checkpoint(
+    directory: str | os.PathLike[str],
+    tensors: Iterable[LazyTensor],
+    config: Mapping[str, Any] | None = None,
+    extras: Mapping[str, bytes | str | Mapping[str, Any]] | None = None,
+    *,
+    max_shard_bytes: int = MAX_SHARD,
+    overwrite: bool = False,
+) -> None:
+    """Writes `model.safetensors` (or shards and their index), `config.json` and further files.
+
+    Args:
+      directory: the folder to make; its parents are made too.
+      tensors: e.g. from `export_params`; host memory holds one at a time.
+      config: contents of `config.json`; None writes none.
+      extras: file name → contents; a mapping is written as JSON.
+      max_shard_bytes: a larger checkpoint is split; a tensor is never split.
+      overwrite: replace a folder that is not empty. The old one stays until the new one is whole.
+
+    Raises:
+      CheckpointError: the folder is not empty, the disk is full or the files cannot be written.
+        Nothing half-written remains.
+    """
+    target = pathlib.Path(directory)
+    files = dict(extras or {})
+    if config is not None:
+        files["config.json"] = config
+    shards = _split(list(tensors), max_shard_bytes)
+    _check_target(target, overwrite)
+    for name in files:
+        if pathlib.Path(name).name != name:
+            raise CheckpointError(f"Expected plain names of extra files, found {name!r}.")
+    with _replacing(target, sum(t.spec.nbytes for shard in shards for t in shard)) as folder:
+        _write_shards(folder, shards)
+        for name, content in files.items():
+            _write_file(folder / name, content)
+        _sync(folder)
+
+
+def _check_target(target: pathlib.Path, overwrite: bool) -> None:
+    if target.exists() and not target.is_dir():
+        raise CheckpointError(f"Expected a folder or nothing at {target}, found a file.")
+    if target.is_dir() and any(target.iterdir()) and not overwrite:
+        raise CheckpointError(
+            f"Expected an empty or new folder at {target}, found files in it. Choose another, or "
+            f"pass overwrite=True to replace it."
+        )
+
+
+def _split(tensors: Sequence[LazyTensor], limit: int) -> list[list[LazyTensor]]:
+    shards: list[list[LazyTensor]] = [[]]
+    size = 0
+    for tensor in tensors:
+        if shards[-1] and size + tensor.spec.nbytes > limit:
+            shards.append([])
+            size = 0
+        shards[-1].append(tensor)
+        size += tensor.spec.nbytes
+    return shards
+
+
+@contextlib.contextmanager
+def _replacing(target: pathlib.Path, nbytes: int) -> Iterator[pathlib.Path]:
+    """A temporary folder that becomes `target` if the body succeeds, and is removed if not."""
+    folder = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(target.parent).free
+        if free < nbytes:
+            raise OSError(errno.ENOSPC, f"{nbytes} bytes needed, {free} free")
+        folder = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        yield folder
+        _swap(folder, target)
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise CheckpointError(
+            f"Expected to write {nbytes / 2**20:,.1f} MiB to {target}: {error}. "
+            + ("Free some space or choose another disk. " if full else "")
+            + "Nothing was written."
+        ) from error
+    finally:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _swap(folder: pathlib.Path, target: pathlib.Path) -> None:
+    """Puts `folder` in the place of `target`; what was there goes last."""
+    os.chmod(folder, 0o777 & ~_umask())
+    old = None
+    if target.is_dir() and any(target.iterdir()):
+        old = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+        os.replace(target, old)
+    try:
+        os.replace(folder, target)
+    except OSError:
+        if old is not None:
+            os.replace(old, target)
+        raise
+    _sync(target.parent)
+    if old is not None:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _umask() -> int:
+    """The process's file mode mask, which can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _write_shards(folder: pathlib.Path, shards: Sequence[Sequence[LazyTensor]]) -> None:
+    # transformers looks for this entry before it accepts a file.
+    metadata = {"format": "pt"}
+    if len(shards) == 1:
+        write_safetensors(folder / SINGLE, shards[0], metadata)
+        return
+    names: dict[str, str] = {}
+    for k, shard in enumerate(shards):
+        file_name = f"model-{k + 1:05}-of-{len(shards):05}.safetensors"
+        write_safetensors(folder / file_name, shard, metadata)
+        for tensor in shard:
+            if tensor.name in names:
+                raise CheckpointError(f"Expected each tensor once, found {tensor.name!r} twice.")
+            names[tensor.name] = file_name
+    total = sum(tensor.spec.nbytes for shard in shards for tensor in shard)
+    _write_file(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": names})
+
+
+def _write_file(path: pathlib.Path, content: bytes | str | Mapping[str, Any]) -> None:
+    if isinstance(content, Mapping):
+        content = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    if isinstance(content, str):
+        content = content.encode("utf-8")
+    with open(path, "xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(folder: pathlib.Path) -> None:
+    """Makes the names in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,33 @@
+"""A model's leaves as a flat dict, path → array: the form in which rooms exchange parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import jax
+from flax import nnx
+
+Model = TypeVar("Model", bound=nnx.Module)
+
+
+def flatten(model: nnx.Module) -> dict[str, Any]:
+    """Every leaf by its "/"-joined path, e.g. `vision/blocks/attention/q_proj/kernel`.
+
+    For an abstract model (`nnx.eval_shape`) the values are `jax.ShapeDtypeStruct`s.
+    """
+    flat = nnx.to_flat_state(nnx.state(model))
+    return {"/".join(map(str, path)): variable.get_value() for path, variable in flat}
+
+
+def unflatten(model: Model, params: Mapping[str, jax.Array]) -> Model:
+    """The model with its leaves replaced by `params`, which must hold every one of them."""
+    graphdef, state = nnx.split(model)
+    nested = nnx.to_pure_dict(state)
+    for path, value in params.items():
+        *parents, name = path.split("/")
+        node = nested
+        for parent in parents:
+            node = node[parent]
+        node[name] = value
+    return nnx.merge(graphdef, nnx.State(nested))

@@ -1,0 +1,122 @@
+"""Multi-head attention with one entry point for speed and one for maps.
+
+`attend` computes the output; `probabilities` recomputes softmax rows for taps only. Both use the
+same scores, so map mode and fast mode agree. Letters: B batch, T query tokens, K key tokens,
+N heads, H head width, Q tapped query rows, D model width.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from perception_jax.nn.linear import Linear
+from perception_jax.nn.taps import LayerTap
+
+Mask = Bool[Array, "#B #N #T K"]
+"""True where a query may look at a key."""
+
+
+def attend(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B K N H"],
+    v: Float[Array, "B K N H"],
+    mask: Mask | None = None,
+) -> Float[Array, "B T N H"]:
+    """Softmax attention with scale H^-1/2; float32 softmax, output in the dtype of `v`."""
+    weights = _softmax(_scores(q, k), mask).astype(v.dtype)
+    return _heads_last(weights @ _heads_first(v))
+
+
+def probabilities(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B K N H"],
+    mask: Mask | None = None,
+    rows: Int[Array, "*R Q"] | None = None,
+) -> Float[Array, "B N Q K"]:
+    """Float32 attention probabilities of the query `rows` alone."""
+    if rows is not None:
+        q = take_rows(q, rows, axis=1)
+        mask = None if mask is None else _mask_rows(mask, rows)
+    return _softmax(_scores(q, k), mask)
+
+
+def take_rows(x: Array, rows: Int[Array, "*R Q"], axis: int) -> Array:
+    """Rows of `x` along `axis`; `rows` is shared by the batch ([Q]) or per example ([B, Q])."""
+    if rows.ndim == 1:
+        return jnp.take(x, rows, axis=axis)
+    return jax.vmap(lambda one, index: jnp.take(one, index, axis=axis - 1))(x, rows)
+
+
+class Attention(nnx.Module):
+    """Self-attention with separate q, k, v and output projections."""
+
+    def __init__(self, width: int, heads: int, *, bias: bool = True, rngs: nnx.Rngs):
+        self.heads = heads
+        self.q_proj = Linear(width, width, bias=bias, rngs=rngs)
+        self.k_proj = Linear(width, width, bias=bias, rngs=rngs)
+        self.v_proj = Linear(width, width, bias=bias, rngs=rngs)
+        self.out_proj = Linear(width, width, bias=bias, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        *,
+        mask: Mask | None = None,
+        tap: LayerTap | None = None,
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "B N Q T"] | None]:
+        """The output and, if tapped, the probabilities of the tapped rows (float32)."""
+        q, k, v = (self._split(proj(x)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        y = attend(q, k, v, mask)
+        recorded = None
+        if tap is not None:
+            recorded = probabilities(q, k, mask, tap.rows)
+            if tap.probe is not None:
+                y = _add_probe(y, v, tap)
+        return self.out_proj(y.reshape(x.shape)), recorded
+
+    def _split(self, x: Float[Array, "B T D"]) -> Float[Array, "B T N H"]:
+        return x.reshape(*x.shape[:2], self.heads, x.shape[2] // self.heads)
+
+
+def _heads_first(x: Float[Array, "B T N H"]) -> Float[Array, "B N T H"]:
+    # Batch axes in front: on CPU, XLA's products over interleaved ones take twice the time.
+    return x.transpose(0, 2, 1, 3)
+
+
+def _heads_last(x: Float[Array, "B N T H"]) -> Float[Array, "B T N H"]:
+    return x.transpose(0, 2, 1, 3)
+
+
+def _scores(q: Float[Array, "B T N H"], k: Float[Array, "B K N H"]) -> Float[Array, "B N T K"]:
+    scaled = q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
+    keys = _heads_first(k).swapaxes(2, 3)
+    return jnp.matmul(_heads_first(scaled), keys, preferred_element_type=jnp.float32)
+
+
+def _softmax(scores: Float[Array, "B N T K"], mask: Mask | None) -> Float[Array, "B N T K"]:
+    if mask is not None:
+        scores = jnp.where(mask, scores, -jnp.inf)
+    return jax.nn.softmax(scores, axis=-1)
+
+
+def _mask_rows(mask: Mask, rows: Int[Array, "*R Q"]) -> Bool[Array, "#B #N #Q K"]:
+    if mask.shape[2] == 1:
+        return mask
+    if rows.ndim == 2 and mask.shape[0] == 1:
+        mask = jnp.broadcast_to(mask, (rows.shape[0], *mask.shape[1:]))
+    return take_rows(mask, rows, axis=2)
+
+
+def _add_probe(
+    y: Float[Array, "B T N H"], v: Float[Array, "B K N H"], tap: LayerTap
+) -> Float[Array, "B T N H"]:
+    """Adds `probe @ v` to the tapped rows: d(score)/d(probe) is d(score)/d(probability)."""
+    extra = _heads_last(tap.probe.astype(v.dtype) @ _heads_first(v))
+    if tap.rows is None:
+        return y + extra
+    if tap.rows.ndim == 1:
+        return y.at[:, tap.rows].add(extra)
+    return jax.vmap(lambda one, index, more: one.at[index].add(more))(y, tap.rows, extra)

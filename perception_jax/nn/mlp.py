@@ -1,0 +1,45 @@
+"""Feed-forward layers and the activations of the field. Letters: B batch, D width."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from perception_jax.nn.linear import Linear
+
+
+def quick_gelu(x: Float[Array, "*B"]) -> Float[Array, "*B"]:
+    """`x * sigmoid(1.702 x)`, the activation of OpenAI's CLIP."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+def gelu(x: Float[Array, "*B"]) -> Float[Array, "*B"]:
+    """The exact (erf) GELU."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+def gelu_tanh(x: Float[Array, "*B"]) -> Float[Array, "*B"]:
+    """The tanh approximation of GELU."""
+    return jax.nn.gelu(x, approximate=True)
+
+
+ACTIVATIONS: Mapping[str, Callable] = MappingProxyType(
+    {"quick_gelu": quick_gelu, "gelu": gelu, "gelu_pytorch_tanh": gelu_tanh}
+)
+"""By the names that Hugging Face configurations use."""
+
+
+class Mlp(nnx.Module):
+    """`fc2(act(fc1(x)))`."""
+
+    def __init__(self, width: int, hidden: int, *, act: str, rngs: nnx.Rngs):
+        self.act = act
+        self.fc1 = Linear(width, hidden, rngs=rngs)
+        self.fc2 = Linear(hidden, width, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        return self.fc2(ACTIVATIONS[self.act](self.fc1(x)))

@@ -1,0 +1,88 @@
+"""Taps: what to record inside a transformer, and where to differentiate through.
+
+A tap is an ordinary argument and its record an ordinary output, so both work under `jit`, `scan`,
+`remat` and `grad` and nothing is hidden in a module. Only the layers and query rows asked for are
+recomputed as probabilities: memory is [layers, B, N, rows, keys], never L x T x T.
+
+    taps = Taps(attention=(-1,), rows=jnp.array([0]))            # last layer, CLS row
+    out = model.image(pixels, taps=taps)
+    out.attention                                                # [1, B, N, 1, T]
+
+Gradients with respect to attention, as Grad-CAM-like methods need: give zero `probes` and
+differentiate a score with respect to them; the attention output is linear in the probabilities.
+
+    def score(probes):
+        return model.image(pixels, taps=taps.with_probes(probes)).embedding[:, 7].sum()
+    gradient = jax.grad(score)(taps.zeros(depth=12, batch=B, heads=N, keys=T))
+
+Letters: L layers, B batch, N heads, Q query rows, K keys, T tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from perception_jax.errors import ConfigError
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("rows", "probes"),
+    meta_fields=("attention", "hidden"),
+)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Taps:
+    """What to record.
+
+    Attributes:
+      attention: layers whose attention probabilities are recorded; negative counts from the end.
+      hidden: hidden states to record: 0 is the input of the first block, k the output of block
+        k - 1 (the numbering of Hugging Face); negative counts from the end.
+      rows: int[Q] query positions for the whole batch, or int[B, Q] per example; None is all.
+      probes: float[L, B, N, Q, K] added to the recorded probabilities where they meet the values;
+        zeros by intent, there to be differentiated through. L follows `attention` in layer order.
+    """
+
+    attention: tuple[int, ...] = ()
+    hidden: tuple[int, ...] = ()
+    rows: Int[Array, "*R Q"] | None = None
+    probes: Float[Array, "L B N Q K"] | None = None
+
+    def with_probes(self, probes: Float[Array, "L B N Q K"]) -> Taps:
+        """The same taps with `probes` to differentiate through."""
+        return dataclasses.replace(self, probes=probes)
+
+    def zeros(self, *, depth: int, batch: int, heads: int, keys: int) -> Float[Array, "L B N Q K"]:
+        """Zero probes of the right shape for a stack of `depth` blocks."""
+        layers = len(layer_indices(self.attention, depth))
+        queries = keys if self.rows is None else self.rows.shape[-1]
+        return jnp.zeros((layers, batch, heads, queries, keys))
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=("rows", "probe"), meta_fields=())
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LayerTap:
+    """The part of `Taps` that concerns one attention layer."""
+
+    rows: Int[Array, "*R Q"] | None = None
+    probe: Float[Array, "B N Q K"] | None = None
+
+
+def layer_indices(layers: tuple[int, ...], depth: int) -> tuple[int, ...]:
+    """Sorted, unique, non-negative indices into a stack of `depth` entries.
+
+    Raises:
+      ConfigError: an index lies outside [-depth, depth).
+    """
+    for index in layers:
+        if not -depth <= index < depth:
+            raise ConfigError(
+                f"tap on layer {index}, but the stack has {depth}: expected an index in "
+                f"[{-depth}, {depth - 1}]"
+            )
+    return tuple(sorted({index % depth for index in layers}))

@@ -1,0 +1,74 @@
+"""Contrastive losses over the global batch. Letters: B batch, D embedding width.
+
+Under `jax.jit` with a sharded batch the products below span all devices, so each row is compared
+with every row of the global batch, whatever the mesh. All arithmetic is float32.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+
+def unit(x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+    """L2-normalises the last axis in float32; a zero vector stays zero (floor 1e-12)."""
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-24))
+
+
+def softmax_contrastive(
+    image: Float[Array, "B D"],
+    text: Float[Array, "B D"],
+    scale: Float[Array, ""],
+    *,
+    ignore: Bool[Array, "B B"] | None = None,
+) -> Float[Array, ""]:
+    """CLIP's symmetric cross-entropy (Radford et al., arXiv 2103.00020, figure 3).
+
+    Args:
+      image, text: unit vectors; row i of one belongs to row i of the other.
+      scale: inverse temperature, already exponentiated.
+      ignore: (image, text) pairs that are neither positive nor negative, e.g. equal texts; they
+        leave the denominator. The diagonal is never ignored.
+    """
+    logits = scale * _similarity(image, text)
+    if ignore is not None:
+        logits = jnp.where(_off_diagonal(ignore), -jnp.inf, logits)
+    own = jnp.diagonal(logits)
+    to_text = jax.nn.logsumexp(logits, axis=1) - own
+    to_image = jax.nn.logsumexp(logits, axis=0) - own
+    return 0.5 * (jnp.mean(to_text) + jnp.mean(to_image))
+
+
+def sigmoid_contrastive(
+    image: Float[Array, "B D"],
+    text: Float[Array, "B D"],
+    scale: Float[Array, ""],
+    bias: Float[Array, ""],
+    *,
+    ignore: Bool[Array, "B B"] | None = None,
+) -> Float[Array, ""]:
+    """SigLIP's pairwise loss (Zhai et al., arXiv 2303.15343, algorithm 1): summed over texts,
+    averaged over images.
+
+    Args:
+      image, text: unit vectors; row i of one belongs to row i of the other.
+      scale: inverse temperature, already exponentiated.
+      bias: added to every logit.
+      ignore: pairs that are neither positive nor negative. The diagonal is never ignored.
+    """
+    logits = scale * _similarity(image, text) + bias
+    sign = 2.0 * jnp.eye(logits.shape[0], dtype=jnp.float32) - 1.0
+    terms = jax.nn.log_sigmoid(sign * logits)
+    if ignore is not None:
+        terms = jnp.where(_off_diagonal(ignore), 0.0, terms)
+    return -jnp.sum(terms) / logits.shape[0]
+
+
+def _off_diagonal(pairs: Bool[Array, "B B"]) -> Bool[Array, "B B"]:
+    return pairs & ~jnp.eye(pairs.shape[0], dtype=bool)
+
+
+def _similarity(image: Float[Array, "B D"], text: Float[Array, "B D"]) -> Float[Array, "B B"]:
+    return jnp.matmul(image.astype(jnp.float32), text.astype(jnp.float32).T)

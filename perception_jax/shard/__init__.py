@@ -1,0 +1,1 @@
+"""Devices: the mesh, path rules that place every leaf on it, distributed start-up, FLOPs."""

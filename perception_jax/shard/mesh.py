@@ -1,0 +1,89 @@
+"""The device mesh: three named axes that every program of the library uses.
+
+- `replica`: copies of the whole model, each with its share of the batch;
+- `fsdp`: the batch is split, and parameters are too (gathered when needed);
+- `tensor`: layers are split, the batch is not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from perception_jax.errors import ConfigError
+
+AXES = ("replica", "fsdp", "tensor")
+BATCH_AXES = ("replica", "fsdp")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """Sizes of the mesh's axes; one of them may be -1: whatever devices remain."""
+
+    replica: int = 1
+    fsdp: int = -1
+    tensor: int = 1
+
+
+def make_mesh(
+    replica: int = 1,
+    fsdp: int = -1,
+    tensor: int = 1,
+    devices: Sequence[jax.Device] | None = None,
+) -> Mesh:
+    """A mesh with the axes `AXES`, all of type Auto (the compiler propagates shardings).
+
+    Args:
+      replica, fsdp, tensor: axis sizes; one may be -1.
+      devices: the devices to use; all by default.
+
+    Raises:
+      ConfigError: the sizes do not multiply to the number of devices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = _resolve((replica, fsdp, tensor), len(devices))
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Splits the leading axis over `BATCH_AXES`."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """Into how many pieces `batch_sharding` splits a batch."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def _resolve(sizes: tuple[int, ...], count: int) -> tuple[int, ...]:
+    named = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
+    unknown = [axis for axis, size in zip(AXES, sizes, strict=True) if size == -1]
+    if len(unknown) > 1 or any(size < 1 and size != -1 for size in sizes):
+        raise ConfigError(
+            f"mesh sizes must be positive, at most one -1; found {named}. "
+            "Set all but one of them, e.g. replica=1 fsdp=-1 tensor=1."
+        )
+    known = math.prod(size for size in sizes if size != -1)
+    if unknown and count % known == 0:
+        return tuple(count // known if size == -1 else size for size in sizes)
+    if unknown or known != count:
+        divides = "must divide" if unknown else "must equal"
+        raise ConfigError(
+            f"the product of the mesh sizes ({known}) {divides} the number of devices ({count}); "
+            f"found {named}. Sizes that fit {count}: {_suggestions(count)}."
+        )
+    return sizes
+
+
+def _suggestions(count: int) -> str:
+    divisors = [d for d in range(1, count + 1) if count % d == 0][:4]
+    return "; ".join(f"replica=1 fsdp={count // d} tensor={d}" for d in divisors)

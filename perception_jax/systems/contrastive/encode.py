@@ -1,0 +1,71 @@
+"""Many images or texts to unit vectors, in fixed-size batches so that nothing recompiles.
+
+Letters: B batch, S image side, T text tokens, E embedding width, N all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int, UInt8
+
+from perception_jax.data.processors import ImageProcessor
+from perception_jax.data.tokenizers import ClipTokenizer
+from perception_jax.ops.image import normalise
+from perception_jax.ops.losses import unit
+
+
+class Encoder:
+    """Embeds with the model given at each call; compiled once per model shape.
+
+    Attributes:
+      processor: gives mean and standard deviation; images passed in are already of its size.
+      tokenizer: of the texts.
+      batch_size: rows per device call; the last batch is padded.
+    """
+
+    def __init__(
+        self, processor: ImageProcessor, tokenizer: ClipTokenizer, *, batch_size: int = 64
+    ):
+        self.processor = processor
+        self.tokenizer = tokenizer
+        self.batch_size = batch_size
+        self._image = jax.jit(self._embed_images)
+        self._text = jax.jit(_embed_texts)
+
+    def images(
+        self, model: nnx.Module, pixels: UInt8[np.ndarray, "N S S 3"]
+    ) -> Float[np.ndarray, "N E"]:
+        """Unit vectors of processed images."""
+        return _in_batches(lambda part: self._image(model, part), pixels, self.batch_size)
+
+    def texts(self, model: nnx.Module, texts: Sequence[str]) -> Float[np.ndarray, "N E"]:
+        """Unit vectors of texts."""
+        ids = np.asarray(self.tokenizer(texts).ids)
+        return _in_batches(lambda part: self._text(model, part), ids, self.batch_size)
+
+    def _embed_images(
+        self, model: nnx.Module, pixels: UInt8[Array, "B S S 3"]
+    ) -> Float[Array, "B E"]:
+        normal = normalise(pixels, self.processor.mean, self.processor.std)
+        return unit(model.vision(normal).embedding)
+
+
+def _embed_texts(model: nnx.Module, ids: Int[Array, "B T"]) -> Float[Array, "B E"]:
+    return unit(model.text(ids).embedding)
+
+
+def _in_batches(
+    embed: Callable[[np.ndarray], jax.Array], rows: np.ndarray, size: int
+) -> Float[np.ndarray, "N E"]:
+    done = []
+    for start in range(0, len(rows), size):
+        part = rows[start : start + size]
+        missing = size - len(part)
+        if missing:
+            part = np.concatenate([part, np.repeat(part[-1:], missing, axis=0)])
+        done.append(np.asarray(embed(part))[: size - missing])
+    return np.concatenate(done)

@@ -1,0 +1,149 @@
+"""Contrastive image-text training on records: the task behind the small CLIP of scenes.
+
+Softmax loss after CLIP (arXiv 2103.00020), sigmoid loss after SigLIP (arXiv 2303.15343), both over
+the global batch. Letters: B batch, H W image, T text tokens, E embedding width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from perception_jax.data.loader import make_loader
+from perception_jax.data.processors import ImageProcessor
+from perception_jax.data.records import Record, Source
+from perception_jax.data.tokenizers import ClipTokenizer
+from perception_jax.data.transforms import ImageTextTransform
+from perception_jax.models.clip.config import ClipConfig
+from perception_jax.models.clip.modeling import Clip
+from perception_jax.models.clip.shardings import SHARDINGS
+from perception_jax.ops.image import normalise
+from perception_jax.ops.losses import sigmoid_contrastive, softmax_contrastive, unit
+from perception_jax.train.task import Batch, Evaluator, Metrics
+
+MAX_LOG_SCALE = 4.6052
+"""ln 100: CLIP's cap on the temperature (arXiv 2103.00020, §2.5)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ContrastiveConfig:
+    """Attributes:
+    loss: "softmax" (CLIP) or "sigmoid" (SigLIP).
+    batch_size: rows of the global batch.
+    seed: of the data order and of the transforms' choices.
+    workers: data-loading processes; 0 loads in the main process.
+    remat: recompute activations in the backward pass.
+    """
+
+    loss: Literal["softmax", "sigmoid"] = "softmax"
+    batch_size: int
+    seed: int
+    workers: int = 0
+    remat: bool = False
+
+
+class ContrastiveTask:
+    """Trains every parameter of a CLIP on the captions of a source."""
+
+    trainable = nnx.Param
+    shardings = SHARDINGS
+
+    def __init__(
+        self,
+        config: ContrastiveConfig,
+        clip: ClipConfig,
+        *,
+        processor: ImageProcessor,
+        tokenizer: ClipTokenizer,
+        source: Source,
+        evaluators: Mapping[str, Evaluator] | None = None,
+    ):
+        self.config = config
+        self.clip = clip
+        self.processor = processor
+        self.tokenizer = tokenizer
+        self._source = source
+        self._evaluators = dict(evaluators or {})
+
+    def init(self, key: jax.Array) -> nnx.Module:
+        """A CLIP with fresh parameters; the sigmoid loss adds a logit bias (`SigmoidClip`)."""
+        rngs = nnx.Rngs(params=key)
+        build = Clip if self.config.loss == "softmax" else SigmoidClip
+        return build(self.clip, rngs=rngs)
+
+    def pretrained(self, params: Mapping[str, Any]) -> Mapping[str, jax.Array]:
+        """Nothing: trains from scratch."""
+        return {}
+
+    def loss(self, model: nnx.Module, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        """The contrastive loss, and how often the own text ranks first within the batch."""
+        del key  # no dropout
+        pixels = normalise(batch["image"], self.processor.mean, self.processor.std)
+        image = unit(model.vision(pixels, remat=self.config.remat).embedding)
+        text = unit(model.text(batch["ids"], remat=self.config.remat).embedding)
+        scale = jnp.exp(jnp.minimum(model.logit_scale[...], MAX_LOG_SCALE))
+        same = equal_rows(batch["ids"])
+        if self.config.loss == "softmax":
+            loss = softmax_contrastive(image, text, scale, ignore=same)
+        else:
+            loss = sigmoid_contrastive(image, text, scale, model.logit_bias[...], ignore=same)
+        return loss, {"batch_accuracy": batch_accuracy(image, text, same), "scale": scale}
+
+    def source(self) -> Source:
+        """The training records."""
+        return self._source
+
+    def transform(self, record: Record, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """What the model sees of a record."""
+        return self._transform()(record, rng)
+
+    def datasets(self) -> Mapping[str, Iterable[Batch]]:
+        """ "train": endless batches of {"image", "ids", "mask", "id"}."""
+        train = make_loader(
+            self._source,
+            self._transform(),
+            batch_size=self.config.batch_size,
+            seed=self.config.seed,
+            shuffle=True,
+            epochs=None,
+            num_workers=self.config.workers,
+        )
+        return {"train": train}
+
+    def evaluators(self) -> Mapping[str, Evaluator]:
+        """Those given at construction."""
+        return self._evaluators
+
+    def _transform(self) -> ImageTextTransform:
+        return ImageTextTransform(self.processor, self.tokenizer)
+
+
+class SigmoidClip(Clip):
+    """CLIP with SigLIP's learned logit bias and starting temperature (arXiv 2303.15343, §3.1)."""
+
+    def __init__(self, config: ClipConfig, *, rngs: nnx.Rngs):
+        super().__init__(config, rngs=rngs)
+        self.logit_scale = nnx.Param(jnp.log(jnp.asarray(10.0, jnp.float32)))
+        self.logit_bias = nnx.Param(jnp.asarray(-10.0, jnp.float32))
+
+
+def equal_rows(ids: Int[Array, "B T"]) -> Bool[Array, "B B"]:
+    """True for pairs of *different* rows with the same text: no negatives of each other."""
+    same = jnp.all(ids[:, None] == ids[None], axis=-1)
+    return same & ~jnp.eye(ids.shape[0], dtype=bool)
+
+
+def batch_accuracy(
+    image: Float[Array, "B E"], text: Float[Array, "B E"], same: Bool[Array, "B B"]
+) -> Float[Array, ""]:
+    """Share of images whose own text, or an equal one, is the most similar of the batch."""
+    best = jnp.argmax(image @ text.T, axis=1)
+    own = jnp.arange(image.shape[0])
+    return jnp.mean((best == own) | same[own, best], dtype=jnp.float32)

@@ -1,0 +1,342 @@
+"""Checkpoints: what a run needs to go on as if nothing had happened. The one file that knows orbax.
+
+    checkpoints/N/state/       arrays: step, trainable, frozen, opt_state, ema, key (nested dict)
+    checkpoints/N/data/        position of the data iterator, one JSON per process
+    checkpoints/N/meta/        meta.json: settings, library version, process count, evaluation
+    checkpoints/N/files.json   sizes and checksums
+
+Saves run in the background and are atomic: a directory has its final name only once it is whole.
+Restores take shapes and shardings from the running program, never from the files, so a run may
+continue on another mesh. A damaged checkpoint is set aside and the one before it is used.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import pathlib
+from collections.abc import Awaitable, Mapping
+from typing import Any
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+from perception_jax.errors import CheckpointError
+from perception_jax.train import integrity
+from perception_jax.train.state import Leaves, TrainState
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """A restored run; the data iterator has been moved to its place too."""
+
+    state: TrainState
+    step: int
+    meta: Mapping[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one workdir. Use as a context: leaving it waits for running saves."""
+
+    def __init__(self, directory: pathlib.Path, *, keep: int, keep_best: str = "") -> None:
+        """Args: `keep` and `keep_best` as in `TrainConfig`."""
+        self._directory = directory
+        self._saving: Any = None
+        self._saving_step: int | None = None
+        self._keep = _Keep(keep, keep_best)
+        for step in steps(directory):
+            self._keep.consider(step, _read_meta(directory / str(step)))
+        context = ocp.Context()
+        # A lambda, because a context deep-copies its options, and with a bound method its object.
+        context.asynchronous.post_finalization_callback = lambda: self._seal()
+        self._orbax = ocp.training.Checkpointer(
+            directory,
+            context=context,
+            preservation_policy=self._keep,
+            cleanup_tmp_directories=True,  # what a killed save left behind
+        )
+
+    @property
+    def latest(self) -> int | None:
+        """Step of the newest finished checkpoint."""
+        return max(steps(self._directory), default=None)
+
+    def path(self, step: int) -> pathlib.Path:
+        """Where the checkpoint of `step` is, or would be."""
+        return self._directory / str(step)
+
+    def save(
+        self,
+        step: int,
+        state: TrainState,
+        data: Any,
+        meta: Mapping[str, Any],
+    ) -> None:
+        """Starts to save; returns once the arrays are copied, so that a step may donate them.
+
+        Args:
+          data: a grain iterator.
+          meta: JSON-able; its "evaluation" holds the metrics that `keep_best` may name.
+
+        Raises:
+          CheckpointError: this save or the one before it failed.
+        """
+        self.wait()
+        own = {"step": step, "process_count": jax.process_count(), "ema": state.ema is not None}
+        meta = {**meta, **own}
+        self._keep.consider(step, meta)
+        self._saving_step = step
+        try:
+            self._saving = self._orbax.save_checkpointables_async(
+                step, {"state": _to_tree(state), "data": data, "meta": _Json(meta)}, force=True
+            )
+        except Exception as error:  # orbax and the file system raise many kinds
+            raise self._failed(step, error) from error
+
+    def poll(self) -> None:
+        """Raises CheckpointError if a save in the background has failed."""
+        if self._saving is not None and not self._orbax.is_saving_in_progress():
+            self.wait()
+
+    def wait(self) -> None:
+        """Waits for the save in the background; raises CheckpointError if it failed."""
+        saving, self._saving = self._saving, None
+        if saving is None:
+            return
+        try:
+            saving.result()
+        except Exception as error:
+            raise self._failed(self._saving_step, error) from error
+
+    def restore(self, target: TrainState, data: Any) -> Restored | None:
+        """The newest checkpoint that is whole; None if there is none at all.
+
+        Args:
+          target: shapes with shardings.
+          data: a grain iterator, moved to the saved position.
+
+        Raises:
+          CheckpointError: checkpoints exist but none can be used, or the newest was written by
+            another number of processes.
+        """
+        damaged: dict[int, str] = {}
+        for step in sorted(steps(self._directory), reverse=True):
+            try:
+                restored = self._load(step, target, data)
+            except _DamagedError as error:
+                damaged[step] = str(error)
+                continue
+            self._set_aside(damaged, used=step)
+            return restored
+        if damaged:
+            listed = "\n  ".join(f"{self.path(step)}: {why}" for step, why in damaged.items())
+            raise CheckpointError(
+                f"none of the {len(damaged)} checkpoints can be used:\n  {listed}\nIf the model's "
+                "code has changed, go back to the version that wrote them; to begin anew, use "
+                "another workdir."
+            )
+        return None
+
+    def close(self) -> None:
+        """Waits for the save in the background and ends orbax's threads."""
+        try:
+            self.wait()
+        finally:
+            self._orbax.close()
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self.close()
+        except CheckpointError as error:
+            if kind is None:
+                raise
+            _log.error("%s", error)  # the exception that is under way says more
+
+    def _load(self, step: int, target: TrainState, data: Any) -> Restored:
+        path = self.path(step)
+        why = integrity.find_damage(path)
+        meta = _read_meta(path)
+        if why or not meta:
+            raise _DamagedError(why or "meta/meta.json is missing or not JSON")
+        if meta["process_count"] != jax.process_count():
+            raise CheckpointError(
+                f"checkpoint {path} was written by {meta['process_count']} processes, this run has "
+                f"{jax.process_count()}; the position in the data is kept per process. Resume with "
+                f"{meta['process_count']} processes."
+            )
+        try:
+            loaded = self._orbax.load_checkpointables(
+                step, {"state": _to_tree(target), "data": data}
+            )
+        except Exception as error:
+            raise _DamagedError(f"{type(error).__name__}: {error}") from error
+        return Restored(_from_tree(loaded["state"], target), step, meta)
+
+    def _set_aside(self, damaged: Mapping[int, str], *, used: int) -> None:
+        """Moves damaged checkpoints out of the way of the run that is about to repeat them."""
+        shelf = self._directory.parent / "damaged_checkpoints"
+        for step, why in damaged.items():
+            _log.warning(
+                "checkpoint %s is damaged (%s); it is moved to %s, training goes on from step %d",
+                self.path(step),
+                why,
+                shelf / str(step),
+                used,
+            )
+            if jax.process_index() == 0:
+                shelf.mkdir(exist_ok=True)
+                self.path(step).rename(_free_name(shelf, step))
+        if damaged:
+            self._orbax.reload()
+
+    def _seal(self) -> None:
+        """Runs when all files of a save are written, before its directory gets its name."""
+        if jax.process_index() == 0 and self._saving_step is not None:
+            for path in self._directory.glob(f"{self._saving_step}.*tmp*"):
+                integrity.seal(path, ("state", "data", "meta"))
+
+    def _failed(self, step: int | None, error: Exception) -> CheckpointError:
+        latest = self.latest
+        left = (
+            "There is no earlier checkpoint."
+            if latest is None
+            else f"The checkpoint of step {latest} ({self.path(latest)}) is intact."
+        )
+        return CheckpointError(
+            f"the checkpoint of step {step} could not be written to {self._directory}: {error}\n"
+            f"{left} Free disk space there, then run the same command again to continue."
+        )
+
+
+def steps(directory: pathlib.Path) -> list[int]:
+    """Steps of the finished checkpoints in a directory, ascending."""
+    if not directory.is_dir():
+        return []
+    return sorted(int(p.name) for p in directory.iterdir() if p.is_dir() and p.name.isdecimal())
+
+
+def read_leaves(path: pathlib.Path, target: Mapping[str, Leaves]) -> dict[str, Leaves]:
+    """Reads some parts ("trainable", "frozen", "ema") of one checkpoint's state.
+
+    Args:
+      path: of the checkpoint, e.g. `workdir/checkpoints/1000`.
+      target: per part, shapes with shardings by path.
+
+    Raises:
+      CheckpointError: damaged, or a leaf is missing or has another shape.
+    """
+    why = integrity.find_damage(path)
+    if why:
+        raise CheckpointError(f"checkpoint {path} is damaged: {why}. Use another step.")
+    context = ocp.Context()
+    context.pytree.loading.partial_load = True
+    try:
+        with context:
+            loaded = ocp.load_checkpointables(path, {"state": dict(target)})
+    except Exception as error:
+        raise CheckpointError(
+            f"checkpoint {path} does not fit this model or cannot be read: {error}\n"
+            "Use the config that it was trained with (config.json in the workdir)."
+        ) from error
+    return loaded["state"]
+
+
+def read_meta(path: pathlib.Path) -> dict[str, Any]:
+    """`meta.json` of one checkpoint; raises CheckpointError if it has none."""
+    meta = _read_meta(path)
+    if not meta:
+        raise CheckpointError(f"{path} is not a checkpoint of this library: no meta/meta.json.")
+    return meta
+
+
+class _DamagedError(Exception):
+    """This checkpoint cannot be used; the one before it may."""
+
+
+class _Keep:
+    """Which checkpoints stay: the latest few, and the best by a metric."""
+
+    def __init__(self, latest: int, metric: str) -> None:
+        self._latest, self._metric = latest, metric.removeprefix("-")
+        self._sign = -1.0 if metric.startswith("-") else 1.0
+        self._scores: dict[int, float] = {}
+
+    def consider(self, step: int, meta: Mapping[str, Any]) -> None:
+        value = meta.get("evaluation", {}).get(self._metric)
+        if value is not None:
+            self._scores[step] = self._sign * value
+
+    def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
+        """Orbax's protocol for such policies."""
+        del context
+        scores = {c.step: self._scores[c.step] for c in checkpoints if c.step in self._scores}
+        best = max(scores, key=lambda step: (scores[step], step), default=None)
+        latest = {c.step for c in sorted(checkpoints, key=lambda c: c.step)[-self._latest :]}
+        return [c.step in latest or c.step == best for c in checkpoints]
+
+
+class _Json:
+    """A JSON value as orbax wants it; `read_meta` reads it without orbax."""
+
+    def __init__(self, value: Any) -> None:
+        self._text = json.dumps(value, indent=1, default=str)
+
+    async def save(self, directory: Any) -> Awaitable[None]:
+        async def write() -> None:
+            path = await directory.await_creation()
+            if jax.process_index() == 0:
+                (path / "meta.json").write_text(self._text)
+
+        return write()
+
+    async def load(self, directory: Any) -> Awaitable[None]:
+        raise NotImplementedError("use read_meta")
+
+
+def _read_meta(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        return json.loads((path / "meta" / "meta.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _to_tree(state: TrainState) -> dict[str, Any]:
+    """A nested dict of arrays: files that do not depend on optax's or our own classes."""
+    optimizer = {
+        jax.tree_util.keystr(keys, simple=True, separator="/"): leaf
+        for keys, leaf in jax.tree.leaves_with_path(state.opt_state)
+    }
+    tree = {
+        "step": state.step,
+        "trainable": state.trainable,
+        "frozen": state.frozen,
+        "opt_state": optimizer,
+        "key": state.key,
+    }
+    return tree if state.ema is None else {**tree, "ema": state.ema}
+
+
+def _from_tree(tree: Mapping[str, Any], like: TrainState) -> TrainState:
+    optimizer = jax.tree.map_with_path(
+        lambda keys, _: tree["opt_state"][jax.tree_util.keystr(keys, simple=True, separator="/")],
+        like.opt_state,
+    )
+    return TrainState(
+        step=tree["step"],
+        trainable=tree["trainable"],
+        frozen=tree["frozen"],
+        opt_state=optimizer,
+        ema=tree.get("ema"),
+        key=tree["key"],
+    )
+
+
+def _free_name(shelf: pathlib.Path, step: int) -> pathlib.Path:
+    names = (shelf / (f"{step}" if n == 0 else f"{step}.{n}") for n in range(1_000_000))
+    return next(path for path in names if not path.exists())

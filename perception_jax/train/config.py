@@ -1,0 +1,213 @@
+"""What a training run is made of, as frozen dataclasses.
+
+Config files hold plain mappings; `TrainConfig.from_mapping` turns one into dataclasses and names
+the nearest valid key for a wrong one, so that a typo fails here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
+
+from perception_jax.errors import ConfigError
+from perception_jax.shard.mesh import MeshConfig
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimRule:
+    """How the leaves whose path contains `pattern` are trained; the first rule that matches wins.
+
+    Attributes:
+      pattern: regex, searched anywhere in the "/"-joined path.
+      multiplier: of the learning rate; None freezes the leaf: no updates, no optimizer state.
+      weight_decay: True takes `OptimConfig.weight_decay`, False none, a number itself.
+    """
+
+    pattern: str
+    multiplier: float | None = 1.0
+    weight_decay: bool | float = True
+
+
+DEFAULT_RULES = (
+    OptimRule(r"(^|/)(bias|scale|logit_scale|logit_bias)$", weight_decay=False),
+    OptimRule(r".*"),
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """Optimizer, schedule and what of the parameters moves how.
+
+    Steps are trainer steps (batches), also under accumulation.
+
+    Attributes:
+      name: "adamw", "lion", "sgd" (with momentum) or "adafactor" (factored second moments).
+      learning_rate: the peak of the schedule.
+      schedule: after a linear warm-up over `warmup_steps`: "constant"; "cosine" or "linear" down
+        to `final_fraction` of the peak at the last step; "rsqrt" falls like 1/sqrt(step) once
+        `timescale` steps are done.
+      b1, b2, eps: of the moments; `b1` is also sgd's and adafactor's momentum.
+      weight_decay: decoupled: per step, `learning rate * weight_decay * parameter` is subtracted.
+      clip_norm: largest global norm of a gradient; None does not clip.
+      accumulate: batches whose gradients are averaged into one update.
+      ema: decay of an exponential moving average of the parameters, e.g. 0.9999; evaluators and
+        the result then see the average. None keeps none.
+      rules: every leaf that trains must match one.
+    """
+
+    name: Literal["adamw", "lion", "sgd", "adafactor"] = "adamw"
+    learning_rate: float = 1e-3
+    schedule: Literal["constant", "cosine", "linear", "rsqrt"] = "cosine"
+    warmup_steps: int = 0
+    final_fraction: float = 0.0
+    timescale: int = 10_000
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 1e-4
+    clip_norm: float | None = 1.0
+    accumulate: int = 1
+    ema: float | None = None
+    rules: tuple[OptimRule, ...] = DEFAULT_RULES
+
+    def __post_init__(self) -> None:
+        _require(self.learning_rate > 0, "learning_rate", self.learning_rate, "positive")
+        _require(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "0 or more")
+        _require(self.timescale >= 1, "timescale", self.timescale, "1 or more")
+        _require(self.accumulate >= 1, "accumulate", self.accumulate, "1 or more")
+        _require(self.clip_norm is None or self.clip_norm > 0, "clip_norm", self.clip_norm, "> 0")
+        _require(self.ema is None or 0 < self.ema < 1, "ema", self.ema, "None or in (0, 1)")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training run.
+
+    Attributes:
+      steps: batches to train on, counted from the start of the run, resumes included.
+      batch_size: examples per step over all hosts; checked against the loader's batches.
+      seed: of the initial parameters and of the keys that `Task.loss` gets.
+      log_every: steps between lines of the log.
+      evaluate_every: steps between evaluations; 0 evaluates at the end only.
+      checkpoint_every: steps between checkpoints; 0 saves at the end (or on SIGTERM) only.
+      keep: how many of the latest checkpoints stay.
+      keep_best: name of an evaluation metric such as "evaluate/zero_shot/top1" (larger is better;
+        a leading "-" means smaller is): the best checkpoint by it stays too. "" for none.
+      compute_dtype: dtype to which parameters are cast inside the step; the parameters that the
+        optimizer updates stay as the model made them (float32).
+      tensorboard: also writes TensorBoard files (needs `pip install tensorboardX`).
+    """
+
+    steps: int
+    batch_size: int
+    seed: int = 0
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
+    log_every: int = 50
+    evaluate_every: int = 0
+    checkpoint_every: int = 1000
+    keep: int = 3
+    keep_best: str = ""
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "log_every", "keep"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        for name in ("evaluate_every", "checkpoint_every"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+
+    @classmethod
+    def from_mapping(cls, mapping: Mapping[str, Any]) -> TrainConfig:
+        """Builds a config from nested mappings; `optim.rules` may be rows of tuples.
+
+        Raises:
+          ConfigError: an unknown key (named with the nearest valid one), a missing one, or a
+            value of the wrong type.
+        """
+        return build_dataclass(cls, mapping)
+
+
+def build_dataclass(cls: type[T], values: Any, where: str = "") -> T:
+    """Turns a mapping (or, for rows such as `OptimRule`, a tuple) into the dataclass `cls`.
+
+    Args:
+      where: dotted path of the mapping, for messages.
+
+    Raises:
+      ConfigError: see `TrainConfig.from_mapping`.
+    """
+    if isinstance(values, cls):
+        return values
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    if isinstance(values, list | tuple):
+        if len(values) > len(fields):
+            raise ConfigError(f"{where}: at most {len(fields)} values ({', '.join(fields)}).")
+        values = dict(zip(fields, values, strict=False))
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where or cls.__name__}: expected a mapping, found {values!r}.")
+    for key in values:
+        if key not in fields:
+            raise ConfigError(_unknown_key(str(key), where, list(fields)))
+    for field in fields.values():
+        required = field.default is field.default_factory is dataclasses.MISSING
+        if required and field.name not in values:
+            raise ConfigError(f"{_join(where, field.name)} is missing; {cls.__name__} needs it.")
+    hints = typing.get_type_hints(cls)
+    return cls(**{key: _convert(hints[key], v, _join(where, key)) for key, v in values.items()})
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return build_dataclass(hint, value, where)
+    if typing.get_origin(hint) is tuple and isinstance(value, list | tuple):
+        inner = typing.get_args(hint)[0]
+        return tuple(_convert(inner, item, f"{where}[{i}]") for i, item in enumerate(value))
+    if not _is_a(hint, value):
+        shown = " or ".join(_names(hint))
+        raise ConfigError(f"{where}: expected {shown}, found {value!r} ({type(value).__name__}).")
+    wants_float = hint is float or (float in typing.get_args(hint) and type(value) is int)
+    return float(value) if wants_float else value
+
+
+def _is_a(hint: Any, value: Any) -> bool:
+    origin = typing.get_origin(hint)
+    if origin is Literal:
+        return value in typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return any(_is_a(option, value) for option in typing.get_args(hint))
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def _names(hint: Any) -> list[str]:
+    if typing.get_origin(hint) is None:
+        return [hint.__name__]
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) is Literal:
+        return [repr(argument) for argument in arguments]
+    return ["None" if argument is type(None) else argument.__name__ for argument in arguments]
+
+
+def _unknown_key(key: str, where: str, valid: list[str]) -> str:
+    near = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
+    hint = f" Did you mean {_join(where, near[0])}?" if near else ""
+    return f"{_join(where, key)}: there is no such setting.{hint} Valid: {', '.join(valid)}."
+
+
+def _join(where: str, key: str) -> str:
+    return f"{where}.{key}" if where else key
+
+
+def _require(holds: bool, name: str, value: Any, expected: str) -> None:
+    if not holds:
+        raise ConfigError(f"{name}: expected {expected}, found {value!r}.")

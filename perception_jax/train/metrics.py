@@ -1,0 +1,177 @@
+"""What a run tells: `metrics.jsonl`, a progress bar or log lines, TensorBoard files.
+
+A line of `metrics.jsonl` is one JSON object with "step" and either training metrics ("loss" and
+more, see `train.step`, with the rates of `Clock`) or the values of evaluators, as
+"evaluate/NAME/KEY". Numbers that are not finite are written as null.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import math
+import pathlib
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import tqdm
+
+from perception_jax.errors import ConfigError, TrainingError
+from perception_jax.train.workdir import write_atomically
+
+EVALUATE = "evaluate/"
+
+_log = logging.getLogger(__name__)
+
+
+class Clock:
+    """Rates since the last `read`."""
+
+    def __init__(self, *, batch_size: int, devices: int, peak_flops: float | None) -> None:
+        """`peak_flops`: of one device per second, None if unknown (then MFU is null)."""
+        self._batch_size, self._devices, self._peak = batch_size, devices, peak_flops
+        self._begin = time.perf_counter()
+        self.flops = 0.0
+        self.restart()
+
+    def restart(self) -> None:
+        """Starts a new window, e.g. after an evaluation."""
+        self._since, self._steps, self._waited = time.perf_counter(), 0, 0.0
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Counts what happens inside as waiting for input."""
+        start = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - start
+
+    def tick(self) -> None:
+        """Counts a finished step."""
+        self._steps += 1
+
+    def read(self) -> dict[str, float | None]:
+        """Rates of the window, and a new window.
+
+        "examples_per_second_per_chip" and "mfu" (model FLOPs by peak FLOPs) per JAX device,
+        "input_wait" in [0, 1], "seconds" since this process began to train.
+        """
+        elapsed = max(time.perf_counter() - self._since, 1e-9)
+        rate = self._steps / elapsed
+        mfu = self.flops * rate / (self._peak * self._devices) if self._peak else None
+        rates = {
+            "examples_per_second_per_chip": rate * self._batch_size / self._devices,
+            "mfu": mfu,
+            "input_wait": min(self._waited / elapsed, 1.0),
+            "seconds": time.perf_counter() - self._begin,
+        }
+        self.restart()
+        return rates
+
+
+class Reporter:
+    """Writes `metrics.jsonl`, moves the bar or logs lines, and feeds TensorBoard if asked.
+
+    Lines of steps that a resumed run will do again are dropped first, so that the file always
+    reads as one uninterrupted run.
+    """
+
+    def __init__(
+        self, workdir: pathlib.Path, *, step: int, steps: int, tensorboard: bool, active: bool
+    ) -> None:
+        """Args: `step` done, of `steps`; only the process that is `active` reports.
+
+        Raises:
+          ConfigError: TensorBoard is asked for and tensorboardX is not installed.
+        """
+        self._steps, self._active = steps, active
+        self._board = _tensorboard(workdir) if tensorboard and active else None
+        self._path = workdir / "metrics.jsonl"
+        self._file = self._open(step) if active else None
+        self._bar = None
+        if active and sys.stderr.isatty():
+            self._bar = tqdm.tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True)
+
+    def advance(self, step: int, loss: float) -> None:
+        """Moves the bar to `step`."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
+            self._bar.update(step - self._bar.n)
+
+    def training(self, step: int, values: Mapping[str, float | None]) -> None:
+        """Reports training metrics; raises TrainingError if the disk does not take them."""
+        self._write(step, values)
+        if self._bar is None:
+            self._tell(step, values)
+
+    def evaluation(self, step: int, values: Mapping[str, float | None]) -> None:
+        """Reports the values of evaluators; raises TrainingError as `training` does."""
+        self._write(step, values)
+        self._tell(step, values)
+
+    def close(self) -> None:
+        for writer in (self._bar, self._file, self._board):
+            if writer is not None:
+                writer.close()
+
+    def _open(self, step: int) -> io.TextIOWrapper:
+        if self._path.exists():
+            kept = [line for line in read_metrics(self._path.parent) if line["step"] <= step]
+            write_atomically(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+        return self._path.open("a", encoding="utf-8")
+
+    def _write(self, step: int, values: Mapping[str, float | None]) -> None:
+        if self._file is None:
+            return
+        finite = {k: v if v is not None and math.isfinite(v) else None for k, v in values.items()}
+        try:
+            self._file.write(json.dumps({"step": step, **finite}) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise TrainingError(
+                f"cannot write {self._path}: {error}. Checkpoints written so far are intact; "
+                "free disk space and run the same command again."
+            ) from error
+        if self._board is not None:
+            for key, value in finite.items():
+                if value is not None:
+                    self._board.add_scalar(key, value, step)
+
+    def _tell(self, step: int, values: Mapping[str, float | None]) -> None:
+        if not self._active:
+            return
+        shown = {k.removeprefix(EVALUATE): v for k, v in values.items() if v is not None}
+        text = "  ".join(f"{key} {value:.4g}" for key, value in shown.items())
+        if self._bar is None:
+            _log.info("step %d/%d  %s", step, self._steps, text)
+        else:
+            self._bar.write(f"step {step}/{self._steps}  {text}", file=sys.stderr)
+
+
+def read_metrics(workdir: str | pathlib.Path) -> list[dict[str, Any]]:
+    """The lines of a run's `metrics.jsonl` in order; [] if there is none.
+
+    A last line that a killed process left unfinished is skipped.
+    """
+    path = pathlib.Path(workdir) / "metrics.jsonl"
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError):
+            line = json.loads(text)
+            if isinstance(line, dict) and isinstance(line.get("step"), int):
+                lines.append(line)
+    return lines
+
+
+def _tensorboard(workdir: pathlib.Path) -> Any:
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise ConfigError(
+            "tensorboard=True needs tensorboardX: run `pip install tensorboardX`, or leave it off; "
+            "metrics.jsonl has the same numbers."
+        ) from error
+    return SummaryWriter(str(workdir / "tensorboard"))

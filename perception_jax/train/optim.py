@@ -1,0 +1,163 @@
+"""Optimizer from config: schedule, and rules by path for learning rate, decay and freezing.
+
+All transforms act leaf by leaf (or, for the clip, on the global norm), and rules go by path, not
+by rank: a stack of layers with leaves `[L, ...]` trains exactly like L separate layers. Decay is
+decoupled for every optimizer (Loshchilov & Hutter, arXiv 1711.05101).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from perception_jax.errors import ConfigError
+from perception_jax.train.config import OptimConfig, OptimRule
+
+Schedule = Callable[[jax.Array | int], jax.Array]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """An optax transform over flat dicts of leaves, and the learning rate that it uses.
+
+    Attributes:
+      transform: its `update` needs the parameters.
+      learning_rate: trainer step → rate of the update at that step, before rules' multipliers.
+      accumulate: steps per update.
+    """
+
+    transform: optax.GradientTransformation
+    learning_rate: Schedule
+    accumulate: int
+
+
+def make_optimizer(config: OptimConfig, steps: int, paths: Iterable[str]) -> Optimizer:
+    """Builds the optimizer for the leaves at `paths`.
+
+    Args:
+      steps: length of the run in trainer steps; where "cosine" and "linear" end.
+
+    Raises:
+      ConfigError: some paths match no rule (all are listed), or every path is frozen.
+    """
+    rules = match_rules(config.rules, paths)
+    labels = {path: _FROZEN if r.multiplier is None else _TRAINED for path, r in rules.items()}
+    if _TRAINED not in labels.values():
+        raise ConfigError("optim.rules freeze every leaf that could train; nothing is left to do.")
+    rate = schedule(config, steps)
+    chain = [
+        optax.identity()
+        if config.clip_norm is None
+        else optax.clip_by_global_norm(config.clip_norm),
+        _core(config),
+        _add_decay({path: _decay(rule, config) for path, rule in rules.items()}),
+        _scale({path: rule.multiplier for path, rule in rules.items()}),
+        optax.scale_by_schedule(lambda updates: -rate(updates * config.accumulate)),
+    ]
+    trained = optax.chain(*chain)
+    if config.accumulate > 1:
+        steps_of = optax.MultiSteps(trained, every_k_schedule=config.accumulate)
+        trained = steps_of.gradient_transformation()
+    transform = optax.partition({_TRAINED: trained, _FROZEN: optax.set_to_zero()}, labels)
+    return Optimizer(transform, _at_update(rate, config.accumulate), config.accumulate)
+
+
+def match_rules(rules: Iterable[OptimRule], paths: Iterable[str]) -> dict[str, OptimRule]:
+    """The first rule that matches each path; raises `ConfigError` listing unmatched paths."""
+    rules, matched, unmatched = tuple(rules), {}, []
+    for path in paths:
+        rule = next((rule for rule in rules if re.search(rule.pattern, path)), None)
+        if rule is None:
+            unmatched.append(path)
+        else:
+            matched[path] = rule
+    if unmatched:
+        raise ConfigError(
+            f"{len(unmatched)} leaves match none of optim.rules "
+            f"({[rule.pattern for rule in rules]}):\n  " + "\n  ".join(unmatched) + "\n"
+            "Add a rule for them; ('.*', 1.0, True) at the end trains the rest, "
+            "('.*', None) freezes it."
+        )
+    for rule in rules:
+        count = sum(chosen is rule for chosen in matched.values())
+        _log.info(
+            "optimizer rule %r: %d leaves, learning rate x %s", rule.pattern, count, rule.multiplier
+        )
+    return matched
+
+
+def schedule(config: OptimConfig, steps: int) -> Schedule:
+    """Trainer step (from 0) → learning rate; the warm-up's first step is already above 0."""
+    warmup = config.warmup_steps
+    after = max(steps - warmup, 1)
+
+    def rate(step: jax.Array | int) -> jax.Array:
+        step = jnp.asarray(step, jnp.float32)
+        progress = jnp.clip((step - warmup) / after, 0.0, 1.0)
+        floor = config.final_fraction
+        shape = {
+            "constant": lambda: jnp.ones_like(step),
+            "cosine": lambda: floor + (1 - floor) * 0.5 * (1 + jnp.cos(jnp.pi * progress)),
+            "linear": lambda: floor + (1 - floor) * (1 - progress),
+            "rsqrt": lambda: jnp.sqrt(
+                config.timescale / jnp.maximum(step - warmup, config.timescale)
+            ),
+        }[config.schedule]()
+        rise = jnp.minimum((step + 1) / max(warmup, 1), 1.0)
+        return config.learning_rate * rise * shape
+
+    return rate
+
+
+_TRAINED, _FROZEN = "trained", "frozen"
+
+
+def _core(config: OptimConfig) -> optax.GradientTransformation:
+    if config.name == "adamw":
+        return optax.scale_by_adam(config.b1, config.b2, config.eps)
+    if config.name == "lion":
+        return optax.scale_by_lion(config.b1, config.b2)
+    if config.name == "sgd":
+        return optax.trace(config.b1) if config.b1 else optax.identity()
+    # Adafactor (Shazeer & Stern, arXiv 1804.04235) without its clip per leaf, which would mix the
+    # layers of a stack; the global clip does its work.
+    momentum = optax.ema(config.b1, debias=False) if config.b1 else optax.identity()
+    return optax.chain(optax.scale_by_factored_rms(), momentum)
+
+
+def _decay(rule: OptimRule, config: OptimConfig) -> float:
+    if isinstance(rule.weight_decay, bool):
+        return config.weight_decay if rule.weight_decay else 0.0
+    return rule.weight_decay
+
+
+def _add_decay(decay: Mapping[str, float]) -> optax.GradientTransformation:
+    def update(updates: Any, params: Any) -> Any:
+        return jax.tree.map_with_path(
+            lambda keys, u, p: u + decay[keys[-1].key] * p if decay[keys[-1].key] else u,
+            updates,
+            params,
+        )
+
+    return optax.stateless(update)
+
+
+def _scale(multiplier: Mapping[str, float | None]) -> optax.GradientTransformation:
+    def update(updates: Any, params: Any) -> Any:
+        del params
+        return jax.tree.map_with_path(lambda keys, u: u * multiplier[keys[-1].key], updates)
+
+    return optax.stateless(update)
+
+
+def _at_update(rate: Schedule, accumulate: int) -> Schedule:
+    return lambda step: rate(step // accumulate * accumulate)

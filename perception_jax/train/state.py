@@ -1,0 +1,214 @@
+"""The state of a run, and the model as flat dicts of leaves.
+
+A model is split once into a static graph and two flat dicts, `path → array` with "/"-joined
+paths: what trains and what is frozen. Optimizer rules, sharding rules, checkpoints and pretrained
+weights all speak of those paths. Only `trainable` has gradients and optimizer state.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+
+from perception_jax.errors import ConfigError
+from perception_jax.shard import mesh as mesh_lib
+from perception_jax.shard import rules as rules_lib
+from perception_jax.train.task import Task
+
+Leaves = dict[str, Any]
+"""Arrays, shapes or shardings by "/"-joined path."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """All that a step changes. The leaves may also be shapes or shardings of those arrays.
+
+    Attributes:
+      step: int32[]; batches trained on.
+      trainable, frozen: the model's leaves by path.
+      opt_state: optax's state over `trainable`.
+      ema: moving average of `trainable`, or None.
+      key: uint32[2], data of the key that each step's key is folded from.
+    """
+
+    step: Any
+    trainable: Leaves
+    frozen: Leaves
+    opt_state: optax.OptState
+    ema: Leaves | None
+    key: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class AbstractModel:
+    """A model without its arrays.
+
+    Attributes:
+      graphdef: NNX's static half.
+      trainable, frozen: `jax.ShapeDtypeStruct` by path.
+      keys: the nested keys behind each path.
+    """
+
+    graphdef: nnx.GraphDef
+    trainable: Leaves
+    frozen: Leaves
+    keys: Mapping[str, tuple[Any, ...]]
+
+    def merge(self, trainable: Leaves, frozen: Leaves) -> nnx.Module:
+        """The module with these leaves (arrays or tracers)."""
+        return nnx.merge(self.graphdef, self._nest(trainable), self._nest(frozen))
+
+    def _nest(self, leaves: Leaves) -> nnx.State:
+        nested: dict[Any, Any] = {}
+        for path, leaf in leaves.items():
+            *parents, last = self.keys[path]
+            inner = nested
+            for key in parents:
+                inner = inner.setdefault(key, {})
+            inner[last] = leaf
+        return nnx.State(nested)
+
+
+def abstract_model(task: Task) -> AbstractModel:
+    """Traces `task.init` for shapes only.
+
+    Raises:
+      ConfigError: `task.trainable` selects nothing.
+    """
+    model = nnx.eval_shape(lambda: task.init(jax.random.key(0)))
+    graphdef, trainable, frozen = nnx.split(model, task.trainable, ...)
+    keyed = {**_by_keys(trainable), **_by_keys(frozen)}
+    flat = _flatten(trainable)
+    if not flat:
+        raise ConfigError(
+            f"the task's filter `trainable` ({task.trainable!r}) selects none of the model's "
+            f"{len(keyed)} leaves. Use nnx.Param to train all parameters."
+        )
+    return AbstractModel(graphdef, flat, _flatten(frozen), {_path(k): k for k in keyed})
+
+
+def abstract_state(
+    model: AbstractModel, transform: optax.GradientTransformation, *, ema: bool
+) -> TrainState:
+    """The shapes of a whole state."""
+    return TrainState(
+        step=jax.ShapeDtypeStruct((), jnp.int32),
+        trainable=model.trainable,
+        frozen=model.frozen,
+        opt_state=jax.eval_shape(transform.init, model.trainable),
+        ema=dict(model.trainable) if ema else None,
+        key=jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0))),
+    )
+
+
+def state_shardings(abstract: TrainState, rules: rules_lib.Rules, mesh: Mesh) -> TrainState:
+    """Where each leaf of the state lives; optimizer state lives with its parameter.
+
+    Raises:
+      ConfigError: see `shard.rules.shardings`.
+    """
+    leaves = rules_lib.shardings({**abstract.trainable, **abstract.frozen}, rules, mesh)
+    trainable = {path: leaves[path] for path in abstract.trainable}
+    everywhere = mesh_lib.replicated(mesh)
+
+    def beside_parameter(keys: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+        path = next((k.key for k in reversed(keys) if getattr(k, "key", None) in trainable), None)
+        same = path is not None and leaf.shape == abstract.trainable[path].shape
+        return trainable[path] if same else everywhere
+
+    return TrainState(
+        step=everywhere,
+        trainable=trainable,
+        frozen={path: leaves[path] for path in abstract.frozen},
+        opt_state=jax.tree.map_with_path(beside_parameter, abstract.opt_state),
+        ema=None if abstract.ema is None else dict(trainable),
+        key=everywhere,
+    )
+
+
+def with_shardings(abstract: Any, shardings: Any) -> Any:
+    """Shapes that carry their shardings: the target of a restore."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        abstract,
+        shardings,
+    )
+
+
+def init_state(
+    task: Task,
+    transform: optax.GradientTransformation,
+    shardings: TrainState,
+    seed: int,
+) -> TrainState:
+    """A fresh state, born on its devices, with the task's pretrained leaves laid over.
+
+    Raises:
+      ConfigError: `task.pretrained` returns a path or a shape that the model does not have.
+    """
+    model_key, step_key = jax.random.split(jax.random.key(seed))
+
+    def parameters(key: jax.Array) -> tuple[Leaves, Leaves]:
+        _, trainable, frozen = nnx.split(task.init(key), task.trainable, ...)
+        return _flatten(trainable), _flatten(frozen)
+
+    placed = (shardings.trainable, shardings.frozen)
+    trainable, frozen = jax.jit(parameters, out_shardings=placed)(model_key)
+    _overlay(task, trainable, frozen)
+
+    def rest(trainable: Leaves, key: jax.Array) -> tuple[Any, ...]:
+        # The average is a copy: the step donates both, and a buffer can be donated once only.
+        ema = None if shardings.ema is None else jax.tree.map(jnp.copy, trainable)
+        return jnp.int32(0), transform.init(trainable), ema, jax.random.key_data(key)
+
+    placed = (shardings.step, shardings.opt_state, shardings.ema, shardings.key)
+    step, opt_state, ema, key = jax.jit(rest, out_shardings=placed)(trainable, step_key)
+    return TrainState(step, trainable, frozen, opt_state, ema, key)
+
+
+def _overlay(task: Task, trainable: Leaves, frozen: Leaves) -> None:
+    """Replaces leaves in place by the task's pretrained ones, keeping dtype and sharding."""
+    replacements = task.pretrained({**trainable, **frozen})
+    for path, value in replacements.items():
+        home = trainable if path in trainable else frozen
+        if path not in home:
+            raise ConfigError(f"pretrained: the model has no leaf {path!r}.")
+        old = home[path]
+        if tuple(value.shape) != old.shape:
+            raise ConfigError(
+                f"pretrained: {path} has shape {old.shape}, the given array {tuple(value.shape)}."
+            )
+        if value is not old:
+            home[path] = jax.device_put(
+                jnp.asarray(value, old.dtype), old.sharding, may_alias=False
+            )
+
+
+def _flatten(state: nnx.State) -> Leaves:
+    return {_path(keys): leaf for keys, leaf in _by_keys(state).items()}
+
+
+def _by_keys(state: nnx.State) -> dict[tuple[Any, ...], Any]:
+    flat: dict[tuple[Any, ...], Any] = {}
+
+    def walk(node: Mapping[Any, Any], keys: tuple[Any, ...]) -> None:
+        for key, value in node.items():
+            if isinstance(value, Mapping):
+                walk(value, (*keys, key))
+            else:
+                flat[(*keys, key)] = value
+
+    walk(nnx.to_pure_dict(state), ())
+    return flat
+
+
+def _path(keys: tuple[Any, ...]) -> str:
+    return "/".join(map(str, keys))

@@ -1,0 +1,127 @@
+"""One training step: a pure function of state and batch, compiled once with explicit shardings."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from perception_jax.errors import ConfigError
+from perception_jax.shard import flops
+from perception_jax.shard import mesh as mesh_lib
+from perception_jax.train.optim import Optimizer
+from perception_jax.train.state import AbstractModel, Leaves, TrainState
+from perception_jax.train.task import Batch, Metrics, Task
+
+Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+FINITE_METRICS = ("loss", "grad_norm", "param_norm")
+"""If one of these is not finite, the parameters are damaged or about to be."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CompiledStep:
+    """A compiled step. It takes only the shapes it was compiled for: nothing retraces.
+
+    Attributes:
+      call: donates the state that it is given.
+      flops: of one step, over all devices together.
+    """
+
+    call: Step
+    flops: float
+
+
+def make_step(
+    task: Task,
+    model: AbstractModel,
+    optimizer: Optimizer,
+    *,
+    compute_dtype: str,
+    ema: float | None,
+) -> Step:
+    """The step as a plain function.
+
+    Metrics, float32[]: what `task.loss` returns, and "loss", "grad_norm" (before the clip),
+    "param_norm" (after the update), "update_ratio" (norm of the update by norm of the parameters)
+    and "learning_rate".
+    """
+    dtype = jnp.dtype(compute_dtype)
+
+    def loss(trainable: Leaves, frozen: Leaves, batch: Batch, key: jax.Array):
+        module = model.merge(_cast(trainable, dtype), _cast(frozen, dtype))
+        return task.loss(module, batch, key)
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+        (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(
+            state.trainable, state.frozen, batch, key
+        )
+        updates, opt_state = optimizer.transform.update(grads, state.opt_state, state.trainable)
+        trainable = optax.apply_updates(state.trainable, updates)
+        param_norm = optax.tree.norm(trainable)
+        own = {
+            "loss": value,
+            "grad_norm": optax.tree.norm(grads),
+            "param_norm": param_norm,
+            "update_ratio": optax.tree.norm(updates) / jnp.maximum(param_norm, 1e-12),
+            "learning_rate": optimizer.learning_rate(state.step),
+        }
+        new = TrainState(
+            step=state.step + 1,
+            trainable=trainable,
+            frozen=state.frozen,
+            opt_state=opt_state,
+            ema=_average(state.ema, trainable, state.step + 1, ema, optimizer.accumulate),
+            key=state.key,
+        )
+        return new, jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), _union(own, metrics))
+
+    return step
+
+
+def compile_step(
+    step: Step, state: TrainState, shardings: TrainState, batch: Batch, mesh: Mesh
+) -> CompiledStep:
+    """Compiles `step` for the shapes of `state` and `batch` (arrays or shapes)."""
+    jitted = jax.jit(
+        step,
+        in_shardings=(shardings, mesh_lib.batch_sharding(mesh)),
+        out_shardings=(shardings, mesh_lib.replicated(mesh)),
+        donate_argnums=0,
+    )
+    traced = jitted.trace(state, batch)
+    return CompiledStep(traced.lower().compile(), flops.count_jaxpr(traced.jaxpr.jaxpr))
+
+
+def _cast(leaves: Leaves, dtype: jnp.dtype) -> Leaves:
+    """Casts floating leaves; integers and keys stay."""
+    return {
+        path: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+        for path, leaf in leaves.items()
+    }
+
+
+def _average(
+    average: Leaves | None, new: Leaves, step: jax.Array, decay: float | None, accumulate: int
+) -> Leaves | None:
+    if average is None:
+        return None
+    # Between the updates of an accumulation nothing moves; averaging then would decay too fast.
+    keep = jnp.where(step % accumulate == 0, decay, 1.0)
+    return jax.tree.map(lambda a, p: (keep * a + (1 - keep) * p).astype(a.dtype), average, new)
+
+
+def _union(own: Metrics, task: Any) -> Metrics:
+    both = own.keys() & task.keys()
+    if both:
+        raise ConfigError(
+            f"the task's loss returns the metrics {sorted(both)}, which the trainer itself "
+            f"reports. Rename them; the trainer's names are {sorted(own)}."
+        )
+    return {**own, **task}

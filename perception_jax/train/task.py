@@ -1,0 +1,57 @@
+"""The protocol between a system and the trainer: all that the trainer knows of a system."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+from flax import nnx
+
+Batch = Mapping[str, Any]
+"""Arrays with a leading batch axis. The trainer takes the key "id" (numpy strings) off for its
+messages and puts the rest on the devices."""
+
+Metrics = dict[str, jax.Array]
+"""Scalars, float32, already reduced over the global batch."""
+
+Evaluator = Callable[[nnx.Module], Mapping[str, float]]
+"""Takes the current model (never changes it) and returns numbers to log."""
+
+
+@runtime_checkable
+class Task(Protocol):
+    """A model, what of it trains, its loss and its data.
+
+    `init` and `loss` are traced by `jax.jit`: pure, no I/O, no global state.
+    """
+
+    trainable: Any
+    """An `nnx` filter (a Variable type such as `nnx.Param` or `AdapterParam`): what trains."""
+
+    shardings: tuple[tuple[str, Any], ...]
+    """`(path regex, PartitionSpec)` rows for `shard.rules`; the first match wins, and each leaf of
+    the model must match one."""
+
+    def init(self, key: jax.Array) -> nnx.Module:
+        """The model with fresh parameters."""
+
+    def pretrained(self, params: Mapping[str, jax.Array]) -> Mapping[str, jax.Array]:
+        """Replaces leaves by pretrained ones; called once, after the sharded init of a new run.
+
+        Args:
+          params: every leaf of the model by its "/"-joined path, placed on the mesh.
+
+        Returns:
+          Paths and arrays to replace (same shapes; the trainer keeps dtype and sharding); {} for
+          training from scratch.
+        """
+
+    def loss(self, model: nnx.Module, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        """Scalar float32 loss over the *global* batch, and metrics to log."""
+
+    def datasets(self) -> Mapping[str, Iterable[Batch]]:
+        """At least "train": an endless `grain.IterDataset` of this host's batches."""
+
+    def evaluators(self) -> Mapping[str, Evaluator]:
+        """Named evaluators, run every `config.evaluate_every` steps and at the end."""

@@ -1,0 +1,26 @@
+"""Pictures, charts and the self-contained HTML report; numpy and Pillow only.
+
+The contact sheet is `viz.grid.grid`.
+"""
+
+from perception_jax.viz import colormap, grid
+from perception_jax.viz.blocks import ImageCard, Metric, heat_table
+from perception_jax.viz.charts import Bar, bar_chart, line_chart
+from perception_jax.viz.overlay import draw_boxes, draw_masks, heatmap, patch_pca
+from perception_jax.viz.report import Report
+
+__all__ = [
+    "Bar",
+    "ImageCard",
+    "Metric",
+    "Report",
+    "bar_chart",
+    "colormap",
+    "draw_boxes",
+    "draw_masks",
+    "grid",
+    "heat_table",
+    "heatmap",
+    "line_chart",
+    "patch_pca",
+]

@@ -1,0 +1,202 @@
+"""Every code block of the documents works: Python blocks run, commands name what exists.
+
+`<!-- skip-test: reason -->` on the line before a block leaves it out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import os
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+
+import pytest
+
+from launch import common
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+_FENCE = re.compile(r"^(?P<indent> *)```(?P<language>\w*)\s*$")
+_SKIP = re.compile(r"<!-- skip-test: .+ -->")
+_PLACEHOLDER = re.compile(r"[\[\]<>…|]|\.\.\.|\bX\b")
+"""Marks a command that shows a form (`[:arg]`, `configs/X.py`), not one to type as it stands."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """A fenced block: where it starts, its language and its text, dedented."""
+
+    path: str
+    line: int
+    language: str
+    text: str
+    skipped: bool
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}"
+
+
+def documents() -> list[pathlib.Path]:
+    """The documents whose blocks must work."""
+    patterns = (
+        "*.md",
+        "docs/**/*.md",
+        "launch/**/*.md",
+        "configs/**/*.md",
+        "perception_jax/**/*.md",
+    )
+    return sorted({file for pattern in patterns for file in ROOT.glob(pattern)})
+
+
+def blocks_of(text: str, path: str = "") -> Iterator[Block]:
+    """All fenced blocks of a Markdown text."""
+    before, opened, lines = "", None, []
+    for number, line in enumerate(text.splitlines(), 1):
+        fence = _FENCE.match(line)
+        if opened is None:
+            if fence:
+                opened, lines = (number, fence["language"], bool(_SKIP.search(before))), []
+            before = line or before
+        elif fence and not fence["language"]:
+            start, language, skipped = opened
+            body = textwrap.dedent("\n".join(lines))
+            yield Block(path, start, language, body, skipped)
+            opened, before = None, ""
+        else:
+            lines.append(line)
+    assert opened is None, f"{path}:{opened}: the block is never closed"
+
+
+def blocks(*languages: str) -> list[Block]:
+    return [
+        block
+        for file in documents()
+        for block in blocks_of(file.read_text(), str(file.relative_to(ROOT)))
+        if block.language in languages and not block.skipped
+    ]
+
+
+def commands_of(block: Block) -> Iterator[list[str]]:
+    """The block's commands as words, without prompts, comments and variable assignments."""
+    for line in block.text.replace("\\\n", " ").splitlines():
+        words = shlex.split(line.removeprefix("$ "), comments=True)
+        while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+            words = words[1:]
+        if words:
+            yield words
+
+
+def check_command(words: list[str]) -> None:
+    """Fails if a `make` target, a program, a flag or a setting does not exist."""
+    if words[0] == "make":
+        check_make(words[1:])
+    elif pathlib.Path(words[0]).name.startswith("python") and words[1:2] == ["-m"]:
+        package, _, program = words[2].partition(".")
+        if package == "launch":
+            check_program(program, words[3:])
+
+
+def check_make(words: list[str]) -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for word in words:
+        name, separator, value = word.partition("=")
+        if not separator:
+            assert name in targets, f"make {name}: targets are {sorted(targets)}"
+        elif name == "ARGS" and "quickstart" in words:
+            defaults = ["--config=configs/quickstart.py", "--workdir=w"]
+            check_program("train", [*defaults, *shlex.split(value)])
+
+
+def check_program(name: str, argv: list[str]) -> None:
+    assert (ROOT / "launch" / f"{name}.py").exists(), f"there is no program launch.{name}"
+    program = importlib.import_module(f"launch.{name}").PROGRAM
+    shows_form = any(_PLACEHOLDER.search(word) for word in argv)
+    if not shows_form and not {"--help", "-h"} & set(argv):
+        common.parse(argv, program)
+
+
+@pytest.fixture
+def playground(tmp_path: pathlib.Path) -> pathlib.Path:
+    """A folder that looks like the repository and can be written to without touching it."""
+    for name in ("perception_jax", "launch", "configs", "docs", "README.md", "pyproject.toml"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    return tmp_path
+
+
+@pytest.mark.parametrize("block", blocks("python"), ids=str)
+def test_python_block_runs(block, playground):
+    done = subprocess.run(
+        [sys.executable, "-c", block.text],
+        cwd=playground,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, f"{block}\n{block.text}\n{done.stderr}"
+
+
+@pytest.mark.parametrize("block", blocks("bash", "sh", "shell", "console"), ids=str)
+def test_commands_of_block_exist(block, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for words in commands_of(block):
+        check_command(words)
+
+
+def test_the_readme_shows_code_and_the_two_commands():
+    readme = list(blocks_of((ROOT / "README.md").read_text()))
+    commands = [words for b in readme if b.language == "bash" for words in commands_of(b)]
+    assert [b for b in readme if b.language == "python" and not b.skipped]
+    assert ["make", "quickstart"] in commands
+    assert ["make", "test"] in commands
+
+
+def test_blocks_are_found_and_skipped():
+    text = textwrap.dedent(
+        """
+        <!-- skip-test: needs a TPU -->
+        ```python
+        skipped()
+        ```
+        1. In a list:
+           ```bash
+           $ A=1 python -m launch.train \\
+               --workdir=w  # here
+           make test
+           ```
+        ```
+        not code
+        ```
+        """
+    )
+    found = list(blocks_of(text, "a.md"))
+    assert [(b.line, b.language, b.skipped) for b in found] == [
+        (3, "python", True),
+        (7, "bash", False),
+        (12, "", False),
+    ]
+    assert list(commands_of(found[1])) == [
+        ["python", "-m", "launch.train", "--workdir=w"],
+        ["make", "test"],
+    ]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "make quickstrt",
+        "make quickstart ARGS=--wrkdir=x",
+        "python -m launch.trian --help",
+        ".venv/bin/python -m launch.train --config=configs/quickstart.py --workdir=w --no-such=1",
+        "python -m launch.train --config=configs/quickstart.py --workdir=w --config.nothing=1",
+    ],
+)
+def test_wrong_commands_are_noticed(command, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises((AssertionError, common.UsageError)):
+        check_command(shlex.split(command))

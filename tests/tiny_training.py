@@ -1,0 +1,132 @@
+"""A real task in small: a two-tower contrastive model on made-up pairs. Also a program, so that
+tests can kill it: `python -m tests.tiny_training WORKDIR [key=value …]`.
+
+Letters: B batch, F features.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import sys
+import time
+from typing import Any
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import PartitionSpec
+
+from perception_jax.ops import losses
+from perception_jax.shard.rules import fsdp_largest_axis
+
+RECORDS, IMAGE_FEATURES, TEXT_FEATURES, WIDTH = 64, 12, 6, 16
+
+
+class Frozen(nnx.Variable):
+    """A leaf that does not train."""
+
+
+class TwoTowers(nnx.Module):
+    """image [B, 12], text [B, 6] → embeddings [B, 16]; the image is whitened by a frozen matrix."""
+
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.whiten = Frozen(jnp.eye(IMAGE_FEATURES) * 0.5)
+        self.image = nnx.Linear(IMAGE_FEATURES, WIDTH, rngs=rngs)
+        self.text = nnx.Linear(TEXT_FEATURES, WIDTH, rngs=rngs)
+        self.logit_scale = nnx.Param(jnp.float32(1.0))
+        self.logit_bias = nnx.Param(jnp.float32(-1.0))
+
+
+def record(index: int, poison: int) -> dict[str, Any]:
+    """Pair `index`; its image is NaN if it is the poisoned one."""
+    rng = np.random.default_rng(index)
+    image = rng.normal(size=IMAGE_FEATURES).astype(np.float32)
+    text = image[:TEXT_FEATURES] + 0.1 * rng.normal(size=TEXT_FEATURES).astype(np.float32)
+    if index == poison:
+        image[:] = np.nan
+    return {"id": f"pair-{index}", "image": image, "text": text, "valid": index % 7 != 0}
+
+
+@dataclasses.dataclass
+class TinyTask:
+    """See `train.task.Task`.
+
+    Attributes:
+      loss_name: "softmax" or "sigmoid".
+      poison: index of the record that is NaN; -1 for none.
+      traces: how often `loss` was traced.
+      repeat: whether the dataset is endless.
+    """
+
+    loss_name: str = "softmax"
+    batch_size: int = 16
+    poison: int = -1
+    repeat: bool = True
+    traces: int = 0
+    evaluations: int = 0
+
+    trainable: Any = nnx.Param
+    shardings: Any = (
+        (r"^(image|text)/kernel$", PartitionSpec(None, ("fsdp", "tensor"))),
+        (r".*", fsdp_largest_axis()),
+    )
+
+    def init(self, key: jax.Array) -> nnx.Module:
+        return TwoTowers(nnx.Rngs(key))
+
+    def pretrained(self, params: Any) -> dict[str, Any]:
+        return {}
+
+    def loss(self, model: TwoTowers, batch: Any, key: jax.Array) -> Any:
+        self.traces += 1
+        noise = 1e-3 * jax.random.normal(key, batch["image"].shape)
+        image = losses.unit(model.image((batch["image"] + noise) @ model.whiten[...]))
+        text = losses.unit(model.text(batch["text"]))
+        scale = jnp.exp(model.logit_scale[...].astype(jnp.float32))
+        if self.loss_name == "softmax":
+            loss = losses.softmax_contrastive(image, text, scale)
+        else:
+            bias = model.logit_bias[...].astype(jnp.float32)
+            loss = losses.sigmoid_contrastive(image, text, scale, bias)
+        return loss, {"valid": jnp.mean(batch["valid"].astype(jnp.float32))}
+
+    def datasets(self) -> dict[str, Any]:
+        pairs = grain.MapDataset.range(RECORDS).seed(3).shuffle()
+        if self.repeat:
+            pairs = pairs.repeat()
+        pairs = pairs.map(lambda index: record(int(index), self.poison))
+        return {"train": pairs.to_iter_dataset().batch(self.batch_size, drop_remainder=True)}
+
+    def evaluators(self) -> dict[str, Any]:
+        def norm(model: TwoTowers) -> dict[str, float]:
+            self.evaluations += 1
+            return {"kernel": float(jnp.linalg.norm(model.image.kernel[...]))}
+
+        return {"norm": norm}
+
+
+def main(argv: list[str]) -> None:
+    """Trains slowly enough to be killed: `pause` seconds per step."""
+    from perception_jax.train import loop
+    from perception_jax.train.config import TrainConfig
+
+    workdir, *pairs = argv
+    settings = {key: ast.literal_eval(value) for key, value in (pair.split("=") for pair in pairs)}
+    pause = settings.pop("pause", 0.0)
+    task = TinyTask(poison=settings.pop("poison", -1))
+
+    def wait(step: int) -> bool:
+        print("step", step, flush=True)
+        time.sleep(pause)
+        return False
+
+    config = TrainConfig.from_mapping({"batch_size": 16, "log_every": 1, **settings})
+    result = loop.run(task, config, workdir, stop=wait)
+    print("finished" if result.finished else "stopped", result.step, flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,86 @@
+"""CLIP by shape alone at every published size, batch invariance, configs both ways."""
+
+from __future__ import annotations
+
+import chex
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from perception_jax.errors import ConfigError
+from perception_jax.interop.plan import bind
+from perception_jax.models.clip.config import ClipConfig, TextConfig, VisionConfig
+from perception_jax.models.clip.modeling import Clip
+from perception_jax.models.clip.params import TABLES
+from perception_jax.models.clip.shardings import SHARDINGS
+from perception_jax.models.params import flatten
+from perception_jax.shard.mesh import make_mesh
+from perception_jax.shard.rules import shardings
+
+# Millions of parameters; the ViT-L rows stand in the MMVP-VLM table (arXiv 2401.06209).
+PUBLISHED = {
+    "vit_b32": 151.3,
+    "vit_b16": 149.6,
+    "vit_l14": 427.6,
+    "vit_l14_336": 427.9,
+}
+
+TINY = ClipConfig(
+    vision=VisionConfig(image_size=32, patch_size=8, width=32, depth=2, heads=2, mlp_dim=64),
+    text=TextConfig(vocab_size=64, context=8, width=24, depth=2, heads=2, mlp_dim=48),
+    embed_dim=16,
+)
+
+
+@pytest.mark.parametrize("size", PUBLISHED)
+def test_published_size_by_shape_alone(size):
+    config = getattr(ClipConfig, size)()
+    model = nnx.eval_shape(lambda: Clip(config, rngs=nnx.Rngs(params=0)))
+    leaves = flatten(model)
+    millions = sum(leaf.size for leaf in leaves.values()) / 1e6
+    assert round(millions, 1) == PUBLISHED[size]
+    for table in TABLES.values():  # raises unless every leaf is covered exactly once
+        bind(table(), {path: leaf.shape for path, leaf in leaves.items()})
+    for mesh in (make_mesh(1, 8, 1), make_mesh(2, 2, 2)):
+        assert shardings(leaves, SHARDINGS, mesh).keys() == leaves.keys()
+
+
+@pytest.mark.parametrize("size", PUBLISHED)
+def test_config_survives_both_formats(size):
+    config = getattr(ClipConfig, size)()
+    assert ClipConfig.from_hf(config.to_hf()) == config
+    assert ClipConfig.from_open_clip({"model_cfg": config.to_open_clip()}) == config
+
+
+def test_batch_mates_and_padding_change_nothing():
+    model = Clip(TINY, rngs=nnx.Rngs(params=0))
+    pixels = jax.random.normal(jax.random.key(1), (8, 32, 32, 3))
+    ids = jnp.full((8, 8), 63).at[:, 0].set(62).at[:, 1:4].set(jnp.arange(24).reshape(8, 3))
+    together = model(pixels, ids)
+    alone = [model(pixels[i : i + 1], ids[i : i + 1]) for i in range(8)]
+    image = jnp.concatenate([out.image_embeds for out in alone])
+    text = jnp.concatenate([out.text_embeds for out in alone])
+    chex.assert_trees_all_close(
+        (together.image_embeds, together.text_embeds), (image, text), atol=1e-6
+    )
+    padded = model.text(ids.at[:, 5:].set(0)).embedding
+    chex.assert_trees_all_close(padded, model.text(ids).embedding, atol=1e-6)
+    chex.assert_trees_all_close(model.text(ids[:, :5]).embedding, padded, atol=1e-6)
+
+
+def test_bfloat16_input_computes_in_bfloat16_with_float32_weights():
+    model = Clip(TINY, rngs=nnx.Rngs(params=0))
+    pixels = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
+    out = model.vision(pixels.astype(jnp.bfloat16))
+    assert out.tokens.dtype == jnp.bfloat16
+    exact = model.vision(pixels).tokens
+    chex.assert_trees_all_close(out.tokens.astype(jnp.float32), exact, atol=0.1)
+
+
+def test_foreign_configurations_are_refused():
+    with pytest.raises(ConfigError, match="vision_config"):
+        ClipConfig.from_hf({"model_type": "bert"})
+    timm = {"embed_dim": 8, "vision_cfg": {"timm_model_name": "eva"}, "text_cfg": {}}
+    with pytest.raises(ConfigError, match="timm"):
+        ClipConfig.from_open_clip(timm)

@@ -1,0 +1,277 @@
+"""The house keeps its own rules: imports, file sizes, safety, licences, a light install."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Iterator
+
+import pytest
+from packaging.requirements import Requirement
+
+import perception_jax
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+LIBRARY = ROOT / "perception_jax"
+PRODUCT = ("perception_jax", "launch", "configs")
+HEAVY = frozenset({"torch", "torchvision", "tensorflow", "transformers", "timm"})
+
+
+def product_files(*folders: str) -> list[pathlib.Path]:
+    return sorted(file for folder in folders or PRODUCT for file in (ROOT / folder).rglob("*.py"))
+
+
+def run_python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+
+
+# --- Rooms --------------------------------------------------------------------------------------
+
+
+def readme_table() -> dict[str, set[str]]:
+    """Room → what it may import, from the table in perception_jax/README.md."""
+    text = (LIBRARY / "README.md").read_text()
+    rows: dict[str, set[str]] = {}
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.split("|")[1:-1]]
+        if len(cells) != 3 or not cells[0].startswith("`"):
+            continue
+        above = set(rows) - {"errors", "version"}
+        imports = set(re.findall(r"`([\w.]+)`", cells[2]))
+        if cells[2].startswith("all of the above"):
+            imports = above
+        for room in re.findall(r"`([\w.]+)`", cells[0]):
+            rows[room.removesuffix(".py")] = imports
+    return rows
+
+
+def contracts() -> list[dict]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    return project["tool"]["importlinter"]["contracts"]
+
+
+def test_import_contracts_are_the_readme_table():
+    table = readme_table()
+    rooms = set(table) - {"errors", "version"}
+    found = {}
+    for contract in contracts():
+        for source in contract["source_modules"] if contract["type"] == "forbidden" else ():
+            if source.startswith("perception_jax."):
+                forbidden = {
+                    name.removeprefix("perception_jax.") for name in contract["forbidden_modules"]
+                }
+                found[source.removeprefix("perception_jax.")] = forbidden
+    expected = {}
+    for room, imports in table.items():
+        whole_rooms = {name for name in imports if "." not in name}
+        expected[room] = rooms - whole_rooms - {room}
+    assert found == expected
+
+
+def test_every_module_belongs_to_a_room():
+    rooms = set(readme_table())
+    here = {path.stem for path in LIBRARY.iterdir() if path.suffix == ".py" or path.is_dir()}
+    assert here - {"__init__", "__pycache__", "README"} <= rooms
+
+
+VIOLATIONS = {
+    "ops/bad.py": "from perception_jax.nn import attention",
+    "models/bad.py": "def late():\n    from perception_jax.interop import export",
+    "train/bad.py": "import perception_jax.systems.give",
+    "systems/groma/bad.py": "from perception_jax.systems.give import task",
+    "data/bad.py": "from launch import common",
+    "viz/bad.py": "import torch",
+}
+
+
+def test_a_forbidden_import_breaks_the_contracts(tmp_path):
+    """Empty rooms pass; one wrong import per contract kind is found, late ones included."""
+    modules = [f"{room}/__init__.py" for room in readme_table()]
+    modules += ["nn/attention.py", "interop/export.py", "interop/rules.py", "systems/give/task.py"]
+    modules += ["__init__.py", "systems/give/__init__.py", "systems/groma/__init__.py"]
+    files = [tmp_path / "perception_jax" / name for name in modules]
+    files += [tmp_path / "launch/__init__.py", tmp_path / "launch/common.py"]
+    files += [tmp_path / "configs/__init__.py", tmp_path / "perception_jax/models/good.py"]
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    files[-1].write_text("from perception_jax.interop.rules import Rule\n")
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    assert "0 broken" in lint_imports(tmp_path)
+    for name, line in VIOLATIONS.items():
+        (tmp_path / "perception_jax" / name).write_text(f"{line}\n")
+    report = lint_imports(tmp_path)
+    assert f"{len(VIOLATIONS)} broken" in report
+    for name in VIOLATIONS:
+        assert f"perception_jax.{name.removesuffix('.py').replace('/', '.')} -> " in report
+
+
+def lint_imports(folder: pathlib.Path) -> str:
+    command = [pathlib.Path(sys.executable).parent / "lint-imports", "--no-cache"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120).stdout
+
+
+# --- Files --------------------------------------------------------------------------------------
+
+
+def test_files_stay_short():
+    lengths = {file: len(file.read_text().splitlines()) for file in product_files()}
+    assert {str(f.relative_to(ROOT)): n for f, n in lengths.items() if n > 500} == {}
+
+
+def test_every_module_and_public_name_of_the_library_has_a_docstring():
+    bare = []
+    for file in product_files("perception_jax", "launch"):
+        tree = ast.parse(file.read_text())
+        if tree.body and not ast.get_docstring(tree):
+            bare.append(f"{file.relative_to(ROOT)}")
+        definitions = (n for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef))
+        bare += [
+            f"{file.relative_to(ROOT)}:{node.lineno} {node.name}"
+            for node in definitions
+            if not node.name.startswith("_") and not ast.get_docstring(node)
+        ]
+    assert bare == []
+
+
+def imported_names(nodes: list[ast.stmt]) -> Iterator[str]:
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module
+
+
+def test_nothing_is_evaluated_or_unpickled_by_name():
+    found = []
+    for file in product_files():
+        tree = ast.parse(file.read_text())
+        for node in ast.walk(tree):
+            called = node.func if isinstance(node, ast.Call) else None
+            if isinstance(called, ast.Name) and called.id in ("eval", "exec", "compile"):
+                found.append(f"{file.relative_to(ROOT)}:{node.lineno} {called.id}")
+            for name in imported_names([node]):
+                if name.split(".")[0] in ("pickle", "cloudpickle", "dill", "marshal", "shelve"):
+                    found.append(f"{file.relative_to(ROOT)}:{node.lineno} {name}")
+    assert found == []
+
+
+def test_nothing_is_left_open():
+    words = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b|NotImplementedError")
+    found = [
+        f"{file.relative_to(ROOT)}:{number} {line.strip()}"
+        for file in product_files()
+        for number, line in enumerate(file.read_text().splitlines(), 1)
+        if words.search(line)
+    ]
+    assert found == []
+
+
+# --- Licences and version -----------------------------------------------------------------------
+
+
+def test_licence_and_notices_name_what_we_carry():
+    licence = (ROOT / "LICENSE").read_text()
+    assert "Apache License" in licence
+    assert "END OF TERMS AND CONDITIONS" in licence
+    notice = (ROOT / "NOTICE").read_text()
+    for source, terms in {
+        "googlefonts/noto-emoji": "Apache License, Version 2.0",
+        "Noto Emoji v1": "Apache License, Version 2.0",
+        "microsoft/fluentui-emoji": "MIT License",
+        "jdecked/twemoji": "CC-BY-4.0",
+        "openai/CLIP": "MIT License",
+    }.items():
+        assert source in notice
+        assert terms in notice
+
+
+def test_the_version_is_stated_once():
+    version = perception_jax.__version__
+    assert importlib.metadata.version("perception_jax") == version
+    quoted = re.compile(rf"""["']{re.escape(version)}["']""")
+    files = [*product_files(), ROOT / "pyproject.toml"]
+    places = [str(f.relative_to(ROOT)) for f in files if quoted.search(f.read_text())]
+    assert places == ["perception_jax/version.py"]
+
+
+# --- A light install ----------------------------------------------------------------------------
+
+
+def requirements_closure(name: str, extras: set[str]) -> set[str]:
+    """Names of all installed distributions that `name[extras]` asks for, directly or not."""
+    todo, seen = [(name, frozenset(extras))], set()
+    while todo:
+        current = todo.pop()
+        if current in seen:
+            continue
+        seen.add(current)
+        distribution, wanted = current
+        try:
+            lines = importlib.metadata.requires(distribution) or []
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        for line in lines:
+            requirement = Requirement(line)
+            marker = requirement.marker
+            if marker is None or any(marker.evaluate({"extra": e}) for e in wanted or {""}):
+                todo.append((requirement.name, frozenset(requirement.extras)))
+    return {distribution.lower() for distribution, _ in seen}
+
+
+@pytest.mark.parametrize("extras", [set(), {"test"}, {"hub", "eval"}], ids=["base", "test", "use"])
+def test_installs_without_torch_and_tensorflow(extras):
+    needed = requirements_closure("perception_jax", extras)
+    assert "jax" in needed
+    assert needed & HEAVY == set()
+    assert ("pytest" in needed) == ("test" in extras)
+
+
+def test_extras_are_the_promised_ones():
+    provided = importlib.metadata.metadata("perception_jax").get_all("Provides-Extra")
+    assert set(provided) == {"tpu", "cuda", "hub", "eval", "test", "parity", "docs"}
+
+
+def test_works_where_torch_and_tensorflow_cannot_be_imported():
+    blocked = ", ".join(f"{name}=None" for name in sorted(HEAVY))
+    done = run_python(
+        f"import sys; sys.modules.update({blocked})\nimport perception_jax, tensorflow_datasets"
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_import_is_fast_and_light():
+    code = "import perception_jax, sys; print(*sys.modules)"
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = run_python(code)
+        seconds.append(time.perf_counter() - start)
+    assert done.returncode == 0, done.stderr
+    assert set(done.stdout.split()) & {"jax", "numpy", "flax", "PIL", "ml_collections"} == set()
+    assert min(seconds) < 1.0
+
+
+def test_rooms_are_light():
+    """Importing every room without using it stays far from a second each."""
+    rooms = sorted(p.parent.name for p in LIBRARY.glob("*/__init__.py"))
+    lines = ["import time"]
+    for room in rooms:
+        lines += [
+            "t = time.perf_counter()",
+            f"import perception_jax.{room}",
+            f"print('{room}', time.perf_counter() - t)",
+        ]
+    done = run_python("import jax, flax.nnx\n" + "\n".join(lines))
+    assert done.returncode == 0, done.stderr
+    slow = [line for line in done.stdout.splitlines() if float(line.split()[1]) > 1.0]
+    assert slow == []

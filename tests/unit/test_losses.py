@@ -1,0 +1,64 @@
+"""Contrastive losses against loops written out by hand."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from perception_jax.ops.losses import sigmoid_contrastive, softmax_contrastive, unit
+
+
+def vectors(seed, rows=5, width=4):
+    a, b = jax.random.normal(jax.random.key(seed), (2, rows, width))
+    return unit(a), unit(b)
+
+
+IGNORE = np.zeros((5, 5), bool)
+IGNORE[1, 2] = IGNORE[2, 1] = IGNORE[3, 3] = True
+
+
+@pytest.mark.parametrize("ignore", [None, IGNORE])
+def test_softmax_contrastive_equals_loops(ignore):
+    image, text = vectors(0)
+    scale = 7.0
+    skip = IGNORE & ~np.eye(5, dtype=bool) if ignore is not None else np.zeros((5, 5), bool)
+    s = np.exp(scale * np.asarray(image, np.float64) @ np.asarray(text, np.float64).T)
+    total = 0.0
+    for i in range(5):
+        row = sum(s[i, j] for j in range(5) if not skip[i, j])
+        column = sum(s[j, i] for j in range(5) if not skip[j, i])
+        total -= np.log(s[i, i] / row) + np.log(s[i, i] / column)
+    given = None if ignore is None else jnp.asarray(ignore)
+    loss = softmax_contrastive(image, text, jnp.float32(scale), ignore=given)
+    assert float(loss) == pytest.approx(total / 10, rel=1e-5)
+
+
+@pytest.mark.parametrize("ignore", [None, IGNORE])
+def test_sigmoid_contrastive_equals_loops(ignore):
+    image, text = vectors(1)
+    scale, bias = 3.0, -1.5
+    skip = IGNORE & ~np.eye(5, dtype=bool) if ignore is not None else np.zeros((5, 5), bool)
+    logits = scale * np.asarray(image, np.float64) @ np.asarray(text, np.float64).T + bias
+    total = 0.0
+    for i in range(5):
+        for j in range(5):
+            if not skip[i, j]:
+                total += np.log1p(np.exp(-logits[i, j] if i == j else logits[i, j]))
+    given = None if ignore is None else jnp.asarray(ignore)
+    loss = sigmoid_contrastive(image, text, jnp.float32(scale), jnp.float32(bias), ignore=given)
+    assert float(loss) == pytest.approx(total / 5, rel=1e-5)
+
+
+def test_losses_do_not_overflow_at_clip_temperature():
+    image, text = vectors(2)
+    for sign in (1.0, -1.0):
+        grad = jax.grad(lambda x, s=sign: softmax_contrastive(x, s * text, jnp.float32(100.0)))
+        assert bool(jnp.isfinite(grad(image)).all())
+
+
+def test_unit_of_zero_is_zero_with_finite_gradient():
+    zero = jnp.zeros((1, 3))
+    assert np.array_equal(unit(zero), zero)
+    assert bool(jnp.isfinite(jax.grad(lambda x: unit(x).sum())(zero)).all())

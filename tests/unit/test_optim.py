@@ -1,0 +1,184 @@
+"""Optimizer: schedules, rules by path, freezing, decay, accumulation, stacks of layers."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from perception_jax.errors import ConfigError
+from perception_jax.train.config import OptimConfig, OptimRule, TrainConfig
+from perception_jax.train.optim import make_optimizer, schedule
+
+PLAIN = OptimConfig(schedule="constant", learning_rate=0.1, weight_decay=0.0, clip_norm=None)
+EVERYTHING = (OptimRule(".*"),)
+
+
+def leaves(seed: int = 0, **shapes: tuple[int, ...]) -> dict[str, jax.Array]:
+    rng = np.random.default_rng(seed)
+    return {
+        name.replace("__", "/"): jnp.asarray(rng.normal(size=shape), jnp.float32)
+        for name, shape in shapes.items()
+    }
+
+
+def apply(config: OptimConfig, params: dict, gradients: list[dict], steps: int = 10) -> dict:
+    """Parameters after these gradients."""
+    transform = make_optimizer(config, steps, params).transform
+    state, update = transform.init(params), jax.jit(transform.update)
+    for grads in gradients:
+        updates, state = update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+@pytest.mark.parametrize(
+    ("name", "step", "expected"),
+    [
+        ("constant", 0, 0.25),  # first of four warm-up steps
+        ("constant", 3, 1.0),
+        ("constant", 99, 1.0),
+        ("cosine", 4, 1.0),
+        ("cosine", 12, 0.55),  # half-way: 0.1 + 0.9 / 2
+        ("cosine", 20, 0.1),
+        ("cosine", 500, 0.1),
+        ("linear", 8, 0.775),  # a quarter of the way down to 0.1
+        ("rsqrt", 13, 1.0),  # 9 steps after warm-up: up to `timescale` flat
+        ("rsqrt", 40, 0.5),  # 36 after: sqrt(9 / 36)
+    ],
+)
+def test_schedule_values(name: str, step: int, expected: float):
+    config = OptimConfig(
+        schedule=name, learning_rate=2.0, warmup_steps=4, final_fraction=0.1, timescale=9
+    )
+    np.testing.assert_allclose(schedule(config, 20)(step), 2.0 * expected, rtol=1e-6)
+
+
+def test_sgd_step_by_hand():
+    # v = g; p - lr * multiplier * (v + decay * p): 1 - 0.1 * 2 * (0.5 + 0.3 * 1) = 0.84
+    config = dataclasses.replace(
+        PLAIN, name="sgd", b1=0.0, rules=(OptimRule("kernel", 2.0, 0.3), OptimRule(".*"))
+    )
+    params = {"a/kernel": jnp.ones(2), "a/bias": jnp.ones(2)}
+    grads = {"a/kernel": jnp.full(2, 0.5), "a/bias": jnp.full(2, 0.5)}
+    out = apply(config, params, [grads])
+    np.testing.assert_allclose(out["a/kernel"], 0.84, rtol=1e-6)
+    np.testing.assert_allclose(out["a/bias"], 0.95, rtol=1e-6)
+
+
+def test_adamw_equals_optax():
+    params = leaves(a__kernel=(4, 3))
+    grads = [leaves(seed, a__kernel=(4, 3)) for seed in (1, 2, 3)]
+    config = dataclasses.replace(PLAIN, weight_decay=0.02, rules=EVERYTHING)
+    transform = optax.adamw(0.1, weight_decay=0.02)
+    expected, state = params, transform.init(params)
+    for grad in grads:
+        updates, state = transform.update(grad, state, expected)
+        expected = optax.apply_updates(expected, updates)
+    chex.assert_trees_all_close(apply(config, params, grads), expected, rtol=1e-6)
+
+
+def test_clip_bounds_the_global_norm():
+    config = dataclasses.replace(PLAIN, name="sgd", b1=0.0, clip_norm=1.0, rules=EVERYTHING)
+    params = {"a": jnp.zeros(1), "b": jnp.zeros(1)}
+    out = apply(config, params, [{"a": jnp.full(1, 3.0), "b": jnp.full(1, 4.0)}])
+    np.testing.assert_allclose([out["a"][0], out["b"][0]], [-0.06, -0.08], rtol=1e-6)
+
+
+def test_frozen_leaves_stay_have_no_state_and_do_not_count_in_the_clip():
+    config = dataclasses.replace(
+        PLAIN,
+        name="sgd",
+        clip_norm=1.0,
+        weight_decay=0.5,
+        accumulate=2,
+        rules=(OptimRule("^tower/", None), *EVERYTHING),
+    )
+    params = {"tower/kernel": jnp.ones((5, 7)), "head": jnp.ones(1)}
+    grads = {"tower/kernel": jnp.full((5, 7), 1e3), "head": jnp.full(1, 0.5)}
+    transform = make_optimizer(config, 10, params).transform
+    assert not [x.shape for x in jax.tree.leaves(transform.init(params)) if x.shape == (5, 7)]
+    out = apply(config, params, [grads, grads])
+    np.testing.assert_array_equal(out["tower/kernel"], params["tower/kernel"])
+    np.testing.assert_allclose(out["head"], 1 - 0.1 * (0.5 + 0.5), rtol=1e-6)
+
+
+def test_unmatched_leaves_are_all_listed():
+    config = dataclasses.replace(PLAIN, rules=(OptimRule("kernel$"),))
+    with pytest.raises(ConfigError, match=r"(?s)2 leaves.*a/bias\n  b/scale"):
+        make_optimizer(config, 10, ["a/kernel", "a/bias", "b/scale"])
+
+
+def test_freezing_everything_is_refused():
+    config = dataclasses.replace(PLAIN, rules=(OptimRule(".*", None),))
+    with pytest.raises(ConfigError, match="freeze every leaf"):
+        make_optimizer(config, 10, ["a"])
+
+
+def test_two_half_batches_accumulate_to_a_whole_one():
+    params = leaves(kernel=(6, 2))
+    x = leaves(1, x=(8, 6))["x"]
+
+    def grad(rows: jax.Array) -> dict[str, jax.Array]:
+        return jax.grad(lambda p: jnp.mean((rows @ p["kernel"]) ** 2))(params)
+
+    whole = dataclasses.replace(PLAIN, clip_norm=0.1, weight_decay=0.01, rules=EVERYTHING)
+    halves = dataclasses.replace(whole, accumulate=2)
+    expected = apply(whole, params, [grad(x)])
+    out = apply(halves, params, [grad(x[:4]), grad(x[4:])])
+    chex.assert_trees_all_close(out, expected, rtol=1e-5)
+    chex.assert_trees_all_equal(apply(halves, params, [grad(x[:4])]), params)  # not yet
+
+
+def test_accumulation_keeps_the_schedule_in_steps():
+    optimizer = make_optimizer(
+        OptimConfig(schedule="linear", learning_rate=1.0, accumulate=5), 100, ["bias"]
+    )
+    np.testing.assert_allclose(optimizer.learning_rate(jnp.int32(53)), 0.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["adamw", "lion", "sgd", "adafactor"])
+def test_a_stack_trains_like_its_layers(name: str):
+    config = dataclasses.replace(PLAIN, name=name, weight_decay=0.1, rules=EVERYTHING)
+    stacked = leaves(kernel=(3, 130, 140), bias=(3, 140))
+    gradients = [leaves(seed, kernel=(3, 130, 140), bias=(3, 140)) for seed in (1, 2, 3)]
+    whole = apply(config, stacked, gradients)
+    for layer in range(3):
+        one = apply(
+            config,
+            jax.tree.map(lambda x, i=layer: x[i], stacked),
+            [jax.tree.map(lambda x, i=layer: x[i], grads) for grads in gradients],
+        )
+        for path, leaf in one.items():
+            np.testing.assert_allclose(whole[path][layer], leaf, rtol=1e-5, atol=1e-6)
+
+
+def test_adafactor_state_is_factored():
+    config = dataclasses.replace(PLAIN, name="adafactor", b1=0.0, rules=EVERYTHING)
+    params = leaves(kernel=(256, 512))
+    state = make_optimizer(config, 10, params).transform.init(params)
+    assert sum(x.size for x in jax.tree.leaves(state)) < 2000
+
+
+def test_config_names_the_nearest_key_and_the_type():
+    good = {"steps": 10, "batch_size": 4, "optim": {"rules": [("kernel", 0.5, False), (".*",)]}}
+    rules = TrainConfig.from_mapping(good).optim.rules
+    assert rules == (OptimRule("kernel", 0.5, False), OptimRule(".*"))
+    for change, message in [
+        ({"stepz": 1}, r"stepz: there is no such setting. Did you mean steps\?"),
+        ({"optim": {"warmup": 1}}, r"optim.warmup.*Did you mean optim.warmup_steps\?"),
+        ({"steps": 1.5}, r"steps: expected int, found 1.5 \(float\)"),
+        ({"steps": True}, "steps: expected int"),
+        ({"optim": {"name": "adam"}}, "optim.name: expected 'adamw' or"),
+        ({"optim": {"rules": [("a", "b")]}}, r"optim.rules\[0\].multiplier: expected float or None"),
+        ({"batch_size": 0}, "batch_size: expected 1 or more"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            TrainConfig.from_mapping({**good, **change})
+    with pytest.raises(ConfigError, match="steps is missing"):
+        TrainConfig.from_mapping({"batch_size": 4})

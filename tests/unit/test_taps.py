@@ -1,0 +1,123 @@
+"""Taps against a dense re-computation by hand, under jit, scan and remat."""
+
+from __future__ import annotations
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from perception_jax.errors import ConfigError
+from perception_jax.nn import stack
+from perception_jax.nn.taps import Taps
+from perception_jax.nn.transformer import PreNormBlock
+
+DEPTH, BATCH, TOKENS, WIDTH, HEADS = 4, 3, 7, 16, 2
+
+
+@pytest.fixture(scope="module")
+def blocks():
+    def make(rngs):
+        return PreNormBlock(WIDTH, HEADS, 32, act="gelu", eps=1e-5, rngs=rngs)
+
+    return stack.init(make, DEPTH, rngs=nnx.Rngs(params=0))
+
+
+@pytest.fixture(scope="module")
+def x():
+    return jax.random.normal(jax.random.key(1), (BATCH, TOKENS, WIDTH))
+
+
+def dense(blocks, x, mask=None, extra=None):
+    """Block by block with whole attention matrices; `extra` [L B N T T] is added to them."""
+    hidden, attention = [x], []
+    for layer in range(DEPTH):
+        block = jax.tree.map(lambda leaf, layer=layer: leaf[layer], blocks)
+        y = block.norm1(x)
+        split = (BATCH, TOKENS, HEADS, WIDTH // HEADS)
+        attn = block.attention
+        q, k, v = (p(y).reshape(split) for p in (attn.q_proj, attn.k_proj, attn.v_proj))
+        scores = jnp.einsum("btnh,bknh->bntk", q, k) * (WIDTH // HEADS) ** -0.5
+        if mask is not None:
+            scores = jnp.where(mask, scores, -1e30)
+        weights = jnp.exp(scores - scores.max(-1, keepdims=True))
+        weights = weights / weights.sum(-1, keepdims=True)
+        attention.append(weights)
+        if extra is not None:
+            weights = weights + extra[layer]
+        mixed = jnp.einsum("bntk,bknh->btnh", weights, v).reshape(x.shape)
+        x = x + attn.out_proj(mixed)
+        x = x + block.mlp(block.norm2(x))
+        hidden.append(x)
+    return hidden, attention
+
+
+CAUSAL = jnp.tril(jnp.ones((1, 1, TOKENS, TOKENS), bool))
+
+
+@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("mask", [None, CAUSAL], ids=["full", "causal"])
+@pytest.mark.parametrize("rows", [None, [0, 5], [[0, 6], [3, 1], [2, 2]]])
+def test_records_equal_dense_softmax(blocks, x, mask, rows, remat):
+    rows = None if rows is None else jnp.asarray(rows)
+    taps = Taps(attention=(3, 0, -3), hidden=(0, -1, 2), rows=rows)
+    out = jax.jit(lambda b, x, t: stack.run(b, x, mask=mask, taps=t, remat=remat))(blocks, x, taps)
+    hidden, attention = dense(blocks, x, mask)
+    chex.assert_trees_all_close(out.x, hidden[-1], atol=1e-5)
+    chex.assert_trees_all_close(out.hidden, jnp.stack([hidden[i] for i in (0, 2, 4)]), atol=1e-5)
+    expected = jnp.stack([attention[i] for i in (0, 1, 3)])
+    if rows is not None:
+        index = jnp.broadcast_to(rows, (BATCH, rows.shape[-1]))
+        expected = jnp.take_along_axis(expected, index[None, :, None, :, None], axis=3)
+    chex.assert_trees_all_close(out.attention, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_probe_gradient_equals_gradient_of_dense_probabilities(blocks, x, remat):
+    taps = Taps(attention=(1, 2), rows=jnp.array([4, 0]))
+    readout = jax.random.normal(jax.random.key(2), x.shape)
+
+    def score(probes):
+        out = stack.run(blocks, x, taps=taps.with_probes(probes), remat=remat)
+        return jnp.sum(readout * jnp.tanh(out.x))
+
+    probes = taps.zeros(depth=DEPTH, batch=BATCH, heads=HEADS, keys=TOKENS)
+    ours = jax.jit(jax.grad(score))(probes)
+
+    def dense_score(extra):
+        return jnp.sum(readout * jnp.tanh(dense(blocks, x, extra=extra)[0][-1]))
+
+    theirs = jax.grad(dense_score)(jnp.zeros((DEPTH, BATCH, HEADS, TOKENS, TOKENS)))
+    chex.assert_trees_all_close(ours, theirs[1:3][:, :, :, jnp.array([4, 0])], atol=1e-5)
+    assert float(jnp.abs(ours).max()) > 1e-3
+
+
+def test_taps_leave_the_output_alone(blocks, x):
+    plain = jax.jit(stack.run)(blocks, x)
+    tapped = jax.jit(stack.run)(blocks, x, taps=Taps(attention=(0, 2), rows=jnp.array([1])))
+    chex.assert_trees_all_close(plain.x, tapped.x, atol=1e-6)
+
+
+def test_depth_runs_a_prefix(blocks, x):
+    out = stack.run(blocks, x, depth=2)
+    chex.assert_trees_all_close(out.x, dense(blocks, x)[0][2], atol=1e-5)
+
+
+def test_layer_outside_the_stack_is_named(blocks, x):
+    with pytest.raises(ConfigError, match=r"layer 4, but the stack has 4"):
+        stack.run(blocks, x, taps=Taps(attention=(4,)))
+
+
+def test_memory_grows_with_rows_not_with_the_square_of_tokens(blocks):
+    """The recorded attention is all that a tap adds to what the compiled program returns."""
+    long = jax.ShapeDtypeStruct((1, 512, WIDTH), jnp.float32)
+
+    def output_bytes(rows):
+        taps = Taps(attention=(2,), rows=jnp.arange(rows))
+        compiled = jax.jit(lambda b, x: stack.run(b, x, taps=taps)).lower(blocks, long).compile()
+        return compiled.memory_analysis().output_size_in_bytes
+
+    growth = output_bytes(9) - output_bytes(1)
+    assert growth == pytest.approx(8 * HEADS * 512 * np.dtype(np.float32).itemsize, rel=0.01)
