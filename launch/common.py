@@ -19,6 +19,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import sys
+import textwrap
 import traceback
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -117,6 +118,8 @@ class Parsed:
 
 _TRACEBACK = Flag("traceback", bool, False, "Shows where in the code an error arose.")
 _HELP = ("--help", "-h")
+_WIDTH = 96
+"""Columns of `--help`."""
 
 
 def parse(argv: Sequence[str], program: Program) -> Parsed:
@@ -288,7 +291,8 @@ def format_help(program: Program, config: ml_collections.ConfigDict | None = Non
         ]
     rows += [(_flag_usage(flag), _flag_help(flag)) for flag in (*program.flags, _TRACEBACK)]
     rows += [("--help", "Shows this; with --config=FILE, its settings too.")]
-    sections = [f"usage: {' '.join(usage)}", program.description, _table(rows)]
+    description = textwrap.fill(program.description, _WIDTH)
+    sections = [f"usage: {' '.join(usage)}", description, _table(rows)]
     if program.examples:
         sections.append("examples:\n" + "\n".join(f"  {line}" for line in program.examples))
     if config is not None:
@@ -332,4 +336,13 @@ def _flag_help(flag: Flag) -> str:
 
 def _table(rows: Sequence[tuple[str, str]]) -> str:
     width = min(max((len(left) for left, _ in rows), default=0), 36)
-    return "\n".join(f"  {left:<{width}}  {right}".rstrip() for left, right in rows)
+    indent = " " * (width + 4)
+    lines = []
+    for left, right in rows:
+        text = f"  {left:<{width}}  {right}".rstrip()
+        lines.append(
+            textwrap.fill(text, _WIDTH, subsequent_indent=indent, break_long_words=False)
+            if len(text) > _WIDTH
+            else text
+        )
+    return "\n".join(lines)

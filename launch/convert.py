@@ -45,15 +45,12 @@ PROGRAM = common.Program(
 
 def run(parsed: common.Parsed) -> int:
     """Converts, prints the key report, and verifies if asked to."""
-    from jax.numpy import dtype
-
     import perception_jax
     from perception_jax.interop.verify import compare_params
     from perception_jax.models.params import flatten
 
     source, target = parsed.positional["SRC"], pathlib.Path(parsed.positional["DST"])
-    wanted = parsed.flags["dtype"]
-    loaded = perception_jax.load(source, dtype=dtype(wanted) if wanted else None)
+    loaded = perception_jax.load(source, dtype=parsed.flags["dtype"])
     print(f"{source}: {loaded.report}")
     perception_jax.export(
         loaded, target, layout=parsed.flags["to"], overwrite=parsed.flags["overwrite"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import resource
 import sys
 import time
 from typing import Any
@@ -57,16 +58,17 @@ class TinyTask:
     Attributes:
       loss_name: "softmax" or "sigmoid".
       poison: index of the record that is NaN; -1 for none.
-      traces: how often `loss` was traced.
       repeat: whether the dataset is endless.
+      scores: what the evaluator "scripted" returns, one after another.
+      traces: how often `loss` was traced.
     """
 
     loss_name: str = "softmax"
     batch_size: int = 16
     poison: int = -1
     repeat: bool = True
+    scores: tuple[float, ...] = ()
     traces: int = 0
-    evaluations: int = 0
 
     trainable: Any = nnx.Param
     shardings: Any = (
@@ -102,29 +104,35 @@ class TinyTask:
 
     def evaluators(self) -> dict[str, Any]:
         def norm(model: TwoTowers) -> dict[str, float]:
-            self.evaluations += 1
             return {"kernel": float(jnp.linalg.norm(model.image.kernel[...]))}
 
-        return {"norm": norm}
+        def scripted(model: TwoTowers) -> dict[str, float]:
+            score, *self.scores = self.scores
+            return {"score": score}
+
+        return {"norm": norm, **({"scripted": scripted} if self.scores else {})}
 
 
 def main(argv: list[str]) -> None:
-    """Trains slowly enough to be killed: `pause` seconds per step."""
+    """Trains, `pause` seconds per step; from step `full_at` on, no file may grow beyond 1,500 bytes
+    (as close to a full disk as a process can bring itself)."""
     from perception_jax.train import loop
     from perception_jax.train.config import TrainConfig
 
     workdir, *pairs = argv
     settings = {key: ast.literal_eval(value) for key, value in (pair.split("=") for pair in pairs)}
     pause = settings.pop("pause", 0.0)
-    task = TinyTask(poison=settings.pop("poison", -1))
+    full_at = settings.pop("full_at", -1)
 
     def wait(step: int) -> bool:
         print("step", step, flush=True)
         time.sleep(pause)
+        if step == full_at:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1500, resource.RLIM_INFINITY))
         return False
 
     config = TrainConfig.from_mapping({"batch_size": 16, "log_every": 1, **settings})
-    result = loop.run(task, config, workdir, stop=wait)
+    result = loop.run(TinyTask(), config, workdir, stop=wait)
     print("finished" if result.finished else "stopped", result.step, flush=True)
 
 

@@ -305,6 +305,7 @@ class _Examples(grain.IterDataset):
         self.keep_places = keep_places
 
     def __iter__(self) -> _ExampleIterator:
+        workers.settle_grain()
         return _ExampleIterator(self)
 
     def __str__(self) -> str:
@@ -384,4 +385,4 @@ def _any_example(load: _Load) -> Example:
         element = load(index, np.random.default_rng(0))
         if isinstance(element, dict):
             return element
-    raise DataError(f"none of the {load.count} records can be used.")
+    raise DataError(f"none of the {load.count} records could be used. Repair the data.")

@@ -20,6 +20,18 @@ _THREADS_IN_WORKER = grain.ReadOptions(num_threads=1, prefetch_buffer_size=16)
 _WORKER_BUFFER = 16
 
 
+def settle_grain() -> None:
+    """Makes grain behave in any program; to be called before an iterator of it is made.
+
+    It reads absl flags, which absl forbids where none were parsed; and it appends a remark on
+    tracebacks to every error's message, ours included, unless a flag says otherwise.
+    """
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+    if not flags.FLAGS["grain_py_traceback_filtering"].present:
+        grain.config.update("py_traceback_filtering", "off")
+
+
 def prefetch(elements: grain.MapDataset, num_workers: int) -> ClosableIterator:
     """Elements in order, computed ahead.
 
@@ -27,7 +39,6 @@ def prefetch(elements: grain.MapDataset, num_workers: int) -> ClosableIterator:
       elements: picklable if there are workers.
       num_workers: 0 for threads of this process.
     """
-    _allow_absl_flags()
     if num_workers == 0:
         return ClosableIterator(iter(elements.to_iter_dataset(_THREADS)))
     options = grain.MultiprocessingOptions(
@@ -65,12 +76,6 @@ def _take(stream: Iterator[Any], count: int) -> tuple[Any, ...]:
         if len(taken) == count:
             break
     return tuple(taken)
-
-
-def _allow_absl_flags() -> None:
-    """grain reads absl flags, which absl forbids in programs that never parse any."""
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()
 
 
 @contextlib.contextmanager

@@ -88,7 +88,7 @@ def write_predictions(path: str | os.PathLike[str], predictions: Iterable[Predic
                 raise DataError(f"expected at least one prediction to write to {path}, found none")
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        temporary.rename(path); path.touch()
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise DataError(

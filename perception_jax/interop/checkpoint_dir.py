@@ -99,6 +99,11 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     return value
 
 
+def is_plain_name(name: str) -> bool:
+    """Whether a name stays inside the folder that it is joined to."""
+    return name not in ("", ".", "..") and "\\" not in name and pathlib.Path(name).name == name
+
+
 def _open_file(path: pathlib.Path, section: str | None) -> TensorFiles:
     if path.suffix == ".safetensors":
         return SafetensorsFile(path)
@@ -145,7 +150,7 @@ def _open_shards(index: pathlib.Path, section: str | None) -> TensorFiles:
 
 def _check_shards(index: pathlib.Path, shards: Sequence[str]) -> None:
     for shard in shards:
-        if pathlib.Path(shard).name != shard or "\\" in shard:
+        if not is_plain_name(shard):
             raise CheckpointError(f"Expected plain file names in {index}, found {shard!r}.")
     if missing := [shard for shard in shards if not (index.parent / shard).is_file()]:
         raise CheckpointError(

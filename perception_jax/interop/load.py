@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import dataclasses
+import math
 import os
 from collections.abc import Mapping
 
@@ -18,17 +19,13 @@ import numpy as np
 from jaxtyping import Shaped
 
 from perception_jax.errors import CheckpointError
+from perception_jax.interop.buffers import aligned_empty, copy_into
 from perception_jax.interop.match import Match, match
 from perception_jax.interop.plan import Binding, bind
 from perception_jax.interop.report import KeyReport
 from perception_jax.interop.rules import RuleTable
 from perception_jax.interop.tensors import Shape, TensorFiles, tensor_specs
 from perception_jax.interop.transforms import Constant
-
-_ALIGN = 64
-"""Bytes; XLA's CPU client adopts a host buffer only when it is aligned so."""
-_ROWS = 16
-"""Rows copied at once when transposing, so that the cache lines read are used whole."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +62,10 @@ def load_params(
         not match its checksum. Checksums are compared when a single process loads.
     """
     bindings = bind(table, {path: tuple(leaf.shape) for path, leaf in abstract.items()})
-    matched = match(table, bindings, files)
+    floating = {
+        path: jax.dtypes.issubdtype(leaf.dtype, np.floating) for path, leaf in abstract.items()
+    }
+    matched = match(table, bindings, files, floating)
     leaves = _leaves(bindings, matched, files, abstract, dtype)
     if shardings is not None and (missing := abstract.keys() - shardings.keys()):
         raise CheckpointError(f"Expected a sharding for every leaf, found none for {missing}.")
@@ -74,7 +74,7 @@ def load_params(
         for path in abstract:
             leaf = leaves[path]
             if jax.process_count() == 1:
-                leaf.check()
+                leaf.check(pool)
             params[path] = _place(leaf, shardings[path] if shardings else None, pool)
     return LoadedParams(params, _report(leaves, matched))
 
@@ -103,25 +103,30 @@ class _Leaf:
         self, index: tuple[slice, ...], pool: concurrent.futures.Executor
     ) -> Shaped[np.ndarray, "*S"]:
         """The part of the leaf that `index` selects, in a buffer of its own."""
-        starts = [s.indices(n) for s, n in zip(index, self.shape, strict=True)]
-        out = _aligned([len(range(*start)) for start in starts], self.dtype)
+        ranges = [range(*s.indices(n)) for s, n in zip(index, self.shape, strict=True)]
+        out = aligned_empty([len(selected) for selected in ranges], self.dtype)
         if not self.binding.stacked:
-            _copy(out, np.asarray(self.layer(0)[index]))
+            self._fill(out, 0, index)
             return out
-        layers = range(*starts[0])
-        jobs = [pool.submit(self._copy_layer, out[j], k, index[1:]) for j, k in enumerate(layers)]
+        jobs = [pool.submit(self._fill, out[j], k, index[1:]) for j, k in enumerate(ranges[0])]
         for job in jobs:
             job.result()
         return out
 
-    def check(self) -> None:
+    def check(self, pool: concurrent.futures.Executor) -> None:
         """Compares checksums, once for all the leaves that share the tensors."""
         if isinstance(self.files, TensorFiles) and self.part == 0 and self.default is None:
-            for name in {name for layer in self.names for name in layer}:
-                self.files.check(name)
+            list(pool.map(self.files.check, {name for layer in self.names for name in layer}))
 
-    def _copy_layer(self, out: np.ndarray, k: int, index: tuple[slice, ...]) -> None:
-        _copy(out, self.layer(k)[index])
+    def _fill(self, out: np.ndarray, k: int, index: tuple[slice, ...]) -> None:
+        source = np.asarray(self.layer(k)[index])
+        copy_into(out, source)
+        narrowed = out.dtype.kind in "iu" and out.dtype.itemsize < source.dtype.itemsize
+        if narrowed and not np.array_equal(out, source):
+            raise CheckpointError(
+                f"Expected integers that {out.dtype} can hold for {self.binding.targets}, found "
+                f"larger ones. Set jax_enable_x64."
+            )
 
 
 def _leaves(
@@ -135,13 +140,9 @@ def _leaves(
     leaves = {}
     for binding in bindings:
         absent = binding.targets in matched.absent
-        names = (
-            tuple(tuple(matched.files[n] for n in layer) for layer in binding.layers)
-            if (not absent)
-            else ()
-        )
-        dtypes = [specs[name].dtype for layer in names for name in layer]
-        stored = np.dtype(jax.numpy.result_type(*set(dtypes))) if dtypes else None
+        layers = () if absent else binding.layers
+        names = tuple(tuple(matched.files[name] for name in layer) for layer in layers)
+        stored = _common_dtype({specs[name].dtype for layer in names for name in layer})
         for part, path in enumerate(binding.targets):
             leaf = abstract[path]
             leaves[path] = _Leaf(
@@ -151,25 +152,23 @@ def _leaves(
                 names=names,
                 shape=tuple(leaf.shape),
                 stored=stored,
-                dtype=_loaded_dtype(path, stored, np.dtype(leaf.dtype), dtype),
+                dtype=_loaded_dtype(np.dtype(leaf.dtype) if stored is None else stored, dtype),
                 default=binding.rule.default if absent else None,
             )
     return leaves
 
 
-def _loaded_dtype(
-    path: str,
-    stored: np.dtype | None,
-    abstract: np.dtype,
-    wanted: np.typing.DTypeLike | None,
-) -> np.dtype:
-    floating = jax.dtypes.issubdtype(abstract, np.floating)
-    if stored is not None and jax.dtypes.issubdtype(stored, np.floating) != floating:
-        raise CheckpointError(f"Expected {abstract}-like numbers for {path}, found {stored}.")
-    result = abstract if stored is None else stored
-    if wanted is not None and floating:
-        result = np.dtype(wanted)
-    return np.dtype(jax.dtypes.canonicalize_dtype(result))
+def _common_dtype(dtypes: set[np.dtype]) -> np.dtype | None:
+    """One dtype for all layers of a leaf; None for a leaf that nothing is stored for."""
+    if len(dtypes) > 1:
+        return np.dtype(jax.numpy.result_type(*dtypes))
+    return next(iter(dtypes), None)
+
+
+def _loaded_dtype(stored: np.dtype, wanted: np.typing.DTypeLike | None) -> np.dtype:
+    if wanted is not None and jax.dtypes.issubdtype(stored, np.floating):
+        stored = np.dtype(wanted)
+    return np.dtype(jax.dtypes.canonicalize_dtype(stored))
 
 
 def _place(
@@ -186,35 +185,14 @@ def _place(
             buffers[key] = leaf.read(index, pool)
         return buffers[key]
 
-    return jax.make_array_from_callback(leaf.shape, sharding, shard)
-
-
-def _aligned(shape: list[int], dtype: np.dtype) -> np.ndarray:
-    nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    raw = np.empty(nbytes + _ALIGN, np.uint8)
-    start = -raw.ctypes.data % _ALIGN
-    return raw[start : start + nbytes].view(dtype).reshape(shape)
-
-
-def _copy(out: np.ndarray, source: np.ndarray) -> None:
-    """`out[...] = source`, fast for transposed matrices and for dtypes numpy does not know."""
-    source = np.asarray(source)
-    if out.dtype == source.dtype:
-        bits = np.dtype(f"u{out.dtype.itemsize}")
-        out, source = out.view(bits), source.view(bits)
-    if out.ndim == 2 and source.strides[0] < source.strides[1]:
-        for start in range(0, out.shape[1], _ROWS):
-            columns = slice(start, start + _ROWS)
-            out[:, columns] = source[:, columns]
-    else:
-        np.copyto(out, source, casting="unsafe")
+    return jax.make_array_from_callback(leaf.shape, sharding, shard, dtype=leaf.dtype)
 
 
 def _report(leaves: Mapping[str, _Leaf], matched: Match) -> KeyReport:
     changes = collections.Counter(
         (str(leaf.stored), str(leaf.dtype)) for leaf in leaves.values() if leaf.stored is not None
     )
-    sizes = [(int(np.prod(leaf.shape, dtype=np.int64)), leaf.dtype) for leaf in leaves.values()]
+    sizes = [(math.prod(leaf.shape), leaf.dtype) for leaf in leaves.values()]
     constants = {
         path: leaf.binding.rule.transform.value
         for path, leaf in leaves.items()

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 
+import jax
 import numpy as np
 
 from perception_jax.errors import CheckpointError
@@ -35,14 +36,23 @@ class Match:
     copies: tuple[str, ...]
 
 
-def match(table: RuleTable, bindings: Sequence[Binding], files: Mapping[str, np.ndarray]) -> Match:
+def match(
+    table: RuleTable,
+    bindings: Sequence[Binding],
+    files: Mapping[str, np.ndarray],
+    floating: Mapping[str, bool],
+) -> Match:
     """Compares all names and shapes, reading only buffers and copies.
 
+    Args:
+      floating: whether each of our leaves holds floating-point numbers.
+
     Raises:
-      CheckpointError: names that are missing or that nothing uses, wrong shapes, buffers or copies
-        with other contents; all of them together, missing names with the nearest one present.
+      CheckpointError: names that are missing or that nothing uses, wrong shapes or kinds of
+        numbers, buffers or copies with other contents; all of them together, missing names with
+        the nearest one present.
     """
-    matcher = _Matcher(table, files)
+    matcher = _Matcher(table, files, floating)
     for binding in bindings:
         matcher.bind(binding)
     matcher.classify_rest()
@@ -59,8 +69,13 @@ def match(table: RuleTable, bindings: Sequence[Binding], files: Mapping[str, np.
 class _Matcher:
     """Collects what fits and what does not."""
 
-    def __init__(self, table: RuleTable, files: Mapping[str, np.ndarray]):
-        self.table, self.files = table, files
+    def __init__(
+        self,
+        table: RuleTable,
+        files: Mapping[str, np.ndarray],
+        floating: Mapping[str, bool],
+    ):
+        self.table, self.files, self.floating = table, files, floating
         self.specs = tensor_specs(files)
         self.used: dict[str, str] = {}
         self.absent: set[tuple[str, ...]] = set()
@@ -136,10 +151,16 @@ class _Matcher:
             self.missing.append((name, shape, targets))
             return
         self.used[name] = present[0]
-        found = self.specs[present[0]].shape
-        if found != shape:
+        found = self.specs[present[0]]
+        if found.shape != shape:
             self.wrong.append(
-                f"{present[0]} has shape {found}, expected {shape}, for {', '.join(targets)}"
+                f"{present[0]} has shape {found.shape}, expected {shape}, for {', '.join(targets)}"
+            )
+            return
+        if jax.dtypes.issubdtype(found.dtype, np.floating) != self.floating[targets[0]]:
+            kind = "floating-point numbers" if self.floating[targets[0]] else "integers"
+            self.wrong.append(
+                f"{present[0]} has dtype {found.dtype}, expected {kind}, for {', '.join(targets)}"
             )
             return
         for copy in present[1:]:

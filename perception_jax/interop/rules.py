@@ -22,7 +22,7 @@ import dataclasses
 import fnmatch
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -297,6 +297,6 @@ def _bias(source: str, target: str, bias: bool) -> tuple[Rule, ...]:
     return (Rule(f"{source}.bias", f"{target}/bias"),) if bias else ()
 
 
-def identity_table(paths: Mapping[str, object]) -> RuleTable:
+def identity_table(paths: Iterable[str]) -> RuleTable:
     """The table of our own layout: every leaf is stored under its path."""
     return RuleTable(rules=tuple(Rule(path, path) for path in paths), renames=())

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from perception_jax.errors import CheckpointError
+from perception_jax.interop.buffers import contiguous
 from perception_jax.interop.tensors import (
     DTYPE_NAMES,
     DTYPES,
@@ -242,7 +243,7 @@ def _encode_header(
 
 
 def _read_as_announced(tensor: LazyTensor) -> np.ndarray:
-    array = np.asarray(tensor.read(), order="C")
+    array = contiguous(tensor.read())
     if TensorSpec(array.shape, array.dtype) != tensor.spec:
         raise CheckpointError(
             f"Expected {tensor.spec} for tensor {tensor.name!r}, as announced, found shape "

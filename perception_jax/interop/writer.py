@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from perception_jax.errors import CheckpointError
-from perception_jax.interop.checkpoint_dir import INDEX, SINGLE
+from perception_jax.interop.checkpoint_dir import INDEX, SINGLE, is_plain_name
 from perception_jax.interop.safetensors_io import write_safetensors
 from perception_jax.interop.tensors import LazyTensor
 
@@ -54,7 +54,7 @@ def write_checkpoint(
     shards = _split(list(tensors), max_shard_bytes)
     _check_target(target, overwrite)
     for name in files:
-        if pathlib.Path(name).name != name:
+        if not is_plain_name(name):
             raise CheckpointError(f"Expected plain names of extra files, found {name!r}.")
     with _replacing(target, sum(t.spec.nbytes for shard in shards for t in shard)) as folder:
         _write_shards(folder, shards)

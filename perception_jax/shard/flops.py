@@ -2,7 +2,7 @@
 
 XLA's own cost analysis counts the body of a loop once, so a scanned stack of 24 layers looks like
 one layer. Here a scan counts as often as it runs. Only matrix products and convolutions count,
-as is usual for model FLOPs; a multiply-add is two.
+as is usual for model FLOPs; a multiply-add is two. What rematerialisation computes again counts again.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ PEAK_FLOPS = {
     "TPU v6 lite": 918e12,
     "TPU7x": 1153.5e12,
     "NVIDIA A100": 312e12,
+    "NVIDIA H100 PCIe": 756e12,
     "NVIDIA H100": 989e12,
     "NVIDIA H200": 989e12,
     "NVIDIA L4": 121e12,
@@ -36,12 +37,14 @@ a device is half a chip on v2, v3 and 7x."""
 
 def peak_flops(device_kind: str) -> float | None:
     """The entry of `PEAK_FLOPS` for a `jax.Device.device_kind`; None if unknown (CPUs are)."""
-    if device_kind.startswith("TPU"):
-        return PEAK_FLOPS.get(device_kind)
-    return next((v for name, v in PEAK_FLOPS.items() if device_kind.startswith(name)), None)
+    if device_kind in PEAK_FLOPS:
+        return PEAK_FLOPS[device_kind]
+    # GPUs name memory and form too: "NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-40GB".
+    variants = (n for n in PEAK_FLOPS if device_kind.startswith((f"{n} ", f"{n}-")))
+    return next((PEAK_FLOPS[n] for n in variants if not n.startswith("TPU")), None)
 
 
-def count_flops(function: Callable[..., Any], *arguments: Any) -> float:
+def count_flops(function: Callable[..., Any], *arguments: Any) -> int:
     """Traces `function` on (abstract) arguments and counts, over all devices together.
 
     The body of a `while` loop counts once, of a `cond` the dearest branch.
@@ -49,12 +52,12 @@ def count_flops(function: Callable[..., Any], *arguments: Any) -> float:
     return count_jaxpr(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
-def count_jaxpr(jaxpr: core.Jaxpr) -> float:
+def count_jaxpr(jaxpr: core.Jaxpr) -> int:
     """`count_flops` of a function already traced."""
-    return sum((_equation(equation) for equation in jaxpr.eqns), 0.0)
+    return sum(_equation(equation) for equation in jaxpr.eqns)
 
 
-def _equation(equation: core.JaxprEqn) -> float:
+def _equation(equation: core.JaxprEqn) -> int:
     name = equation.primitive.name
     if name == "dot_general":
         return _dot(equation)
@@ -62,21 +65,21 @@ def _equation(equation: core.JaxprEqn) -> float:
         return _convolution(equation)
     inner = [count_jaxpr(jaxpr) for jaxpr in _inner(equation.params)]
     if name == "cond":
-        return max(inner, default=0.0)
+        return max(inner, default=0)
     return sum(inner) * (equation.params["length"] if name == "scan" else 1)
 
 
-def _dot(equation: core.JaxprEqn) -> float:
+def _dot(equation: core.JaxprEqn) -> int:
     (contracted, _), _ = equation.params["dimension_numbers"]
     left = equation.invars[0].aval.shape
-    return 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[i] for i in contracted)
+    return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[i] for i in contracted)
 
 
-def _convolution(equation: core.JaxprEqn) -> float:
+def _convolution(equation: core.JaxprEqn) -> int:
     kernel = equation.invars[1].aval.shape
     out_axis = equation.params["dimension_numbers"].rhs_spec[0]
-    per_output = math.prod(kernel) / kernel[out_axis]  # the kernel's own inputs: groups are out
-    return 2.0 * math.prod(equation.outvars[0].aval.shape) * per_output
+    per_output = math.prod(kernel) // kernel[out_axis]  # the kernel's own inputs: groups are out
+    return 2 * math.prod(equation.outvars[0].aval.shape) * per_output
 
 
 def _inner(parameters: dict[str, Any]) -> Iterator[core.Jaxpr]:

@@ -29,7 +29,8 @@ Leaves = dict[str, Any]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """All that a step changes. The leaves may also be shapes or shardings of those arrays.
+    """All that a step changes. The leaves may also be shapes or shardings of those arrays (hence
+    the loose annotations: JAX puts its own placeholders here as well).
 
     Attributes:
       step: int32[]; batches trained on.
@@ -40,10 +41,10 @@ class TrainState:
     """
 
     step: Any
-    trainable: Leaves
-    frozen: Leaves
-    opt_state: optax.OptState
-    ema: Leaves | None
+    trainable: Any
+    frozen: Any
+    opt_state: Any
+    ema: Any
     key: Any
 
 
@@ -66,7 +67,7 @@ class AbstractModel:
         """The module with these leaves (arrays or tracers)."""
         return nnx.merge(self.graphdef, self._nest(trainable), self._nest(frozen))
 
-    def _nest(self, leaves: Leaves) -> nnx.State:
+    def _nest(self, leaves: Leaves) -> Mapping[Any, Any]:
         nested: dict[Any, Any] = {}
         for path, leaf in leaves.items():
             *parents, last = self.keys[path]
@@ -192,11 +193,11 @@ def _overlay(task: Task, trainable: Leaves, frozen: Leaves) -> None:
             )
 
 
-def _flatten(state: nnx.State) -> Leaves:
+def _flatten(state: Mapping[Any, Any]) -> Leaves:
     return {_path(keys): leaf for keys, leaf in _by_keys(state).items()}
 
 
-def _by_keys(state: nnx.State) -> dict[tuple[Any, ...], Any]:
+def _by_keys(state: Mapping[Any, Any]) -> dict[tuple[Any, ...], Any]:
     flat: dict[tuple[Any, ...], Any] = {}
 
     def walk(node: Mapping[Any, Any], keys: tuple[Any, ...]) -> None:

@@ -34,7 +34,7 @@ class CompiledStep:
     """
 
     call: Step
-    flops: float
+    flops: int
 
 
 def make_step(

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
+import numbers
 import unicodedata
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
+
+Number = numbers.Real
+"""Any real number: int, float, or a scalar of numpy."""
 
 _NARROW = frozenset("iljtfrI.,:;'`|!()[]{}/\\ -·")
 _WIDE = frozenset("mwMW@%&—")
 
 
-def text_width(text: str, font_size: float) -> float:
+def text_width(text: str, font_size: Number) -> float:
     """An upper estimate of the width of sans-serif text in pixels; the reader's font is unknown.
 
     The classes are those of DejaVu Sans, the widest of the usual system fonts.
@@ -34,7 +39,7 @@ def text_width(text: str, font_size: float) -> float:
     return units * font_size
 
 
-def wrap_text(text: str, width: float, font_size: float) -> list[str]:
+def wrap_text(text: str, width: Number, font_size: Number) -> list[str]:
     """Breaks text into lines of at most `width` pixels by `text_width`; at least one line."""
     lines: list[str] = []
     line = ""
@@ -55,10 +60,10 @@ def wrap_text(text: str, width: float, font_size: float) -> list[str]:
     return lines
 
 
-def linear_ticks(low: float, high: float, count: int) -> list[float]:
+def linear_ticks(low: Number, high: Number, count: int) -> list[float]:
     """At most `count` (>= 2) round numbers inside [low, high], steps of 1, 2, 2.5 or 5 x 10^k."""
     if not high > low:
-        return [low]
+        return [float(low)]
     smallest = (high - low) / count
     power = 10.0 ** math.floor(math.log10(smallest))
     for factor in (1.0, 2.0, 2.5, 5.0, 10.0, 20.0):
@@ -71,7 +76,7 @@ def linear_ticks(low: float, high: float, count: int) -> list[float]:
     return [round(k * step, digits) + 0.0 for k in range(first, last + 1)]
 
 
-def log_ticks(low: float, high: float, count: int) -> list[float]:
+def log_ticks(low: Number, high: Number, count: int) -> list[float]:
     """At most `count` round positive numbers inside [low, high]: 1, 2, 5 x 10^k, or whole decades.
 
     Falls back to `linear_ticks` where fewer than two of them lie inside.
@@ -85,7 +90,7 @@ def log_ticks(low: float, high: float, count: int) -> list[float]:
     return inside if len(inside) >= 2 else linear_ticks(low, high, count)
 
 
-def format_number(value: float, *, percent: bool = False) -> str:
+def format_number(value: Number, *, percent: bool = False) -> str:
     """A short number: four significant digits, thousands grouped; percents to one decimal."""
     if percent:
         hundredths = value * 100
@@ -98,7 +103,20 @@ def format_number(value: float, *, percent: bool = False) -> str:
     return _plain(value)
 
 
-def _plain(value: float) -> str:
+def format_ticks(ticks: Sequence[Number], *, percent: bool = False) -> list[str]:
+    """Labels with just enough decimals for each tick's exact value, the same for all."""
+    values = [float(t) * (100 if percent else 1) for t in ticks]
+    largest = max(abs(v) for v in values)
+    if largest >= 1e7 or 0 < largest < 1e-3:
+        return [format_number(t, percent=percent) for t in ticks]
+    for digits in range(9):
+        if all(abs(round(v, digits) - v) <= 1e-9 * largest for v in values):
+            break
+    unit = " %" if percent else ""
+    return [f"{_strip(f'{v:,.{digits}f}')}{unit}" for v in values]
+
+
+def _plain(value: Number) -> str:
     if not math.isfinite(value):
         return str(value)
     size = abs(value)

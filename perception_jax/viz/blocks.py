@@ -11,7 +11,7 @@ import html
 import io
 import numbers
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -20,6 +20,7 @@ from PIL import Image
 
 from perception_jax.errors import DataError
 from perception_jax.viz import axes
+from perception_jax.viz.axes import Number
 from perception_jax.viz.colormap import CATEGORICAL, hex_to_rgb
 from perception_jax.viz.overlay import check_image
 
@@ -53,10 +54,10 @@ class Metric:
     """
 
     name: str
-    value: float | int
-    baselines: Mapping[str, float | int] = dataclasses.field(default_factory=dict)
+    value: Number
+    baselines: Mapping[str, Number] = dataclasses.field(default_factory=dict)
     meaning: str = ""
-    interval: tuple[float, float] | None = None
+    interval: tuple[Number, Number] | None = None
     percent: bool = True
 
 
@@ -77,7 +78,7 @@ def metrics(rows: Sequence[Metric]) -> str:
 
 
 def _metric(row: Metric) -> str:
-    def shown(value: float) -> str:
+    def shown(value: Number) -> str:
         return axes.format_number(float(value), percent=row.percent)
 
     interval = ""
@@ -97,7 +98,7 @@ def _metric(row: Metric) -> str:
     return "".join(parts) + "</div>"
 
 
-def _scale(row: Metric, shown: Any) -> str:
+def _scale(row: Metric, shown: Callable[[Number], str]) -> str:
     """The value as a bar with the baselines as ticks; "" where a bar from zero means nothing."""
     values = np.array([row.value, *row.baselines.values()], np.float64)
     if not np.isfinite(values).all() or values.min() < 0:
@@ -167,7 +168,8 @@ def image_cards(cards: Sequence[tuple], caption: str, width: int) -> str:
 
 def image_rows(rows: Sequence[Sequence[tuple]], caption: str, width: int) -> str:
     """Rows that belong together, the first image of each set apart."""
-    columns = max((len(row) for row in rows), default=1)
+    # More than six abreast would be too small to see; the rest wraps.
+    columns = min(6, max((len(row) for row in rows), default=1))
     strips = []
     for r, row in enumerate(rows):
         items = "".join(
@@ -262,7 +264,7 @@ def heat_table(
     low, high = (finite.min(), finite.max()) if finite.size else (0.0, 1.0)
     red, green, blue = hex_to_rgb(CATEGORICAL[0])
 
-    def cell(value: float) -> str:
+    def cell(value: Number) -> str:
         if not np.isfinite(value):
             return "<td></td>"
         # Up to 0.4 opaque: text keeps a contrast above 4.5:1 in both themes.

@@ -16,11 +16,12 @@ import numpy as np
 
 from perception_jax.errors import DataError
 from perception_jax.viz import axes, svg
+from perception_jax.viz.axes import Number
 from perception_jax.viz.colormap import CATEGORICAL
 
-Numbers = np.ndarray | Sequence[int | float | np.number]
+Numbers = np.ndarray | Sequence[Number]
 
-_Scale = Callable[[float], float]
+_Scale = Callable[[Number], float]
 _DASHES = ("", "7 3", "2 3", "9 3 2 3")
 _REFERENCE_DASHES = ("1 4", "5 4", "8 3 1 3")
 _LINE = 1.35 * svg.FONT_SIZE
@@ -39,9 +40,9 @@ class Bar:
     """
 
     label: str
-    value: float | int
-    baselines: Mapping[str, float | int] = dataclasses.field(default_factory=dict)
-    interval: tuple[float, float] | None = None
+    value: Number
+    baselines: Mapping[str, Number] = dataclasses.field(default_factory=dict)
+    interval: tuple[Number, Number] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +62,7 @@ def line_chart(
     *,
     log_y: bool = False,
     percent: bool = False,
-    references: Mapping[str, float | int] | None = None,
+    references: Mapping[str, Number] | None = None,
 ) -> str:
     """Lines over a common x axis.
 
@@ -106,11 +107,13 @@ def _curve(index: int, name: str, x: Numbers, y: Numbers, *, log_y: bool) -> _Cu
         )
     y = np.where(np.isfinite(y) & ((y > 0) | (not log_y)), y, np.nan)
     order = np.argsort(x, kind="stable")
-    colour = CATEGORICAL[index % len(CATEGORICAL)]
-    return _Curve(name, colour, _DASHES[index % len(_DASHES)], x[order], y[order])
+    # Once the colours come round again, the dashes are shifted by one.
+    turn, colour = divmod(index, len(CATEGORICAL))
+    dash = _DASHES[(index + turn) % len(_DASHES)]
+    return _Curve(name, CATEGORICAL[colour], dash, x[order], y[order])
 
 
-def _reference(kind: int, start: tuple[float, float], end: tuple[float, float]) -> str:
+def _reference(kind: int, start: tuple[Number, Number], end: tuple[Number, Number]) -> str:
     dash = _REFERENCE_DASHES[kind % len(_REFERENCE_DASHES)]
     return svg.line(start, end, opacity=0.75, width=1.4, dash=dash)
 
@@ -148,7 +151,7 @@ class _LinePicture:
         """The chart as one SVG."""
         make_ticks = axes.log_ticks if self.log_y else axes.linear_ticks
         y_ticks = make_ticks(*self.y_range, layout.y_ticks)
-        y_texts = [axes.format_number(t, percent=self.percent) for t in y_ticks]
+        y_texts = axes.format_ticks(y_ticks, percent=self.percent)
         left = max(axes.text_width(t, svg.FONT_SIZE) for t in y_texts) + 8
         x_ticks, x_texts, right = self._fit_x_ticks(layout, left)
         left = max(left, axes.text_width(x_texts[0], svg.FONT_SIZE) / 2)
@@ -183,7 +186,7 @@ class _LinePicture:
         low, high = self.x_range
         for count in range(layout.x_ticks, 0, -1):
             ticks = axes.linear_ticks(low, high, count)
-            texts = [axes.format_number(t) for t in ticks]
+            texts = axes.format_ticks(ticks)
             widths = [axes.text_width(t, svg.FONT_SIZE) for t in texts]
             right = max(8.0, widths[-1] / 2)
             if len(ticks) == 1:
@@ -196,7 +199,7 @@ class _LinePicture:
     def _bands(
         self,
         layout: svg.Layout,
-        box: tuple[float, float, float, float],
+        box: tuple[Number, Number, Number, Number],
         to_x: _Scale,
         to_y: _Scale,
     ) -> list[str]:
@@ -231,7 +234,7 @@ def bar_chart(
     title: str,
     *,
     percent: bool = False,
-    maximum: float | int | None = None,
+    maximum: Number | None = None,
 ) -> str:
     """Horizontal bars in groups, with baselines as marks across them and values at the right.
 
@@ -271,7 +274,7 @@ def bar_chart(
     return svg.frame(title, legend, drawings)
 
 
-def _values(bar: Bar, title: str) -> tuple[float, ...]:
+def _values(bar: Bar, title: str) -> tuple[Number, ...]:
     values = (bar.value, *bar.baselines.values(), *(bar.interval or ()))
     if not all(math.isfinite(v) and v >= 0 for v in values):
         raise DataError(
@@ -281,7 +284,7 @@ def _values(bar: Bar, title: str) -> tuple[float, ...]:
     return values
 
 
-def _mark(kind: int, x: float, top: float, height: float, tip: str = "") -> str:
+def _mark(kind: int, x: Number, top: Number, height: Number, tip: str = "") -> str:
     """A baseline's mark: a line across the bar, told apart by what sits on its upper end."""
     mark = svg.line((x, top), (x, top + height), width=1.6, dash="" if kind < 3 else "2 2", tip=tip)
     if kind % 3 == 1:
@@ -301,7 +304,7 @@ class _BarPicture:
     maximum: float
     percent: bool
 
-    def _shown(self, value: float) -> str:
+    def _shown(self, value: Number) -> str:
         return axes.format_number(value, percent=self.percent)
 
     def draw(self, layout: svg.Layout, title: str) -> str:
@@ -322,7 +325,7 @@ class _BarPicture:
             y += 10
         return svg.drawing(layout, y - 10, title, "".join(parts))
 
-    def _row(self, layout: svg.Layout, bar: Bar, y: float, to_x: _Scale) -> tuple[str, float]:
+    def _row(self, layout: svg.Layout, bar: Bar, y: Number, to_x: _Scale) -> tuple[str, float]:
         """One bar with its label (beside it, or above where there is no label column)."""
         lines = axes.wrap_text(bar.label, (layout.label_column or layout.width) - 4, svg.FONT_SIZE)
         block = len(lines) * _LINE
@@ -353,5 +356,5 @@ class _BarPicture:
         return f"<g>{''.join(parts)}</g>", y + height + 8
 
 
-def _text_block(lines: Sequence[str], top: float, *, bold: bool = False) -> list[str]:
+def _text_block(lines: Sequence[str], top: Number, *, bold: bool = False) -> list[str]:
     return [svg.text(0, top + (k + 0.77) * _LINE, line, bold=bold) for k, line in enumerate(lines)]

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float, Real, UInt8
 
 from perception_jax.errors import DataError
+from perception_jax.viz.axes import Number
 
 RGB = tuple[int, int, int]
 
@@ -94,8 +95,8 @@ SEQUENTIAL.setflags(write=False)
 def normalise(
     values: Real[np.ndarray, "*shape"],
     *,
-    vmin: float | int | None = None,
-    vmax: float | int | None = None,
+    vmin: Number | None = None,
+    vmax: Number | None = None,
 ) -> Float[np.ndarray, "*shape"]:
     """Maps `[vmin, vmax]` to [0, 1] and clips; a constant array becomes zeros.
 
@@ -124,8 +125,8 @@ def normalise(
 def apply(
     values: Real[np.ndarray, "*shape"],
     *,
-    vmin: float | int | None = None,
-    vmax: float | int | None = None,
+    vmin: Number | None = None,
+    vmax: Number | None = None,
 ) -> UInt8[np.ndarray, "*shape 3"]:
     """Colours values by `SEQUENTIAL` over `[vmin, vmax]`, by default their own range."""
     index = np.round(normalise(values, vmin=vmin, vmax=vmax) * 255).astype(np.intp)

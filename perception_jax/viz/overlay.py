@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from perception_jax.errors import DataError
 from perception_jax.viz import colormap
+from perception_jax.viz.axes import Number
 from perception_jax.viz.colormap import RGB
 
 
@@ -39,9 +40,9 @@ def heatmap(
     image: UInt8[np.ndarray, "H W 3"],
     values: Real[np.ndarray, "h w"],
     *,
-    alpha: float = 0.75,
-    vmin: float | int | None = None,
-    vmax: float | int | None = None,
+    alpha: Number = 0.75,
+    vmin: Number | None = None,
+    vmax: Number | None = None,
 ) -> UInt8[np.ndarray, "H W 3"]:
     """Blends a coloured patch map over an image.
 
@@ -65,7 +66,7 @@ def heatmap(
     return _blend(image, colours, (alpha * (0.5 + 0.5 * unit))[..., None])
 
 
-def _blend(below: np.ndarray, above: np.ndarray | RGB, alpha: float | np.ndarray) -> np.ndarray:
+def _blend(below: np.ndarray, above: np.ndarray | RGB, alpha: Number | np.ndarray) -> np.ndarray:
     mixed = (1 - alpha) * np.asarray(below, np.float32) + alpha * np.asarray(above, np.float32)
     return np.round(mixed).astype(np.uint8)
 
@@ -160,7 +161,7 @@ def draw_masks(
     masks: Bool[np.ndarray, "R H W"],
     colours: Sequence[RGB] | None = None,
     *,
-    alpha: float = 0.45,
+    alpha: Number = 0.45,
 ) -> UInt8[np.ndarray, "H W 3"]:
     """Tints each mask and draws its inner edge solid; later masks lie over earlier ones.
 

@@ -7,6 +7,8 @@ import html
 import math
 from collections.abc import Callable, Sequence
 
+from perception_jax.viz.axes import Number
+
 FONT_SIZE = 12
 """Size of text inside a drawing, in pixels where the drawing is shown at its own size."""
 
@@ -51,12 +53,12 @@ LAYOUTS = (
 
 
 def scale(
-    domain: tuple[float, float], start: float, end: float, *, log: bool = False
-) -> Callable[[float], float]:
+    domain: tuple[Number, Number], start: Number, end: Number, *, log: bool = False
+) -> Callable[[Number], float]:
     """Maps the domain to pixels [start, end], linearly or by logarithm; a point to the middle."""
     low, high = (math.log(v) for v in domain) if log else domain
 
-    def to_pixels(value: float) -> float:
+    def to_pixels(value: Number) -> float:
         if high == low:
             return (start + end) / 2
         position = math.log(value) if log else value
@@ -65,7 +67,7 @@ def scale(
     return to_pixels
 
 
-def drawing(layout: Layout, height: float, title: str, body: str) -> str:
+def drawing(layout: Layout, height: Number, title: str, body: str) -> str:
     """The `<svg>` element around a body."""
     return (
         f'<svg class="pj-{layout.name}" viewBox="0 0 {layout.width} {math.ceil(height)}" '
@@ -78,7 +80,7 @@ def tooltip(*lines: str) -> str:
     return f"<title>{html.escape(chr(10).join(lines))}</title>" if lines else ""
 
 
-def text(x: float, y: float, content: str, anchor: str = "start", *, bold: bool = False) -> str:
+def text(x: Number, y: Number, content: str, anchor: str = "start", *, bold: bool = False) -> str:
     """A line of text with its baseline at y; `anchor` is start, middle or end."""
     weight = ' font-weight="600"' if bold else ""
     return (
@@ -88,11 +90,11 @@ def text(x: float, y: float, content: str, anchor: str = "start", *, bold: bool 
 
 
 def line(
-    start: tuple[float, float],
-    end: tuple[float, float],
+    start: tuple[Number, Number],
+    end: tuple[Number, Number],
     *,
-    opacity: float = 1.0,
-    width: float = 1.0,
+    opacity: Number = 1.0,
+    width: Number = 1.0,
     dash: str = "",
     tip: str = "",
 ) -> str:
@@ -105,12 +107,12 @@ def line(
     )
 
 
-def circle(x: float, y: float, colour: str, radius: float = 3.5) -> str:
+def circle(x: Number, y: Number, colour: str, radius: Number = 3.5) -> str:
     """A filled dot."""
     return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:g}" fill="{colour}"/>'
 
 
-def rectangle(x: float, y: float, width: float, height: float, fill: str, tip: str = "") -> str:
+def rectangle(x: Number, y: Number, width: Number, height: Number, fill: str, tip: str = "") -> str:
     """A filled rectangle with slightly rounded corners."""
     return (
         f'<rect x="{x:.1f}" y="{y:.1f}" width="{max(0.0, width):.1f}" height="{height:.1f}" '
@@ -118,9 +120,9 @@ def rectangle(x: float, y: float, width: float, height: float, fill: str, tip: s
     )
 
 
-def polyline(points: Sequence[tuple[float, float]], colour: str, dash: str = "") -> str:
+def polyline(points: Sequence[tuple[Number, Number]], colour: str, dash: str = "") -> str:
     """A path through points; a point whose y is NaN is a gap, a lone point a dot."""
-    runs: list[list[tuple[float, float]]] = [[]]
+    runs: list[list[tuple[Number, Number]]] = [[]]
     for point in points:
         if math.isnan(point[1]):
             runs.append([])

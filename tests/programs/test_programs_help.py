@@ -19,7 +19,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 def programs() -> list[str]:
     """Modules of `launch` that are run with `python -m`."""
     files = sorted((ROOT / "launch").glob("*.py"))
-    return [f.stem for f in files if 'if __name__ == "__main__":' in f.read_text()]
+    return [f.stem for f in files if '\nif __name__ == "__main__":' in f.read_text()]
 
 
 def run(name: str, *words: str) -> tuple[subprocess.CompletedProcess[str], float]:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import importlib
 import os
@@ -146,6 +147,26 @@ def test_commands_of_block_exist(block, monkeypatch):
     monkeypatch.chdir(ROOT)
     for words in commands_of(block):
         check_command(words)
+
+
+def docstring_commands() -> list[tuple[str, str]]:
+    """Commands that the docstrings of programs and config files show, with the file's name."""
+    files = [file for folder in ("launch", "configs") for file in (ROOT / folder).rglob("*.py")]
+    return [
+        (str(file.relative_to(ROOT)), command.replace("\\\n", " "))
+        for file in sorted(files)
+        for command in re.findall(
+            r"python -m launch\.(?:[^`\n\\]|\\\n)+",
+            ast.get_docstring(ast.parse(file.read_text())) or "",
+        )
+    ]
+
+
+@pytest.mark.parametrize(("file", "command"), docstring_commands())
+def test_commands_of_docstrings_exist(file, command, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    if not _PLACEHOLDER.search(command):
+        check_command(shlex.split(command))
 
 
 def test_the_readme_shows_code_and_the_two_commands():

@@ -412,3 +412,52 @@ def test_the_check_sees_what_it_forbids(browser, tmp_path):
     assert "http://127.0.0.1:9/a.png" in urls
     assert browser.evaluate("document.documentElement.scrollWidth") > 400
     assert browser.evaluate(_BAD_TEXTS) == ["one / two"]
+
+
+def awkward_report(path: pathlib.Path) -> pathlib.Path:
+    """Long names, large and tiny numbers, many parts: whatever might burst the layout."""
+    word = "Donaudampfschifffahrtselektrizitätenhauptbetriebswerk" * 2
+    long = "a rather long name of something that goes on for quite a while, WITH CAPITALS"
+    report = viz.Report(word, long * 3)
+    report.add_section(word, word)
+    report.add_metrics(
+        [
+            viz.Metric(
+                name=word,
+                value=1.5e-7,
+                interval=(1e-9, 1.25e12),
+                baselines={word: 2.5e11, long: 1e-12},
+                meaning=word,
+                percent=False,
+            )
+        ]
+    )
+    for low, high in ((0, 1), (-1e-7, 3e-7), (1e6, 1e9), (99_999.5, 100_000.5), (1e-6, 1e6)):
+        x = np.linspace(low, high, 50)
+        lines = {f"{long} {k}": (x, x * (k + 1)) for k in range(9)}
+        chart = viz.line_chart(lines, long, word, long, references={word: high, long: low})
+        report.add_chart(chart, word)
+        if low > 0:
+            report.add_chart(viz.line_chart(lines, long, log_y=True))
+    bars = [
+        viz.Bar(long, 1.0, {long: 0.5, word: 1.0}),
+        viz.Bar(word, 123_456_789.0),
+        viz.Bar("", 0),
+    ]
+    report.add_chart(viz.bar_chart({word: bars, long: bars, "": bars}, word))
+    report.add_chart(viz.heat_table(np.eye(12), [long] * 12, [word] * 12, word))
+    report.add_table([word, long], [[word, 1e-9], [long * 4, 123_456_789]], caption=word)
+    cards = [(scene(0, 16), word, "wrong"), (scene(1, 900), long, "ok"), (scene(2)[:1], "")]
+    report.add_images(cards, caption=word)
+    report.add_images(cards, width=500)
+    report.add_image_rows([cards * 4, cards[:1]], caption=word)
+    report.add_details({word: [word] * 2})
+    return report.write(path)
+
+
+@pytest.mark.parametrize("width", [320, 700, 1280])
+def test_awkward_content_neither_bursts_nor_overlaps(browser, tmp_path, width):
+    browser.open(awkward_report(tmp_path / "awkward.html"), width)
+    browser.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+    assert browser.evaluate("document.documentElement.scrollWidth") <= width
+    assert browser.evaluate(_BAD_TEXTS) == []

@@ -35,7 +35,7 @@ class Numbers:
 
     def __getitem__(self, index: int) -> records.Record:
         captions = () if index in self.bad else (f"number {index}",)
-        image = np.full((2, 2, 3), index, np.uint8)
+        image = np.full((2, 2, 3), index % 256, np.uint8)
         return records.Record(id=f"n{index}", image=image, captions=captions)
 
 
@@ -94,20 +94,22 @@ def test_order_and_randomness_do_not_depend_on_the_workers(image_folder, caplog)
     assert "owl/broken.png" in caplog.text
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_resuming_inside_an_epoch_gives_the_same_batches(workers):
-    loader = make_loader(
-        Numbers(23, frozenset({5})), noisy, batch_size=4, seed=1, num_workers=workers
-    )
-    iterator = iter(loader)
+def test_resuming_inside_an_epoch_gives_the_same_batches():
+    """Also with another number of workers, and on the iterator that saved the state."""
+
+    def loader(workers):
+        source = Numbers(23, frozenset({5}))
+        return make_loader(source, noisy, batch_size=4, seed=1, num_workers=workers)
+
+    iterator = iter(loader(0))
     for _ in range(9):
         next(iterator)
     state = json.loads(json.dumps(iterator.get_state()))
     rest = [next(iterator) for _ in range(6)]
-    assert_equal(take(loader, 6, state), rest)
+    assert_equal(take(loader(0), 6, state), rest)
+    assert_equal(take(loader(2), 6, state), rest)
     iterator.set_state(state)
     assert_equal([next(iterator) for _ in range(6)], rest)
-    iterator.close()
 
 
 def test_a_state_of_other_data_is_refused():
@@ -176,8 +178,9 @@ def test_too_many_bad_records_stop_the_run(count, bad, share, stops):
         source, noisy, batch_size=1, seed=0, shuffle=count < 1000, max_bad_fraction=share
     )
     if stops:
-        with pytest.raises(DataError, match=f"more than the allowed share of {share:g}"):
+        with pytest.raises(DataError, match=f"allowed share of {share:g}") as caught:
             take(loader, 1100)
+        assert "Grain" not in str(caught.value)
     else:
         assert len(take(loader, 50)) == 50
 
@@ -209,10 +212,9 @@ def test_arrays_that_do_not_stack_are_named():
             take(loader, 1)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_evaluation_sees_each_record_once_on_any_number_of_hosts(workers):
+def test_evaluation_sees_each_record_once_on_any_number_of_hosts():
     source = Numbers(9, frozenset({4}))
-    for hosts in (1, 2, 4):
+    for hosts, workers in ((1, 0), (1, 2), (2, 0), (4, 0)):
         rows = []
         for host in range(hosts):
             loader = make_eval_loader(
@@ -231,13 +233,13 @@ def test_evaluation_sees_each_record_once_on_any_number_of_hosts(workers):
 
 
 def test_evaluation_of_nothing_usable_stops():
-    with pytest.raises(DataError, match="could not be used"):
+    with pytest.raises(DataError, match="none of the 3 records"):
         take(make_eval_loader(Numbers(3, frozenset(range(3))), noisy, batch_size=2), 9)
 
 
 def test_settings_that_do_not_fit_are_refused():
-    def make(source=Numbers(8), **changes):
-        return make_loader(source, noisy, **{"batch_size": 4, "seed": 0, **changes})
+    def make(count=8, **changes):
+        return make_loader(Numbers(count), noisy, **{"batch_size": 4, "seed": 0, **changes})
 
     for changes, message in (
         ({"batch_size": 3, "host": (0, 2)}, "multiple of the 2 hosts"),
@@ -249,7 +251,7 @@ def test_settings_that_do_not_fit_are_refused():
         with pytest.raises(ConfigError, match=message):
             make(**changes)
     with pytest.raises(DataError, match="no records"):
-        make(Numbers(0))
+        make(count=0)
     with pytest.raises(DataError, match="do not fill one batch"):
         make(batch_size=20, epochs=2)
 

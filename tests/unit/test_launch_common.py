@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import pathlib
 import textwrap
 
@@ -16,6 +17,7 @@ from launch import common, overrides
 from perception_jax.errors import ConfigError, DataError
 from perception_jax.train.config import OptimConfig, TrainConfig
 
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 PROGRAM = common.Program(
     name="train",
     description="Trains a thing.",
@@ -267,6 +269,20 @@ def test_trainer_block_holds_exactly_the_fields_of_train_config():
     assert TrainConfig.from_mapping(block.to_dict()) == expected
     fields = dict.fromkeys(field.name for field in dataclasses.fields(TrainConfig))
     assert block.keys() == sorted(fields)
+
+
+@pytest.mark.parametrize(
+    "file",
+    sorted(f for f in (ROOT / "configs").rglob("*.py") if f.stem not in ("__init__", "common")),
+)
+def test_every_config_file_is_one(file):
+    program = common.Program(name="any", description="")
+    parsed = common.parse([f"--config={file}"], program)
+    TrainConfig.from_mapping(parsed.config.to_dict()["train"])
+    assert callable(parsed.module.get_task)
+    assert json.loads(parsed.config.to_json())  # so it can be kept with the run
+    with pytest.raises(ConfigError):
+        common.parse([f"--config={file}:no_such_argument"], program)
 
 
 def test_trainer_block_can_be_set_from_the_command_line():

@@ -8,17 +8,35 @@ Shape letters: H W canvas.
 
 from __future__ import annotations
 
+import functools
+from types import MappingProxyType
+
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from perception_jax.data.scenes.palette import COLOURS
+from perception_jax.data.scenes.palette import lab
 from perception_jax.data.scenes.spec import Background
-from perception_jax.data.scenes.sprites import placed
+from perception_jax.data.scenes.sprites import corner, drawing
 from perception_jax.errors import DataError
 
-SOFTEN = 0.22
-"""Share of white mixed into the named colours, so that objects stand out."""
+TONES = MappingProxyType(
+    {
+        "red": (214, 88, 82),
+        "orange": (243, 166, 84),
+        "yellow": (248, 222, 116),
+        "green": (112, 178, 118),
+        "blue": (104, 148, 226),
+        "purple": (148, 104, 188),
+        "pink": (248, 176, 206),
+        "brown": (148, 108, 80),
+        "black": (48, 49, 54),
+        "grey": (160, 163, 168),
+        "white": (249, 249, 246),
+    }
+)
+"""Softer versions of `palette.COLOURS`, each still nearest to its name, before which objects stand
+out."""
 NOISE_CELLS = (3, 6, 14)
 """Cells along each side of the noise's octaves."""
 COLLAGE_SIDE = 40
@@ -27,9 +45,14 @@ COLLAGE_STRENGTH = 0.4
 """How much of the far things' own colours is left."""
 
 
-def draw_background(
-    background: Background, canvas: tuple[int, int]
-) -> UInt8[np.ndarray, "H W 3"]:
+@functools.cache
+def contrast(first: str, second: str) -> float:
+    """CIELAB distance between two background colours."""
+    one, other = lab(np.array([TONES[first], TONES[second]], np.uint8))
+    return float(np.linalg.norm(one - other))
+
+
+def draw_background(background: Background, canvas: tuple[int, int]) -> UInt8[np.ndarray, "H W 3"]:
     """The background alone.
 
     Args:
@@ -40,11 +63,11 @@ def draw_background(
     """
     try:
         draw = _DRAW[background.kind]
-        tones = [_soft(name) for name in background.colours]
+        tones = [np.array(TONES[name], np.float32) for name in background.colours]
     except KeyError as error:
         raise DataError(
             f"expected a background kind out of {', '.join(_DRAW)} and colours out of "
-            f"{', '.join(COLOURS)}, found {error} in {background}."
+            f"{', '.join(TONES)}, found {error} in {background}."
         ) from None
     rng = np.random.default_rng(background.seed)
     if background.kind == "collage":
@@ -52,11 +75,6 @@ def draw_background(
     weight = draw(rng, canvas)[..., None]
     first, second = tones[0], tones[-1]
     return (first + weight * (second - first)).round().astype(np.uint8)
-
-
-def _soft(name: str) -> Float[np.ndarray, "3"]:
-    colour = np.array(COLOURS[name], np.float32)
-    return colour + SOFTEN * (255.0 - colour)
 
 
 def _coordinates(canvas: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -119,15 +137,15 @@ def _texture(rng: np.random.Generator, canvas: tuple[int, int]) -> Float[np.ndar
 
 
 def _collage(
-    background: Background, tone: Float[np.ndarray, "3"], canvas: tuple[int, int]
+    background: Background, tone: Float[np.ndarray, " 3"], canvas: tuple[int, int]
 ) -> UInt8[np.ndarray, "H W 3"]:
     """Far things, drawn at a few pixels and blown up: too blurred and pale to be counted."""
     scale = COLLAGE_SIDE / min(canvas)
     height, width = (max(1, round(side * scale)) for side in canvas)
     image = Image.new("RGB", (width, height), tuple(int(v) for v in tone.round()))
     for placement in background.placements:
-        sprite, corner = placed(placement, (height, width))
-        image.paste(sprite, corner, sprite)
+        sprite = drawing(placement, (height, width))
+        image.paste(sprite, corner(placement.x, placement.y, sprite.size, (height, width)), sprite)
     blurred = image.resize((canvas[1], canvas[0]), Image.Resampling.BICUBIC)
     mixed = tone + COLLAGE_STRENGTH * (np.asarray(blurred, np.float32) - tone)
     return mixed.round().astype(np.uint8)

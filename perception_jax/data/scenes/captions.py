@@ -17,7 +17,7 @@ MAX_DETAILED = 3
 def scene_captions(scene: SceneFacts, draw: random.Random) -> list[str]:
     """A plain caption, one with details, and one without class names; 3 to about 25 words."""
     if not scene.objects:
-        return [f"a {draw.choice(MEDIA)} of {phrases.backdrop(scene.background)}"]
+        return [f"{phrases.indefinite(draw.choice(MEDIA))} of {phrases.backdrop(scene.background)}"]
     return [_plain(scene, draw), _detailed(scene, draw), _unnamed(scene, draw)]
 
 
@@ -37,7 +37,7 @@ def _plain(scene: SceneFacts, draw: random.Random) -> str:
     parts = [_group(scene, item) for item in shown]
     if len(kinds) > len(shown):
         parts.append("other things")
-    return f"a {draw.choice(MEDIA)} of {phrases.enumeration(parts)}"
+    return f"{phrases.indefinite(draw.choice(MEDIA))} of {phrases.enumeration(parts)}"
 
 
 def _group(scene: SceneFacts, item: Fact) -> str:

@@ -14,11 +14,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from perception_jax.data.records import Instruction, Question, ReferringExpression
-from perception_jax.data.scenes import captions, referring
+from perception_jax.data.scenes import captions
 from perception_jax.data.scenes.concepts import Concept
 from perception_jax.data.scenes.facts import SceneFacts
 from perception_jax.data.scenes.questions import questions
-from perception_jax.data.scenes.referring import Reference
+from perception_jax.data.scenes.referring import Reference, references
 
 ABSENT_NAMES = 8
 ABSENT_INSTRUCTIONS = 2
@@ -56,7 +56,7 @@ def describe(
       vocabulary: concepts that may be spoken of as absent or offered as a wrong answer.
     """
     draw = random.Random(int(rng.integers(2**63)))
-    refs = [referring.references(scene, k, draw) for k in range(len(scene.objects))]
+    refs = references(scene, draw)
     absent = absent_concepts(scene, vocabulary, draw)
     return Description(
         captions=tuple(captions.scene_captions(scene, draw)),

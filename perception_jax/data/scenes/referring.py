@@ -47,19 +47,31 @@ class _Modifier:
     claim: Callable[[Fact], Claim]
 
 
-def references(scene: SceneFacts, target: int, rng: random.Random) -> list[Reference]:
-    """A few unique phrases for an object, by its name first, then without it; may be empty."""
+def references(scene: SceneFacts, draw: random.Random) -> list[list[Reference]]:
+    """For each object a few unique phrases, by its name first, then without; possibly none."""
+    anchors = [item for item in scene.objects if scene.count(item.concept) == 1]
+    return [_references(scene, target, anchors, draw) for target in range(len(scene.objects))]
+
+
+def _references(
+    scene: SceneFacts, target: int, anchors: Sequence[Fact], draw: random.Random
+) -> list[Reference]:
+    item = scene.objects[target]
     found = []
-    for noun in _nouns(scene.objects[target]):
+    for noun in _nouns(item):
         if any(noun.claim(concept) is not False for concept in scene.doubtful):
             continue
-        found += _with_noun(scene, target, noun, rng)
+        rivals = [
+            other
+            for other in scene.objects
+            if other is not item and noun.claim(other.concept) is not False
+        ]
+        if rivals:
+            modifiers = _distinguishing(item, noun, rivals, anchors, draw)
+            found += [_phrase(noun, modifier, target) for modifier in modifiers]
+        else:
+            found.append(Reference(f"the {noun.text}", target, frozenset({noun.use})))
     return found
-
-
-def unique_by_name(scene: SceneFacts) -> list[int]:
-    """Objects that "the {name}" alone picks out."""
-    return [k for k, item in enumerate(scene.objects) if scene.count(item.concept) == 1]
 
 
 def _nouns(item: Fact) -> Iterator[_Noun]:
@@ -70,24 +82,20 @@ def _nouns(item: Fact) -> Iterator[_Noun]:
     yield _Noun("thing", "", lambda other: True)
 
 
-def _with_noun(scene: SceneFacts, target: int, noun: _Noun, rng: random.Random) -> list[Reference]:
-    """One phrase per kind of modifier, or the bare noun if that is unique."""
-    item = scene.objects[target]
-    rivals = [
-        other
-        for k, other in enumerate(scene.objects)
-        if k != target and noun.claim(other.concept) is not False
-    ]
-    if not rivals:
-        return [Reference(f"the {noun.text}", target, frozenset({noun.use}))]
-    modifiers = [*_attributes(item), *_relations(scene, target, noun, rng)]
-    certain = all(noun.claim(other.concept) for other in rivals)
-    single = [m for m in modifiers if all(m.claim(other) is False for other in rivals)]
-    if certain:
-        single += [*_superlatives(item, rivals), *_ranks(item, rivals)]
-    if not single:
-        single = _pairs([m for m in modifiers if m.use != "relation"], rivals)
-    return [_phrase(noun, m, target) for m in single]
+def _distinguishing(
+    item: Fact,
+    noun: _Noun,
+    rivals: Sequence[Fact],
+    anchors: Sequence[Fact],
+    draw: random.Random,
+) -> list[_Modifier]:
+    """The modifiers that rule out every rival by themselves; if there are none, two together."""
+    attributes = list(_attributes(item))
+    modifiers = [*attributes, *_relations(item, noun, anchors, draw)]
+    found = [m for m in modifiers if all(m.claim(other) is False for other in rivals)]
+    if all(noun.claim(other.concept) for other in rivals):
+        found += [*_superlatives(item, rivals), *_ranks(item, rivals)]
+    return found or _pairs(attributes, rivals)
 
 
 def _phrase(noun: _Noun, modifier: _Modifier, target: int) -> Reference:
@@ -114,17 +122,14 @@ def _in_place(parts: Sequence[facts.Side]) -> Callable[[Fact], Claim]:
 
 
 def _relations(
-    scene: SceneFacts, target: int, noun: _Noun, rng: random.Random
+    item: Fact, noun: _Noun, anchors: Sequence[Fact], draw: random.Random
 ) -> Iterator[_Modifier]:
-    """Relations to one other object that goes by its name alone."""
-    anchors = [k for k in unique_by_name(scene) if k != target]
-    if not anchors:
-        return
-    anchor = scene.objects[rng.choice(anchors)]
-    if noun.use == "name" and noun.claim(anchor.concept) is not False:
-        return
-    for words, holds in facts.RELATIONS.items():
-        if holds(scene.objects[target], anchor):
+    """The relation to one other object that goes by its name alone."""
+    others = [anchor for anchor in anchors if anchor is not item]
+    if others:
+        anchor = draw.choice(others)
+        if words := facts.relation(item, anchor):
+            holds = facts.RELATIONS[words]
             yield _Modifier("", f"{words} the {anchor.name}", "relation", _relation(holds, anchor))
 
 
@@ -141,9 +146,10 @@ def _superlatives(item: Fact, rivals: Sequence[Fact]) -> Iterator[_Modifier]:
 
 
 def _ranks(item: Fact, rivals: Sequence[Fact]) -> Iterator[_Modifier]:
-    """ "second … from the left" among three or more."""
+    """ "second … from the left" among three or more, counted from the nearer side."""
     if len(rivals) < 2:
         return
+    middle = len(rivals) / 2
     for side, reverse, position in (
         ("left", False, lambda other: other.x),
         ("right", True, lambda other: other.x),
@@ -151,10 +157,11 @@ def _ranks(item: Fact, rivals: Sequence[Fact]) -> Iterator[_Modifier]:
         ("bottom", True, lambda other: other.y),
     ):
         row = sorted([item, *rivals], key=position, reverse=reverse)
+        rank = row.index(item)
         gaps = (abs(position(a) - position(b)) for a, b in zip(row, row[1:], strict=False))
-        if min(gaps) >= MIN_RANK_GAP:
-            rank = phrases.ORDINALS[row.index(item)]
-            yield _Modifier(rank, f"from the {side}", "place rank", lambda other: False)
+        if rank <= middle and min(gaps) >= MIN_RANK_GAP:
+            words = phrases.ORDINALS[rank]
+            yield _Modifier(words, f"from the {side}", "place rank", lambda other: False)
 
 
 def _pairs(modifiers: Sequence[_Modifier], rivals: Sequence[Fact]) -> list[_Modifier]:

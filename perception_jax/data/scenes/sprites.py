@@ -79,29 +79,46 @@ def load_sprite(
 
 @functools.lru_cache(maxsize=4096)
 def _coloured(concept: str, style: str, tint: str | None, flip: bool) -> Image.Image:
+    """Premultiplied, so that scaling and turning do not mix in the colour of clear pixels."""
     sprite = load_sprite(concept, style)
     if tint is not None:
         sprite = tinted(sprite, tint)
-    return Image.fromarray(sprite[:, ::-1] if flip else sprite)
+    return Image.fromarray(sprite[:, ::-1] if flip else sprite).convert("RGBa")
 
 
-def placed(placement: Placement, canvas: tuple[int, int]) -> tuple[Image.Image, tuple[int, int]]:
-    """A placement's sprite as it goes on the canvas, before its opacity.
+@functools.lru_cache(maxsize=4096)
+def _alpha(concept: str, style: str, flip: bool) -> Image.Image:
+    return _coloured(concept, style, None, flip).getchannel("a")
+
+
+def _turned(image: Image.Image, placement: Placement, short: int) -> Image.Image:
+    """The sprite (or its alpha) scaled and rotated for a canvas whose shorter side is `short`."""
+    scale = placement.size * short / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    image = image.resize(size, Image.Resampling.BICUBIC)
+    if placement.angle:
+        image = image.rotate(placement.angle, Image.Resampling.BICUBIC, expand=True)
+    return image
+
+
+def drawing(placement: Placement, canvas: tuple[int, int]) -> Image.Image:
+    """A placement's sprite as it goes on the canvas: RGBA, coloured, mirrored, scaled, rotated.
 
     Args:
       canvas: (height, width) in pixels.
-
-    Returns:
-      The RGBA patch, coloured, mirrored, scaled and rotated, and its left top corner (x, y) on
-      the canvas; it may reach beyond the canvas.
     """
+    sprite = _coloured(placement.concept, placement.style, placement.tint, placement.flip)
+    return _turned(sprite, placement, min(canvas)).convert("RGBA")
+
+
+def outline(placement: Placement, canvas: tuple[int, int]) -> Image.Image:
+    """The alpha channel of `drawing`, for less work."""
+    alpha = _alpha(placement.concept, placement.style, placement.flip)
+    return _turned(alpha, placement, min(canvas))
+
+
+def corner(x: float, y: float, size: tuple[int, int], canvas: tuple[int, int]) -> tuple[int, int]:
+    """Left top pixel (x, y) of a drawing of `size` (width, height) that is centred on a place given
+    in fractions of the canvas (height, width); it may be outside."""
     height, width = canvas
-    patch = _coloured(placement.concept, placement.style, placement.tint, placement.flip)
-    scale = placement.size * min(canvas) / max(patch.size)
-    size = (max(1, round(patch.width * scale)), max(1, round(patch.height * scale)))
-    patch = patch.resize(size, Image.Resampling.BICUBIC)
-    if placement.angle:
-        patch = patch.rotate(placement.angle, Image.Resampling.BICUBIC, expand=True)
-    left = round(placement.x * width - patch.width / 2)
-    top = round(placement.y * height - patch.height / 2)
-    return patch, (left, top)
+    return round(x * width - size[0] / 2), round(y * height - size[1] / 2)

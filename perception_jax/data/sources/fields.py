@@ -1,4 +1,4 @@
-"""Checks of what annotation files say; each failure names the place, what was expected and found."""
+"""Checks of what annotation files say; a failure names the place, what was expected and found."""
 
 from __future__ import annotations
 
@@ -22,6 +22,12 @@ BOX_SLACK = 1.0
 
 Check = Callable[[Any, str], Any]
 """Takes a JSON value and where it stands; returns it in our types or raises `DataError`."""
+
+
+def check_index(index: int, count: int) -> None:
+    """Raises `IndexError` outside [0, count), as `Source` asks; negative numbers do not wrap."""
+    if not 0 <= index < count:
+        raise IndexError(f"record {index} of {count}")
 
 
 def fail(where: str, expected: str, value: Any) -> DataError:

@@ -6,6 +6,7 @@ import os
 import pathlib
 
 from perception_jax.data import images, records
+from perception_jax.data.sources import fields
 from perception_jax.errors import DataError
 
 
@@ -42,6 +43,7 @@ class ImageFolder:
         return len(self._files)
 
     def __getitem__(self, index: int) -> records.Record:
+        fields.check_index(index, len(self))
         name = self._files[index]
         path = self._root / name
         class_name = path.parent.name.replace("_", " ").lower() if "/" in name else ""

@@ -80,6 +80,7 @@ class JsonlSource:
         return len(self._offsets)
 
     def __getitem__(self, index: int) -> records.Record:
+        fields.check_index(index, len(self))
         with open(self._path, "rb") as file:
             file.seek(int(self._offsets[index]))
             return self._parse(file.readline(), int(self._lines[index]), check_size=True)

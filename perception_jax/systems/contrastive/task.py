@@ -122,7 +122,7 @@ class ContrastiveTask:
         return self._evaluators
 
     def _transform(self) -> ImageTextTransform:
-        return ImageTextTransform(self.processor, self.tokenizer)
+        return ImageTextTransform(processor=self.processor, tokenizer=self.tokenizer)
 
 
 class SigmoidClip(Clip):

@@ -1,0 +1,123 @@
+"""A small CLIP trained from scratch on scenes; its weights ship as "scenes-clip".
+
+    python -m launch.train --config=configs/clip/scenes.py --workdir=runs/scenes_clip
+
+Images of four artists, captions from the scene's own facts. Evaluated while it trains on the fifth
+artist's drawings, which it never sees: naming among all training names, naming of the held-out
+concepts, and retrieval of composed scenes.
+
+`--config=configs/clip/scenes.py:runlocal` is the same in a few steps on a tiny model.
+`--config.data.source=DIR` trains on your own images with captions instead (see `data.sources`).
+"""
+
+from __future__ import annotations
+
+import ml_collections
+
+from configs.common import parse_arg, trainer
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+    """The shipped model's recipe; the argument `runlocal` shrinks everything."""
+    tiny = parse_arg(arg, runlocal=False).runlocal
+    config = ml_collections.ConfigDict()
+    config.train = trainer(
+        steps=12 if tiny else 12_000,
+        batch_size=32 if tiny else 256,
+        log_every=4 if tiny else 50,
+        evaluate_every=0 if tiny else 1000,
+        checkpoint_every=0 if tiny else 500,
+        optim={
+            "learning_rate": 1e-3,
+            "warmup_steps": 4 if tiny else 500,
+            "weight_decay": 0.1,
+            "b2": 0.98,
+        },
+    )
+    config.model = ml_collections.ConfigDict(
+        {
+            "image_size": 48,
+            "patch_size": 8,
+            "width": 32 if tiny else 160,
+            "depth": 2 if tiny else 5,
+            "text_width": 32 if tiny else 128,
+            "text_depth": 1 if tiny else 2,
+            "embed_dim": 32 if tiny else 128,
+            "vocab_size": 4096,
+            "context": 32,
+        }
+    )
+    config.loss = "softmax"
+    config.data = ml_collections.ConfigDict(
+        {
+            # "scenes", or a folder or file of your own that `data.sources.open_source` reads.
+            "source": "scenes",
+            "length": 1_000_000,
+            # Of eight scenes, how many show one large object; the others show up to `objects`.
+            "singles": 6,
+            "objects": 4,
+            "workers": 0 if tiny else 1,
+        }
+    )
+    # Portraits of each name and composed scenes in the evaluations.
+    config.evaluation = ml_collections.ConfigDict(
+        {"per_name": 1 if tiny else 4, "scenes": 40 if tiny else 500}
+    )
+    return config
+
+
+def get_task(config: ml_collections.ConfigDict):
+    """The contrastive task of this config."""
+    from perception_jax.data.processors import ImageProcessor
+    from perception_jax.data.tokenizers import ClipTokenizer
+    from perception_jax.systems.contrastive.benchmark import ScenesBenchmark, training_source
+    from perception_jax.systems.contrastive.task import ContrastiveConfig, ContrastiveTask
+
+    model = config.model
+    processor = ImageProcessor(size=model.image_size)
+    tokenizer = ClipTokenizer.shipped(model.vocab_size, model.context)
+    benchmark = ScenesBenchmark.make(processor, tokenizer, **config.evaluation)
+    return ContrastiveTask(
+        ContrastiveConfig(
+            loss=config.loss,
+            batch_size=config.train.batch_size,
+            seed=config.train.seed,
+            workers=config.data.workers,
+        ),
+        clip_config(model),
+        processor=processor,
+        tokenizer=tokenizer,
+        source=training_source(
+            model.image_size,
+            seed=config.train.seed,
+            length=config.data.length,
+            singles=config.data.singles,
+            objects=config.data.objects,
+        ),
+        evaluators=benchmark.evaluators(),
+    )
+
+
+def clip_config(model: ml_collections.ConfigDict):
+    """The model's dataclass: 32-wide heads, MLPs of four times the width."""
+    from perception_jax.models.clip.config import ClipConfig, TextConfig, VisionConfig
+
+    return ClipConfig(
+        vision=VisionConfig(
+            image_size=model.image_size,
+            patch_size=model.patch_size,
+            width=model.width,
+            depth=model.depth,
+            heads=model.width // 32,
+            mlp_dim=4 * model.width,
+        ),
+        text=TextConfig(
+            vocab_size=model.vocab_size,
+            context=model.context,
+            width=model.text_width,
+            depth=model.text_depth,
+            heads=model.text_width // 32,
+            mlp_dim=4 * model.text_width,
+        ),
+        embed_dim=model.embed_dim,
+    )

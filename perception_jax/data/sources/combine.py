@@ -1,0 +1,86 @@
+"""Sources made of other sources: parts of one, and several in fixed proportions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from perception_jax.data.records import Record, Source
+from perception_jax.errors import ConfigError
+
+
+class Subset:
+    """Chosen records of a source, in the given order."""
+
+    def __init__(self, source: Source, indices: Sequence[int] | np.ndarray):
+        """Args: indices: into `source`.
+
+        Raises:
+          ConfigError: an index outside the source.
+        """
+        indices = np.asarray(indices, np.int64)
+        if indices.size and not (indices.min() >= 0 and indices.max() < len(source)):
+            raise ConfigError(
+                f"subset: expected indices in [0, {len(source)}), found {indices.min()} to "
+                f"{indices.max()}."
+            )
+        self._source, self._indices = source, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Record:
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+        return self._source[int(self._indices[index])]
+
+
+class Mixture:
+    """Several sources in fixed proportions.
+
+    Of every `sum(shares)` neighbouring records `shares[k]` come from `sources[k]`; each source is
+    read in order, and from its start again when it ends.
+    """
+
+    def __init__(self, sources: Sequence[Source], shares: Sequence[int], *, length: int):
+        """Args: shares: positive whole numbers; length: records of the mixture.
+
+        Raises:
+          ConfigError: no source, an empty one, or shares that do not fit.
+        """
+        fits = len(sources) == len(shares) > 0 and all(share > 0 for share in shares)
+        if not fits or any(len(source) == 0 for source in sources):
+            raise ConfigError(
+                f"mixture: expected sources with records and one positive share each, found "
+                f"lengths {[len(source) for source in sources]} and shares {list(shares)}."
+            )
+        self._sources, self._shares, self._length = list(sources), list(shares), length
+        self._slots = np.repeat(np.arange(len(shares)), shares)
+        self._offsets = np.concatenate([np.arange(share) for share in shares])
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Record:
+        if not 0 <= index < self._length:
+            raise IndexError(f"record {index} of {self._length}")
+        turn, slot = divmod(index, len(self._slots))
+        which = int(self._slots[slot])
+        source = self._sources[which]
+        return source[(turn * self._shares[which] + int(self._offsets[slot])) % len(source)]
+
+
+def split(source: Source, every: int) -> tuple[Subset, Subset]:
+    """Two parts without common records: all but each `every`-th one, and each `every`-th one.
+
+    Raises:
+      ConfigError: fewer than `every` records, or `every` below 2.
+    """
+    if every < 2 or len(source) < every:
+        raise ConfigError(
+            f"split: expected at least {max(every, 2)} records to keep every {every}-th apart, "
+            f"found {len(source)}."
+        )
+    held = np.arange(every - 1, len(source), every)
+    return Subset(source, np.setdiff1d(np.arange(len(source)), held)), Subset(source, held)

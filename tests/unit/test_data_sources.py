@@ -1,0 +1,444 @@
+"""Every source reads what it documents, is picklable, and names file, place and key of a fault."""
+
+from __future__ import annotations
+
+import io
+import json
+import pathlib
+import pickle
+
+import PIL.Image
+import pytest
+
+from perception_jax.data import images
+from perception_jax.data.records import Instruction, ObjectAnnotation, Question, ReferringExpression
+from perception_jax.data.sources import open_source
+from perception_jax.data.sources.coco import CocoSource
+from perception_jax.data.sources.folder import ImageFolder
+from perception_jax.data.sources.jsonl import JsonlSource
+from perception_jax.data.sources.parquet import ParquetSource
+from perception_jax.data.sources.tfds import FeatureMap, TfdsSource
+from perception_jax.errors import ConfigError, DataError, ImageError
+
+
+def png(width: int = 8, height: int = 6, grey: int = 0) -> bytes:
+    buffer = io.BytesIO()
+    PIL.Image.new("RGB", (width, height), (grey, grey, grey)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write(path: pathlib.Path, content: bytes | str) -> pathlib.Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def assert_sound(source, count: int) -> None:
+    """Random access, no wrapping, and the same after pickling."""
+    assert len(source) == count
+    for index in (-1, count):
+        with pytest.raises(IndexError):
+            source[index]
+    again = pickle.loads(pickle.dumps(source))
+    for index in range(count):
+        one, other = source[index], again[index]
+        assert one == other
+        assert images.decode(one.image).shape == (6, 8, 3)
+
+
+# --- Image folder -------------------------------------------------------------------------------
+
+
+def test_image_folder(tmp_path):
+    for name in ("red_fox/2.png", "red_fox/1.JPG", "owl/x.png", "plain.png", ".hidden/h.png"):
+        write(tmp_path / name, png())
+    write(tmp_path / "owl/x.txt", "an owl at night \n\n a bird\n")
+    write(tmp_path / "owl/notes.md", "no image")
+    source = open_source(tmp_path)
+    assert isinstance(source, ImageFolder)
+    assert_sound(source, 4)
+    assert [record.id for record in source] == [
+        "owl/x.png",
+        "plain.png",
+        "red_fox/1.JPG",
+        "red_fox/2.png",
+    ]
+    assert [record.captions for record in source] == [
+        ("an owl at night", "a bird"),
+        (),
+        ("a photo of a red fox.",),
+        ("a photo of a red fox.",),
+    ]
+    assert source[0].extras == {"class": "owl"}
+    assert open_source(tmp_path, template="{}")[2].captions == ("red fox",)
+
+
+def test_image_folder_faults(tmp_path):
+    with pytest.raises(DataError, match="no such folder"):
+        ImageFolder(tmp_path / "gone")
+    with pytest.raises(DataError, match="found none"):
+        ImageFolder(tmp_path)
+    write(tmp_path / "a.png", png())
+    write(tmp_path / "a.txt", b"\xff\xfe")
+    with pytest.raises(DataError, match=r"a\.txt: expected UTF-8"):
+        ImageFolder(tmp_path)[0]
+    with pytest.raises(DataError, match="template"):
+        ImageFolder(tmp_path, template="a photo")
+
+
+# --- JSONL --------------------------------------------------------------------------------------
+
+FULL_LINE = {
+    "image": "pictures/a.png",
+    "id": "first",
+    "captions": ["two dogs", "dogs"],
+    "objects": [
+        {"name": "Big_dog", "box": [0, 0, 4.5, 6], "attributes": {"colour": "red"}},
+        {"name": "dog", "box": [4, 1, 8, 6], "caption": "a dog", "object_id": 7, "crowd": True},
+    ],
+    "referring": [{"text": "the right dog", "target": 1}],
+    "questions": [{"text": "How many?", "answer": "2", "options": ["1", "2"], "kind": "count"}],
+    "instructions": [{"text": "Find the cat.", "target": None}],
+    "absent": ["cat"],
+    "extras": {"source": "mine"},
+}
+
+
+def jsonl(folder: pathlib.Path, *lines: dict | str) -> pathlib.Path:
+    write(folder / "pictures/a.png", png())
+    text = "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines)
+    return write(folder / "data.jsonl", text)
+
+
+def test_jsonl(tmp_path):
+    short = {"image": "pictures/a.png", "caption": "caf\u00e9"}
+    source = open_source(jsonl(tmp_path, FULL_LINE, "", short))
+    assert isinstance(source, JsonlSource)
+    assert_sound(source, 2)
+    record = source[0]
+    assert (record.id, record.captions, record.absent) == ("first", ("two dogs", "dogs"), ("cat",))
+    assert record.objects == (
+        ObjectAnnotation(name="big dog", box=(0.0, 0.0, 4.5, 6.0), attributes={"colour": "red"}),
+        ObjectAnnotation(
+            name="dog", box=(4.0, 1.0, 8.0, 6.0), caption="a dog", object_id=7, crowd=True
+        ),
+    )
+    assert record.referring == (ReferringExpression(text="the right dog", target=1),)
+    assert record.questions == (
+        Question(text="How many?", answer="2", options=("1", "2"), kind="count"),
+    )
+    assert record.instructions == (Instruction(text="Find the cat.", target=None),)
+    assert record.extras == {"source": "mine"}
+    assert (source[1].id, source[1].captions) == ("data.jsonl:3", ("caf\u00e9",))
+    elsewhere = JsonlSource(tmp_path / "data.jsonl", images=tmp_path / "other")
+    assert elsewhere[1].image == tmp_path / "other/pictures/a.png"
+    assert type(open_source(tmp_path)) is JsonlSource
+
+
+def box_line(box: list, **more) -> dict:
+    return {"image": "pictures/a.png", "objects": [{"name": "dog", "box": box}], **more}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", ":2: not JSON"),
+        ("[1]", r":2: expected an object \{…\}, found \[1\]"),
+        ({"caption": "x"}, r":2: expected the key 'image', found only \['caption'\]"),
+        ({"image": "a", "captoin": "x"}, ":2: unknown key 'captoin'. Did you mean 'caption'"),
+        ({"image": "a", "caption": " "}, ":2: caption: expected a text that is not blank"),
+        ({"image": "a", "caption": "x", "captions": ["x"]}, "found both"),
+        ({"image": "a", "captions": ["x", 3]}, r":2: captions\[1\]: expected a text"),
+        ({"image": "a", "width": 0, "height": 2}, "width: expected at least 1 pixel"),
+        (box_line([0, 0, 1]), r":2: objects\[0\]: box: expected a list of 4 finite numbers"),
+        (box_line([0, 0, 1, "2"]), "4 finite numbers"),
+        (box_line([0, 0, 1, float("nan")]), "4 finite numbers"),
+        (box_line([3, 0, 3, 2]), r"objects\[0\]: box: expected x1 < x2"),
+        (box_line([0, 0, 10, 6], width=8, height=6), r"leaves the image of 8×6.*outside=\"clip\""),
+        (box_line([0, 0, 1, 1], referring=[{"text": "it", "target": 1}]), "below the 1 objects"),
+        ({"image": "a", "questions": [{"text": "Who?"}]}, r"questions\[0\]: expected.*'answer'"),
+        ({"image": "a", "objects": [{"name": "x", "bbox": [0, 0, 1, 1]}]}, "Did you mean 'box'"),
+        ({"image": "pictures/a.png", "id": "first"}, "'first' is already the id of line 1"),
+    ],
+)
+def test_jsonl_faults_name_file_line_and_key(tmp_path, line, message):
+    path = jsonl(tmp_path, FULL_LINE, line)
+    with pytest.raises(DataError, match=message) as caught:
+        JsonlSource(path)
+    assert f"{path}:2" in str(caught.value)
+
+
+def test_jsonl_boxes_against_the_image_itself(tmp_path):
+    """Without a size in the line, the image's header decides, when the record is read."""
+    outside = box_line([-2, 0, 5, 6], referring=[{"text": "it", "target": 0}])
+    gone = box_line([9, 0, 12, 6], referring=[{"text": "it", "target": 0}])
+    gone["objects"] += [{"name": "cat", "box": [0, 0, 8.4, 6]}]
+    gone["referring"] += [{"text": "the cat", "target": 1}]
+    path = jsonl(tmp_path, outside, gone)
+    with pytest.raises(DataError, match=r"data\.jsonl:1: objects\[0\]: box: .*leaves the image"):
+        JsonlSource(path)[0]
+    clipped = JsonlSource(path, outside="clip")
+    assert clipped[0].objects[0].box == (0, 0, 5, 6)
+    assert [(o.name, o.box) for o in clipped[1].objects] == [("cat", (0, 0, 8, 6))]
+    assert clipped[1].referring == (ReferringExpression(text="the cat", target=0),)
+    (tmp_path / "pictures/a.png").unlink()
+    with pytest.raises(ImageError, match=r"a\.png"):
+        JsonlSource(path)[0]
+
+
+def test_jsonl_of_nothing(tmp_path):
+    with pytest.raises(DataError, match="found none"):
+        JsonlSource(write(tmp_path / "a.jsonl", "\n\n"))
+    with pytest.raises(DataError, match="no such file"):
+        JsonlSource(tmp_path / "b.jsonl")
+
+
+# --- COCO and LVIS ------------------------------------------------------------------------------
+
+
+def coco() -> dict:
+    return {
+        "images": [
+            {"id": 5, "file_name": "a.png", "width": 8, "height": 6},
+            {"id": 3, "file_name": "b.png", "width": 8, "height": 6},
+        ],
+        "categories": [{"id": 1, "name": "fire_hydrant"}, {"id": 9, "name": "Dog"}],
+        "annotations": [
+            {"id": 11, "image_id": 3, "category_id": 9, "bbox": [0, 1, 2, 3], "iscrowd": 1},
+            {"id": 12, "image_id": 5, "category_id": 1, "bbox": [1.5, 0, 7, 6]},
+            {"id": 13, "image_id": 3, "category_id": 1, "bbox": [4, 4, 1, 1]},
+        ],
+    }
+
+
+def coco_folder(root: pathlib.Path, content: dict) -> pathlib.Path:
+    for name in ("a.png", "b.png"):
+        write(root / "train2017" / name, png())
+    return write(root / "annotations/instances_train2017.json", json.dumps(content))
+
+
+def test_coco_instances_and_captions(tmp_path):
+    path = coco_folder(tmp_path, coco())
+    texts = [{"id": k, "image_id": 3, "caption": f" text {k}\n"} for k in range(2)]
+    captions = write(tmp_path / "c.json", json.dumps({**coco(), "annotations": texts}))
+    source = open_source(path, captions=captions)
+    assert isinstance(source, CocoSource)
+    assert_sound(source, 2)
+    assert [record.id for record in source] == ["5", "3"]
+    assert source[0].image == tmp_path / "train2017/a.png"
+    # 1.5 + 7 is half a pixel too wide: rounding, cut without a word.
+    assert source[0].objects == (
+        ObjectAnnotation(
+            name="fire hydrant", box=(1.5, 0.0, 8.0, 6.0), category_id=1, object_id=12
+        ),
+    )
+    assert [(o.name, o.box, o.crowd) for o in source[1].objects] == [
+        ("dog", (0, 1, 2, 4), True),
+        ("fire hydrant", (4, 4, 5, 5), False),
+    ]
+    assert [record.captions for record in source] == [(), ("text 0", "text 1")]
+    alone = CocoSource(captions, images=tmp_path / "train2017")
+    assert [record.captions for record in alone] == [(), ("text 0", "text 1")]
+    assert alone[1].objects == ()
+
+
+def test_lvis_is_federated(tmp_path):
+    content = coco()
+    for image in content["images"]:
+        image["coco_url"] = f"http://images.cocodataset.org/train2017/{image.pop('file_name')}"
+    content["images"][0] |= {"neg_category_ids": [9], "not_exhaustive_category_ids": [1]}
+    source = CocoSource(coco_folder(tmp_path, content))
+    assert source[0].absent == ("dog",)
+    assert source[0].extras == {"image_id": 5, "not_exhaustive": ("fire hydrant",)}
+    assert source[1].absent == ()
+    assert source[1].image == tmp_path / "train2017/b.png"
+
+
+def changed(table: str, index: int, **values) -> dict:
+    content = coco()
+    content[table][index] |= values
+    return {**content, table: [{k: v for k, v in e.items() if v != ""} for e in content[table]]}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"images": []}, "lists 'images' and 'annotations'"),
+        ({**coco(), "images": []}, "images: expected at least one"),
+        (changed("images", 1, id=5), "unique ids"),
+        (changed("images", 0, width=""), r"images\[0\]: expected the key 'width'"),
+        (changed("images", 0, file_name=""), r"images\[0\]: expected 'file_name' or 'coco_url'"),
+        (changed("images", 1, neg_category_ids=[2]), r"images\[1\]: neg_category_ids: .*found 2"),
+        (changed("annotations", 0, image_id=4), r"annotations\[0\]: image_id: .* found 4"),
+        (changed("annotations", 2, category_id=2), r"annotations\[2\]: category_id: .*found 2"),
+        (changed("annotations", 1, bbox=[0, 0, 3]), r"annotations\[1\]: bbox: .*4 finite numbers"),
+        (changed("annotations", 1, bbox=[0, 0, 12, 3]), r"annotations\[1\]: bbox: .*leaves the"),
+        (changed("annotations", 1, bbox=[0, 0, 0, 3]), r"expected x1 < x2"),
+        (changed("categories", 1, name=""), r"categories\[1\]: expected the key 'name'"),
+    ],
+)
+def test_coco_faults_name_file_entry_and_key(tmp_path, content, message):
+    path = coco_folder(tmp_path, content)
+    with pytest.raises(DataError, match=message) as caught:
+        CocoSource(path)
+    assert str(path) in str(caught.value)
+
+
+def test_coco_clips_only_when_told(tmp_path):
+    content = changed("annotations", 1, bbox=[-4, 0, 20, 3])
+    content["annotations"][2]["bbox"] = [4, 4, 0, 1]
+    source = CocoSource(coco_folder(tmp_path, content), outside="clip")
+    assert source[0].objects[0].box == (0, 0, 8, 3)
+    assert [o.object_id for o in source[1].objects] == [11]
+
+
+def test_coco_says_where_it_looked_for_images(tmp_path):
+    path = write(tmp_path / "x.json", json.dumps(coco()))
+    with pytest.raises(DataError, match=r"'a\.png' in .*images=FOLDER"):
+        CocoSource(path)
+    with pytest.raises(DataError, match="not JSON"):
+        CocoSource(write(path, "{"))
+    with pytest.raises(DataError, match="No such file"):
+        CocoSource(tmp_path / "gone.json")
+
+
+# --- Parquet ------------------------------------------------------------------------------------
+
+
+def parquet(path: pathlib.Path, columns: dict, **options) -> pathlib.Path:
+    pyarrow = pytest.importorskip("pyarrow")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pytest.importorskip("pyarrow.parquet").write_table(pyarrow.table(columns), path, **options)
+    return path
+
+
+def test_parquet(tmp_path):
+    hub = [{"bytes": png(grey=k), "path": None} for k in range(5)]
+    texts = [f"text {k}" for k in range(5)]
+    parquet(tmp_path / "1.parquet", {"image": hub, "caption": texts}, row_group_size=2)
+    hub = [{"bytes": png(grey=k), "path": "x"} for k in (5, 6)]
+    parquet(tmp_path / "2.parquet", {"image": hub, "caption": [None, "text 6"]})
+    source = open_source(tmp_path)
+    assert isinstance(source, ParquetSource)
+    assert_sound(source, 7)
+    order = [6, 0, 3, 4, 2, 5, 1, 0]
+    assert [int(images.decode(source[k].image)[0, 0, 0]) for k in order] == order
+    assert [source[k].captions for k in (4, 5)] == [("text 4",), ()]
+    assert [source[k].id for k in (4, 6)] == ["1.parquet:4", "2.parquet:1"]
+
+
+def test_parquet_with_other_columns(tmp_path):
+    content = {"picture": [png()], "texts": [["one", "two"]], "key": [17]}
+    path = parquet(tmp_path / "x.parquet", content)
+    source = open_source(path, image_column="picture", caption_column="texts", id_column="key")
+    assert (source[0].id, source[0].captions) == ("17", ("one", "two"))
+    assert ParquetSource(path, image_column="picture", caption_column=None)[0].captions == ()
+    with pytest.raises(DataError, match=r"no column 'pictures'. Did you mean 'picture'"):
+        ParquetSource(path, image_column="pictures", caption_column=None)
+    with pytest.raises(DataError, match="texts: expected binary"):
+        ParquetSource(path, image_column="texts", caption_column=None)
+
+
+def test_parquet_faults(tmp_path):
+    with pytest.raises(DataError, match="found neither"):
+        ParquetSource(tmp_path)
+    with pytest.raises(DataError, match="not a whole Parquet file"):
+        ParquetSource(write(tmp_path / "x.parquet", b"PAR1 and no more"))
+    path = parquet(tmp_path / "y.parquet", {"image": [png(), None], "caption": ["a", "b"]})
+    with pytest.raises(DataError, match=r"y\.parquet: row 1: image: expected an image's bytes"):
+        ParquetSource(path)[1]
+
+
+# --- TFDS ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tfds_data(tmp_path_factory):
+    """A prepared set without TensorFlow: encoded images, texts, ragged boxes."""
+    import tensorflow_datasets as tfds
+
+    features = tfds.features
+
+    class Tiny(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            label = features.ClassLabel(names=["red_fox", "owl"])
+            objects = {"bbox": features.BBoxFeature(), "label": label}
+            parts = {
+                "image": features.Image(shape=(None, None, 3), encoding_format="png"),
+                "image/name": features.Text(),
+                "caption": features.Text(),
+                "objects": features.Sequence(objects),
+            }
+            return tfds.core.DatasetInfo(builder=self, features=features.FeaturesDict(parts))
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            for k in range(4):
+                box = features.BBox(ymin=0.0, xmin=0.25, ymax=0.5, xmax=1.0)
+                yield (
+                    k,
+                    {
+                        "image": io.BytesIO(png(grey=k)),
+                        "image/name": f"f{k}",
+                        "caption": f"text {k}",
+                        "objects": [{"bbox": box, "label": j % 2} for j in range(k)],
+                    },
+                )
+
+    builder = Tiny(data_dir=tmp_path_factory.mktemp("tfds"), file_format="array_record")
+    builder.download_and_prepare()
+    decoders = {"image": tfds.decode.SkipDecoding()}
+    return [builder.as_data_source(split="train", decoders=d) for d in (decoders, None)]
+
+
+def test_tfds(tfds_data):
+    names = {"captions": "caption", "boxes": "objects/bbox", "labels": "objects/label"}
+    for data in tfds_data:  # encoded and decoded images
+        source = TfdsSource(data, FeatureMap.of(data, id="image/name", **names))
+        assert len(source) == 4
+        by_name = {record.id: record for record in source}
+        assert sorted(by_name) == ["f0", "f1", "f2", "f3"]
+        record = by_name["f2"]
+        assert int(images.decode(record.image)[0, 0, 0]) == 2
+        assert record.captions == ("text 2",)
+        assert record.objects == (
+            ObjectAnnotation(name="red fox", box=(2.0, 0.0, 8.0, 3.0), category_id=0),
+            ObjectAnnotation(name="owl", box=(2.0, 0.0, 8.0, 3.0), category_id=1),
+        )
+        assert by_name["f0"].objects == ()
+    assert_sound(TfdsSource(tfds_data[0], FeatureMap.of(tfds_data[0], captions="caption")), 4)
+
+
+def test_tfds_faults(tfds_data):
+    data = tfds_data[0]
+    with pytest.raises(DataError, match=r"tiny: there is no feature 'captoin'. Did you mean 'cap"):
+        FeatureMap.of(data, captions="captoin")
+    with pytest.raises(DataError, match=r"no feature 'objects/box'"):
+        FeatureMap.of(data, boxes="objects/box", labels="objects/label")
+    with pytest.raises(DataError, match="boxes and labels"):
+        FeatureMap.of(data, boxes="objects/bbox")
+    with pytest.raises(DataError, match="example 0: caption: expected an image"):
+        TfdsSource(data, FeatureMap(image="caption", captions="image/name"))
+
+
+# --- Choosing a reader --------------------------------------------------------------------------
+
+
+def test_open_source_says_what_it_tried(tmp_path):
+    with pytest.raises(DataError, match="found nothing there"):
+        open_source(tmp_path / "gone")
+    with pytest.raises(DataError, match=r"Tried: one \.jsonl.*\.parquet.*images"):
+        open_source(tmp_path)
+    with pytest.raises(DataError, match=r"found '\.csv'"):
+        open_source(write(tmp_path / "x.csv", "a"))
+    write(tmp_path / "a.png", png())
+    with pytest.raises(ConfigError, match=r"unknown option 'templat'. Did you mean 'template'"):
+        open_source(tmp_path, templat="{}")
+    jsonl(tmp_path, FULL_LINE)
+    write(tmp_path / "other.jsonl", "")
+    with pytest.raises(DataError, match=r"one \.jsonl file, found data\.jsonl, other\.jsonl"):
+        open_source(tmp_path)

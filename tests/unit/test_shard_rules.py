@@ -1,0 +1,142 @@
+"""Mesh sizes, path rules, the vote of several processes, FLOPs."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AxisType, PartitionSpec
+
+from perception_jax.errors import ConfigError
+from perception_jax.shard import distributed, flops
+from perception_jax.shard.mesh import batch_shards, batch_sharding, make_mesh
+from perception_jax.shard.rules import fsdp_largest_axis, shardings
+
+
+def shape(*sizes: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(sizes, jnp.float32)
+
+
+def test_mesh_fills_the_open_axis_and_is_auto():
+    mesh = make_mesh(replica=2, tensor=2)
+    assert dict(mesh.shape) == {"replica": 2, "fsdp": 2, "tensor": 2}
+    assert mesh.axis_types == (AxisType.Auto,) * 3
+    assert batch_shards(mesh) == 4
+    batch = jax.device_put(jnp.arange(8), batch_sharding(mesh))
+    assert batch.addressable_shards[0].data.shape == (2,)
+    assert make_mesh(devices=jax.devices()[:1]).size == 1
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"replica": 3}, r"\(3\) must divide the number of devices \(8\).*fsdp=4 tensor=2"),
+        ({"fsdp": 2}, r"\(2\) must equal the number of devices \(8\)"),
+        ({"replica": -1}, "at most one -1"),
+        ({"tensor": 0}, "must be positive"),
+    ],
+)
+def test_mesh_refuses_sizes_that_do_not_fit(sizes: dict[str, int], message: str):
+    with pytest.raises(ConfigError, match=message):
+        make_mesh(**sizes)
+
+
+def test_first_match_wins():
+    mesh = make_mesh(replica=2, tensor=2)
+    rules = (
+        ("q_proj/kernel$", PartitionSpec(None, "fsdp", "tensor")),
+        ("kernel$", PartitionSpec(("fsdp", "tensor"))),
+        (".*", PartitionSpec()),
+    )
+    leaves = {
+        "blocks/q_proj/kernel": shape(3, 4, 6),
+        "head/kernel": shape(8, 3),
+        "head/bias": shape(3),
+    }
+    placed = {path: s.spec for path, s in shardings(leaves, rules, mesh).items()}
+    assert placed == {
+        "blocks/q_proj/kernel": PartitionSpec(None, "fsdp", "tensor"),
+        "head/kernel": PartitionSpec(("fsdp", "tensor")),
+        "head/bias": PartitionSpec(),
+    }
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (PartitionSpec("fsdp"), r"a/kernel \(6, 16\).*axis 0 has 6 entries, which fsdp=4 does not"),
+        (PartitionSpec(None, ("fsdp", "tensor"), None), "the leaf has only 2 axes"),
+        (PartitionSpec("model"), "no axis 'model' .it has replica, fsdp, tensor"),
+    ],
+)
+def test_rows_that_do_not_fit_are_named(spec: PartitionSpec, message: str):
+    mesh = make_mesh(tensor=2)
+    with pytest.raises(ConfigError, match=message):
+        shardings({"a/kernel": shape(6, 16)}, [("kernel", spec)], mesh)
+
+
+def test_every_unmatched_leaf_is_named():
+    leaves = {"a/kernel": shape(8), "a/bias": shape(8), "b/scale": shape(8)}
+    with pytest.raises(ConfigError, match=r"(?s)2 leaves.*a/bias \(8,\): no row.*b/scale"):
+        shardings(leaves, [("kernel", PartitionSpec("fsdp"))], make_mesh())
+
+
+def test_fsdp_largest_axis_takes_what_divides():
+    mesh, spec = make_mesh(), fsdp_largest_axis(min_size=16)
+    assert spec((3, 16, 24), mesh) == PartitionSpec(None, None, "fsdp")
+    assert spec((3, 32, 25), mesh) == PartitionSpec(None, "fsdp")
+    assert spec((7, 9), mesh) == PartitionSpec()  # nothing divides
+    assert spec((8,), mesh) == PartitionSpec()  # too small
+
+
+def test_agreement_is_read_one_call_later():
+    agree = distributed.Agreement(make_mesh(replica=2, tensor=2), vote=True)
+    assert [agree(wish) for wish in (False, True, False, False)] == [False, False, True, False]
+    alone = distributed.Agreement(make_mesh())
+    assert [alone(wish) for wish in (False, True)] == [False, True]
+
+
+def test_distributed_start_is_only_on_request_or_on_several_tpu_hosts():
+    assert not distributed.is_wanted({})
+    assert not distributed.is_wanted({"TPU_WORKER_HOSTNAMES": "localhost"})
+    assert distributed.is_wanted({"TPU_WORKER_HOSTNAMES": "10.0.0.1,10.0.0.2"})
+    assert not distributed.is_wanted(
+        {"TPU_WORKER_HOSTNAMES": "10.0.0.1,10.0.0.2", distributed.SWITCH: "0"}
+    )
+    assert distributed.is_wanted({distributed.SWITCH: "1"})
+    assert distributed.initialize(False).devices == 8
+
+
+def test_flops_count_each_turn_of_a_scan():
+    def stack(kernels: jax.Array, x: jax.Array) -> jax.Array:
+        return jax.lax.scan(lambda y, kernel: (jnp.tanh(y @ kernel), None), x, kernels)[0].sum()
+
+    kernels, x = shape(10, 16, 16), shape(4, 16)
+    forward = 10 * 2 * 4 * 16 * 16
+    assert flops.count_flops(jax.jit(stack), kernels, x) == forward
+    assert flops.count_flops(jax.grad(stack, argnums=(0, 1)), kernels, x) == 3 * forward
+
+
+def test_flops_of_grouped_convolutions_and_branches():
+    def convolve(image: jax.Array, kernel: jax.Array) -> jax.Array:
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(
+            image, kernel, (1, 1), "SAME", dimension_numbers=numbers, feature_group_count=4
+        )
+
+    def either(flag: jax.Array, x: jax.Array) -> jax.Array:
+        return jax.lax.cond(flag, lambda x: x @ x @ x, lambda x: x @ x, x)
+
+    # 8 x 8 places, 8 outputs, each from 3 x 3 places of its group's 2 inputs.
+    assert flops.count_flops(convolve, shape(1, 8, 8, 8), shape(3, 3, 2, 8)) == 2 * 64 * 8 * 18
+    assert flops.count_flops(either, jnp.bool_(True), shape(4, 4)) == 2 * 2 * 64
+
+
+def test_peak_flops_knows_kinds_and_no_cpu():
+    assert flops.peak_flops("TPU v5 lite") == 197e12
+    assert flops.peak_flops("NVIDIA H100 80GB HBM3") == 989e12
+    assert flops.peak_flops("NVIDIA H100 PCIe") == 756e12
+    assert flops.peak_flops("NVIDIA A100-SXM4-80GB") == 312e12
+    assert flops.peak_flops("NVIDIA L40S") is None
+    assert flops.peak_flops("TPU v9 mega") is None
+    assert flops.peak_flops(jax.devices()[0].device_kind) is None
