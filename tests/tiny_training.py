@@ -7,10 +7,15 @@ Letters: B batch, F features.
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
+import os
+import pathlib
 import resource
+import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import grain
@@ -18,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.experimental.compilation_cache import compilation_cache as jax_cache
 from jax.sharding import PartitionSpec
 
 from perception_jax.ops import losses
@@ -59,6 +65,7 @@ class TinyTask:
       loss_name: "softmax" or "sigmoid".
       poison: index of the record that is NaN; -1 for none.
       repeat: whether the dataset is endless.
+      noise: of the images; it comes from the step's key.
       scores: what the evaluator "scripted" returns, one after another.
       traces: how often `loss` was traced.
     """
@@ -67,6 +74,7 @@ class TinyTask:
     batch_size: int = 16
     poison: int = -1
     repeat: bool = True
+    noise: float = 1e-3
     scores: tuple[float, ...] = ()
     traces: int = 0
 
@@ -84,7 +92,7 @@ class TinyTask:
 
     def loss(self, model: TwoTowers, batch: Any, key: jax.Array) -> Any:
         self.traces += 1
-        noise = 1e-3 * jax.random.normal(key, batch["image"].shape)
+        noise = self.noise * jax.random.normal(key, batch["image"].shape)
         image = losses.unit(model.image((batch["image"] + noise) @ model.whiten[...]))
         text = losses.unit(model.text(batch["text"]))
         scale = jnp.exp(model.logit_scale[...].astype(jnp.float32))
@@ -96,11 +104,15 @@ class TinyTask:
         return loss, {"valid": jnp.mean(batch["valid"].astype(jnp.float32))}
 
     def datasets(self) -> dict[str, Any]:
+        hosts = jax.process_count()
         pairs = grain.MapDataset.range(RECORDS).seed(3).shuffle()
         if self.repeat:
             pairs = pairs.repeat()
-        pairs = pairs.map(lambda index: record(int(index), self.poison))
-        return {"train": pairs.to_iter_dataset().batch(self.batch_size, drop_remainder=True)}
+        # Hosts take turns, so that together they see the batches of a single one.
+        pairs = pairs[jax.process_index() :: hosts].map(lambda i: record(int(i), self.poison))
+        options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=16)
+        rows = pairs.to_iter_dataset(options)
+        return {"train": rows.batch(self.batch_size // hosts, drop_remainder=True)}
 
     def evaluators(self) -> dict[str, Any]:
         def norm(model: TwoTowers) -> dict[str, float]:
@@ -113,26 +125,85 @@ class TinyTask:
         return {"norm": norm, **({"scripted": scripted} if self.scores else {})}
 
 
-def main(argv: list[str]) -> None:
-    """Trains, `pause` seconds per step; from step `full_at` on, no file may grow beyond 1,500 bytes
-    (as close to a full disk as a process can bring itself)."""
-    from perception_jax.train import loop
-    from perception_jax.train.config import TrainConfig
+@contextlib.contextmanager
+def compilation_cache(directory: pathlib.Path) -> Iterator[dict[str, str]]:
+    """Keeps executables in a directory; yields the environment that lets a child use it too."""
+    settings = {
+        "jax_compilation_cache_dir": str(directory),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    jax_cache.reset_cache()  # it looks at the settings once
+    yield {name.upper(): str(value) for name, value in settings.items()}
+    for name, value in before.items():
+        jax.config.update(name, value)
+    jax_cache.reset_cache()
 
+
+@contextlib.contextmanager
+def program(root: pathlib.Path, workdir: pathlib.Path, **settings: Any) -> Iterator[Any]:
+    """`main` as a process of its own; killed at the end if it still runs."""
+    arguments = [f"{key}={value!r}" for key, value in settings.items()]
+    child = subprocess.Popen(
+        [sys.executable, "-m", "tests.tiny_training", str(workdir), *arguments],
+        cwd=root,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield child
+    finally:
+        child.kill()
+        child.communicate()
+
+
+def wait_for_step(child: Any, step: int) -> None:
+    """Reads a child's output until it has done `step`."""
+    for line in child.stdout:
+        if line.split()[:2] == ["step", str(step)]:
+            return
+    raise AssertionError(f"ended before step {step}: {child.stderr.read()}")
+
+
+def main(argv: list[str]) -> None:
+    """Trains; the settings are those of `TrainConfig`, and:
+
+    - pause: seconds per step;
+    - hold_at: after this step, waits for a checkpoint to be finished;
+    - full: from there on, no file may grow beyond 1,500 bytes (as close to a full disk as a process
+      can bring itself);
+    - processes, process, port: one of several processes with two devices each;
+    - noise: of the task.
+    """
     workdir, *pairs = argv
     settings = {key: ast.literal_eval(value) for key, value in (pair.split("=") for pair in pairs)}
-    pause = settings.pop("pause", 0.0)
-    full_at = settings.pop("full_at", -1)
+    pause, hold_at = settings.pop("pause", 0.0), settings.pop("hold_at", -1)
+    full, noise = settings.pop("full", False), settings.pop("noise", 1e-3)
+    if "processes" in settings:
+        jax.config.update("jax_num_cpu_devices", 2)
+        port, count, index = (settings.pop(key) for key in ("port", "processes", "process"))
+        jax.distributed.initialize(f"localhost:{port}", count, index)
 
-    def wait(step: int) -> bool:
+    from perception_jax.train import checkpoint, loop
+    from perception_jax.train.config import TrainConfig
+
+    def after(step: int) -> bool:
         print("step", step, flush=True)
         time.sleep(pause)
-        if step == full_at:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (1500, resource.RLIM_INFINITY))
+        if step == hold_at:
+            while not checkpoint.steps(pathlib.Path(workdir, "checkpoints")):
+                time.sleep(0.01)
+            if full:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (1500, resource.RLIM_INFINITY))
         return False
 
     config = TrainConfig.from_mapping({"batch_size": 16, "log_every": 1, **settings})
-    result = loop.run(TinyTask(), config, workdir, stop=wait)
+    result = loop.run(TinyTask(noise=noise), config, workdir, stop=after)
     print("finished" if result.finished else "stopped", result.step, flush=True)
 
 

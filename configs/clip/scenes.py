@@ -22,24 +22,24 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     tiny = parse_arg(arg, runlocal=False).runlocal
     config = ml_collections.ConfigDict()
     config.train = trainer(
-        steps=12 if tiny else 12_000,
+        steps=12 if tiny else 2000,
         batch_size=32 if tiny else 256,
         log_every=4 if tiny else 50,
-        evaluate_every=0 if tiny else 1000,
-        checkpoint_every=0 if tiny else 500,
+        evaluate_every=0 if tiny else 250,
+        checkpoint_every=0 if tiny else 100,
         optim={
             "learning_rate": 1e-3,
-            "warmup_steps": 4 if tiny else 500,
+            "warmup_steps": 4 if tiny else 200,
             "weight_decay": 0.1,
             "b2": 0.98,
         },
     )
     config.model = ml_collections.ConfigDict(
         {
-            "image_size": 48,
+            "image_size": 64,
             "patch_size": 8,
-            "width": 32 if tiny else 160,
-            "depth": 2 if tiny else 5,
+            "width": 32 if tiny else 128,
+            "depth": 2 if tiny else 6,
             "text_width": 32 if tiny else 128,
             "text_depth": 1 if tiny else 2,
             "embed_dim": 32 if tiny else 128,
@@ -54,8 +54,10 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             "source": "scenes",
             "length": 1_000_000,
             # Of eight scenes, how many show one large object; the others show up to `objects`.
-            "singles": 6,
+            "singles": 5,
             "objects": 4,
+            # How often the plain caption, the detailed one and the one without names are drawn.
+            "caption_weights": (5.0, 3.0, 2.0),
             "workers": 0 if tiny else 1,
         }
     )
@@ -83,6 +85,7 @@ def get_task(config: ml_collections.ConfigDict):
             batch_size=config.train.batch_size,
             seed=config.train.seed,
             workers=config.data.workers,
+            caption_weights=config.data.caption_weights,
         ),
         clip_config(model),
         processor=processor,

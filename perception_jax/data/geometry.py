@@ -22,12 +22,21 @@ class Geometry:
       target: width and height of the model's image, pixels.
       scale: x and y, model pixels per original pixel, not 0.
       offset: x and y, model pixels.
+      window: xyxy model pixels, the part of the model's image that shows the original: not the
+        bars of a letterbox. None for all of the original that is inside `target`.
     """
 
     source: tuple[int, int]
     target: tuple[int, int]
     scale: tuple[float, float] = (1.0, 1.0)
     offset: tuple[float, float] = (0.0, 0.0)
+    window: tuple[float, float, float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.window is None:
+            whole = np.array([0.0, 0.0, *self.source])
+            shown = clip_boxes(self.boxes(whole), *self.target)
+            object.__setattr__(self, "window", tuple(shown.tolist()))
 
     @classmethod
     def identity(cls, width: int, height: int) -> Geometry:
@@ -41,23 +50,24 @@ class Geometry:
 
     def cropped(self, left: int, top: int, width: int, height: int) -> Geometry:
         """Followed by cutting out a window; negative `left`, `top` pad."""
-        offset = (self.offset[0] - left, self.offset[1] - top)
-        return dataclasses.replace(self, target=(width, height), offset=offset)
+        return self.then(Geometry(self.target, (width, height), offset=(-left * 1.0, -top * 1.0)))
 
     def flipped(self) -> Geometry:
         """Followed by mirroring left and right."""
-        return dataclasses.replace(
-            self,
-            scale=(-self.scale[0], self.scale[1]),
-            offset=(self.target[0] - self.offset[0], self.offset[1]),
-        )
+        width = self.target[0]
+        return self.then(Geometry(self.target, self.target, (-1.0, 1.0), (width * 1.0, 0.0)))
 
     def then(self, following: Geometry) -> Geometry:
         """This map, then `following`, whose source is this one's target."""
         (sx, sy), (fx, fy) = self.scale, following.scale
         (ox, oy), (gx, gy) = self.offset, following.offset
+        window = following.clip(following.boxes(np.array(self.window)))
         return Geometry(
-            self.source, following.target, (sx * fx, sy * fy), (ox * fx + gx, oy * fy + gy)
+            self.source,
+            following.target,
+            (sx * fx, sy * fy),
+            (ox * fx + gx, oy * fy + gy),
+            tuple(window.tolist()),
         )
 
     def boxes(self, boxes: Float[np.ndarray, "*N 4"]) -> Float[np.ndarray, "*N 4"]:
@@ -71,15 +81,16 @@ class Geometry:
         return _ordered((boxes - offset) / scale)
 
     def clip(self, boxes: Float[np.ndarray, "*N 4"]) -> Float[np.ndarray, "*N 4"]:
-        """Boxes in model pixels, cut at the model image's edges."""
-        return clip_boxes(boxes, *self.target)
+        """Boxes in model pixels, cut to what the model's image shows of the original."""
+        low, high = np.array(self.window[:2] * 2), np.array(self.window[2:] * 2)
+        return np.clip(boxes, low, high)
 
     def clip_source(self, boxes: Float[np.ndarray, "*N 4"]) -> Float[np.ndarray, "*N 4"]:
         """Boxes in original pixels, cut at the original image's edges."""
         return clip_boxes(boxes, *self.source)
 
     def kept_share(self, boxes: Float[np.ndarray, "*N 4"]) -> Float[np.ndarray, "*N"]:
-        """How much of each box of the original is still inside the model's image.
+        """How much of each box of the original the model's image still shows.
 
         Args:
           boxes: xyxy, original pixels.

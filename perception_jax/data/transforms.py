@@ -67,13 +67,23 @@ class ImageTextTransform:
 
     Attributes:
       caption: "random" draws one of the record's captions each time; "first" is for evaluation.
+      weights: of "random": how often the first, second, … caption is drawn, relative to each
+        other; () draws all alike. Captions beyond the weights are never drawn.
       augment: None for the plain image.
     """
 
     processor: ImageProcessor
     tokenizer: ClipTokenizer
     caption: Literal["random", "first"] = "random"
+    weights: tuple[float, ...] = ()
     augment: Augment | None = None
+
+    def __post_init__(self) -> None:
+        if self.weights and not (min(self.weights) >= 0 and self.weights[0] > 0):
+            raise ConfigError(
+                "caption weights: expected none below 0 and the first above 0, found "
+                f"{self.weights}."
+            )
 
     def __call__(self, record: records.Record, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """See the class.
@@ -88,7 +98,11 @@ class ImageTextTransform:
             processed = self.processor(image)
         else:
             processed = self.augment(image, self.processor, rng)
-        first = self.caption == "first"
-        choice = 0 if first else int(rng.integers(len(record.captions)))
-        tokens = self.tokenizer([record.captions[choice]])
+        tokens = self.tokenizer([record.captions[self._choice(len(record.captions), rng)]])
         return {"image": processed.pixels, "ids": tokens.ids[0], "mask": tokens.mask[0]}
+
+    def _choice(self, captions: int, rng: np.random.Generator) -> int:
+        if self.caption == "first":
+            return 0
+        weights = np.asarray(self.weights[:captions] or (1.0,) * captions)
+        return int(rng.choice(len(weights), p=weights / weights.sum()))

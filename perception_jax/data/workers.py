@@ -18,6 +18,9 @@ from absl import flags
 _THREADS = grain.ReadOptions(num_threads=4, prefetch_buffer_size=64)
 _THREADS_IN_WORKER = grain.ReadOptions(num_threads=1, prefetch_buffer_size=16)
 _WORKER_BUFFER = 16
+# Arrays come from workers through pipes. Shared memory, grain's default, is 64 MB in a container
+# unless somebody knows to ask for more, and what is in flight when an iterator closes leaks.
+_THROUGH_PIPES = grain.experimental.DatasetOptions(min_shm_size=2**62)
 
 
 def settle_grain() -> None:
@@ -44,10 +47,10 @@ def prefetch(elements: grain.MapDataset, num_workers: int) -> ClosableIterator:
     options = grain.MultiprocessingOptions(
         num_workers=num_workers, per_worker_buffer_size=_WORKER_BUFFER
     )
-    ahead = elements.to_iter_dataset(_THREADS_IN_WORKER).mp_prefetch(
-        options, worker_init_fn=_start_worker
+    ahead = grain.experimental.WithOptionsIterDataset(
+        elements.to_iter_dataset(_THREADS_IN_WORKER), _THROUGH_PIPES
     )
-    stream = iter(ahead)
+    stream = iter(ahead.mp_prefetch(options, worker_init_fn=_start_worker))
     # The processes start while their first elements are asked for, one of each in turn.
     with _main_module_hidden():
         first = _take(stream, num_workers)

@@ -88,7 +88,7 @@ def write_predictions(path: str | os.PathLike[str], predictions: Iterable[Predic
                 raise DataError(f"expected at least one prediction to write to {path}, found none")
             file.flush()
             os.fsync(file.fileno())
-        temporary.rename(path); path.touch()
+        os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise DataError(

@@ -82,7 +82,7 @@ def positive_ranks(
 
     Args:
       queries, gallery: unit rows.
-      pairs: (query, gallery item) for each right pair; duplicates are harmless.
+      pairs: distinct (query, gallery item), one row for each right pair.
 
     Returns:
       Ranks; 0 for a query without a right item.
@@ -91,13 +91,18 @@ def positive_ranks(
     owners, items = pairs[order, 0], pairs[order, 1]
     ranks = np.zeros(len(queries), np.int64)
     for block in blocks(len(queries), len(gallery)):
-        scores = queries[block] @ gallery.T
         mine = slice(*np.searchsorted(owners, [block.start, block.stop]))
-        right = np.zeros(scores.shape, bool)
-        right[owners[mine] - block.start, items[mine]] = True
-        best = np.max(scores, axis=1, where=right, initial=-np.inf, keepdims=True)
-        ahead = ((scores >= best - TIE) & ~right).sum(axis=1)
-        ranks[block] = np.where(right.any(axis=1), 1 + ahead, 0)
+        if mine.start == mine.stop:
+            continue
+        scores = queries[block] @ gallery.T
+        rows, starts = np.unique(owners[mine] - block.start, return_index=True)
+        right = scores[owners[mine] - block.start, items[mine]]
+        limits = np.full(len(scores), np.inf, scores.dtype)
+        limits[rows] = np.maximum.reduceat(right, starts) - TIE
+        ahead = np.count_nonzero(scores >= limits[:, None], axis=1)[rows]
+        tied = (right >= limits[owners[mine] - block.start]).astype(np.int64)
+        right_ahead = np.add.reduceat(tied, starts)
+        ranks[block.start + rows] = 1 + ahead - right_ahead
     return ranks
 
 

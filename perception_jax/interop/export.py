@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from types import EllipsisType
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from perception_jax.errors import CheckpointError
@@ -26,8 +28,8 @@ def export_params(
       params: our leaves by path, all addressable from this process.
 
     Raises:
-      CheckpointError: the table does not cover the leaves, or a leaf holds values for which the
-        layout has no place (raised by `read`).
+      CheckpointError: the table does not cover the leaves, leaves that form one tensor of theirs
+        differ in dtype, or a leaf holds values for which the layout has no place.
     """
     for path, leaf in params.items():
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
@@ -73,6 +75,20 @@ def _layer(
     binding: Binding, params: Mapping[str, jax.Array | np.ndarray], k: int
 ) -> list[np.ndarray]:
     """Their tensors of layer `k`."""
-    leaves = [params[path] for path in binding.targets]
-    ours = [np.asarray(leaf[k] if binding.stacked else leaf) for leaf in leaves]
+    layer = k if binding.stacked else ...
+    ours = [_on_host(params[path], layer) for path in binding.targets]
     return binding.rule.transform.to_theirs(ours)
+
+
+def _on_host(leaf: jax.Array | np.ndarray, layer: int | EllipsisType) -> np.ndarray:
+    """One layer of a leaf, or all of it, without leaving a copy of the leaf in host memory."""
+    if isinstance(leaf, jax.Array) and not _is_host_memory(leaf):
+        # JAX keeps what numpy has read of an array on that array: read a temporary one.
+        return np.asarray(jnp.copy(leaf) if layer is ... else leaf[layer])
+    return np.asarray(np.asarray(leaf)[layer])
+
+
+def _is_host_memory(leaf: jax.Array) -> bool:
+    """Whether numpy sees the leaf without a copy."""
+    (device, *others) = leaf.devices()
+    return not others and device.platform == "cpu"

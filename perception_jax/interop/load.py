@@ -108,7 +108,7 @@ class _Leaf:
         if not self.binding.stacked:
             self._fill(out, 0, index)
             return out
-        jobs = [pool.submit(self._fill, out[j], k, index[1:]) for j, k in enumerate(ranges[0])]
+        jobs = [pool.submit(self._fill, out[j, ...], k, index[1:]) for j, k in enumerate(ranges[0])]
         for job in jobs:
             job.result()
         return out

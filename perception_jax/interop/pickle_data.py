@@ -9,9 +9,10 @@ parses. Objects of TorchScript archives become `ScriptObject`s: attributes witho
 from __future__ import annotations
 
 import dataclasses
+import io
 import pickletools
-from collections.abc import Callable, Mapping
-from typing import Any, BinaryIO
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from perception_jax.errors import CheckpointError
 
@@ -60,7 +61,7 @@ class PickleData:
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
 
-    def read(self, file: BinaryIO) -> Any:
+    def read(self, file: io.BufferedIOBase) -> Any:
         """The pickled value; the file is left after it.
 
         Raises:
@@ -74,7 +75,7 @@ class PickleData:
                 self._run(opcode.name, argument)
         except CheckpointError:
             raise
-        except (ValueError, LookupError, TypeError, OverflowError) as error:
+        except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
             raise CheckpointError(
                 f"Expected a well-formed pickle in {self._where}: {error!r}. The file is damaged "
                 f"or not made by torch.save."
@@ -126,7 +127,8 @@ class PickleData:
         self._push(self._pop_to_mark())
 
     def _dict_to_mark(self, _: Any) -> None:
-        self._push(_pairs(self._pop_to_mark()))
+        items = self._pop_to_mark()
+        self._push(plain_dict(zip(items[::2], items[1::2], strict=True)))
 
     def _short_tuple(self, size: int) -> None:
         values = [self._pop() for _ in range(size)]
@@ -142,11 +144,11 @@ class PickleData:
 
     def _set_item(self, _: Any) -> None:
         value, key = self._pop(), self._pop()
-        self._top(dict).update(_pairs([key, value]))
+        self._top(dict).update(plain_dict([(key, value)]))
 
     def _set_items(self, _: Any) -> None:
         items = self._pop_to_mark()
-        self._top(dict).update(_pairs(items))
+        self._top(dict).update(plain_dict(zip(items[::2], items[1::2], strict=True)))
 
     def _top(self, kind: type) -> Any:
         if type(self._stack[-1]) is not kind:
@@ -163,7 +165,7 @@ class PickleData:
 
     def _look_up(self, name: str) -> Symbol | Function:
         if name.startswith(SCRIPT_PREFIX + "."):
-            return Function(name, ScriptObject)
+            return Function(name, lambda *_: ScriptObject())
         if name not in self._known:
             raise self._refused(f"the global {name}")
         return self._known[name]
@@ -192,12 +194,14 @@ class PickleData:
         )
 
 
-def _pairs(items: list[Any]) -> dict[Any, Any]:
-    """A dict of alternating keys and values; keys are plain (hashing deep tuples can crash)."""
-    for key in items[::2]:
+def plain_dict(items: Iterable[Any] = ()) -> dict[Any, Any]:
+    """A dict of (key, value) pairs whose keys are plain: hashing a deep tuple can crash."""
+    result = {}
+    for key, value in items:
         if not isinstance(key, str | int | float | bytes | None):
             raise TypeError(f"a dict key of type {type(key).__name__}")
-    return dict(zip(items[::2], items[1::2], strict=True))
+        result[key] = value
+    return result
 
 
 # fmt: off

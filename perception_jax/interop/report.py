@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -15,7 +15,7 @@ class KeyReport:
       tensors: tensors of theirs that were read.
       leaves: arrays of ours that were filled.
       parameters: elements in our leaves.
-      nbytes: bytes of our leaves, over all devices that hold a part once.
+      nbytes: bytes of our leaves, each counted once.
       ignored: their names that were dropped → why.
       defaults: our leaves that the checkpoint does not have → the value they were given.
       constants: our leaves that their layout never stores → their value.
@@ -63,6 +63,6 @@ def _by_value(names: Mapping[str, object]) -> dict[object, list[str]]:
     return groups
 
 
-def _few(names) -> str:
+def _few(names: Sequence[str]) -> str:
     rest = len(names) - 2
     return ", ".join(names[:2]) + (f" and {rest} more" if rest > 0 else "")

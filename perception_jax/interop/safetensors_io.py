@@ -8,13 +8,14 @@ nothing in the header; writing streams one tensor at a time and stores a CRC-32 
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
 import pathlib
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -261,6 +262,6 @@ def _crc(array: np.ndarray) -> str:
     return f"{zlib.crc32(_as_bytes(array)):08x}"
 
 
-def _write_bytes(file: BinaryIO, array: np.ndarray) -> None:
+def _write_bytes(file: io.BufferedIOBase, array: np.ndarray) -> None:
     if array.size:
         file.write(_as_bytes(array).data)

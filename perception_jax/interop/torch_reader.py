@@ -8,26 +8,34 @@ goes through `pickle_data`; the tensors stay in the file and are mapped on acces
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 import pathlib
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from perception_jax.errors import CheckpointError
-from perception_jax.interop.pickle_data import Function, PickleData, ScriptObject, Symbol
+from perception_jax.interop.pickle_data import (
+    Function,
+    PickleData,
+    ScriptObject,
+    Symbol,
+    plain_dict,
+)
 from perception_jax.interop.tensors import DTYPES, MAX_RANK, TensorFiles, TensorSpec
 from perception_jax.interop.torch_storage import LegacyStorages, Storages, ZipStorages
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 _MAX_PICKLE = 256 * 2**20
-_MAX_DEPTH = 32
-"""Modules within modules of a TorchScript archive."""
 _MAX_NESTING = 3
 """Dicts around a state dict."""
+_MAX_OBJECTS = 1_000_000
+"""Dicts or modules looked into; a small file can describe endlessly many."""
 _SECTIONS = ("state_dict", "model", "model_state_dict", "module")
 """Where training scripts put the weights, in order of preference."""
 
@@ -133,16 +141,16 @@ def _read_zip(path: pathlib.Path) -> tuple[Any, Storages]:
             order = prefix + "byteorder"
             if order in archive.namelist() and archive.read(order) != b"little":
                 raise CheckpointError(f"Expected little-endian tensors in {path}.")
-            with archive.open(pickles[0]) as file:
-                value = _pickle(path, {}).read(file)
+            # Reading it whole compares its checksum.
+            value = _pickle(path, {}).read(io.BytesIO(archive.read(pickles[0])))
             return value, ZipStorages(path, archive.infolist(), prefix + "data/")
-    except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, ValueError) as error:
         raise CheckpointError(
             f"Expected a whole zip archive in {path}: {error}. Copy the file again."
         ) from error
 
 
-def _read_legacy(path: pathlib.Path, file: BinaryIO) -> tuple[Any, Storages]:
+def _read_legacy(path: pathlib.Path, file: io.BufferedIOBase) -> tuple[Any, Storages]:
     if file.read(1) != b"\x80":
         raise CheckpointError(
             f"Expected a file of torch.save in {path}, found another format (a tar archive of "
@@ -153,7 +161,7 @@ def _read_legacy(path: pathlib.Path, file: BinaryIO) -> tuple[Any, Storages]:
     magic, protocol, system = (_pickle(path, dtypes).read(file) for _ in range(3))
     if magic != _LEGACY_MAGIC or protocol != _LEGACY_PROTOCOL:
         raise CheckpointError(
-            f"Expected the marks of torch.save in {path}, found {magic!r:.40} and {protocol!r:.40}."
+            f"Expected the marks of torch.save at the start of {path}, found other values."
         )
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise CheckpointError(f"Expected little-endian tensors in {path}.")
@@ -167,9 +175,9 @@ def _pickle(path: pathlib.Path, dtypes: dict[str, np.dtype | None]) -> PickleDat
 
     def storage(value: Any) -> StorageRef:
         kind, symbol, key, _, size, *view = value
-        if kind != "storage" or symbol not in _STORAGES or any(item is not None for item in view):
-            raise ValueError(f"persistent id {kind!r:.40}")
-        ref = StorageRef(_text(key), _STORAGES[symbol], _size(size))
+        if kind != "storage" or any(item is not None for item in view):
+            raise ValueError("a persistent id that is not a whole storage")
+        ref = StorageRef(_text(key), _STORAGES[_symbol(symbol)], _size(size))
         dtypes[ref.key] = ref.dtype
         return ref
 
@@ -184,7 +192,7 @@ def _rebuild_tensor_v3(
     storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any
 ) -> TensorRef:
     _, _, dtype, *_ = rest
-    return _tensor(storage, _DTYPES[dtype], offset, shape, strides)
+    return _tensor(storage, _DTYPES[_symbol(dtype)], offset, shape, strides)
 
 
 def _rebuild_parameter(data: TensorRef, *_: Any) -> TensorRef:
@@ -212,10 +220,16 @@ def _text(value: Any) -> str:
     raise ValueError(f"a {type(value).__name__} where a string was expected")
 
 
+def _symbol(value: Any) -> Symbol:
+    if isinstance(value, Symbol):
+        return value
+    raise ValueError(f"a {type(value).__name__} where a dtype was expected")
+
+
 def _size(value: Any) -> int:
     if type(value) is int and 0 <= value < 2**48:
         return value
-    raise ValueError(f"{value!r:.40} where a size was expected")
+    raise ValueError(f"a {type(value).__name__} where a size was expected")
 
 
 def _check_bounds(path: pathlib.Path, name: str, ref: TensorRef, storages: Storages) -> None:
@@ -231,8 +245,8 @@ def _check_bounds(path: pathlib.Path, name: str, ref: TensorRef, storages: Stora
 def _find_tensors(path: pathlib.Path, value: Any, section: str | None) -> dict[str, TensorRef]:
     """The tensors of the state dict, by name."""
     if isinstance(value, ScriptObject):
-        return _script_tensors(value)
-    found = dict(_state_dicts(value))
+        return _script_tensors(path, value)
+    found = _state_dicts(path, value)
     if section is None:
         preferred = [name for name in (*_SECTIONS, "") if name in found]
         section = (preferred or [*found])[0] if preferred or len(found) == 1 else None
@@ -244,28 +258,39 @@ def _find_tensors(path: pathlib.Path, value: Any, section: str | None) -> dict[s
     return found[section]
 
 
-def _state_dicts(
-    value: Any, name: str = "", depth: int = 0
-) -> Iterator[tuple[str, dict[str, TensorRef]]]:
-    """Dotted name and tensors of every dict that holds some, outermost first."""
-    if not isinstance(value, dict) or depth > _MAX_NESTING:
-        return
-    tensors = {k: v for k, v in value.items() if isinstance(v, TensorRef) and isinstance(k, str)}
-    if tensors:
-        yield name, tensors
-    for key, item in value.items():
-        yield from _state_dicts(item, f"{name}.{key}".removeprefix("."), depth + 1)
+def _state_dicts(path: pathlib.Path, value: Any) -> dict[str, dict[str, TensorRef]]:
+    """Dotted name and tensors of every dict that holds some."""
+    found = {}
+    pending = [("", value, 0)]
+    for name, item, depth in _drain(path, pending):
+        if not isinstance(item, dict) or depth > _MAX_NESTING:
+            continue
+        tensors = {k: v for k, v in item.items() if isinstance(v, TensorRef) and type(k) is str}
+        if tensors:
+            found[name] = tensors
+        pending += [(f"{name}.{k}".removeprefix("."), v, depth + 1) for k, v in item.items()]
+    return found
 
 
-def _script_tensors(value: ScriptObject, prefix: str = "", depth: int = 0) -> dict[str, TensorRef]:
+def _script_tensors(path: pathlib.Path, root: ScriptObject) -> dict[str, TensorRef]:
     """Parameters and buffers of a scripted module, named as its state dict names them."""
     tensors = {}
-    for name, item in value.attributes.items():
-        if isinstance(item, TensorRef):
-            tensors[f"{prefix}{name}"] = item
-        elif isinstance(item, ScriptObject) and depth < _MAX_DEPTH:
-            tensors |= _script_tensors(item, f"{prefix}{name}.", depth + 1)
+    pending = [("", root)]
+    for prefix, value in _drain(path, pending):
+        if isinstance(value, TensorRef):
+            tensors[prefix.removesuffix(".")] = value
+        elif isinstance(value, ScriptObject):
+            pending += [(f"{prefix}{name}.", item) for name, item in value.attributes.items()]
     return tensors
+
+
+def _drain(path: pathlib.Path, pending: list[tuple]) -> Iterator[tuple]:
+    """Takes items until none is left; the caller adds to `pending` while it iterates."""
+    for _ in range(_MAX_OBJECTS):
+        if not pending:
+            return
+        yield pending.pop()
+    raise CheckpointError(f"Expected at most {_MAX_OBJECTS} nested values in {path}, found more.")
 
 
 def _plain_list(items: list) -> list:
@@ -290,7 +315,7 @@ _DTYPES: dict[Symbol, np.dtype] = {
     Symbol("torch.uint64"): DTYPES["U64"],
 }
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "collections.OrderedDict": dict,
+    "collections.OrderedDict": plain_dict,
     "torch._utils._rebuild_tensor": _rebuild_tensor,
     "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
     "torch._utils._rebuild_tensor_v3": _rebuild_tensor_v3,

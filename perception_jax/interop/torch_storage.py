@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 import pathlib
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any, BinaryIO, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -84,7 +85,7 @@ class ZipStorages:
         try:
             with zipfile.ZipFile(self._path) as archive:
                 return np.frombuffer(archive.read(entry.filename), np.uint8)
-        except (OSError, zipfile.BadZipFile, zlib.error) as error:
+        except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError, EOFError) as error:
             raise CheckpointError(
                 f"Expected a readable entry {entry.filename} in {self._path}: {error}."
             ) from error
@@ -106,7 +107,7 @@ class LegacyStorages:
     def __init__(
         self,
         path: pathlib.Path,
-        file: BinaryIO,
+        file: io.BufferedIOBase,
         keys: Any,
         dtypes: Mapping[str, np.dtype | None],
     ):
@@ -115,7 +116,7 @@ class LegacyStorages:
         size = os.fstat(file.fileno()).st_size
         for key in keys if isinstance(keys, list) else []:
             count = int.from_bytes(file.read(8), "little")
-            dtype = dtypes.get(key)
+            dtype = dtypes.get(key) if isinstance(key, str) else None
             block = _Block(file.tell(), count * (1 if dtype is None else dtype.itemsize))
             if block.start + block.nbytes > size:
                 raise CheckpointError(
@@ -136,7 +137,7 @@ class LegacyStorages:
         """The old container has no checksums."""
 
 
-def _data_start(path: pathlib.Path, file: BinaryIO, entry: zipfile.ZipInfo) -> int:
+def _data_start(path: pathlib.Path, file: io.BufferedIOBase, entry: zipfile.ZipInfo) -> int:
     """Offset of an entry's bytes; the local header may be longer than the directory says."""
     file.seek(entry.header_offset)
     header = file.read(_LOCAL_HEADER)
@@ -144,6 +145,12 @@ def _data_start(path: pathlib.Path, file: BinaryIO, entry: zipfile.ZipInfo) -> i
         raise CheckpointError(f"Expected a zip entry {entry.filename} in {path}, found none there.")
     name, extra = (int.from_bytes(header[k : k + 2], "little") for k in (26, 28))
     start = entry.header_offset + _LOCAL_HEADER + name + extra
+    sizes = {zipfile.ZIP_STORED: entry.file_size, zipfile.ZIP_DEFLATED: entry.compress_size}
+    if sizes.get(entry.compress_type) != entry.compress_size:
+        raise CheckpointError(
+            f"Expected {entry.filename} in {path} to be stored or deflated, found method "
+            f"{entry.compress_type} with {entry.compress_size} of {entry.file_size} bytes."
+        )
     if start + entry.compress_size > path.stat().st_size:
         raise CheckpointError(f"Expected all of {entry.filename} in {path}: the file is truncated.")
     return start

@@ -7,6 +7,7 @@ Wherever possible the result is a view: slicing a view of a mapped file reads on
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -35,7 +36,7 @@ class Transform(Protocol):
         """Shapes of their tensors, given ours; raises `ValueError` where none fit."""
 
 
-class _Each:
+class _Each(abc.ABC):
     """A transform that treats every tensor on its own."""
 
     def to_ours(self, theirs: Sequence[Array], shapes: Sequence[Shape]) -> list[Array]:
@@ -47,14 +48,14 @@ class _Each:
     def their_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
         return [self._their_shape(shape) for shape in shapes]
 
-    def _ours(self, array: Array, shape: Shape) -> Array:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def _ours(self, array: Array, shape: Shape) -> Array: ...
 
-    def _theirs(self, array: Array) -> Array:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def _theirs(self, array: Array) -> Array: ...
 
-    def _their_shape(self, shape: Shape) -> Shape:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def _their_shape(self, shape: Shape) -> Shape: ...
 
 
 @dataclasses.dataclass(frozen=True)

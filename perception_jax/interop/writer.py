@@ -47,7 +47,7 @@ def write_checkpoint(
       CheckpointError: the folder is not empty, the disk is full or the files cannot be written.
         Nothing half-written remains.
     """
-    target = pathlib.Path(directory)
+    target = pathlib.Path(directory).resolve()
     files = dict(extras or {})
     if config is not None:
         files["config.json"] = config

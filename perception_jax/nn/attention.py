@@ -26,8 +26,13 @@ def attend(
     mask: Mask | None = None,
 ) -> Float[Array, "B T N H"]:
     """Softmax attention with scale H^-1/2; float32 softmax, output in the dtype of `v`."""
-    weights = _softmax(_scores(q, k), mask).astype(v.dtype)
-    return _heads_last(weights @ _heads_first(v))
+    scores = _masked(_scores(q, k), mask)
+    # The division by the row sum comes after the product with the values, where it is cheaper;
+    # the shift by the maximum cancels, so no gradient needs to flow through it.
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
+    sums = weights.sum(axis=-1, keepdims=True)
+    mixed = jnp.matmul(weights.astype(v.dtype), _heads_first(v), preferred_element_type=jnp.float32)
+    return _heads_last((mixed / sums).astype(v.dtype))
 
 
 def probabilities(
@@ -40,7 +45,7 @@ def probabilities(
     if rows is not None:
         q = take_rows(q, rows, axis=1)
         mask = None if mask is None else _mask_rows(mask, rows)
-    return _softmax(_scores(q, k), mask)
+    return jax.nn.softmax(_masked(_scores(q, k), mask), axis=-1)
 
 
 def take_rows(x: Array, rows: Int[Array, "*R Q"], axis: int) -> Array:
@@ -96,10 +101,9 @@ def _scores(q: Float[Array, "B T N H"], k: Float[Array, "B K N H"]) -> Float[Arr
     return jnp.matmul(_heads_first(scaled), keys, preferred_element_type=jnp.float32)
 
 
-def _softmax(scores: Float[Array, "B N T K"], mask: Mask | None) -> Float[Array, "B N T K"]:
-    if mask is not None:
-        scores = jnp.where(mask, scores, -jnp.inf)
-    return jax.nn.softmax(scores, axis=-1)
+def _masked(scores: Float[Array, "B N T K"], mask: Mask | None) -> Float[Array, "B N T K"]:
+    # The lowest finite number, not -inf: a row without any key then averages instead of being NaN.
+    return scores if mask is None else jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
 
 
 def _mask_rows(mask: Mask, rows: Int[Array, "*R Q"]) -> Bool[Array, "#B #N #Q K"]:

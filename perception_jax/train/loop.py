@@ -120,7 +120,7 @@ def run(
             checkpoints=checkpoints,
             home=home,
             config_to_save=dict(resolved_config or {}),
-            wish=lambda done: interrupt.requested or (stop is not None and stop(done)),
+            wish=lambda done: bool(stop is not None and stop(done)) or interrupt.requested,
             agree=distributed.Agreement(mesh),
             clock=Clock(
                 batch_size=config.batch_size,
@@ -168,7 +168,6 @@ class _Trainer:
     def __post_init__(self) -> None:
         self._compiled: CompiledStep | None = None
         self._pending: _Pending | None = None
-        self._saved_at = self.step
         self._evaluated_at = self.step if self.evaluation else -1
         self._reporter = Reporter(
             self.home.path,
@@ -184,16 +183,14 @@ class _Trainer:
             while self.step < self.config.steps and not stopping:
                 self._advance()
                 stopping = self.agree(self.wish(self.step))
-                if _due(self.step, self.config.evaluate_every):
+                last = self.step == self.config.steps
+                if last or _due(self.step, self.config.evaluate_every):
                     self._evaluate()
-                if _due(self.step, self.config.checkpoint_every):
+                if last or stopping or _due(self.step, self.config.checkpoint_every):
                     self._save()
             finished = self.step >= self.config.steps
-            self._settle()
-            if finished and self._evaluated_at != self.step:
+            if finished and self._evaluated_at != self.step:  # resumed after a stop at the end
                 self._evaluate()
-            if self._saved_at != self.step:
-                self._save()
             self.checkpoints.wait()
         if not finished:
             _log.info("stopped at step %d; the same command continues from there", self.step)
@@ -253,7 +250,6 @@ class _Trainer:
             "evaluation": self.evaluation if self._evaluated_at == self.step else {},
         }
         self.checkpoints.save(self.step, self.state, self.feed.iterator, meta)
-        self._saved_at = self.step
 
     def _current_model(self) -> nnx.Module:
         averaged = self.state.ema

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import pathlib
 import random
 import signal
-import subprocess
-import sys
-from collections.abc import Iterator
+import time
 from typing import Any
 
 import jax
@@ -21,9 +17,18 @@ from perception_jax.errors import CheckpointError, ConfigError, DataError, Train
 from perception_jax.train import checkpoint, loop, restore
 from perception_jax.train.config import TrainConfig
 from perception_jax.train.metrics import read_metrics
-from tests.tiny_training import TinyTask
+from tests import tiny_training
+from tests.tiny_training import TinyTask, program, wait_for_step
 
-SAVING = {"steps": 14, "checkpoint_every": 3}
+
+@pytest.fixture(autouse=True, scope="module")
+def compile_once(tmp_path_factory):
+    """Most tests here train the same program; they share its executable."""
+    directory = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch, tiny_training.compilation_cache(directory) as env:
+        for key, value in env.items():
+            patch.setenv(key, value)
+        yield
 
 
 def train(workdir: pathlib.Path, task: Any = None, stop: Any = None, **settings: Any) -> Any:
@@ -41,32 +46,6 @@ def train(workdir: pathlib.Path, task: Any = None, stop: Any = None, **settings:
     )
 
 
-@contextlib.contextmanager
-def program(root: pathlib.Path, workdir: pathlib.Path, **settings: Any) -> Iterator[Any]:
-    """The same as a process of its own; killed at the end if it still runs."""
-    arguments = [f"{key}={value!r}" for key, value in settings.items()]
-    child = subprocess.Popen(
-        [sys.executable, "-m", "tests.tiny_training", str(workdir), *arguments],
-        cwd=root,
-        env={**os.environ, "JAX_PLATFORMS": "cpu"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        yield child
-    finally:
-        child.kill()
-        child.communicate()
-
-
-def wait_for_step(child: Any, step: int) -> None:
-    for line in child.stdout:
-        if line.split()[:2] == ["step", str(step)]:
-            return
-    raise AssertionError(f"ended before step {step}: {child.stderr.read()}")
-
-
 def curve(workdir: pathlib.Path) -> list[tuple[Any, ...]]:
     """All that is not a rate, exactly."""
     keys = ("step", "loss", "grad_norm", "param_norm", "update_ratio", "evaluate/norm/kernel")
@@ -74,21 +53,21 @@ def curve(workdir: pathlib.Path) -> list[tuple[Any, ...]]:
 
 
 def test_killed_and_resumed_is_bit_equal_to_uninterrupted(root, tmp_path):
-    killed_at = random.randrange(4, 13)
-    settings = {**SAVING, "evaluate_every": 5}
-    with program(root, tmp_path / "killed", **settings, pause=0.02) as child:
+    killed_at = random.randrange(5, 13)
+    settings = {"steps": 20, "checkpoint_every": 4, "evaluate_every": 7}
+    with program(root, tmp_path / "killed", **settings, hold_at=5, pause=0.15) as child:
+        wait_for_step(child, 4)
         wait_for_step(child, killed_at)
+        while not checkpoint.steps(tmp_path / "killed" / "checkpoints"):
+            time.sleep(0.01)  # it waits too, after step 5
         child.send_signal(signal.SIGKILL)
         assert child.wait(60) == -signal.SIGKILL
-    assert len(read_metrics(tmp_path / "killed")) >= killed_at - 1
-    with program(root, tmp_path / "killed", **settings) as again:
-        with program(root, tmp_path / "whole", **settings) as whole:
-            for child in (whole, again):
-                out, errors = child.communicate(timeout=120)
-                assert child.returncode == 0, errors
-    assert f"step {killed_at + 1}" in out
-    assert "step 1\n" not in out  # it did resume
-    assert len(curve(tmp_path / "whole")) == 14 + 3
+    for name in ("whole", "killed"):
+        with program(root, tmp_path / name, **settings) as child:
+            out, errors = child.communicate(timeout=120)
+        assert child.returncode == 0, errors
+    assert "step 1\n" not in out  # the killed one did resume
+    assert len(curve(tmp_path / "whole")) == 20 + 3
     assert curve(tmp_path / "killed") == curve(tmp_path / "whole"), f"killed at {killed_at}"
 
 
@@ -110,7 +89,7 @@ def test_sigterm_saves_and_exits_0_and_the_workdir_has_one_owner(root, tmp_path)
 def test_first_ctrl_c_saves_and_the_handlers_come_back(tmp_path):
     before = signal.getsignal(signal.SIGINT)
     result = train(tmp_path, stop=lambda step: step == 3 and signal.raise_signal(signal.SIGINT))
-    assert (result.step, result.finished) == (4, False)  # asked within step 3's own question
+    assert (result.step, result.finished) == (3, False)
     assert signal.getsignal(signal.SIGINT) is before
     assert train(tmp_path).finished
 
@@ -127,33 +106,27 @@ def test_second_ctrl_c_stops_at_once(tmp_path):
 
 
 def test_nan_stops_with_step_checkpoint_and_records(tmp_path):
-    task = TinyTask(poison=11)
-    ids = [f"pair-{11}" in [str(i) for i in batch["id"]] for batch in first(task, 8)]
-    bad = ids.index(True) + 1
+    batches = iter(TinyTask().datasets()["train"])
+    fourth = [next(batches) for _ in range(4)][3]
+    poison = int(fourth["id"][5].removeprefix("pair-"))  # 4 batches are an epoch: seen here first
     with pytest.raises(TrainingError) as caught:
-        train(tmp_path, task, steps=20, checkpoint_every=1)
+        train(tmp_path, TinyTask(poison=poison), steps=20, checkpoint_every=1)
     message = str(caught.value)
-    assert f"step {bad} is not finite (loss nan" in message
-    (file,) = tmp_path.glob("not_finite_step_*.json")
-    assert "pair-11" in json.loads(file.read_text())["ids"]
-    good = [step for step in range(1, bad)][-3:]
-    assert checkpoint.steps(tmp_path / "checkpoints") == good
-    if good:
-        assert f"last good checkpoint is step {good[-1]} ({tmp_path}" in message
+    assert "step 4 is not finite (loss nan" in message
+    assert f"last good checkpoint is step 3 ({tmp_path}/checkpoints/3)" in message
+    assert f"{fourth['id'][0]}, {fourth['id'][1]}" in message
+    (file,) = tmp_path.glob("not_finite_step_4_*.json")
+    assert json.loads(file.read_text())["ids"] == list(fourth["id"])
+    assert checkpoint.steps(tmp_path / "checkpoints") == [1, 2, 3]
     model, _ = restore.load_model(TinyTask(), tmp_path)
     assert np.isfinite(model.image.kernel[...]).all()
 
 
-def first(task: TinyTask, count: int) -> list[Any]:
-    batches = iter(task.datasets()["train"])
-    return [next(batches) for _ in range(count)]
-
-
 def test_nan_without_a_checkpoint_says_so(tmp_path):
-    everything = TinyTask(poison=-1)
-    everything.loss = lambda model, batch, key: (jax.numpy.nan * model.logit_scale[...], {})
+    task = TinyTask()
+    task.loss = lambda model, batch, key: (jax.numpy.nan * model.logit_scale[...], {})
     with pytest.raises(TrainingError, match=r"step 1 is not finite.*there is no checkpoint yet"):
-        train(tmp_path, everything)
+        train(tmp_path, task)
 
 
 def test_changed_settings_are_refused_and_listed(tmp_path):
@@ -219,13 +192,15 @@ def test_if_all_checkpoints_are_damaged_nothing_is_touched(tmp_path):
     with pytest.raises(CheckpointError, match=r"(?s)none of the 3 checkpoints.*/6: state.*/2: st"):
         train(tmp_path)
     assert checkpoint.steps(tmp_path / "checkpoints") == [2, 4, 6]
-    with pytest.raises(CheckpointError, match="/4 is damaged: state/.* bytes, .* were written"):
+    with pytest.raises(CheckpointError, match=r"/4 is damaged: state/.* bytes, .* were written"):
         restore.load_model(TinyTask(), tmp_path, step=4)
 
 
 def test_a_full_disk_leaves_the_earlier_checkpoints(root, tmp_path):
-    with program(root, tmp_path, steps=14, checkpoint_every=4, log_every=99, full_at=5) as child:
-        out, errors = child.communicate(timeout=60)
+    with program(
+        root, tmp_path, steps=14, checkpoint_every=4, log_every=99, hold_at=5, full=True
+    ) as child:
+        _, errors = child.communicate(timeout=60)
     assert child.returncode == 1
     assert "CheckpointError: the checkpoint of step 8 could not be written to" in errors
     assert f"The checkpoint of step 4 ({tmp_path}/checkpoints/4) is intact" in errors

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
+import signal
+import socket
+from collections.abc import Iterator
 from typing import Any
 
 import chex
@@ -21,7 +25,8 @@ from perception_jax.train.config import TrainConfig
 from perception_jax.train.metrics import read_metrics
 from perception_jax.train.optim import make_optimizer
 from perception_jax.train.step import make_step
-from tests.tiny_training import Frozen, TinyTask
+from tests import tiny_training
+from tests.tiny_training import Frozen, TinyTask, program, wait_for_step
 
 MESHES = {
     "one": ({}, 1),
@@ -32,14 +37,19 @@ MESHES = {
 OPTIM = {"learning_rate": 0.02, "weight_decay": 0.1}
 
 
+@pytest.fixture(autouse=True, scope="module")
+def compile_once(tmp_path_factory: pytest.TempPathFactory):
+    """Some tests here train the same program; they share its executable."""
+    with tiny_training.compilation_cache(tmp_path_factory.mktemp("cache")):
+        yield
+
+
 def train(
     workdir: pathlib.Path, mesh: str = "one", task: TinyTask | None = None, **settings: Any
 ) -> loop.TrainResult:
     sizes, devices = MESHES[mesh]
     defaults = {"steps": 20, "batch_size": 16, "log_every": 1, "checkpoint_every": 0}
-    config = TrainConfig.from_mapping(
-        {**defaults, "optim": OPTIM, "mesh": sizes, **{k: v for k, v in settings.items()}}
-    )
+    config = TrainConfig.from_mapping({**defaults, "optim": OPTIM, "mesh": sizes, **settings})
     return loop.run(task or TinyTask(), config, workdir, devices=jax.devices()[:devices])
 
 
@@ -72,6 +82,38 @@ def test_a_run_continues_on_another_mesh(tmp_path: pathlib.Path):
     np.testing.assert_allclose(
         losses(tmp_path / "parts"), losses(tmp_path / "whole"), atol=1e-5, rtol=0
     )
+
+
+def test_two_processes_are_one_run_and_stop_together(root: pathlib.Path, tmp_path: pathlib.Path):
+    settings = {"steps": 12, "noise": 0.0, "checkpoint_every": 0}
+
+    @contextlib.contextmanager
+    def both(**more: Any) -> Iterator[list[Any]]:
+        with socket.socket() as probe:
+            probe.bind(("localhost", 0))
+            port = probe.getsockname()[1]
+        with contextlib.ExitStack() as stack:
+            shared = {**settings, "processes": 2, "port": port, **more}
+            yield [
+                stack.enter_context(program(root, tmp_path / "two", process=index, **shared))
+                for index in range(2)
+            ]
+
+    def ends(children: list[Any]) -> list[str]:
+        said = [child.communicate(timeout=120) for child in children]
+        assert [child.returncode for child in children] == [0, 0], said
+        return [out.splitlines()[-1] for out, _ in said]
+
+    with both(pause=0.25) as children:
+        wait_for_step(children[1], 3)
+        children[1].send_signal(signal.SIGTERM)  # to one only
+        first, second = ends(children)
+        assert first == second
+        assert first.startswith("stopped")
+    with both() as children:
+        assert ends(children) == ["finished 12", "finished 12"]
+    train(tmp_path / "one", task=TinyTask(noise=0.0), steps=12, optim={})
+    np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), atol=1e-5)
 
 
 def test_state_is_born_where_the_rules_say():

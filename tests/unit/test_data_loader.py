@@ -214,12 +214,10 @@ def test_arrays_that_do_not_stack_are_named():
 
 def test_evaluation_sees_each_record_once_on_any_number_of_hosts():
     source = Numbers(9, frozenset({4}))
-    for hosts, workers in ((1, 0), (1, 2), (2, 0), (4, 0)):
+    for hosts in (1, 2, 4):
         rows = []
         for host in range(hosts):
-            loader = make_eval_loader(
-                source, noisy, batch_size=4, host=(host, hosts), num_workers=workers
-            )
+            loader = make_eval_loader(source, noisy, batch_size=4, host=(host, hosts))
             batches = take(loader, 99)
             assert len(batches) == 3
             assert all(batch["image"].shape == (4 // hosts, 2, 2, 3) for batch in batches)

@@ -41,6 +41,18 @@ def test_flipping_and_composing():
     assert flipped.then(flipped).boxes(np.array([[1.0, 0, 3, 4]])).tolist() == [[1, 0, 3, 4]]
 
 
+def test_what_was_cut_off_does_not_reappear_in_the_bars_of_a_letterbox():
+    """The right half of 8×4, padded to a square: a box over the left half is gone."""
+    cut = Geometry.identity(8, 4).cropped(4, 0, 4, 4)
+    padded = cut.then(Geometry.identity(4, 4).cropped(-4, -4, 12, 12))
+    left, whole = np.array([[0.0, 0, 4, 4]]), np.array([[0.0, 0, 8, 4]])
+    assert padded.window == (4, 4, 8, 8)
+    assert padded.kept_share(left).tolist() == [0]
+    assert padded.kept_share(whole).tolist() == [0.5]
+    assert padded.clip(padded.boxes(whole)).tolist() == [[4, 4, 8, 8]]
+    assert padded.flipped().window == (4, 4, 8, 8)
+
+
 @pytest.mark.parametrize("shape", [(1, 300_000, 3), (300_000, 1, 3)])
 def test_an_extreme_aspect_ratio_needs_no_extreme_memory(shape):
     """Shortest side to 224 would give 67 million × 224 pixels."""

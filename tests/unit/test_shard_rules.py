@@ -9,7 +9,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 from perception_jax.errors import ConfigError
 from perception_jax.shard import distributed, flops
-from perception_jax.shard.mesh import batch_shards, batch_sharding, make_mesh
+from perception_jax.shard.mesh import batch_sharding, batch_shards, make_mesh
 from perception_jax.shard.rules import fsdp_largest_axis, shardings
 
 

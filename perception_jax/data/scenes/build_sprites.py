@@ -52,8 +52,6 @@ QUALITY = 72
 """WebP quality of the colours."""
 ALPHA_QUALITY = 60
 """WebP quality of alpha: edges keep about a dozen levels."""
-DOMINANT = 0.55
-"""Share of the opaque pixels from which on one colour dominates a drawing."""
 HELD_OUT_IN = 5
 """One of so many concepts without kin is held out."""
 MAX_BYTES = 5_000_000
@@ -176,13 +174,6 @@ def plural(name: str) -> str:
     return name + "s"
 
 
-def dominating(image: Image.Image) -> str | None:
-    """The colour name that most opaque pixels have, None if there is no such one."""
-    shares = palette.shares(np.asarray(image))
-    name = max(shares, key=shares.__getitem__)
-    return name if shares[name] >= DOMINANT else None
-
-
 def is_held_out(icon: str) -> bool:
     """A fixed pseudo-random choice that does not depend on which other icons there are."""
     digest = hashlib.sha256(f"scenes held out: {icon}".encode()).digest()
@@ -259,7 +250,11 @@ def build(packages: pathlib.Path) -> tuple[bytes, list[dict[str, Any]]]:
         if icon in curation.dropped:
             continue
         images = {style: trimmed(drawings.draw(icon, style)) for style in STYLES}
-        colours = {s: c for s, image in images.items() if (c := dominating(image))}
+        colours = {
+            s: c
+            for s, image in images.items()
+            if (c := palette.dominating_colour(np.asarray(image)))
+        }
         rows.append(curation.row(icon, category, colours))
         for style, image in images.items():
             sprites[f"{style}/{rows[-1]['name']}.webp"] = encoded(image)

@@ -32,12 +32,17 @@ def object_captions(item: Fact, draw: random.Random) -> tuple[str, str]:
 
 def _plain(scene: SceneFacts, draw: random.Random) -> str:
     """ "a photo of two cats, a dog and a cup"."""
-    kinds = list({item.name: item for item in scene.objects}.values())
+    kinds = _one_of_each(scene)
     shown = kinds if len(kinds) <= MAX_LISTED else draw.sample(kinds, MAX_LISTED - 1)
     parts = [_group(scene, item) for item in shown]
     if len(kinds) > len(shown):
         parts.append("other things")
     return f"{phrases.indefinite(draw.choice(MEDIA))} of {phrases.enumeration(parts)}"
+
+
+def _one_of_each(scene: SceneFacts) -> list[Fact]:
+    """One object of each name."""
+    return list({item.name: item for item in scene.objects}.values())
 
 
 def _group(scene: SceneFacts, item: Fact) -> str:
@@ -56,12 +61,15 @@ def _detailed(scene: SceneFacts, draw: random.Random) -> str:
     chance = draw.random()
     if scene.text and chance < 0.4:
         return f'{text}, with the word "{scene.text.text}" in {scene.text.colour} letters'
-    return f"{text} {preposition} {phrases.backdrop(scene.background)}" if chance < 0.7 else text
+    if chance < 0.7:
+        return f"{text} {preposition} {phrases.backdrop(scene.background)}"
+    return text if text.count(" ") > 1 else f"{phrases.indefinite(draw.choice(MEDIA))} of {text}"
 
 
 def _list_form(scene: SceneFacts, draw: random.Random) -> tuple[str, str]:
     """ "a small red cat and a huge dog facing left"."""
-    some = draw.sample(scene.objects, min(len(scene.objects), MAX_DETAILED))
+    kinds = _one_of_each(scene)
+    some = draw.sample(kinds, min(len(kinds), MAX_DETAILED))
     parts = [_noun_phrase(item, draw, item.name) + _facing(item) for item in some]
     return phrases.enumeration(parts), "on"
 
@@ -100,7 +108,7 @@ def _facing(item: Fact) -> str:
 
 
 def _unnamed(scene: SceneFacts, draw: random.Random) -> str:
-    """ "three things on a plain blue background", "something small and red at the top left of …"."""
+    """ "two animals on a plain blue background", "something small and red at the top left of …"."""
     total = len(scene.objects)
     if total > 1 and not scene.doubtful and draw.random() < 0.4:
         text = f"{phrases.NUMBERS[total]} things"
@@ -108,7 +116,7 @@ def _unnamed(scene: SceneFacts, draw: random.Random) -> str:
     item = draw.choice(scene.objects)
     where = phrases.sides(item)
     joint = f"{phrases.place(where)} of" if where else "on"
-    return f"{_something(item, draw)} {joint} {phrases.backdrop(scene.background)}"
+    return f"{_something(item, draw)}{_facing(item)} {joint} {phrases.backdrop(scene.background)}"
 
 
 def _kinds(scene: SceneFacts) -> str:

@@ -42,7 +42,9 @@ FILL = 0.85
 """Size of the objects of a group, as a fraction of their distance."""
 NEAR, FAR = (0.75, 0.9), (0.12, 0.18)
 """Sizes in a viewpoint pair."""
-FADED_OPACITY = 0.6
+LARGE = (0.5, 0.75)
+"""Sizes of an object that may be faded: it must be seen well to be told from a solid one."""
+FADED_OPACITY = 0.55
 TEXT_SIZE = (0.14, 0.2)
 TEXT_ROOM = 0.94
 """Widest word, as a fraction of the canvas."""
@@ -107,11 +109,12 @@ def state(studio: Studio) -> PairSpec:
 
 def _faded(studio: Studio) -> PairSpec:
     concept = studio.concept(lambda c: True, "a thing")
-    first = studio.place(concept, studio.cell(CELLS))
+    model = studio.place(concept, (0.5, 0.5))
+    first = dataclasses.replace(model, size=studio.draw.uniform(*LARGE))
     second = dataclasses.replace(first, opacity=FADED_OPACITY)
     answers = ("solid", "faded")
     return PairSpec(
-        specs=_versions(studio, first, second, studio.bystanders(CELLS)),
+        specs=(studio.scene([first]), studio.scene([second])),
         changed=(0,),
         question=f"Is the {concept.name} solid or faded?",
         answers=answers,
@@ -222,7 +225,7 @@ def colour(studio: Studio) -> PairSpec:
     """One object has one colour or another, of a pair that no one confuses."""
     concept = studio.concept(can_be_tinted, "a thing without a colour of its own")
     first_colour, *rest = studio.colours(len(palette.TINTS) - 2, palette.TINTS)
-    other = next(c for c in rest if {first_colour, c} not in facts.ALIKE)
+    other = next(c for c in rest if (first_colour, c) not in facts.ALIKE)
     model = studio.place(concept, studio.cell(CELLS))
     first, second = (dataclasses.replace(model, tint=tint) for tint in (first_colour, other))
     return PairSpec(
@@ -296,9 +299,7 @@ def text(studio: Studio) -> PairSpec:
     concept = studio.concept(lambda c: True, "a thing")
     middle_row = tuple((x, 0.5) for x in CENTRES)
     shown = [studio.place(concept, studio.cell(middle_row)), *studio.bystanders(middle_row)]
-    written = (
-        DrawnText(text=word, x=0.5, y=y, size=size, colour=ink) for word in (first, second)
-    )
+    written = (DrawnText(text=word, x=0.5, y=y, size=size, colour=ink) for word in (first, second))
     return PairSpec(
         specs=tuple(studio.scene(shown, word) for word in written),
         changed=(),

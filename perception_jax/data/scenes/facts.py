@@ -46,15 +46,23 @@ MIN_OFFSET = 0.12
 MIN_RATIO = 1.35
 """One object is bigger than another from this ratio of longest sides on."""
 
+_CONFUSED = {
+    "red": ("orange", "pink", "brown", "purple"),
+    "orange": ("yellow", "brown", "pink"),
+    "yellow": ("brown", "green", "white"),
+    "blue": ("purple", "grey", "black"),
+    "purple": ("pink", "brown", "black"),
+    "pink": ("white",),
+    "brown": ("black", "grey"),
+    "grey": ("black", "white"),
+}
 ALIKE = frozenset(
-    frozenset(pair.split())
-    for pair in (
-        "red orange,red pink,red brown,red purple,orange yellow,orange brown,yellow brown,"
-        "blue purple,purple pink,brown black,black grey,grey white,brown grey,yellow white,"
-        "pink white,grey blue,yellow green,purple black,black blue,brown purple,pink orange"
-    ).split(",")
+    pair
+    for one, many in _CONFUSED.items()
+    for other in many
+    for pair in ((one, other), (other, one))
 )
-"""Colours that two people may name differently on one drawing."""
+"""Ordered pairs of colours that two people may name differently on one drawing."""
 
 DISTINCT_CATEGORIES = ("animal", "plant", "vehicle", "food")
 """Categories with a clear border; "object", "activity", "place" and "sky" run into each other."""
@@ -148,14 +156,12 @@ class SceneFacts:
     Attributes:
       objects: what can be seen clearly, in drawing order.
       doubtful: concepts that are drawn but hidden, cut off or faint: neither present nor absent.
-      aspect: canvas (width, height) in shorter sides.
     """
 
     objects: tuple[Fact, ...]
     doubtful: tuple[Concept, ...]
     background: Background
     text: DrawnText | None
-    aspect: tuple[float, float]
 
     def count(self, concept: Concept) -> int | None:
         """How many of the concept there are; None if something may or may not be one."""
@@ -207,7 +213,6 @@ def observe(
         doubtful=tuple(doubtful),
         background=spec.background,
         text=spec.text,
-        aspect=(width / short, height / short),
     )
 
 
@@ -252,7 +257,7 @@ def has_colour(fact: Fact, colour: str) -> Claim:
     """Whether a person would call the object that colour."""
     if fact.colour == colour:
         return True
-    return None if fact.colour is None or {fact.colour, colour} in ALIKE else False
+    return None if fact.colour is None or (fact.colour, colour) in ALIKE else False
 
 
 def faces(fact: Fact, side: Literal["left", "right"]) -> Claim:

@@ -99,6 +99,6 @@ def _instructions(
             wordings = WORDINGS if ref.uses == {"name"} else [w for w in WORDINGS if w != "{}"]
             text = draw.choice(wordings).format(ref.text.removeprefix("the "))
             made.append(Instruction(text=text, target=ref.target))
-    for concept in absent[:ABSENT_INSTRUCTIONS]:
+    for concept in draw.sample(absent, min(len(absent), ABSENT_INSTRUCTIONS)):
         made.append(Instruction(text=draw.choice(WORDINGS).format(concept.name), target=None))
     return made

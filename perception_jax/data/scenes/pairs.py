@@ -1,4 +1,4 @@
-"""Minimal pairs: two scenes that differ in one visual pattern, after MMVP (arXiv 2401.06209, §2)."""
+"""Minimal pairs: two scenes that differ in one visual pattern (MMVP, arXiv 2401.06209, §2)."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from types import MappingProxyType
 
 import numpy as np
-from jaxtyping import Float, Integer, UInt8
+from jaxtyping import Float, UInt8
 
 COLOURS = MappingProxyType(
     {
@@ -28,12 +28,35 @@ COLOURS = MappingProxyType(
         "white": (250, 250, 250),
     }
 )
-"""Name → sRGB."""
+"""Name → the sRGB colour that is drawn for it."""
+
+_SHADES = {
+    "red": ((150, 20, 30), (240, 75, 65), (250, 60, 40)),
+    "orange": ((235, 110, 40), (255, 175, 90)),
+    "yellow": ((255, 235, 130), (245, 195, 50)),
+    "green": ((25, 90, 50), (150, 200, 70), (0, 205, 105)),
+    "blue": ((30, 50, 120), (80, 185, 245), (25, 120, 165), (150, 205, 240)),
+    "purple": ((70, 40, 120), (175, 135, 220)),
+    "pink": ((240, 60, 145), (255, 195, 215)),
+    "brown": ((80, 50, 35), (180, 130, 90), (145, 68, 48)),
+    "black": ((48, 48, 52), (48, 40, 60)),
+    "grey": ((85, 88, 95), (185, 187, 192)),
+    "white": ((228, 231, 235),),
+}
+"""Further shades that go by the name, so that navy and sky blue are both nearest to "blue"."""
 
 NAMES = tuple(COLOURS)
 TINTS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black")
 """Colours that a recoloured sprite takes on plainly."""
 
+PLAIN = 1.25
+"""A pixel plainly has a colour if the second nearest name is this many times as far away."""
+DOMINANT = 0.5
+"""Share of the pixels from which on a colour dominates."""
+TINT_RANGE = 90.0
+"""Luminance range, of 255, that a tinted sprite spreads over at least: flat ones stay flat."""
+TINT_DARK = 0.5
+TINT_LIGHT = 0.4
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
@@ -50,40 +73,57 @@ def lab(rgb: UInt8[np.ndarray, "*N 3"]) -> Float[np.ndarray, "*N 3"]:
     return np.stack([116.0 * y - 16.0, 500.0 * (x - y), 200.0 * (y - z)], axis=-1)
 
 
-_LAB = lab(np.array(list(COLOURS.values()), np.uint8))
+_ANCHORS = [lab(np.array((COLOURS[name], *_SHADES[name]), np.uint8)) for name in NAMES]
 
 
-def nearest_index(rgb: UInt8[np.ndarray, "*N 3"]) -> Integer[np.ndarray, "*N"]:
-    """Index into `NAMES` of the colour nearest to each pixel."""
-    distance = np.linalg.norm(lab(rgb)[..., None, :] - _LAB, axis=-1)
-    return distance.argmin(axis=-1)
+def distances(rgb: UInt8[np.ndarray, "*N 3"]) -> Float[np.ndarray, "*N K"]:
+    """CIELAB distance of each pixel to the nearest shade of each of the K names."""
+    pixels = lab(rgb)[..., None, :]
+    each = [np.linalg.norm(pixels - shades, axis=-1).min(axis=-1) for shades in _ANCHORS]
+    return np.stack(each, axis=-1)
 
 
 def nearest_colour(rgb: tuple[int, int, int]) -> str:
     """Name of the colour nearest to one sRGB colour."""
-    return NAMES[int(nearest_index(np.array([rgb], np.uint8))[0])]
+    return NAMES[int(distances(np.array(rgb, np.uint8)).argmin())]
 
 
 def shares(sprite: UInt8[np.ndarray, "H W 4"]) -> dict[str, float]:
-    """Share of each colour name among the sprite's opaque pixels (alpha above one half)."""
-    pixels = sprite[sprite[..., 3] > 127][:, :3]
-    counts = np.bincount(nearest_index(pixels), minlength=len(NAMES))
-    return {
-        name: float(count) / max(1, len(pixels)) for name, count in zip(NAMES, counts, strict=True)
-    }
+    """Share of the sprite's pixels (alpha above one half) that plainly have each colour.
+
+    Pixels between two names count for neither, nor do glass and smoke (alpha up to three
+    quarters), so the shares may add up to less than 1.
+    """
+    alpha = sprite[..., 3]
+    distance = distances(sprite[alpha > 191][:, :3])
+    nearest, next_one = np.partition(distance, 1, axis=-1)[:, :2].T
+    names = distance.argmin(axis=-1)[next_one >= nearest * PLAIN]
+    counts = np.bincount(names, minlength=len(NAMES))
+    total = max(1, int((alpha > 127).sum()))
+    return {name: float(count) / total for name, count in zip(NAMES, counts, strict=True)}
+
+
+def dominating_colour(sprite: UInt8[np.ndarray, "H W 4"]) -> str | None:
+    """The colour that most of the sprite's pixels plainly have, or None."""
+    found = shares(sprite)
+    name = max(found, key=found.__getitem__)
+    return name if found[name] >= DOMINANT else None
 
 
 def tinted(sprite: UInt8[np.ndarray, "H W 4"], colour: str) -> UInt8[np.ndarray, "H W 4"]:
-    """The sprite in shades of one colour: light and dark stay, hue becomes the colour's.
+    """The sprite in shades of one colour: what was lighter stays lighter, the hue is the colour's.
 
-    The sprite's own luminance, stretched to its 5th to 95th percentile, runs from a darker to a
-    lighter version of the colour, so that most pixels are nearest to that colour's name.
+    The sprite's median luminance becomes the colour itself; from there it runs to a darker and to
+    a lighter shade, so that most pixels are nearest to the colour's name.
     """
     luma = sprite[..., :3].astype(np.float32) @ _LUMA
-    low, high = np.percentile(luma[sprite[..., 3] > 127], (5, 95)) if sprite.any() else (0.0, 1.0)
-    shade = np.clip((luma - low) / max(high - low, 24.0), 0.0, 1.0)[..., None]
+    opaque = luma[sprite[..., 3] > 127]
+    low, middle, high = np.percentile(opaque, (5, 50, 95)) if opaque.size else (0.0, 0.0, 0.0)
+    shade = (luma - middle) / max(high - low, TINT_RANGE)
     target = np.array(COLOURS[colour], np.float32)
-    dark, light = target * 0.62, target + (255.0 - target) * 0.22
+    darker, lighter = target * TINT_DARK, target + (255.0 - target) * TINT_LIGHT
+    change = np.where(shade[..., None] < 0.0, target - darker, lighter - target)
     out = sprite.copy()
-    out[..., :3] = np.clip(dark + shade * (light - dark), 0, 255).round().astype(np.uint8)
+    toned = target + np.clip(shade, -1.0, 1.0)[..., None] * change
+    out[..., :3] = np.clip(toned, 0, 255).round().astype(np.uint8)
     return out

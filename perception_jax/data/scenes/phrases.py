@@ -8,8 +8,9 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
+from perception_jax.data.scenes import concepts, palette
 from perception_jax.data.scenes.concepts import Concept
-from perception_jax.data.scenes.facts import Fact, Side, at
+from perception_jax.data.scenes.facts import SIZE_WORDS, Fact, Side, at
 from perception_jax.data.scenes.spec import Background
 
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight")
@@ -48,8 +49,20 @@ def enumeration(parts: Sequence[str]) -> str:
 
 
 def size_adjective(fact: Fact) -> str | None:
-    """The object's size word as an adjective, if its size is clear."""
-    return "medium-sized" if fact.plain_size == "medium" else fact.plain_size
+    """The object's size word as an adjective, if its size is clear and the word cannot be taken
+    for a part of a name ("small airplane")."""
+    word = fact.plain_size
+    if word is None or not _takes_size(fact.name):
+        return None
+    return "medium-sized" if word == "medium" else word
+
+
+@functools.cache
+def _takes_size(name: str) -> bool:
+    """No name is a size word before this one, nor is there one in it."""
+    names = {concept.name for concept in concepts.concepts()}
+    longer = any(f"{word} {name}" in names for word in SIZE_WORDS)
+    return not longer and not _words(name) & set(SIZE_WORDS)
 
 
 @functools.cache
@@ -62,9 +75,7 @@ def colour_fits(fact: Fact) -> bool:
     return fact.colour is not None and not _words(fact.name) & _COLOUR_WORDS
 
 
-_COLOUR_WORDS = frozenset(
-    "red orange yellow green blue purple pink brown black grey white gold silver".split()
-)
+_COLOUR_WORDS = frozenset((*palette.NAMES, "gold", "silver"))
 
 
 def category_noun(concept: Concept) -> str | None:

@@ -8,6 +8,7 @@ answer of a kind is the right one in most of its questions.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import random
 from collections.abc import Callable, Sequence
 
@@ -110,7 +111,9 @@ def _presence(asker: _Asker) -> _Draft | None:
     if not asker.scene.objects or not asker.absent:
         return None
     yes = asker.coin()
-    concept = asker.draw.choice(asker.scene.objects).concept if yes else asker.absent[0]
+    concept = (
+        asker.draw.choice(asker.scene.objects).concept if yes else asker.draw.choice(asker.absent)
+    )
     form = asker.draw.choice(PRESENCE_FORMS)
     return _yes_no(form.format(phrases.indefinite(concept.name)), yes)
 
@@ -133,7 +136,8 @@ def _counted(asker: _Asker) -> list[tuple[str, int | None]]:
     scene = asker.scene
     concepts = {item.name: item.concept for item in scene.objects}.values()
     counted = [(concept.plural, scene.count(concept)) for concept in concepts]
-    counted += [(concept.plural, 0) for concept in asker.absent[:1]]
+    if asker.absent:
+        counted.append((asker.draw.choice(asker.absent).plural, 0))
     for category, (_, plural) in phrases.CATEGORY_NOUNS.items():
         counted.append((plural, scene.count_category(category)))
     return counted
@@ -158,11 +162,13 @@ def _relation(asker: _Asker) -> _Draft | None:
 
 
 def _compared(
-    asker: _Asker, hidden: Sequence[str], make: Callable[[_Asker, int, int, str, str], _Draft | None]
+    asker: _Asker,
+    hidden: Sequence[str],
+    make: Callable[[_Asker, int, int, str, str], _Draft | None],
 ) -> _Draft | None:
     """The first question that can be made about two objects."""
     order = asker.objects()
-    for first, second in zip(order, order[1:], strict=False):
+    for first, second in itertools.pairwise(order):
         subject, other = asker.subject(first, *hidden), asker.subject(second, *hidden)
         if subject and other and (draft := make(asker, first, second, subject, other)):
             return draft

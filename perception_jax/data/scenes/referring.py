@@ -8,6 +8,7 @@ modifier rules an object out only if it is beyond dispute that it is False of it
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
 
@@ -146,22 +147,27 @@ def _superlatives(item: Fact, rivals: Sequence[Fact]) -> Iterator[_Modifier]:
 
 
 def _ranks(item: Fact, rivals: Sequence[Fact]) -> Iterator[_Modifier]:
-    """ "second … from the left" among three or more, counted from the nearer side."""
+    """ "leftmost", "second … from the left" among three or more, from the nearer side."""
     if len(rivals) < 2:
         return
     middle = len(rivals) / 2
-    for side, reverse, position in (
-        ("left", False, lambda other: other.x),
-        ("right", True, lambda other: other.x),
-        ("top", False, lambda other: other.y),
-        ("bottom", True, lambda other: other.y),
-    ):
+    for side, first, reverse, position in _DIRECTIONS:
         row = sorted([item, *rivals], key=position, reverse=reverse)
         rank = row.index(item)
-        gaps = (abs(position(a) - position(b)) for a, b in zip(row, row[1:], strict=False))
+        gaps = (abs(position(a) - position(b)) for a, b in itertools.pairwise(row))
         if rank <= middle and min(gaps) >= MIN_RANK_GAP:
-            words = phrases.ORDINALS[rank]
-            yield _Modifier(words, f"from the {side}", "place rank", lambda other: False)
+            before = phrases.ORDINALS[rank] if rank else first
+            after = f"from the {side}" if rank else ""
+            yield _Modifier(before, after, "place rank", lambda other: False)
+
+
+_DIRECTIONS: tuple[tuple[str, str, bool, Callable[[Fact], float]], ...] = (
+    ("left", "leftmost", False, lambda item: item.x),
+    ("right", "rightmost", True, lambda item: item.x),
+    ("top", "topmost", False, lambda item: item.y),
+    ("bottom", "bottommost", True, lambda item: item.y),
+)
+"""Where a row starts, what its first object is called, and how it is sorted."""
 
 
 def _pairs(modifiers: Sequence[_Modifier], rivals: Sequence[Fact]) -> list[_Modifier]:

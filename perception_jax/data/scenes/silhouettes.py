@@ -13,7 +13,7 @@ from jaxtyping import Bool, Int8, Integer
 from PIL import Image, ImageDraw, ImageFont
 
 from perception_jax.data.scenes.spec import DrawnText, Placement
-from perception_jax.data.scenes.sprites import load_sprite
+from perception_jax.data.scenes.sprites import sprite_size
 
 _NOTHING = -1
 _TEXT = -2
@@ -90,7 +90,7 @@ def text_shape(text: DrawnText, canvas: tuple[int, int]) -> Bool[np.ndarray, "H 
 
 def extent(placement: Placement) -> tuple[float, float]:
     """Width and height of the rotated sprite's bounding box, in shorter sides of the canvas."""
-    tall, wide = load_sprite(placement.concept, placement.style).shape[:2]
+    wide, tall = sprite_size(placement)
     scale = placement.size / max(tall, wide)
     cosine = abs(math.cos(math.radians(placement.angle)))
     sine = abs(math.sin(math.radians(placement.angle)))

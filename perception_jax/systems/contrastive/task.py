@@ -40,6 +40,7 @@ class ContrastiveConfig:
     seed: of the data order and of the transforms' choices.
     workers: data-loading processes; 0 loads in the main process.
     remat: recompute activations in the backward pass.
+    caption_weights: how often each of a record's captions is drawn; see `ImageTextTransform`.
     """
 
     loss: Literal["softmax", "sigmoid"] = "softmax"
@@ -47,6 +48,7 @@ class ContrastiveConfig:
     seed: int
     workers: int = 0
     remat: bool = False
+    caption_weights: tuple[float, ...] = ()
 
 
 class ContrastiveTask:
@@ -122,7 +124,11 @@ class ContrastiveTask:
         return self._evaluators
 
     def _transform(self) -> ImageTextTransform:
-        return ImageTextTransform(processor=self.processor, tokenizer=self.tokenizer)
+        return ImageTextTransform(
+            processor=self.processor,
+            tokenizer=self.tokenizer,
+            weights=self.config.caption_weights,
+        )
 
 
 class SigmoidClip(Clip):

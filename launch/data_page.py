@@ -1,0 +1,99 @@
+"""How `check_data` shows a record and what the model gets of it, in a report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from perception_jax.data import images
+from perception_jax.data.records import ObjectAnnotation, Record
+from perception_jax.viz.overlay import draw_boxes
+from perception_jax.viz.report import Report
+
+SHOWN_SIDE = 320
+"""Pictures smaller than this are enlarged by a whole factor, so that labels can be read."""
+
+
+def add_record(report: Report, record: Record, example: Mapping[str, Any], tokenizer: Any) -> None:
+    """Adds a section on one record.
+
+    Args:
+      report: the page.
+      record: as the source has it.
+      example: what the transform made of it. uint8[H, W, 3] arrays are shown as pictures, "boxes"
+        (xyxy model pixels; those without area are padding) on the one named "image", "ids" as text.
+      tokenizer: with `decode(ids)`, or None.
+    """
+    report.add_section(record.id)
+    report.add_image_rows([[_draw_record(record), *_draw_example(example)]], width=SHOWN_SIDE)
+    rows = [("record", kind, text) for kind, text in _record_texts(record)]
+    rows += [("model", name, _describe(name, value, tokenizer)) for name, value in example.items()]
+    report.add_table(("from", "what", "content"), rows)
+
+
+def _draw_record(record: Record) -> tuple[np.ndarray, str]:
+    """The original image with its boxes."""
+    image = images.decode(record.image, name=record.id)
+    boxes = np.array([one.box for one in record.objects], np.float64).reshape(-1, 4)
+    names = [one.name for one in record.objects]
+    return _draw(image, boxes, names), f"record, {image.shape[1]}×{image.shape[0]}"
+
+
+def _draw_example(example: Mapping[str, Any]) -> list[tuple[np.ndarray, str]]:
+    """Each picture among the arrays, with its boxes."""
+    drawn = []
+    for name, value in example.items():
+        if not _is_picture(value):
+            continue
+        boxes = np.zeros((0, 4))
+        if name == "image" and "boxes" in example:
+            boxes = np.asarray(example["boxes"], np.float64).reshape(-1, 4)
+            boxes = boxes[(boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])]
+        numbers = [str(k) for k in range(len(boxes))]
+        drawn.append((_draw(value, boxes, numbers), f"{name}, {value.shape[1]}×{value.shape[0]}"))
+    return drawn
+
+
+def _draw(image: np.ndarray, boxes: np.ndarray, names: list[str]) -> np.ndarray:
+    factor = max(1, -(-SHOWN_SIDE // max(image.shape[:2])))
+    image = image.repeat(factor, axis=0).repeat(factor, axis=1)
+    return draw_boxes(image, boxes * factor, names) if len(boxes) else image
+
+
+def _is_picture(value: Any) -> bool:
+    value = np.asarray(value)
+    return value.dtype == np.uint8 and value.ndim == 3 and value.shape[-1] == 3
+
+
+def _record_texts(record: Record) -> list[tuple[str, str]]:
+    def named(target: int | None) -> str:
+        return "absent" if target is None else f"{target} ({record.objects[target].name})"
+
+    rows = [("caption", text) for text in record.captions]
+    rows += [("object", _describe_object(k, one)) for k, one in enumerate(record.objects)]
+    rows += [("referring", f"{one.text} → {named(one.target)}") for one in record.referring]
+    rows += [("question", f"{one.text} → {one.answer}") for one in record.questions]
+    rows += [("instruction", f"{one.text} → {named(one.target)}") for one in record.instructions]
+    return rows + ([("absent", ", ".join(record.absent))] if record.absent else [])
+
+
+def _describe_object(number: int, one: ObjectAnnotation) -> str:
+    box = ", ".join(f"{side:.0f}" for side in one.box)
+    more = ", ".join(f"{key} {value}" for key, value in one.attributes.items())
+    return "; ".join(part for part in (f"{number}: {one.name} at {box}", more, one.caption) if part)
+
+
+def _describe(name: str, value: Any, tokenizer: Any) -> str:
+    value = np.asarray(value)
+    kind = f"{value.dtype}{list(value.shape)}"
+    if name == "ids" and value.ndim == 1 and hasattr(tokenizer, "decode"):
+        return f"{kind} “{tokenizer.decode(value)}”"
+    if value.size == 0:
+        return kind
+    if value.size <= 8:
+        return f"{kind} {np.array2string(value, precision=4, separator=', ')}"
+    if value.dtype == bool:
+        return f"{kind} {int(value.sum())} true"
+    return f"{kind} {value.min()} to {value.max()}"
