@@ -16,8 +16,10 @@ PROGRAM = common.Program(
     name="train",
     description=(
         "Trains what a config file describes. Run it again with the same workdir and it goes on "
-        "where it stopped; SIGTERM and Ctrl-C save first. Several hosts: start it on each of them "
-        "(on a TPU slice they find each other; PERCEPTION_JAX_DISTRIBUTED=0 keeps a host alone)."
+        "where it stopped; SIGTERM and Ctrl-C save first. If the config file defines "
+        "finish(config, task, model, workdir), that follows the last step. Several hosts: start "
+        "it on each of them (on a TPU slice they find each other; PERCEPTION_JAX_DISTRIBUTED=0 "
+        "keeps a host alone)."
     ),
     flags=(
         common.Flag(
@@ -50,8 +52,9 @@ def run(parsed: common.Parsed) -> int:
         )
     resolved = parsed.config.to_dict()
     workdir = parsed.flags["workdir"]
+    task = parsed.module.get_task(parsed.config)
     result = loop.run(
-        parsed.module.get_task(parsed.config),
+        task,
         TrainConfig.from_mapping(resolved["train"]),
         workdir,
         resolved_config=resolved,
@@ -59,6 +62,8 @@ def run(parsed: common.Parsed) -> int:
     values = "  ".join(f"{key} {value:.4g}" for key, value in result.metrics.items())
     if result.finished:
         print(f"{workdir}: {result.step} steps done  {values}")
+        if hasattr(parsed.module, "finish"):
+            parsed.module.finish(parsed.config, task, result.model, workdir)
     else:
         print(f"{workdir}: stopped at step {result.step}; the same command continues from there")
     return 0

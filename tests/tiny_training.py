@@ -22,6 +22,7 @@ import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 from jax.experimental.compilation_cache import compilation_cache as jax_cache
 from jax.sharding import PartitionSpec
@@ -126,21 +127,23 @@ class TinyTask:
 
 
 @contextlib.contextmanager
-def compilation_cache(directory: pathlib.Path) -> Iterator[dict[str, str]]:
-    """Keeps executables in a directory; yields the environment that lets a child use it too."""
+def compilation_cache(directory: pathlib.Path) -> Iterator[None]:
+    """Keeps executables in a directory, for this process and its children."""
     settings = {
         "jax_compilation_cache_dir": str(directory),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
     }
     before = {name: getattr(jax.config, name) for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    jax_cache.reset_cache()  # it looks at the settings once
-    yield {name.upper(): str(value) for name, value in settings.items()}
-    for name, value in before.items():
-        jax.config.update(name, value)
-    jax_cache.reset_cache()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in settings.items():
+            jax.config.update(name, value)
+            patch.setenv(name.upper(), str(value))
+        jax_cache.reset_cache()  # it looks at the settings once
+        yield
+        for name, value in before.items():
+            jax.config.update(name, value)
+        jax_cache.reset_cache()
 
 
 @contextlib.contextmanager

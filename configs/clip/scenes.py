@@ -12,9 +12,13 @@ concepts, and retrieval of composed scenes.
 
 from __future__ import annotations
 
+import pathlib
+
 import ml_collections
 
 from configs.common import parse_arg, trainer
+
+SCENES = "scenes"
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
@@ -22,14 +26,14 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     tiny = parse_arg(arg, runlocal=False).runlocal
     config = ml_collections.ConfigDict()
     config.train = trainer(
-        steps=12 if tiny else 2000,
+        steps=12 if tiny else 1500,
         batch_size=32 if tiny else 256,
-        log_every=4 if tiny else 50,
+        log_every=4 if tiny else 20,
         evaluate_every=0 if tiny else 250,
-        checkpoint_every=0 if tiny else 100,
+        checkpoint_every=0 if tiny else 50,
         optim={
             "learning_rate": 1e-3,
-            "warmup_steps": 4 if tiny else 200,
+            "warmup_steps": 4 if tiny else 150,
             "weight_decay": 0.1,
             "b2": 0.98,
         },
@@ -51,7 +55,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.data = ml_collections.ConfigDict(
         {
             # "scenes", or a folder or file of your own that `data.sources.open_source` reads.
-            "source": "scenes",
+            "source": SCENES,
             "length": 1_000_000,
             # Of eight scenes, how many show one large object; the others show up to `objects`.
             "singles": 5,
@@ -72,33 +76,61 @@ def get_task(config: ml_collections.ConfigDict):
     """The contrastive task of this config."""
     from perception_jax.data.processors import ImageProcessor
     from perception_jax.data.tokenizers import ClipTokenizer
-    from perception_jax.systems.contrastive.benchmark import ScenesBenchmark, training_source
     from perception_jax.systems.contrastive.task import ContrastiveConfig, ContrastiveTask
 
-    model = config.model
+    model, data = config.model, config.data
     processor = ImageProcessor(size=model.image_size)
     tokenizer = ClipTokenizer.shipped(model.vocab_size, model.context)
-    benchmark = ScenesBenchmark.make(processor, tokenizer, **config.evaluation)
+    source, benchmark = _source_and_benchmark(config, processor, tokenizer)
     return ContrastiveTask(
         ContrastiveConfig(
             loss=config.loss,
             batch_size=config.train.batch_size,
             seed=config.train.seed,
-            workers=config.data.workers,
-            caption_weights=config.data.caption_weights,
+            workers=data.workers,
+            caption_weights=data.caption_weights,
         ),
         clip_config(model),
         processor=processor,
         tokenizer=tokenizer,
-        source=training_source(
-            model.image_size,
-            seed=config.train.seed,
-            length=config.data.length,
-            singles=config.data.singles,
-            objects=config.data.objects,
-        ),
-        evaluators=benchmark.evaluators(),
+        source=source,
+        benchmark=benchmark,
     )
+
+
+def finish(config: ml_collections.ConfigDict, task, model, workdir: pathlib.Path) -> None:
+    """Evaluates, writes `report.html` and `metrics.json`, exports a Hugging Face folder and checks
+    it by loading it back."""
+    from perception_jax.systems.contrastive import conclude
+
+    conclude.run(
+        task,
+        model,
+        workdir,
+        config=config.to_dict(),
+        title="A small CLIP, trained on drawings"
+        if config.data.source == SCENES
+        else "A small CLIP, trained on your images",
+    )
+
+
+def _source_and_benchmark(config: ml_collections.ConfigDict, processor, tokenizer):
+    from perception_jax.data.sources import open_source
+    from perception_jax.data.sources.combine import split
+    from perception_jax.systems.contrastive import benchmark
+
+    data = config.data
+    if data.source == SCENES:
+        source = benchmark.training_source(
+            processor.size,
+            seed=config.train.seed,
+            length=data.length,
+            singles=data.singles,
+            objects=data.objects,
+        )
+        return source, benchmark.scenes_benchmark(processor, tokenizer, **config.evaluation)
+    train, held_out = split(open_source(data.source), every=10)
+    return train, benchmark.own_benchmark(held_out, processor, tokenizer)
 
 
 def clip_config(model: ml_collections.ConfigDict):

@@ -134,7 +134,8 @@ class ImageProcessor:
             return np.array(picture.resize((self.size, self.size), resample, box=kept)), geometry
         # Exactly the resized size, so that Pillow returns the same picture unresampled.
         resized = picture.resize(full, resample)
-        return np.array(resized)[top : top + self.size, left : left + self.size], geometry
+        kept = (left, top, left + self.size, top + self.size)
+        return np.array(resized.crop(kept)), geometry
 
     def _crop_offset(self, side: int) -> int:
         if self.mode == "tv_crop":
@@ -159,13 +160,21 @@ class ImageProcessor:
                 f"preprocessor config: expected rescale_factor 1/255, "
                 f"found {config['rescale_factor']}."
             )
-        resample = PIL.Image.Resampling(config.get("resample", 3)).name.lower()
-        if resample not in _RESAMPLE:
+        numbers = {int(kernel): name for name, kernel in _RESAMPLE.items()}
+        resample = numbers.get(config.get("resample", 3))
+        if resample is None:
             raise ConfigError(
-                f"preprocessor config: expected resample bicubic (3) or bilinear (2), "
-                f"found {resample} ({config['resample']})."
+                "preprocessor config: expected resample 3 (bicubic) or 2 (bilinear), found "
+                f"{config['resample']}."
             )
         normalised = config.get("do_normalize", True)
+        uses_mean = normalised or config.get("do_pad", False)
+        needed = ("size", "image_mean", "image_std") if uses_mean else ("size",)
+        for key in needed:
+            if key not in config:
+                raise ConfigError(
+                    f"preprocessor config: expected the key {key!r}, found only {sorted(config)}."
+                )
         common = {
             "resample": resample,
             "mean": tuple(config["image_mean"]) if normalised else (0.0, 0.0, 0.0),

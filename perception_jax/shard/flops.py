@@ -2,7 +2,8 @@
 
 XLA's own cost analysis counts the body of a loop once, so a scanned stack of 24 layers looks like
 one layer. Here a scan counts as often as it runs. Only matrix products and convolutions count,
-as is usual for model FLOPs; a multiply-add is two. What rematerialisation computes again counts again.
+as is usual for model FLOPs; a multiply-add is two. What rematerialisation computes a second time
+counts a second time.
 """
 
 from __future__ import annotations

@@ -15,11 +15,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 import pathlib
 from collections.abc import Awaitable, Mapping
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from perception_jax.errors import CheckpointError
@@ -134,9 +136,9 @@ class Checkpoints:
         if damaged:
             listed = "\n  ".join(f"{self.path(step)}: {why}" for step, why in damaged.items())
             raise CheckpointError(
-                f"none of the {len(damaged)} checkpoints can be used:\n  {listed}\nIf the model's "
-                "code has changed, go back to the version that wrote them; to begin anew, use "
-                "another workdir."
+                f"none of the {len(damaged)} checkpoints can be used:\n  {listed}\nIf the code of "
+                "the model or the loader's worker count has changed, go back to what wrote them; "
+                "to begin anew, use another workdir."
             )
         return None
 
@@ -193,6 +195,7 @@ class Checkpoints:
                 shelf.mkdir(exist_ok=True)
                 self.path(step).rename(_free_name(shelf, step))
         if damaged:
+            multihost_utils.sync_global_devices("damaged checkpoints are set aside")
             self._orbax.reload()
 
     def _seal(self) -> None:
@@ -269,7 +272,7 @@ class _Keep:
 
     def consider(self, step: int, meta: Mapping[str, Any]) -> None:
         value = meta.get("evaluation", {}).get(self._metric)
-        if value is not None:
+        if value is not None and math.isfinite(value):
             self._scores[step] = self._sign * value
 
     def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:

@@ -33,5 +33,7 @@ class Interrupt:
         if number == signal.SIGINT and self.requested:
             raise KeyboardInterrupt
         self.requested = True
-        name = signal.Signals(number).name
-        print(f"\n{name}: finishing this step, then saving a checkpoint …", file=sys.stderr)
+        text = f"\n{signal.Signals(number).name}: finishing this step, then saving a checkpoint …"
+        if number == signal.SIGINT:
+            text += " (Ctrl-C again stops at once)"
+        print(text, file=sys.stderr)

@@ -246,8 +246,8 @@ class _Trainer:
         meta = {
             "library_version": __version__,
             "config": self.config_to_save,
-            "training": self.training,
-            "evaluation": self.evaluation if self._evaluated_at == self.step else {},
+            "training": _finite(self.training),
+            "evaluation": _finite(self.evaluation) if self._evaluated_at == self.step else {},
         }
         self.checkpoints.save(self.step, self.state, self.feed.iterator, meta)
 
@@ -274,6 +274,11 @@ class _Trainer:
             f"{' …' if len(pending.ids) > 16 else ''} (all in {file}). Look at these records, "
             "lower optim.learning_rate or set optim.clip_norm, and start in a new workdir."
         )
+
+
+def _finite(values: Mapping[str, float]) -> dict[str, float]:
+    """What JSON can hold."""
+    return {key: value for key, value in values.items() if math.isfinite(value)}
 
 
 def _due(step: int, every: int) -> bool:

@@ -48,7 +48,11 @@ class Task(Protocol):
         """
 
     def loss(self, model: nnx.Module, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        """Scalar float32 loss over the *global* batch, and metrics to log."""
+        """Scalar float32 loss over the *global* batch, and metrics to log.
+
+        Floating leaves of `model` have the dtype `config.compute_dtype`. The metrics' names must
+        not be those that the trainer reports itself ("loss", "grad_norm", …; see `train.step`).
+        """
 
     def datasets(self) -> Mapping[str, Iterable[Batch]]:
         """At least "train": an endless `grain.IterDataset` of this host's batches."""

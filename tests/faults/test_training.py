@@ -24,10 +24,7 @@ from tests.tiny_training import TinyTask, program, wait_for_step
 @pytest.fixture(autouse=True, scope="module")
 def compile_once(tmp_path_factory):
     """Most tests here train the same program; they share its executable."""
-    directory = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch, tiny_training.compilation_cache(directory) as env:
-        for key, value in env.items():
-            patch.setenv(key, value)
+    with tiny_training.compilation_cache(tmp_path_factory.mktemp("cache")):
         yield
 
 

@@ -14,8 +14,7 @@ from perception_jax.data.scenes.edits import PairSpec
 from perception_jax.data.scenes.pairs import PairSource, minimal_pair, minimal_pair_record
 from perception_jax.data.scenes.render import Rendered, render
 from perception_jax.data.scenes.sample import SceneConfig
-from perception_jax.data.scenes.silhouettes import text_extent
-from perception_jax.data.scenes.spec import SceneSpec
+from perception_jax.data.scenes.silhouettes import extent, text_extent
 from perception_jax.errors import ConfigError
 from tests import scenes_oracle as oracle
 
@@ -126,6 +125,8 @@ def test_what_cannot_be_shown_is_refused_with_a_reason() -> None:
         minimal_pair("presence", rng, SceneConfig(canvas=64, names=("anchor",)))
     with pytest.raises(ConfigError, match="seed=-1"):
         PairSource(CONFIG, seed=-1, length=3)
+    with pytest.raises(ConfigError, match="another thing"):
+        PairSource(SceneConfig(names=("anchor",)), seed=0, length=3, patterns=("presence",))
     with pytest.raises(IndexError):
         PairSource(CONFIG, seed=0, length=3)[3]
 
@@ -136,24 +137,20 @@ def _different_fields(first: object, second: object) -> tuple[str, ...]:
 
 
 def _region(pair: PairSpec, drawn: list[Rendered], k: int) -> np.ndarray:
-    """Pixels near what changed, in one of the two renderings."""
+    """Pixels that what changed could have touched, in one of the two renderings."""
     height, width = drawn[k].image.shape[:2]
+    spec = pair.specs[k]
+    places = [(p.x, p.y, *extent(p), 1) for j, p in enumerate(spec.placements) if j in pair.changed]
+    if (text := spec.text) is not None:
+        # Letters and their outline are whole pixels wide, so small ones are relatively wider.
+        places.append((text.x, text.y, *text_extent(text.text, text.size), 3))
     region = np.zeros((height, width), bool)
-    boxes = [item.box for j, item in enumerate(drawn[k].objects) if j in pair.changed]
-    if (text := pair.specs[k].text) is not None:
-        boxes.append(_text_box(text.text, text.size, pair.specs[k], height, width))
-    for x0, y0, x1, y1 in boxes:
-        # Half-transparent edge pixels do not count as the object's.
-        region[max(0, int(y0) - 2) : int(y1) + 3, max(0, int(x0) - 2) : int(x1) + 3] = True
+    for x, y, wide, tall, margin in places:
+        half_x, half_y = (length * min(height, width) / 2 + margin for length in (wide, tall))
+        rows = slice(max(0, round(y * height - half_y)), round(y * height + half_y) + 1)
+        columns = slice(max(0, round(x * width - half_x)), round(x * width + half_x) + 1)
+        region[rows, columns] = True
     return region
-
-
-def _text_box(
-    word: str, size: float, spec: SceneSpec, height: int, width: int
-) -> tuple[float, float, float, float]:
-    wide, tall = (length * min(height, width) for length in text_extent(word, size))
-    x, y = spec.text.x * width, spec.text.y * height
-    return x - wide / 2, y - tall / 2, x + wide / 2, y + tall / 2
 
 
 def _told_by(statement: str, answer: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import pathlib
 import signal
 import socket
@@ -251,6 +252,10 @@ def test_metrics_say_what_the_step_did():
     np.testing.assert_allclose(metrics["update_ratio"], moved / norm, rtol=1e-3)
     np.testing.assert_allclose(metrics["learning_rate"], 0.02, rtol=1e-6)
     assert int(after.step) == 1
+    # Each step has a key of its own, the same in every run.
+    second = dataclasses.replace(before, step=jnp.int32(1))
+    noisy = [float(jax.jit(step)(start, batch)[1]["loss"]) for start in (before, before, second)]
+    assert noisy[0] == noisy[1] != noisy[2]
     assert set(metrics) == {
         "loss",
         "grad_norm",

@@ -101,7 +101,7 @@ BASE = ImageProcessor(size=28).to_hf()
     [
         ({"do_resize": False}, "do_resize"),
         ({"rescale_factor": 1 / 127.5}, "rescale_factor"),
-        ({"resample": 0}, "nearest"),
+        ({"resample": 0}, "bicubic"),
         ({"crop_size": {"height": 28, "width": 20}}, "square"),
         ({"size": {"shortest_edge": 20}}, "larger than"),
         ({"do_center_crop": False}, "many sizes"),
@@ -112,6 +112,12 @@ BASE = ImageProcessor(size=28).to_hf()
 def test_a_config_that_cannot_be_reproduced_is_refused(change, message):
     with pytest.raises(ConfigError, match=message):
         ImageProcessor.from_hf({**BASE, **change})
+
+
+@pytest.mark.parametrize("key", ["size", "image_mean", "image_std"])
+def test_a_config_that_lacks_a_key_is_refused(key):
+    with pytest.raises(ConfigError, match=f"expected the key '{key}'"):
+        ImageProcessor.from_hf({name: value for name, value in BASE.items() if name != key})
 
 
 def test_what_cannot_be_exported_is_refused():

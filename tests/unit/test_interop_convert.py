@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
 
@@ -13,6 +15,7 @@ from perception_jax.interop.checkpoint_dir import open_checkpoint
 from perception_jax.interop.verify import compare_params
 from perception_jax.models.clip.config import ClipConfig, TextConfig, VisionConfig
 from perception_jax.models.clip.modeling import Clip
+from perception_jax.models.params import flatten, unflatten
 
 SIZES = {"width": 8, "depth": 2, "heads": 2, "mlp_dim": 16}
 
@@ -25,8 +28,14 @@ def source(tmp_path_factory):
         text=TextConfig(vocab_size=20, context=5, **SIZES),
         embed_dim=4,
     )
+    model = nnx.eval_shape(lambda: Clip(config, rngs=nnx.Rngs(params=0)))
+    rng = np.random.default_rng(0)
+    params = {
+        path: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32)
+        for path, leaf in flatten(model).items()
+    }
     loaded = Loaded(
-        model=Clip(config, rngs=nnx.Rngs(params=0)),
+        model=unflatten(model, params),
         config=config,
         processor=Processor(image=ImageProcessor(size=8), tokenizer=None),
     )

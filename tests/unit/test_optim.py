@@ -127,7 +127,7 @@ def test_two_half_batches_accumulate_to_a_whole_one():
     def grad(rows: jax.Array) -> dict[str, jax.Array]:
         return jax.grad(lambda p: jnp.mean((rows @ p["kernel"]) ** 2))(params)
 
-    whole = dataclasses.replace(PLAIN, clip_norm=0.1, weight_decay=0.01, rules=EVERYTHING)
+    whole = dataclasses.replace(PLAIN, name="sgd", weight_decay=0.01, rules=EVERYTHING)
     halves = dataclasses.replace(whole, accumulate=2)
     expected = apply(whole, params, [grad(x)])
     out = apply(halves, params, [grad(x[:4]), grad(x[4:])])

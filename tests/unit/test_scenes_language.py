@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 
 import numpy as np
@@ -124,6 +125,16 @@ def test_hidden_and_far_things_are_neither_present_nor_absent() -> None:
     assert not _seen(("dog", 50, 50, 30), background=collage).absent(bus)
 
 
+def test_kin_in_sight_leave_number_and_name_open() -> None:
+    scene = _seen(("dog", 20, 50, 20), ("poodle", 60, 50, 20), ("cat", 85, 50, 20))
+    assert scene.count(concepts.by_name("dog")) is None
+    assert scene.count_category("animal") == 3
+    dog, _, cat = _phrases(scene)
+    assert "the cat" in cat
+    assert "the dog" not in dog
+    assert "the dog on the left" in dog
+
+
 def test_rotation_takes_the_facing_away_and_flip_turns_it() -> None:
     name = next(c.name for c in concepts.concepts() if c.facing == "left")
     as_drawn, flipped, turned = (
@@ -212,7 +223,7 @@ def test_a_scene_in_which_nothing_can_be_seen_is_described_by_its_background() -
 def test_a_written_name_is_not_called_absent() -> None:
     scene = _seen(("dog", 50, 50, 30))
     text = DrawnText(text="cat", x=0.5, y=0.9, size=0.1, colour="red")
-    written = SceneFacts(objects=scene.objects, doubtful=(), background=PLAIN, text=text)
+    written = dataclasses.replace(scene, text=text)
     vocabulary = [concepts.by_name(name) for name in ("cat", "pig", "poodle")]
     assert describe(written, np.random.default_rng(0), vocabulary).absent == ("pig",)
 

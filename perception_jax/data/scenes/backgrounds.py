@@ -39,9 +39,9 @@ TONES = MappingProxyType(
 out."""
 NOISE_CELLS = (3, 6, 14)
 """Cells along each side of the noise's octaves."""
-COLLAGE_SIDE = 40
+COLLAGE_SIDE = 20
 """Pixels along the collage's shorter side before it is blown up, which is what blurs it."""
-COLLAGE_STRENGTH = 0.4
+COLLAGE_STRENGTH = 0.32
 """How much of the far things' own colours is left."""
 
 

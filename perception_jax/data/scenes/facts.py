@@ -64,15 +64,14 @@ ALIKE = frozenset(
 )
 """Ordered pairs of colours that two people may name differently on one drawing."""
 
-DISTINCT_CATEGORIES = ("animal", "plant", "vehicle", "food")
-"""Categories with a clear border; "object", "activity", "place" and "sky" run into each other."""
-MAY_BE = {
+DISTINCT_CATEGORIES = {
     "animal": frozenset({"activity", "food"}),
     "plant": frozenset({"food", "place", "activity"}),
     "vehicle": frozenset({"activity", "object"}),
     "food": frozenset({"animal", "plant", "object"}),
 }
-"""Distinct category → other categories of which some members could be counted in it."""
+"""Category with a clear border → other categories of which some members could be counted in it.
+"object", "activity", "place" and "sky" run into each other."""
 
 
 def conjunction(claims: Iterable[Claim]) -> Claim:
@@ -156,10 +155,12 @@ class SceneFacts:
     Attributes:
       objects: what can be seen clearly, in drawing order.
       doubtful: concepts that are drawn but hidden, cut off or faint: neither present nor absent.
+      kin: of everything that is drawn.
     """
 
     objects: tuple[Fact, ...]
     doubtful: tuple[Concept, ...]
+    kin: frozenset[str]
     background: Background
     text: DrawnText | None
 
@@ -175,7 +176,7 @@ class SceneFacts:
 
     def absent(self, concept: Concept) -> bool:
         """No drawn thing, however faint, could go by the concept's name."""
-        return self.count(concept) == 0
+        return concept.kin not in self.kin
 
     def _may_be(self, concept: Concept) -> bool:
         return any(other.kin == concept.kin for other in self.doubtful)
@@ -211,6 +212,7 @@ def observe(
     return SceneFacts(
         objects=tuple(seen),
         doubtful=tuple(doubtful),
+        kin=frozenset(concept.kin for concept in (*doubtful, *(fact.concept for fact in seen))),
         background=spec.background,
         text=spec.text,
     )
@@ -244,7 +246,9 @@ def of_category(concept: Concept, category: str) -> Claim:
     """Whether a thing belongs to one of `DISTINCT_CATEGORIES`; None for its members' kin."""
     if concept.category == category:
         return True
-    unclear = concept.category in MAY_BE[category] or concept.kin in _kin_of_members(category)
+    unclear = concept.category in DISTINCT_CATEGORIES[category] or concept.kin in _kin_of_members(
+        category
+    )
     return None if unclear else False
 
 

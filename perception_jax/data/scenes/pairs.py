@@ -72,7 +72,8 @@ class PairSource:
         """Args: seed: non-negative; length: number of pairs; patterns: which ones, in what order.
 
         Raises:
-          ConfigError: a negative seed or length, no pattern or an unknown one.
+          ConfigError: a negative seed or length, no pattern, an unknown one, or one that the
+            config's vocabulary cannot show.
         """
         if seed < 0 or length < 0 or not patterns:
             raise ConfigError(
@@ -80,7 +81,7 @@ class PairSource:
                 f"seed={seed}, length={length}, patterns={patterns}."
             )
         for pattern in patterns:
-            _check(pattern)
+            minimal_pair(pattern, np.random.default_rng(0), config)
         self.config, self.seed, self.patterns, self._length = config, seed, patterns, length
 
     def __len__(self) -> int:

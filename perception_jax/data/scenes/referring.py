@@ -58,6 +58,7 @@ def _references(
     scene: SceneFacts, target: int, anchors: Sequence[Fact], draw: random.Random
 ) -> list[Reference]:
     item = scene.objects[target]
+    attributes = list(_attributes(item))
     found = []
     for noun in _nouns(item):
         if any(noun.claim(concept) is not False for concept in scene.doubtful):
@@ -68,7 +69,8 @@ def _references(
             if other is not item and noun.claim(other.concept) is not False
         ]
         if rivals:
-            modifiers = _distinguishing(item, noun, rivals, anchors, draw)
+            modifiers = [*attributes, *_relations(item, anchors, draw)]
+            modifiers = _distinguishing(item, noun, rivals, modifiers)
             found += [_phrase(noun, modifier, target) for modifier in modifiers]
         else:
             found.append(Reference(f"the {noun.text}", target, frozenset({noun.use})))
@@ -87,16 +89,13 @@ def _distinguishing(
     item: Fact,
     noun: _Noun,
     rivals: Sequence[Fact],
-    anchors: Sequence[Fact],
-    draw: random.Random,
+    modifiers: Sequence[_Modifier],
 ) -> list[_Modifier]:
     """The modifiers that rule out every rival by themselves; if there are none, two together."""
-    attributes = list(_attributes(item))
-    modifiers = [*attributes, *_relations(item, noun, anchors, draw)]
     found = [m for m in modifiers if all(m.claim(other) is False for other in rivals)]
     if all(noun.claim(other.concept) for other in rivals):
         found += [*_superlatives(item, rivals), *_ranks(item, rivals)]
-    return found or _pairs(attributes, rivals)
+    return found or _pairs(modifiers, rivals)
 
 
 def _phrase(noun: _Noun, modifier: _Modifier, target: int) -> Reference:
@@ -122,9 +121,7 @@ def _in_place(parts: Sequence[facts.Side]) -> Callable[[Fact], Claim]:
     return lambda other: facts.conjunction(facts.at(other, part) for part in parts)
 
 
-def _relations(
-    item: Fact, noun: _Noun, anchors: Sequence[Fact], draw: random.Random
-) -> Iterator[_Modifier]:
+def _relations(item: Fact, anchors: Sequence[Fact], draw: random.Random) -> Iterator[_Modifier]:
     """The relation to one other object that goes by its name alone."""
     others = [anchor for anchor in anchors if anchor is not item]
     if others:
@@ -150,24 +147,25 @@ def _ranks(item: Fact, rivals: Sequence[Fact]) -> Iterator[_Modifier]:
     """ "leftmost", "second … from the left" among three or more, from the nearer side."""
     if len(rivals) < 2:
         return
-    middle = len(rivals) / 2
-    for side, first, reverse, position in _DIRECTIONS:
-        row = sorted([item, *rivals], key=position, reverse=reverse)
-        rank = row.index(item)
-        gaps = (abs(position(a) - position(b)) for a, b in itertools.pairwise(row))
-        if rank <= middle and min(gaps) >= MIN_RANK_GAP:
-            before = phrases.ORDINALS[rank] if rank else first
-            after = f"from the {side}" if rank else ""
-            yield _Modifier(before, after, "place rank", lambda other: False)
+    for position, starts in _DIRECTIONS:
+        here = position(item)
+        row = sorted([here, *map(position, rivals)])
+        if min(b - a for a, b in itertools.pairwise(row)) < MIN_RANK_GAP:
+            continue
+        rank = row.index(here)
+        for (side, first), k in zip(starts, (rank, len(rivals) - rank), strict=True):
+            if k == 0:
+                yield _Modifier(first, "", "place rank", lambda other: False)
+            elif k <= len(rivals) / 2:
+                words = phrases.ORDINALS[k]
+                yield _Modifier(words, f"from the {side}", "place rank", lambda other: False)
 
 
-_DIRECTIONS: tuple[tuple[str, str, bool, Callable[[Fact], float]], ...] = (
-    ("left", "leftmost", False, lambda item: item.x),
-    ("right", "rightmost", True, lambda item: item.x),
-    ("top", "topmost", False, lambda item: item.y),
-    ("bottom", "bottommost", True, lambda item: item.y),
+_DIRECTIONS: tuple[tuple[Callable[[Fact], float], tuple[tuple[str, str], ...]], ...] = (
+    (lambda item: item.x, (("left", "leftmost"), ("right", "rightmost"))),
+    (lambda item: item.y, (("top", "topmost"), ("bottom", "bottommost"))),
 )
-"""Where a row starts, what its first object is called, and how it is sorted."""
+"""What a row is sorted by, and its two ends with the name of the object there."""
 
 
 def _pairs(modifiers: Sequence[_Modifier], rivals: Sequence[Fact]) -> list[_Modifier]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Literal
 
 import numpy as np
 
@@ -32,8 +31,6 @@ from perception_jax.data.scenes.spec import (
 from perception_jax.data.scenes.sprites import corner, outline
 from perception_jax.data.scenes.words import WORDS
 from perception_jax.errors import ConfigError
-
-Split = Literal["train", "test", "held_out"]
 
 COARSE = 64
 """Pixels along the canvas's shorter side when overlaps are tried out."""
@@ -80,7 +77,7 @@ class SceneConfig:
     """
 
     canvas: int | tuple[int, int] = 128
-    split: Split = "train"
+    split: str = "train"
     styles: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
     count: tuple[int, int] = (1, 8)
@@ -141,7 +138,7 @@ class SceneConfig:
 
 
 @functools.cache
-def _vocabulary(split: Split, names: tuple[str, ...]) -> tuple[Concept, ...]:
+def _vocabulary(split: str, names: tuple[str, ...]) -> tuple[Concept, ...]:
     known = table.concepts(held_out=split == "held_out")
     if unknown := sorted(set(names) - {concept.name for concept in known}):
         raise ConfigError(

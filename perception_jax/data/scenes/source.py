@@ -31,8 +31,7 @@ class ScenesSource:
     """Random access to generated records; see `data.records.Source`.
 
     A record depends on the config, the seed and its index only: not on the process, nor on what
-    was read before. Records differ in everything between seeds, so "length" is a convenience: it
-    is the size of an epoch.
+    was read before. There is no end to scenes: `length` is the size of an epoch.
     """
 
     def __init__(self, config: SceneConfig, *, seed: int, length: int) -> None:

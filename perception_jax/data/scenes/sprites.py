@@ -16,7 +16,7 @@ import zipfile
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, ImageOps
 
 from perception_jax.data.scenes.concepts import by_name
 from perception_jax.data.scenes.palette import tinted
@@ -99,6 +99,8 @@ def _turned(image: Image.Image, placement: Placement, short: int) -> Image.Image
     if placement.flip:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if placement.angle:
+        # A clear margin, without which the sprite's cut edges would turn into stairs.
+        image = ImageOps.expand(image, 1)
         image = image.rotate(placement.angle, Image.Resampling.BICUBIC, expand=True)
     return image
 

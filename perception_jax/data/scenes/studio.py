@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 
 from perception_jax.data.scenes import concepts as table
 from perception_jax.data.scenes import palette
+from perception_jax.data.scenes.backgrounds import contrast
 from perception_jax.data.scenes.concepts import Concept
-from perception_jax.data.scenes.sample import SceneConfig, can_be_tinted
+from perception_jax.data.scenes.sample import MAX_CONTRAST, SceneConfig, can_be_tinted
 from perception_jax.data.scenes.spec import Background, DrawnText, Placement, SceneSpec
 from perception_jax.errors import ConfigError
 
@@ -119,6 +120,7 @@ def _aspect(shape: tuple[int, int]) -> tuple[float, float]:
 
 def _plain_background(config: SceneConfig, draw: random.Random) -> Background:
     kinds = [kind for kind in config.backgrounds if kind != "collage"] or ["flat"]
-    kind = draw.choice(kinds)
-    colours = draw.sample(palette.NAMES, 1 if kind == "flat" else 2)
-    return Background(kind=kind, colours=tuple(colours), seed=draw.randrange(2**31))
+    kind, colour = draw.choice(kinds), draw.choice(palette.NAMES)
+    others = [name for name in palette.NAMES if 0.0 < contrast(colour, name) <= MAX_CONTRAST]
+    second = () if kind == "flat" else (draw.choice(others),)
+    return Background(kind=kind, colours=(colour, *second), seed=draw.randrange(2**31))

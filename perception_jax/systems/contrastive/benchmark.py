@@ -1,18 +1,20 @@
-"""The scenes benchmark of a contrastive model: drawings of an artist that never trained.
+"""What a contrastive model trains and is measured on.
 
-Three evaluators, the same for any model and image size: naming among all training names, naming
-of the held-out concepts, retrieval of composed scenes. Baselines: chance, and naming by the nearest
-picture of the training artists' drawings on comparable backgrounds.
+For scenes: the drawings of an artist that never trained, the same for any model and image size:
+naming among all training names, naming of the held-out concepts, retrieval of composed scenes.
+Baselines are chance and the nearest picture among the training artists' drawings. For a user's own
+images: retrieval among held-out records.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 
 from perception_jax.data.processors import ImageProcessor
-from perception_jax.data.records import Source
+from perception_jax.data.records import Record, Source
 from perception_jax.data.scenes.concepts import concepts
 from perception_jax.data.scenes.sample import SceneConfig
 from perception_jax.data.scenes.source import ScenesSource, portrait
@@ -29,6 +31,8 @@ from perception_jax.systems.contrastive.evaluate import (
 
 SEED = 20_000
 """Of the benchmark's images; training seeds never reach it."""
+PICTURES = 6
+"""Records over which the report draws maps."""
 
 
 def training_source(canvas: int, *, seed: int, length: int, singles: int, objects: int) -> Source:
@@ -42,62 +46,78 @@ def training_source(canvas: int, *, seed: int, length: int, singles: int, object
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ScenesBenchmark:
-    """Attributes:
-    naming: the unseen artist's drawings of all training concepts.
-    held_out: the unseen artist's drawings of the held-out concepts, among their names.
-    retrieval: the unseen artist's composed scenes and their captions.
-    gallery: per evaluator of naming, the training artists' drawings of the same names.
+class Benchmark:
+    """What a contrastive model is measured on.
+
+    Attributes:
+      encoder: embeds images and texts for all of it.
+      retrieval: images and their captions.
+      naming: zero-shot naming, by title.
+      gallery: for each kind of naming, training pictures of the same names: what the nearest-pixel
+        baseline looks at.
+      pictures: records over which the report draws maps.
     """
 
-    naming: Naming
-    held_out: Naming
+    encoder: Encoder
     retrieval: Retrieval
-    gallery: dict[str, LabelledImages]
-
-    @classmethod
-    def make(
-        cls,
-        processor: ImageProcessor,
-        tokenizer: ClipTokenizer,
-        *,
-        per_name: int,
-        scenes: int,
-        batch_size: int = 64,
-    ) -> ScenesBenchmark:
-        """Draws the benchmark at the processor's size.
-
-        Args:
-          per_name: portraits of each name.
-          scenes: composed scenes for retrieval.
-          batch_size: rows per device call.
-        """
-        encoder = Encoder(processor, tokenizer, batch_size=batch_size)
-        groups = {
-            "naming": tuple(concept.name for concept in concepts(held_out=False)),
-            "held_out": tuple(concept.name for concept in concepts(held_out=True)),
-        }
-        images = {
-            group: portraits(names, (TEST_STYLE,) * per_name, processor)
-            for group, names in groups.items()
-        }
-        composed = ScenesSource(
-            SceneConfig(canvas=processor.size, split="test", count=(1, 4)),
-            seed=SEED,
-            length=scenes,
-        )
-        return cls(
-            naming=Naming(encoder, images["naming"]),
-            held_out=Naming(encoder, images["held_out"]),
-            retrieval=Retrieval(encoder, CaptionedImages.from_source(composed, processor)),
-            gallery={
-                group: portraits(names, TRAIN_STYLES, processor) for group, names in groups.items()
-            },
-        )
+    naming: Mapping[str, Naming]
+    gallery: Mapping[str, LabelledImages]
+    pictures: tuple[Record, ...]
 
     def evaluators(self) -> dict[str, Naming | Retrieval]:
         """By the names under which their numbers are logged."""
-        return {"naming": self.naming, "held_out": self.held_out, "retrieval": self.retrieval}
+        return {**self.naming, "retrieval": self.retrieval}
+
+
+def scenes_benchmark(
+    processor: ImageProcessor,
+    tokenizer: ClipTokenizer,
+    *,
+    per_name: int,
+    scenes: int,
+    batch_size: int = 64,
+) -> Benchmark:
+    """The unseen artist's drawings, at the processor's size.
+
+    "naming" has the concepts that trained (with other artists' drawings), "held_out" those that
+    never did.
+
+    Args:
+      per_name: portraits of each name.
+      scenes: composed scenes for retrieval.
+      batch_size: rows per device call.
+    """
+    encoder = Encoder(processor, tokenizer, batch_size=batch_size)
+    naming, gallery = {}, {}
+    for group in ("naming", "held_out"):
+        names = tuple(concept.name for concept in concepts(held_out=group == "held_out"))
+        naming[group] = Naming(encoder, portraits(names, (TEST_STYLE,) * per_name, processor))
+        gallery[group] = portraits(names, TRAIN_STYLES, processor)
+    test = SceneConfig(canvas=processor.size, split="test", count=(1, 4))
+    composed = ScenesSource(test, seed=SEED, length=scenes)
+    clear = dataclasses.replace(test, count=(2, 3), size=(0.25, 0.6), text=0.0)
+    shown = ScenesSource(clear, seed=SEED + 1, length=PICTURES)
+    return Benchmark(
+        encoder=encoder,
+        retrieval=Retrieval(encoder, CaptionedImages.from_source(composed, processor)),
+        naming=naming,
+        gallery=gallery,
+        pictures=tuple(shown[k] for k in range(len(shown))),
+    )
+
+
+def own_benchmark(
+    source: Source, processor: ImageProcessor, tokenizer: ClipTokenizer, *, batch_size: int = 64
+) -> Benchmark:
+    """Retrieval among held-out records of a user's own source."""
+    encoder = Encoder(processor, tokenizer, batch_size=batch_size)
+    return Benchmark(
+        encoder=encoder,
+        retrieval=Retrieval(encoder, CaptionedImages.from_source(source, processor)),
+        naming={},
+        gallery={},
+        pictures=tuple(source[k] for k in range(min(len(source), PICTURES))),
+    )
 
 
 def portraits(

@@ -26,6 +26,7 @@ from perception_jax.models.clip.modeling import Clip
 from perception_jax.models.clip.shardings import SHARDINGS
 from perception_jax.ops.image import normalise
 from perception_jax.ops.losses import sigmoid_contrastive, softmax_contrastive, unit
+from perception_jax.systems.contrastive.benchmark import Benchmark
 from perception_jax.train.task import Batch, Evaluator, Metrics
 
 MAX_LOG_SCALE = 4.6052
@@ -65,14 +66,14 @@ class ContrastiveTask:
         processor: ImageProcessor,
         tokenizer: ClipTokenizer,
         source: Source,
-        evaluators: Mapping[str, Evaluator] | None = None,
+        benchmark: Benchmark | None = None,
     ):
         self.config = config
         self.clip = clip
         self.processor = processor
         self.tokenizer = tokenizer
         self._source = source
-        self._evaluators = dict(evaluators or {})
+        self.benchmark = benchmark
 
     def init(self, key: jax.Array) -> nnx.Module:
         """A CLIP with fresh parameters; the sigmoid loss adds a logit bias (`SigmoidClip`)."""
@@ -120,8 +121,8 @@ class ContrastiveTask:
         return {"train": train}
 
     def evaluators(self) -> Mapping[str, Evaluator]:
-        """Those given at construction."""
-        return self._evaluators
+        """The benchmark's, if one was given."""
+        return {} if self.benchmark is None else self.benchmark.evaluators()
 
     def _transform(self) -> ImageTextTransform:
         return ImageTextTransform(

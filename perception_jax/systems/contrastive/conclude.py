@@ -1,0 +1,92 @@
+"""What follows training: the benchmark, the report, the export and its proof."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from perception_jax import api
+from perception_jax.data.images import decode
+from perception_jax.errors import CheckpointError
+from perception_jax.systems.contrastive import report
+from perception_jax.systems.contrastive.task import ContrastiveTask
+
+EXPORT = "hf"
+"""Folder of the export, in the work directory."""
+
+
+def run(
+    task: ContrastiveTask,
+    model: nnx.Module,
+    workdir: pathlib.Path,
+    *,
+    config: Mapping[str, Any],
+    title: str,
+) -> report.Findings:
+    """Writes `results.json`, `report.html` and `hf/` into `workdir`, and prints where they are.
+
+    Args:
+      config: resolved settings, for the report.
+      title: of the report.
+
+    Raises:
+      CheckpointError: the export does not give the same embeddings when it is loaded back.
+    """
+    findings = report.evaluate(model, task.benchmark)
+    results = workdir / "results.json"
+    results.write_text(json.dumps(findings.numbers(), indent=2) + "\n")
+    history = _read_history(workdir / "metrics.jsonl")
+    steps = max((row["step"] for row in history), default=0)
+    batch = config["train"]["batch_size"]
+    page = report.write(
+        workdir / "report.html",
+        model=model,
+        benchmark=task.benchmark,
+        findings=findings,
+        history=history,
+        config=config,
+        title=title,
+        subtitle=f"{steps:,} steps of {batch} images. Everything below is measured on images that "
+        "were not trained on.",
+    )
+    folder = export_and_verify(task, model, workdir / EXPORT)
+    for name, value in findings.numbers().items():
+        print(f"  {name:36s} {value:.4g}")
+    print(f"report      {page}\nresults     {results}\ncheckpoint  {folder} (loads back, verified)")
+    return findings
+
+
+def export_and_verify(
+    task: ContrastiveTask, model: nnx.Module, folder: pathlib.Path
+) -> pathlib.Path:
+    """Exports the model as a Hugging Face folder, loads it back and compares embeddings.
+
+    Raises:
+      CheckpointError: they differ by more than 1e-5.
+    """
+    processor = api.Processor(image=task.processor, tokenizer=task.tokenizer)
+    api.export(
+        api.Loaded(model=model, config=task.clip, processor=processor), folder, overwrite=True
+    )
+    again = api.load(folder)
+    image = decode(task.benchmark.pictures[0].image)
+    before = model.vision(processor.images([image])).embedding
+    after = again.model.vision(again.processor.images([image])).embedding
+    worst = float(np.abs(np.asarray(before) - np.asarray(after)).max())
+    if not worst <= 1e-5:
+        raise CheckpointError(
+            f"expected the export in {folder} to give the same embeddings when it is loaded back, "
+            f"found a difference of {worst:.3g}. The checkpoint in the work directory is intact."
+        )
+    return folder
+
+
+def _read_history(path: pathlib.Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines()]
