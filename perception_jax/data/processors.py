@@ -34,6 +34,9 @@ Resample = Literal["bicubic", "bilinear"]
 _MAX_RESIZED = 2**25
 """Pixels of a resized image above which only the part that the crop keeps is computed."""
 
+_OUR_MODE = "perception_jax_mode"
+"""Key of a `preprocessor_config.json` for what Hugging Face's own keys cannot say."""
+
 _RESAMPLE = {
     "bicubic": PIL.Image.Resampling.BICUBIC,
     "bilinear": PIL.Image.Resampling.BILINEAR,
@@ -185,14 +188,12 @@ class ImageProcessor:
     def to_hf(self) -> dict[str, Any]:
         """The content of a `preprocessor_config.json` that makes `transformers` do the same.
 
+        For "tv_crop" `transformers` has no exact counterpart: it will crop as "hf_crop" does, at
+        most one pixel off. The mode is noted under a key of ours, so `from_hf` restores it.
+
         Raises:
-          ConfigError: mode "tv_crop", which no Hugging Face processor reproduces.
+          ConfigError: a padding colour that Hugging Face would not use.
         """
-        if self.mode == "tv_crop":
-            raise ConfigError(
-                'mode "tv_crop" has no Hugging Face counterpart: use "hf_crop", which differs by '
-                "at most one pixel of crop offset."
-            )
         common = {
             "do_convert_rgb": True,
             "do_resize": True,
@@ -219,7 +220,8 @@ class ImageProcessor:
                 )
             kind = "LlavaImageProcessor"
             return {"image_processor_type": kind, "do_pad": True, **crop, **common}
-        return {"image_processor_type": "CLIPImageProcessor", **crop, **common}
+        exact = {_OUR_MODE: self.mode} if self.mode == "tv_crop" else {}
+        return {"image_processor_type": "CLIPImageProcessor", **crop, **common, **exact}
 
 
 def _shortest_side(width: int, height: int, side: int) -> tuple[int, int]:
@@ -251,7 +253,12 @@ def _hf_mode(config: Mapping[str, Any]) -> dict[str, Any]:
     side = _square_side(crop) if isinstance(crop, Mapping) else crop
     resize = None if shortest == side else shortest
     if not config.get("do_pad", False):
-        return {"mode": "hf_crop", "size": side, "resize": resize}
+        mode = config.get(_OUR_MODE, "hf_crop")
+        if mode not in ("hf_crop", "tv_crop"):
+            raise ConfigError(
+                f"preprocessor config: expected {_OUR_MODE} 'hf_crop' or 'tv_crop', found {mode!r}."
+            )
+        return {"mode": mode, "size": side, "resize": resize}
     colour = _mean_colour(config["image_mean"])
     return {"mode": "llava_pad", "size": side, "resize": resize, "pad_colour": colour}
 

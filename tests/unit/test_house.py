@@ -48,7 +48,7 @@ def readme_table() -> dict[str, set[str]]:
         above = set(rows) - {"errors", "version"}
         imports = set(re.findall(r"`([\w.]+)`", cells[2]))
         if cells[2].startswith("all of the above"):
-            imports = above
+            imports |= above
         for room in re.findall(r"`([\w.]+)`", cells[0]):
             rows[room.removesuffix(".py")] = imports
     return rows

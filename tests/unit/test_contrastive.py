@@ -1,0 +1,121 @@
+"""The contrastive task: what counts as a negative, evaluators, the model for the sigmoid loss."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from perception_jax.data.processors import ImageProcessor
+from perception_jax.data.records import ObjectAnnotation, Record
+from perception_jax.errors import DataError
+from perception_jax.models.clip.modeling import Clip
+from perception_jax.nn import maps
+from perception_jax.nn.taps import Taps
+from perception_jax.ops.losses import unit
+from perception_jax.systems.contrastive.encode import Encoder
+from perception_jax.systems.contrastive.evaluate import CaptionedImages, LabelledImages, Retrieval
+from perception_jax.systems.contrastive.task import SigmoidClip, batch_accuracy, equal_rows
+from tests import tiny_clip
+
+PROCESSOR = ImageProcessor(size=tiny_clip.SIZE)
+
+
+def test_equal_texts_are_no_negatives_of_each_other():
+    ids = jnp.array([[1, 2], [3, 4], [1, 2], [1, 2]])
+    expected = np.zeros((4, 4), bool)
+    for i, j in ((0, 2), (0, 3), (2, 3)):
+        expected[i, j] = expected[j, i] = True
+    np.testing.assert_array_equal(equal_rows(ids), expected)
+
+
+def test_batch_accuracy_counts_equal_texts_as_right():
+    image = jnp.eye(3)
+    text = jnp.eye(3)[jnp.array([2, 1, 0])]  # rows 0 and 2 find each other's text
+    nothing = jnp.zeros((3, 3), bool)
+    assert float(batch_accuracy(image, text, nothing)) == pytest.approx(1 / 3)
+    same = nothing.at[0, 2].set(True).at[2, 0].set(True)
+    assert float(batch_accuracy(image, text, same)) == 1.0
+
+
+def test_only_the_sigmoid_loss_has_a_logit_bias():
+    softmax = tiny_clip.task("softmax").init(jax.random.key(0))
+    sigmoid = tiny_clip.task("sigmoid").init(jax.random.key(0))
+    assert not hasattr(softmax, "logit_bias")
+    assert isinstance(sigmoid, SigmoidClip)
+    assert float(sigmoid.logit_bias[...]) == -10.0
+
+
+def test_encoder_pads_the_last_batch_and_compiles_once():
+    model = Clip(tiny_clip.CONFIG, rngs=nnx.Rngs(params=0))
+    task = tiny_clip.task()
+    encoder = Encoder(task.processor, task.tokenizer, batch_size=4)
+    pixels = np.stack([task.source()[k].image for k in range(10)])
+    together = encoder.images(model, pixels)
+    alone = np.concatenate([encoder.images(model, pixels[k : k + 1]) for k in range(10)])
+    np.testing.assert_allclose(together, alone, atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-6)
+    assert encoder._image._cache_size() == 1
+
+
+def test_retrieval_counts_equal_captions_as_right():
+    task = tiny_clip.task()
+    images = CaptionedImages.from_source(task.source(), PROCESSOR)
+    assert len(images.texts) == 8  # 64 images share eight captions
+    assert all(images.texts[text] == images.captions[image] for image, text in images.pairs)
+    model = Clip(tiny_clip.CONFIG, rngs=nnx.Rngs(params=0))
+    numbers = Retrieval(Encoder(task.processor, task.tokenizer), images)(model)
+    assert numbers["image_to_text_r1"] <= numbers["image_to_text_r5"] <= 1
+
+
+def test_naming_needs_known_names():
+    item = ObjectAnnotation(name="cat", box=(0.0, 0.0, 4.0, 4.0))
+    source = [Record(id="one", image=np.zeros((16, 16, 3), np.uint8), objects=(item,))]
+    with pytest.raises(DataError, match=r"'one'.*'cat'"):
+        LabelledImages.from_source(source, PROCESSOR, ["dog"])
+    assert LabelledImages.from_source(source, PROCESSOR, ["dog", "cat"]).labels.tolist() == [1]
+
+
+@pytest.fixture(scope="module")
+def scene():
+    model = Clip(tiny_clip.CONFIG, rngs=nnx.Rngs(params=3))
+    pixels = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
+    return model.vision, pixels, jax.random.normal(jax.random.key(1), (2, 16))
+
+
+def test_class_attention_is_what_the_class_token_leaves_to_patches(scene):
+    tower, pixels, _ = scene
+    attention = maps.class_attention(tower, pixels)
+    whole = tower(pixels, taps=Taps(attention=(-1,))).attention[0].mean(axis=1)
+    np.testing.assert_allclose(attention.reshape(2, 4), whole[:, 0, 1:], atol=1e-6)
+    np.testing.assert_allclose(attention.sum((1, 2)) + whole[:, 0, 0], 1, atol=1e-6)
+
+
+def cosine(tower, pixels, text):
+    return jnp.sum(unit(tower(pixels).embedding) * unit(text))
+
+
+def test_relevance_is_the_positive_part_of_attention_times_gradient(scene):
+    tower, pixels, text = scene
+    relevance = maps.text_relevance(tower, pixels, text)
+    taps = Taps(attention=(-1,))
+    probes = taps.zeros(depth=2, batch=2, heads=2, keys=5)
+    gradient = jax.grad(
+        lambda p: cosine(lambda x: tower(x, taps=taps.with_probes(p)), pixels, text)
+    )
+    products = (gradient(probes) * tower(pixels, taps=taps).attention)[0, :, :, 0, 1:]
+    expected = jnp.maximum(products, 0).mean(axis=1).reshape(2, 2, 2)
+    np.testing.assert_allclose(relevance, expected, atol=1e-6)
+    assert float(relevance.max()) > 0
+
+
+def test_pixel_gradient_by_finite_differences(scene):
+    tower, pixels, text = scene
+    step = 1e-2
+    bumps = [pixels.at[0, 3, 5, c].add(sign * step) for c in range(3) for sign in (1, -1)]
+    scores = jnp.asarray([cosine(tower, bump, text) for bump in bumps]).reshape(3, 2)
+    numeric = jnp.linalg.norm((scores[:, 0] - scores[:, 1]) / (2 * step))
+    found = maps.pixel_gradient(tower, pixels, text)[0, 3, 5]
+    assert float(found) == pytest.approx(float(numeric), rel=0.02)
