@@ -26,13 +26,13 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     tiny = parse_arg(arg, runlocal=False).runlocal
     config = ml_collections.ConfigDict()
     config.train = trainer(
-        steps=12 if tiny else 1500,
+        steps=12 if tiny else 2000,
         batch_size=32 if tiny else 256,
         log_every=4 if tiny else 20,
         evaluate_every=0 if tiny else 250,
         checkpoint_every=0 if tiny else 50,
         optim={
-            "learning_rate": 1e-3,
+            "learning_rate": 1.5e-3,
             "warmup_steps": 4 if tiny else 150,
             "weight_decay": 0.1,
             "b2": 0.98,
@@ -43,8 +43,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             "image_size": 64,
             "patch_size": 8,
             "width": 32 if tiny else 128,
-            "depth": 2 if tiny else 6,
-            "text_width": 32 if tiny else 128,
+            "depth": 2 if tiny else 4,
+            "text_width": 32 if tiny else 96,
             "text_depth": 1 if tiny else 2,
             "embed_dim": 32 if tiny else 128,
             "vocab_size": 4096,
