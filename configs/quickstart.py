@@ -13,10 +13,10 @@ from __future__ import annotations
 import ml_collections
 
 from configs.clip import scenes
-from configs.clip.scenes import finish, get_task
+from configs.clip.scenes import finish, get_task, report
 from configs.common import parse_arg, trainer
 
-__all__ = ["finish", "get_config", "get_task"]
+__all__ = ["finish", "get_config", "get_task", "report"]
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:

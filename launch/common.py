@@ -3,9 +3,9 @@
     python -m launch.NAME --config=FILE.py[:ARG] [--config.KEY=VALUE …] [--flag=value …]
 
 `FILE.py` defines `get_config(arg=None) -> ConfigDict` and, for programs that train or evaluate,
-`get_task(config) -> perception_jax.train.task.Task`. `ARG` is for values that change several
-settings at once; single settings are `--config.KEY=VALUE`. A later flag replaces an earlier one,
-`--config` included; overrides always apply to the config that remains.
+`get_task(config, loaded=None) -> perception_jax.train.task.Task`. `ARG` is for values that change
+several settings at once; single settings are `--config.KEY=VALUE`. A later flag replaces an earlier
+one, `--config` included; overrides always apply to the config that remains.
 
 A program is a module with a `PROGRAM` and a `run(parsed)`; it imports what is heavy inside `run`,
 so that `--help` answers at once:

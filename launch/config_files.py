@@ -1,5 +1,5 @@
 """Config files: Python files that define `get_config(arg=None)` and, where they train,
-`get_task(config)`.
+`get_task(config, loaded=None)`.
 
 A config file is imported like any other module, under its dotted name from the root of its
 package, so that what it defines can be sent to data-loading worker processes.

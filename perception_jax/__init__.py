@@ -1,7 +1,7 @@
 """Better eyes for multimodal models, in JAX. The table of contents; everything loads lazily.
 
-    import perception_jax
-    clip = perception_jax.load("scenes-clip")
+import perception_jax
+clip = perception_jax.load("scenes-clip")
 """
 
 from __future__ import annotations

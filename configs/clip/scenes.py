@@ -72,15 +72,25 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     return config
 
 
-def get_task(config: ml_collections.ConfigDict):
-    """The contrastive task of this config."""
+def get_task(config: ml_collections.ConfigDict, loaded=None):
+    """The contrastive task of this config.
+
+    Args:
+      loaded: a checkpoint from `perception_jax.load` to evaluate; its model, processor and
+        tokenizer then replace the config's.
+    """
     from perception_jax.data.processors import ImageProcessor
     from perception_jax.data.tokenizers import ClipTokenizer
     from perception_jax.systems.contrastive.task import ContrastiveConfig, ContrastiveTask
 
     model, data = config.model, config.data
-    processor = ImageProcessor(size=model.image_size)
-    tokenizer = ClipTokenizer.shipped(model.vocab_size, model.context)
+    if loaded is None:
+        clip = clip_config(model)
+        processor = ImageProcessor(size=model.image_size)
+        tokenizer = ClipTokenizer.shipped(model.vocab_size, model.context)
+    else:
+        clip = loaded.config
+        processor, tokenizer = loaded.processor.image, loaded.processor.tokenizer
     source, benchmark = _source_and_benchmark(config, processor, tokenizer)
     return ContrastiveTask(
         ContrastiveConfig(
@@ -90,7 +100,7 @@ def get_task(config: ml_collections.ConfigDict):
             workers=data.workers,
             caption_weights=data.caption_weights,
         ),
-        clip_config(model),
+        clip,
         processor=processor,
         tokenizer=tokenizer,
         source=source,
@@ -98,20 +108,22 @@ def get_task(config: ml_collections.ConfigDict):
     )
 
 
-def finish(config: ml_collections.ConfigDict, task, model, workdir: pathlib.Path) -> None:
-    """Evaluates, writes `report.html` and `metrics.json`, exports a Hugging Face folder and checks
-    it by loading it back."""
+def report(config: ml_collections.ConfigDict, task, model, folder: pathlib.Path) -> None:
+    """Evaluates and writes `results.json` and `report.html` into `folder`."""
     from perception_jax.systems.contrastive import conclude
 
-    conclude.run(
-        task,
-        model,
-        workdir,
-        config=config.to_dict(),
-        title="A small CLIP, trained on drawings"
-        if config.data.source == SCENES
-        else "A small CLIP, trained on your images",
+    own = "your images" if config.data.source != SCENES else "drawings"
+    conclude.report(
+        task, model, folder, config=config.to_dict(), title=f"A small CLIP, trained on {own}"
     )
+
+
+def finish(config: ml_collections.ConfigDict, task, model, workdir: pathlib.Path) -> None:
+    """After training: the report, and a Hugging Face folder `workdir/hf` that loads back."""
+    from perception_jax.systems.contrastive import conclude
+
+    report(config, task, model, workdir)
+    conclude.export_and_verify(task, model, workdir / "hf")
 
 
 def _source_and_benchmark(config: ml_collections.ConfigDict, processor, tokenizer):

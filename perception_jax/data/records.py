@@ -14,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 Image = np.ndarray | bytes | pathlib.Path
-"""uint8[H, W, 3], an encoded file's bytes, or a path; `data.images.decode` turns each into uint8."""
+"""uint8[H, W, 3], an encoded file's bytes, or a path; `data.images.decode` gives uint8 of each."""
 
 Box = tuple[float, float, float, float]
 """xyxy, float pixels of the original image."""

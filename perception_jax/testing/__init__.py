@@ -1,0 +1,1 @@
+"""Tiny models, tasks and records for tests and notebooks."""

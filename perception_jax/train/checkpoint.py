@@ -2,7 +2,8 @@
 
     checkpoints/N/state/       arrays: step, trainable, frozen, opt_state, ema, key (nested dict)
     checkpoints/N/data/        position of the data iterator, one JSON per process
-    checkpoints/N/meta/        meta.json: settings, library version, process count, evaluation
+    checkpoints/N/meta/        meta.json: settings, library version, process count, evaluation;
+                               leaves.json: shapes of all arrays
     checkpoints/N/files.json   sizes and checksums
 
 Saves run in the background and are atomic: a directory has its final name only once it is whole.
@@ -25,7 +26,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from perception_jax.errors import CheckpointError
-from perception_jax.train import integrity
+from perception_jax.train import integrity, layout
 from perception_jax.train.state import Leaves, TrainState
 
 _log = logging.getLogger(__name__)
@@ -90,10 +91,12 @@ class Checkpoints:
         own = {"step": step, "process_count": jax.process_count(), "ema": state.ema is not None}
         meta = {**meta, **own}
         self._keep.consider(step, meta)
+        tree = layout.to_tree(state)
+        files = _JsonFiles({"meta.json": meta, "leaves.json": layout.shapes(tree)})
         self._saving_step = step
         try:
             self._saving = self._orbax.save_checkpointables_async(
-                step, {"state": _to_tree(state), "data": data, "meta": _Json(meta)}, force=True
+                step, {"state": tree, "data": data, "meta": files}, force=True
             )
         except Exception as error:  # orbax and the file system raise many kinds
             raise self._failed(step, error) from error
@@ -121,8 +124,8 @@ class Checkpoints:
           data: a grain iterator, moved to the saved position.
 
         Raises:
-          CheckpointError: checkpoints exist but none can be used, or the newest was written by
-            another number of processes.
+          CheckpointError: checkpoints exist but none can be used, or the newest is of another
+            model or was written by another number of processes.
         """
         damaged: dict[int, str] = {}
         for step in sorted(steps(self._directory), reverse=True):
@@ -136,9 +139,9 @@ class Checkpoints:
         if damaged:
             listed = "\n  ".join(f"{self.path(step)}: {why}" for step, why in damaged.items())
             raise CheckpointError(
-                f"none of the {len(damaged)} checkpoints can be used:\n  {listed}\nIf the code of "
-                "the model or the loader's worker count has changed, go back to what wrote them; "
-                "to begin anew, use another workdir."
+                f"none of the {len(damaged)} checkpoints can be used:\n  {listed}\nIf the loader "
+                "or its worker count has changed, go back to what wrote them; to begin anew, use "
+                "another workdir."
             )
         return None
 
@@ -172,13 +175,13 @@ class Checkpoints:
                 f"{jax.process_count()}; the position in the data is kept per process. Resume with "
                 f"{meta['process_count']} processes."
             )
+        tree = layout.to_tree(target)
+        _require_fit(path, tree)
         try:
-            loaded = self._orbax.load_checkpointables(
-                step, {"state": _to_tree(target), "data": data}
-            )
+            loaded = self._orbax.load_checkpointables(step, {"state": tree, "data": data})
         except Exception as error:
             raise _DamagedError(f"{type(error).__name__}: {error}") from error
-        return Restored(_from_tree(loaded["state"], target), step, meta)
+        return Restored(layout.from_tree(loaded["state"], target), step, meta)
 
     def _set_aside(self, damaged: Mapping[int, str], *, used: int) -> None:
         """Moves damaged checkpoints out of the way of the run that is about to repeat them."""
@@ -237,17 +240,11 @@ def read_leaves(path: pathlib.Path, target: Mapping[str, Leaves]) -> dict[str, L
     why = integrity.find_damage(path)
     if why:
         raise CheckpointError(f"checkpoint {path} is damaged: {why}. Use another step.")
+    _require_fit(path, target)
     context = ocp.Context()
     context.pytree.loading.partial_load = True
-    try:
-        with context:
-            loaded = ocp.load_checkpointables(path, {"state": dict(target)})
-    except Exception as error:
-        raise CheckpointError(
-            f"checkpoint {path} does not fit this model or cannot be read: {error}\n"
-            "Use the config that it was trained with (config.json in the workdir)."
-        ) from error
-    return loaded["state"]
+    with context:
+        return ocp.load_checkpointables(path, {"state": dict(target)})["state"]
 
 
 def read_meta(path: pathlib.Path) -> dict[str, Any]:
@@ -284,17 +281,20 @@ class _Keep:
         return [c.step in latest or c.step == best for c in checkpoints]
 
 
-class _Json:
-    """A JSON value as orbax wants it; `read_meta` reads it without orbax."""
+class _JsonFiles:
+    """JSON values by file name, as orbax wants them; they are read without orbax."""
 
-    def __init__(self, value: Any) -> None:
-        self._text = json.dumps(value, indent=1, default=str)
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self._texts = {
+            name: json.dumps(value, indent=1, default=str) for name, value in values.items()
+        }
 
     async def save(self, directory: Any) -> Awaitable[None]:
         async def write() -> None:
             path = await directory.await_creation()
             if jax.process_index() == 0:
-                (path / "meta.json").write_text(self._text)
+                for name, text in self._texts.items():
+                    (path / name).write_text(text)
 
         return write()
 
@@ -302,42 +302,24 @@ class _Json:
         raise NotImplementedError("use read_meta")
 
 
+def _require_fit(path: pathlib.Path, tree: Mapping[str, Any]) -> None:
+    try:
+        saved = json.loads((path / "meta" / "leaves.json").read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{path} is not a whole checkpoint: {error}.") from error
+    differing = layout.differences(tree, saved)
+    if differing:
+        raise CheckpointError(
+            f"checkpoint {path} is of another model or optimizer:\n  {differing}\n"
+            "Use the settings that it was trained with (config.json in the workdir)."
+        )
+
+
 def _read_meta(path: pathlib.Path) -> dict[str, Any]:
     try:
         return json.loads((path / "meta" / "meta.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-
-
-def _to_tree(state: TrainState) -> dict[str, Any]:
-    """A nested dict of arrays: files that do not depend on optax's or our own classes."""
-    optimizer = {
-        jax.tree_util.keystr(keys, simple=True, separator="/"): leaf
-        for keys, leaf in jax.tree.leaves_with_path(state.opt_state)
-    }
-    tree = {
-        "step": state.step,
-        "trainable": state.trainable,
-        "frozen": state.frozen,
-        "opt_state": optimizer,
-        "key": state.key,
-    }
-    return tree if state.ema is None else {**tree, "ema": state.ema}
-
-
-def _from_tree(tree: Mapping[str, Any], like: TrainState) -> TrainState:
-    optimizer = jax.tree.map_with_path(
-        lambda keys, _: tree["opt_state"][jax.tree_util.keystr(keys, simple=True, separator="/")],
-        like.opt_state,
-    )
-    return TrainState(
-        step=tree["step"],
-        trainable=tree["trainable"],
-        frozen=tree["frozen"],
-        opt_state=optimizer,
-        ema=tree.get("ema"),
-        key=tree["key"],
-    )
 
 
 def _free_name(shelf: pathlib.Path, step: int) -> pathlib.Path:

@@ -124,9 +124,9 @@ def test_import_undoes_export_in_any_order(model, random):
     assert all(files[t.name].dtype == t.spec.dtype for t in tensors)
     loaded = load_params(table, files, abstract_of(params))
     assert list(loaded.params) == list(params)
-    compare_params(params, loaded.params)
+    assert compare_params(params, loaded.params) == len(params)
     again = {tensor.name: tensor.read() for tensor in export_params(table, loaded.params)}
-    compare_params(files, again)
+    assert compare_params(files, again) == len(files)
 
 
 @settings(max_examples=10, deadline=None)
@@ -136,7 +136,7 @@ def test_through_files_and_shards(tmp_path_factory, model, limit):
     folder = tmp_path_factory.mktemp("checkpoint") / "m"
     write_checkpoint(folder, export_params(table, params), max_shard_bytes=limit)
     loaded = load_params(table, open_checkpoint(folder), abstract_of(params))
-    compare_params(params, loaded.params)
+    assert compare_params(params, loaded.params) == len(params)
 
 
 @settings(max_examples=20, deadline=None)
@@ -153,6 +153,6 @@ def test_any_way_of_placing_gives_the_same_leaves(model):
         spec = [*[None] * (leaf.ndim - 1), *spec] if leaf.ndim else []
         places[path] = jax.NamedSharding(mesh, jax.P(*spec))
     loaded = load_params(table, files, abstract_of(params), shardings=places)
-    compare_params(params, loaded.params)
+    assert compare_params(params, loaded.params) == len(params)
     again = {tensor.name: tensor.read() for tensor in export_params(table, loaded.params)}
-    compare_params(files, again)
+    assert compare_params(files, again) == len(files)

@@ -18,7 +18,7 @@ from perception_jax.shard.mesh import make_mesh
 from perception_jax.train import loop
 from perception_jax.train.config import TrainConfig
 from perception_jax.train.metrics import read_metrics
-from tests import tiny_clip
+from perception_jax.testing import tiny_clip
 
 
 @pytest.mark.parametrize("loss", ["softmax", "sigmoid"])

@@ -268,3 +268,32 @@ def test_metrics_say_what_the_step_did():
         "learning_rate",
         "valid",
     }
+
+
+class Wider(TinyTask):
+    """Another model: embeddings of 24, and one leaf more."""
+
+    def init(self, key: jax.Array) -> nnx.Module:
+        model = super().init(key)
+        if self.loss_name == "wide":
+            model.image = nnx.Linear(12, 24, rngs=nnx.Rngs(key))
+        else:
+            model.extra = nnx.Param(jnp.zeros(3))
+        return model
+
+
+@pytest.mark.parametrize(
+    ("kind", "leaf", "shape"),
+    [
+        ("wide", "image/bias", r"\(16,\) in the checkpoint, \(24,\) in the model"),
+        ("extra", "extra", r"absent in the checkpoint, \(3,\) in the model"),
+    ],
+)
+def test_another_model_is_not_loaded(tmp_path: pathlib.Path, kind: str, leaf: str, shape: str):
+    train(tmp_path, steps=2)
+    message = rf"(?s)is of another model or optimizer:.*trainable/{leaf}: {shape}"
+    with pytest.raises(CheckpointError, match=message):
+        restore.load_model(Wider(loss_name=kind), tmp_path)
+    with pytest.raises(CheckpointError, match=rf"{message}.*Use the settings"):
+        train(tmp_path, task=Wider(loss_name=kind), steps=4)
+    assert restore.load_model(TinyTask(), tmp_path)[1] == 2  # nothing was set aside

@@ -18,7 +18,7 @@ from perception_jax.ops.losses import unit
 from perception_jax.systems.contrastive.encode import Encoder
 from perception_jax.systems.contrastive.evaluate import CaptionedImages, LabelledImages, Retrieval
 from perception_jax.systems.contrastive.task import SigmoidClip, batch_accuracy, equal_rows
-from tests import tiny_clip
+from perception_jax.testing import tiny_clip
 
 PROCESSOR = ImageProcessor(size=tiny_clip.SIZE)
 

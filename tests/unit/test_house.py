@@ -170,7 +170,7 @@ def test_nothing_is_evaluated_or_unpickled_by_name():
     assert found == []
 
 
-def is_stub(function: ast.FunctionDef) -> bool:
+def is_stub(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
     """True if all that a function does is to pass or to say that it is not written."""
     body = [n for n in function.body if not (isinstance(n, ast.Expr) and is_text(n.value))]
     return bool(body) and all(
@@ -190,7 +190,8 @@ def test_nothing_is_left_open():
         text, name = file.read_text(), file.relative_to(ROOT)
         lines = enumerate(text.splitlines(), 1)
         found += [f"{name}:{number} {line.strip()}" for number, line in lines if words.search(line)]
-        functions = (n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef))
+        kinds = ast.FunctionDef | ast.AsyncFunctionDef
+        functions = (n for n in ast.walk(ast.parse(text)) if isinstance(n, kinds))
         found += [f"{name}:{f.lineno} {f.name} is a stub" for f in functions if is_stub(f)]
     assert found == []
 

@@ -307,6 +307,7 @@ def replace(path: pathlib.Path, data: bytes) -> None:
 
 
 def main() -> None:
+    """Builds the archive and the concept table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=pathlib.Path, help="folder for sprites.zip and concepts.json")
     parser.add_argument("--packages", type=pathlib.Path, help="folder of the five .tgz files")

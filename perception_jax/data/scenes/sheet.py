@@ -71,6 +71,7 @@ def _wrapped(text: str, width: int, font: ImageFont.FreeTypeFont) -> list[str]:
 
 
 def main() -> None:
+    """Writes a contact sheet."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", help="image file to write")
     parser.add_argument("--rows", type=int, default=4)

@@ -1,0 +1,1 @@
+"""Contrastive image-text training: see README.md beside this file."""

@@ -13,51 +13,47 @@ from flax import nnx
 from perception_jax import api
 from perception_jax.data.images import decode
 from perception_jax.errors import CheckpointError
-from perception_jax.systems.contrastive import report
+from perception_jax.systems.contrastive import report as report_page
+from perception_jax.systems.contrastive.report import Findings
 from perception_jax.systems.contrastive.task import ContrastiveTask
 
-EXPORT = "hf"
-"""Folder of the export, in the work directory."""
 
-
-def run(
+def report(
     task: ContrastiveTask,
     model: nnx.Module,
-    workdir: pathlib.Path,
+    folder: pathlib.Path,
     *,
     config: Mapping[str, Any],
     title: str,
-) -> report.Findings:
-    """Writes `results.json`, `report.html` and `hf/` into `workdir`, and prints where they are.
+) -> Findings:
+    """Runs the benchmark, writes `results.json` and `report.html`, and prints the numbers.
 
     Args:
+      folder: exists; a training workdir's `metrics.jsonl` gives the report its curves.
       config: resolved settings, for the report.
       title: of the report.
-
-    Raises:
-      CheckpointError: the export does not give the same embeddings when it is loaded back.
     """
-    findings = report.evaluate(model, task.benchmark)
-    results = workdir / "results.json"
-    results.write_text(json.dumps(findings.numbers(), indent=2) + "\n")
-    history = _read_history(workdir / "metrics.jsonl")
+    findings = report_page.evaluate(model, task.benchmark)
+    numbers = findings.numbers()
+    results = folder / "results.json"
+    results.write_text(json.dumps(numbers, indent=2) + "\n")
+    history = _read_history(folder / "metrics.jsonl")
     steps = max((row["step"] for row in history), default=0)
     batch = config["train"]["batch_size"]
-    page = report.write(
-        workdir / "report.html",
+    trained = f"{steps:,} steps of {batch} images. " if steps else ""
+    page = report_page.write(
+        folder / "report.html",
         model=model,
         benchmark=task.benchmark,
         findings=findings,
         history=history,
         config=config,
         title=title,
-        subtitle=f"{steps:,} steps of {batch} images. Everything below is measured on images that "
-        "were not trained on.",
+        subtitle=f"{trained}Everything below is measured on images that were not trained on.",
     )
-    folder = export_and_verify(task, model, workdir / EXPORT)
-    for name, value in findings.numbers().items():
+    for name, value in numbers.items():
         print(f"  {name:36s} {value:.4g}")
-    print(f"report      {page}\nresults     {results}\ncheckpoint  {folder} (loads back, verified)")
+    print(f"results     {results}\nreport      {page}")
     return findings
 
 
@@ -83,6 +79,7 @@ def export_and_verify(
             f"expected the export in {folder} to give the same embeddings when it is loaded back, "
             f"found a difference of {worst:.3g}. The checkpoint in the work directory is intact."
         )
+    print(f"checkpoint  {folder} (Hugging Face layout; loads back with equal embeddings)")
     return folder
 
 
