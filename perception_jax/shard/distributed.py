@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import threading
 from collections.abc import Mapping
 
 import jax
@@ -51,7 +52,8 @@ def initialize(enabled: bool | None = None, *, timeout_seconds: int = 300) -> Pr
       timeout_seconds: how long to wait for the other hosts.
 
     Raises:
-      TrainingError: the other hosts did not come, or JAX was used before this call.
+      TrainingError: there are no hosts to find, or JAX was used before this call. (Hosts that do
+        not come in time end the process; the log then says what to do.)
     """
     wanted = is_wanted(os.environ) if enabled is None else enabled
     if wanted and not jax.distributed.is_initialized():
@@ -103,11 +105,23 @@ def is_wanted(environment: Mapping[str, str]) -> bool:
 
 
 def _join(timeout_seconds: int) -> None:
+    advice = (
+        "Start the same command on every host (with gcloud: --worker=all), before anything else "
+        f"uses JAX. To run on this host alone, set {SWITCH}=0."
+    )
+    # XLA does not raise when the time is up, it aborts the process; so the advice comes before.
+    last_call = threading.Timer(
+        0.9 * timeout_seconds,
+        _log.error,
+        ["still waiting for other hosts of this job, up to %d s. %s", timeout_seconds, advice],
+    )
+    last_call.daemon = True
+    last_call.start()
     try:
         jax.distributed.initialize(initialization_timeout=timeout_seconds)
     except (RuntimeError, ValueError) as error:
         raise TrainingError(
-            f"the processes of this job did not find each other within {timeout_seconds} s: "
-            f"{error}\nStart the same command on every host (with gcloud: --worker=all), before "
-            f"anything else uses JAX. To run on this host alone, set {SWITCH}=0."
+            f"this process cannot join the job's others: {error}\n{advice}"
         ) from error
+    finally:
+        last_call.cancel()

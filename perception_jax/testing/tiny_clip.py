@@ -38,6 +38,7 @@ class ColourSource:
 
 
 def task(loss: str = "softmax", batch_size: int = 16) -> ContrastiveTask:
+    """The contrastive task on `ColourSource`, without a benchmark."""
     return ContrastiveTask(
         ContrastiveConfig(loss=loss, batch_size=batch_size, seed=0),
         CONFIG,

@@ -299,7 +299,7 @@ class _JsonFiles:
         return write()
 
     async def load(self, directory: Any) -> Awaitable[None]:
-        raise NotImplementedError("use read_meta")
+        raise CheckpointError(f"{directory}: restores never ask orbax for these; see read_meta.")
 
 
 def _require_fit(path: pathlib.Path, tree: Mapping[str, Any]) -> None:

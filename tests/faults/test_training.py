@@ -74,7 +74,7 @@ def test_sigterm_saves_and_exits_0_and_the_workdir_has_one_owner(root, tmp_path)
         with pytest.raises(TrainingError, match=f"in use by process {child.pid} on "):
             train(tmp_path)
         child.send_signal(signal.SIGTERM)
-        out, errors = child.communicate(timeout=60)
+        out, errors = child.communicate(timeout=120)
     assert child.returncode == 0, errors
     assert "finishing this step, then saving" in errors
     done = int(out.split("stopped ")[1])
@@ -197,7 +197,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoints(root, tmp_path):
     with program(
         root, tmp_path, steps=14, checkpoint_every=4, log_every=99, hold_at=5, full=True
     ) as child:
-        _, errors = child.communicate(timeout=60)
+        _, errors = child.communicate(timeout=120)
     assert child.returncode == 1
     assert "CheckpointError: the checkpoint of step 8 could not be written to" in errors
     assert f"The checkpoint of step 4 ({tmp_path}/checkpoints/4) is intact" in errors

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
-from perception_jax.errors import ConfigError
+from perception_jax.errors import ConfigError, TrainingError
 from perception_jax.shard import distributed, flops
 from perception_jax.shard.mesh import batch_sharding, batch_shards, make_mesh
 from perception_jax.shard.rules import fsdp_largest_axis, shardings
@@ -105,6 +105,8 @@ def test_distributed_start_is_only_on_request_or_on_several_tpu_hosts():
     )
     assert distributed.is_wanted({distributed.SWITCH: "1"})
     assert distributed.initialize(False).devices == 8
+    with pytest.raises(TrainingError, match=r"(?s)cannot join.*Start the same command on every"):
+        distributed.initialize(True)  # too late: this process has used JAX already
 
 
 def test_flops_count_each_turn_of_a_scan():

@@ -1,0 +1,67 @@
+"""Train on one's own images, evaluate the run and its export, through the programs themselves."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import PIL.Image
+import pytest
+
+import perception_jax
+from launch import common, evaluate, train
+
+CONFIG = "--config=configs/clip/scenes.py:runlocal"
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Forty captioned pictures, one of them broken."""
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for k in range(40):
+        colour = rng.integers(0, 256, 3)
+        noise = rng.integers(0, 40, (50, 70, 3))
+        pixels = np.clip(colour + noise, 0, 255).astype(np.uint8)
+        PIL.Image.fromarray(pixels).save(folder / f"photo{k:02d}.jpg")
+        (folder / f"photo{k:02d}.txt").write_text(f"a picture of colour number {k}")
+    (folder / "photo03.jpg").write_bytes((folder / "photo03.jpg").read_bytes()[:200])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def workdir(photos, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run")
+    arguments = [CONFIG, f"--config.data.source={photos}", "--config.train.steps=3"]
+    small = ["--config.train.batch_size=16", f"--workdir={workdir}"]
+    assert common.main(train.PROGRAM, train.run, [*arguments, *small]) == 0
+    return workdir
+
+
+def test_training_on_own_images_reports_and_exports(workdir):
+    results = json.loads((workdir / "results.json").read_text())
+    assert set(results) == {
+        f"retrieval/{way}_{kind}r{k}"
+        for way in ("image_to_text", "text_to_image")
+        for kind in ("", "chance_")
+        for k in (1, 5, 10)
+    }
+    page = (workdir / "report.html").read_text()
+    assert "your images" in page
+    assert "a picture of colour number 9" in page  # every tenth record is held out
+    assert perception_jax.load(workdir / "hf").config.vision.image_size == 64
+
+
+@pytest.mark.parametrize("kind", ["run", "export"])
+def test_evaluate_gives_the_numbers_of_the_run(workdir, photos, tmp_path, kind):
+    checkpoint = workdir if kind == "run" else workdir / "hf"
+    arguments = [CONFIG, f"--config.data.source={photos}", f"--checkpoint={checkpoint}"]
+    assert common.main(evaluate.PROGRAM, evaluate.run, [*arguments, f"--out={tmp_path}"]) == 0
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found == pytest.approx(json.loads((workdir / "results.json").read_text()))
+
+
+def test_evaluate_says_what_is_missing(tmp_path, capsys):
+    arguments = [CONFIG, "--checkpoint=no-such-thing", f"--out={tmp_path}"]
+    assert common.main(evaluate.PROGRAM, evaluate.run, arguments) == 1
+    assert "no-such-thing" in capsys.readouterr().err
