@@ -36,7 +36,6 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             "b2": 0.98,
         },
     )
-    config.model.update({"image_size": 48, "patch_size": 8})
     config.data.singles = 8
     config.data.workers = 1
     config.evaluation.update({"per_name": 1 if short else 2, "scenes": 100 if short else 300})

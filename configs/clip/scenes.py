@@ -26,21 +26,21 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     tiny = parse_arg(arg, runlocal=False).runlocal
     config = ml_collections.ConfigDict()
     config.train = trainer(
-        steps=12 if tiny else 2000,
-        batch_size=32 if tiny else 256,
-        log_every=4 if tiny else 20,
-        evaluate_every=0 if tiny else 250,
-        checkpoint_every=0 if tiny else 50,
+        steps=12 if tiny else 5000,
+        batch_size=32 if tiny else 128,
+        log_every=4 if tiny else 50,
+        evaluate_every=0 if tiny else 500,
+        checkpoint_every=0 if tiny else 250,
         optim={
             "learning_rate": 1.5e-3,
-            "warmup_steps": 4 if tiny else 150,
+            "warmup_steps": 4 if tiny else 200,
             "weight_decay": 0.1,
             "b2": 0.98,
         },
     )
     config.model = ml_collections.ConfigDict(
         {
-            "image_size": 64,
+            "image_size": 48,
             "patch_size": 8,
             "width": 32 if tiny else 128,
             "depth": 2 if tiny else 4,
@@ -58,10 +58,10 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             "source": SCENES,
             "length": 1_000_000,
             # Of eight scenes, how many show one large object; the others show up to `objects`.
-            "singles": 5,
+            "singles": 7,
             "objects": 4,
             # How often the plain caption, the detailed one and the one without names are drawn.
-            "caption_weights": (5.0, 3.0, 2.0),
+            "caption_weights": (6.0, 3.0, 1.0),
             "workers": 0 if tiny else 1,
         }
     )

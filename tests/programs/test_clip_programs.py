@@ -49,7 +49,7 @@ def test_training_on_own_images_reports_and_exports(workdir):
     page = (workdir / "report.html").read_text()
     assert "your images" in page
     assert "a picture of colour number 9" in page  # every tenth record is held out
-    assert perception_jax.load(workdir / "hf").config.vision.image_size == 64
+    assert perception_jax.load(workdir / "hf").config.vision.image_size == 48
 
 
 @pytest.mark.parametrize("kind", ["run", "export"])

@@ -15,10 +15,10 @@ from perception_jax.data.processors import ImageProcessor
 from perception_jax.models.clip.modeling import Clip
 from perception_jax.models.params import flatten
 from perception_jax.shard.mesh import make_mesh
+from perception_jax.testing import tiny_clip
 from perception_jax.train import loop
 from perception_jax.train.config import TrainConfig
 from perception_jax.train.metrics import read_metrics
-from perception_jax.testing import tiny_clip
 
 
 @pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
