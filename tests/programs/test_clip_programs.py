@@ -9,7 +9,7 @@ import PIL.Image
 import pytest
 
 import perception_jax
-from launch import common, evaluate, train
+from launch import common, contact_sheet, evaluate, train
 
 CONFIG = "--config=configs/clip/scenes.py:runlocal"
 
@@ -65,3 +65,11 @@ def test_evaluate_says_what_is_missing(tmp_path, capsys):
     arguments = [CONFIG, "--checkpoint=no-such-thing", f"--out={tmp_path}"]
     assert common.main(evaluate.PROGRAM, evaluate.run, arguments) == 1
     assert "no-such-thing" in capsys.readouterr().err
+
+
+def test_contact_sheet_is_a_picture_of_the_asked_size(tmp_path):
+    words = [f"--out={tmp_path}/sheet.png", "--rows=1", "--columns=2", "--canvas=64", "--boxes"]
+    assert common.main(contact_sheet.PROGRAM, contact_sheet.run, words) == 0
+    with PIL.Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width == 2 * 64 + 3 * 12
+        assert len(np.unique(np.asarray(sheet).reshape(-1, 3), axis=0)) > 100

@@ -11,7 +11,6 @@ import pytest
 
 from perception_jax.data.records import Record
 from perception_jax.data.scenes.sample import SceneConfig
-from perception_jax.data.scenes.sheet import contact_sheet
 from perception_jax.data.scenes.source import ScenesSource, portrait
 from perception_jax.errors import ConfigError, DataError
 
@@ -124,9 +123,3 @@ def test_impossible_visibility_is_an_error_and_not_an_endless_search() -> None:
     config = SceneConfig(canvas=16, count=(4, 4), size=(0.9, 0.95), describe=False)
     with pytest.raises(ConfigError, match="found none in 100 scenes"):
         ScenesSource(config, seed=0, length=1)[0]
-
-
-def test_contact_sheet_holds_its_scenes() -> None:
-    sheet = contact_sheet(SOURCE, 2, 3, boxes=False)
-    assert sheet.shape == (10 + 2 * (64 + 10 + 26), 10 + 3 * (64 + 10), 3)
-    np.testing.assert_array_equal(sheet[10:74, 10:74], SOURCE[0].image)
