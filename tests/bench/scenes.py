@@ -33,7 +33,7 @@ def main() -> None:
     seconds = parser.parse_args().seconds
     print("canvas  pictures only  with language   (scenes/s/core)")
     for canvas in (64, 128, 224):
-        silent = rate(SceneConfig(canvas=canvas, describe=False), seconds)
+        silent = rate(SceneConfig(canvas=canvas, language="none"), seconds)
         spoken = rate(SceneConfig(canvas=canvas), seconds)
         print(f"{canvas:6}  {silent:13.0f}  {spoken:13.0f}")
 

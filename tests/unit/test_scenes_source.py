@@ -65,7 +65,7 @@ def test_attributes_are_known_words() -> None:
 
 
 def test_sizes_reach_from_two_percent_to_almost_full_frame() -> None:
-    source = ScenesSource(SceneConfig(canvas=224, describe=False), seed=0, length=150)
+    source = ScenesSource(SceneConfig(canvas=224, language="none"), seed=0, length=150)
     sides = [max(o.box[2] - o.box[0], o.box[3] - o.box[1]) / 224 for r in source for o in r.objects]
     assert min(sides) <= 0.025
     assert max(sides) >= 0.9
@@ -80,7 +80,7 @@ def test_single_scenes_have_one_large_object_without_text() -> None:
 
 
 def test_silent_records_carry_no_language() -> None:
-    record = ScenesSource(SceneConfig(describe=False), seed=0, length=1)[0]
+    record = ScenesSource(SceneConfig(language="none"), seed=0, length=1)[0]
     assert record.captions == record.referring == record.questions == record.absent == ()
     assert record.objects
     assert all(item.caption == "" for item in record.objects)
@@ -120,6 +120,12 @@ def test_names_outside_the_split_are_refused() -> None:
 
 
 def test_impossible_visibility_is_an_error_and_not_an_endless_search() -> None:
-    config = SceneConfig(canvas=16, count=(4, 4), size=(0.9, 0.95), describe=False)
+    config = SceneConfig(canvas=16, count=(4, 4), size=(0.9, 0.95), language="none")
     with pytest.raises(ConfigError, match="found none in 100 scenes"):
         ScenesSource(config, seed=0, length=1)[0]
+
+
+def test_captions_alone_are_captions_and_nothing_else() -> None:
+    record = ScenesSource(SceneConfig(canvas=64, language="captions"), seed=0, length=1)[0]
+    assert len(record.captions) == 3
+    assert (record.questions, record.referring, record.instructions) == ((), (), ())

@@ -38,12 +38,12 @@ class Description:
       absent: class names that nothing in the image could go by.
     """
 
-    captions: tuple[str, ...]
-    object_captions: tuple[tuple[str, str], ...]
-    referring: tuple[ReferringExpression, ...]
-    questions: tuple[Question, ...]
-    instructions: tuple[Instruction, ...]
-    absent: tuple[str, ...]
+    captions: tuple[str, ...] = ()
+    object_captions: tuple[tuple[str, str], ...] = ()
+    referring: tuple[ReferringExpression, ...] = ()
+    questions: tuple[Question, ...] = ()
+    instructions: tuple[Instruction, ...] = ()
+    absent: tuple[str, ...] = ()
 
 
 def describe(
@@ -66,6 +66,12 @@ def describe(
         instructions=tuple(_instructions(refs, absent, draw)),
         absent=tuple(concept.name for concept in absent),
     )
+
+
+def caption(scene: SceneFacts, rng: np.random.Generator) -> Description:
+    """Captions of the whole image alone: what contrastive training needs, without the rest."""
+    draw = random.Random(int(rng.integers(2**63)))
+    return Description(captions=tuple(captions.scene_captions(scene, draw)))
 
 
 def absent_concepts(

@@ -73,7 +73,8 @@ class SceneConfig:
       max_overlap: largest share of an object that others and the text may cover.
       min_visible: objects that are seen by less are left out of the scene.
       backgrounds: kinds to choose from.
-      describe: whether records carry language beyond the objects' names.
+      language: what of it records carry beyond the objects' names: "all", "captions" of the image
+        (for contrastive training, where the rest would be made for nothing), or "none".
     """
 
     canvas: int | tuple[int, int] = 128
@@ -94,11 +95,12 @@ class SceneConfig:
     max_overlap: float = 0.3
     min_visible: float = 0.5
     backgrounds: tuple[str, ...] = BACKGROUND_KINDS
-    describe: bool = True
+    language: Language = "all"
 
     def __post_init__(self) -> None:
         checks = {
             "split: train, test or held_out": self.split in ("train", "test", "held_out"),
+            "language: all, captions or none": self.language in ("all", "captions", "none"),
             "canvas: at least 16 × 16 pixels": min(self.shape) >= 16,
             "count: 1 <= fewest <= most <= 8": 1 <= self.count[0] <= self.count[1] <= 8,
             "size: 0 < smallest <= largest <= 1": 0 < self.size[0] <= self.size[1] <= 1,

@@ -12,19 +12,14 @@ import numpy as np
 from jaxtyping import UInt8
 
 from perception_jax.data.records import ObjectAnnotation, Record
-from perception_jax.data.scenes import facts
+from perception_jax.data.scenes import facts, language
 from perception_jax.data.scenes.facts import Fact
-from perception_jax.data.scenes.language import Description, describe
 from perception_jax.data.scenes.render import Rendered, render
 from perception_jax.data.scenes.sample import SceneConfig, portrait_spec, sample_spec
 from perception_jax.data.scenes.spec import SceneSpec
 from perception_jax.errors import ConfigError
 
 SCENES_TRIED = 100
-
-_SILENT = Description(
-    captions=(), object_captions=(), referring=(), questions=(), instructions=(), absent=()
-)
 
 
 class ScenesSource:
@@ -108,7 +103,7 @@ def scene_record(
     observed = facts.observe(
         spec, rendered.objects, canvas=config.shape, min_visible=config.min_visible
     )
-    words = describe(observed, rng, config.vocabulary()) if config.describe else _SILENT
+    words = _describe(observed, config, rng)
     captions = [named for named, _ in words.object_captions] or [""] * len(observed.objects)
     return Record(
         id=identity,
@@ -124,6 +119,16 @@ def scene_record(
         absent=words.absent,
         extras={"spec": spec, "object_captions": words.object_captions},
     )
+
+
+def _describe(
+    observed: facts.SceneFacts, config: SceneConfig, rng: np.random.Generator
+) -> language.Description:
+    if config.language == "none":
+        return language.Description()
+    if config.language == "captions":
+        return language.caption(observed, rng)
+    return language.describe(observed, rng, config.vocabulary())
 
 
 def _annotation(fact: Fact, rendered: Rendered, caption: str) -> ObjectAnnotation:

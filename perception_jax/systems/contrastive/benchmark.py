@@ -38,10 +38,12 @@ PICTURES = 6
 def training_source(canvas: int, *, seed: int, length: int, singles: int, objects: int) -> Source:
     """Scenes of the four training artists: `singles` of eight show one large object, the others
     one to `objects` of any size."""
-    one = ScenesSource(SceneConfig.single(canvas=canvas), seed=seed, length=length)
+    single = SceneConfig.single(canvas=canvas, language="captions")
+    one = ScenesSource(single, seed=seed, length=length)
     if singles >= 8:
         return one
-    many = ScenesSource(SceneConfig(canvas=canvas, count=(1, objects)), seed=seed, length=length)
+    several = SceneConfig(canvas=canvas, count=(1, objects), language="captions")
+    many = ScenesSource(several, seed=seed, length=length)
     return Mixture([one, many], [singles, 8 - singles], length=length)
 
 
