@@ -35,7 +35,12 @@ from perception_jax.interop.report import KeyReport
 from perception_jax.interop.rules import RuleTable, identity_table
 from perception_jax.interop.writer import write_checkpoint
 from perception_jax.models.params import flatten, unflatten
-from perception_jax.models.registry import Architecture, architecture, architecture_of
+from perception_jax.models.registry import (
+    Architecture,
+    architecture,
+    architecture_of,
+    open_clip_architecture,
+)
 from perception_jax.ops.image import normalise
 from perception_jax.shard.rules import shardings as make_shardings
 
@@ -119,12 +124,16 @@ def load(
     """
     folder = _find(source)
     layout, settings = _read_settings(folder)
-    arch = architecture(settings.get("model_type", "clip"))
+    arch = (
+        open_clip_architecture(settings)
+        if layout == "reference"
+        else architecture(settings.get("model_type", "clip"))
+    )
     config = arch.read_config["hf" if layout == "jax" else layout](settings)
     model = nnx.eval_shape(lambda: arch.build(config, rngs=nnx.Rngs(params=0)))
     abstract = flatten(model)
     loaded = load_params(
-        _table(arch, layout, abstract),
+        _table(arch, layout, config, abstract),
         open_checkpoint(folder),
         abstract,
         dtype=dtype,
@@ -175,7 +184,7 @@ def export(
         extras["preprocessor_config.json"] = loaded.processor.image.to_hf()
     write_checkpoint(
         directory,
-        export_params(_table(arch, layout, params), params),
+        export_params(_table(arch, layout, loaded.config, params), params),
         settings,
         extras | _tokenizer_files(loaded.processor.tokenizer),
         overwrite=overwrite,
@@ -232,8 +241,8 @@ def _read_settings(folder: pathlib.Path) -> tuple[Layout, dict[str, Any]]:
     )
 
 
-def _table(arch: Architecture, layout: Layout, leaves: Mapping[str, Any]) -> RuleTable:
-    return identity_table(leaves) if layout == "jax" else arch.tables[layout]()
+def _table(arch: Architecture, layout: Layout, config: Any, leaves: Mapping[str, Any]) -> RuleTable:
+    return identity_table(leaves) if layout == "jax" else arch.tables[layout](config)
 
 
 def _read_processor(
@@ -248,14 +257,17 @@ def _read_processor(
         image = ImageProcessor.from_hf(read_json(folder / "preprocessor_config.json"))
     elif layout == "reference":
         given = settings.get("preprocess_cfg", {})
-        named = {key: tuple(given[key]) for key in ("mean", "std") if key in given}
+        named = {"mean": arch.mean, "std": arch.std}
+        named |= {key: tuple(given[key]) for key in ("mean", "std") if key in given}
         mode = "squash" if given.get("resize_mode") == "squash" else "tv_crop"
         image = ImageProcessor(size=size, mode=mode, **named)
     else:
-        image = ImageProcessor(size=size)
+        image = ImageProcessor(size=size, mean=arch.mean, std=arch.std)
     context = arch.context(config)
     vocabulary = ("tokenizer.json", "vocab.json")
-    if any((folder / name).is_file() for name in vocabulary):
+    if arch.name not in ("clip", "eva"):  # other vocabularies than CLIP's are not read
+        tokenizer = None
+    elif any((folder / name).is_file() for name in vocabulary):
         tokenizer = ClipTokenizer.from_directory(folder, context)
     elif layout == "reference":
         tokenizer = ClipTokenizer.shipped(context=context, pad_id=0)

@@ -13,6 +13,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from perception_jax.nn.linear import Linear
+from perception_jax.nn.norms import LayerNorm
+from perception_jax.nn.rope import Rope
 from perception_jax.nn.taps import LayerTap
 
 Mask = Bool[Array, "#B #N #T K"]
@@ -56,31 +58,50 @@ def take_rows(x: Array, rows: Int[Array, "*R Q"], axis: int) -> Array:
 
 
 class Attention(nnx.Module):
-    """Self-attention with separate q, k, v and output projections."""
+    """Self-attention with separate q, k, v and output projections.
 
-    def __init__(self, width: int, heads: int, *, bias: bool = True, rngs: nnx.Rngs):
+    Args:
+      key_bias: whether keys have a bias (EVA's have none).
+      inner_eps: of a norm over the joined heads before the output projection (EVA-02's sub-LN);
+        None has no such norm.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        key_bias: bool = True,
+        inner_eps: float | None = None,
+        rngs: nnx.Rngs,
+    ):
         self.heads = heads
-        self.q_proj = Linear(width, width, bias=bias, rngs=rngs)
-        self.k_proj = Linear(width, width, bias=bias, rngs=rngs)
-        self.v_proj = Linear(width, width, bias=bias, rngs=rngs)
-        self.out_proj = Linear(width, width, bias=bias, rngs=rngs)
+        self.q_proj = Linear(width, width, rngs=rngs)
+        self.k_proj = Linear(width, width, bias=key_bias, rngs=rngs)
+        self.v_proj = Linear(width, width, rngs=rngs)
+        self.inner_norm = None if inner_eps is None else LayerNorm(width, eps=inner_eps)
+        self.out_proj = Linear(width, width, rngs=rngs)
 
     def __call__(
         self,
         x: Float[Array, "B T D"],
         *,
         mask: Mask | None = None,
+        rope: Rope | None = None,
         tap: LayerTap | None = None,
     ) -> tuple[Float[Array, "B T D"], Float[Array, "B N Q T"] | None]:
         """The output and, if tapped, the probabilities of the tapped rows (float32)."""
         q, k, v = (self._split(proj(x)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        if rope is not None:
+            q, k = rope.turn(q), rope.turn(k)
         y = attend(q, k, v, mask)
         recorded = None
         if tap is not None:
             recorded = probabilities(q, k, mask, tap.rows)
             if tap.probe is not None:
                 y = _add_probe(y, v, tap)
-        return self.out_proj(y.reshape(x.shape)), recorded
+        y = y.reshape(x.shape)
+        return self.out_proj(y if self.inner_norm is None else self.inner_norm(y)), recorded
 
     def _split(self, x: Float[Array, "B T D"]) -> Float[Array, "B T N H"]:
         return x.reshape(*x.shape[:2], self.heads, x.shape[2] // self.heads)

@@ -41,10 +41,14 @@ class PatchEmbed(nnx.Module):
         self.kernel = nnx.Param(scale * kernel)
         self.bias = nnx.Param(jnp.zeros((width,))) if bias else None
 
+    def grid(self, pixels: Float[Array, "B H W 3"]) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return pixels.shape[1] // self.patch, pixels.shape[2] // self.patch
+
     def __call__(self, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B P D"]:
         """Patches in row-major order (y slow, x fast)."""
         size = self.patch
-        rows, columns = pixels.shape[1] // size, pixels.shape[2] // size
+        rows, columns = self.grid(pixels)
         x = pixels[:, : rows * size, : columns * size]
         x = x.reshape(x.shape[0], rows, size, columns, size, 3)
         x = x.transpose(0, 1, 3, 2, 4, 5).reshape(x.shape[0], rows * columns, size * size * 3)

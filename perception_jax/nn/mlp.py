@@ -11,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from perception_jax.nn.linear import Linear
+from perception_jax.nn.norms import LayerNorm
 
 
 def quick_gelu(x: Float[Array, "*B"]) -> Float[Array, "*B"]:
@@ -45,3 +46,21 @@ class Mlp(nnx.Module):
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         return self.fc2(ACTIVATIONS[self.act](self.fc1(x)))
+
+
+class SwiGlu(nnx.Module):
+    """`down(norm(silu(gate(x)) * up(x)))` (Shazeer, arXiv 2002.05202); the norm is optional.
+
+    Args:
+      inner_eps: of a norm over the hidden product (EVA-02's sub-LN); None has no such norm.
+    """
+
+    def __init__(self, width: int, hidden: int, *, inner_eps: float | None = None, rngs: nnx.Rngs):
+        self.gate = Linear(width, hidden, rngs=rngs)
+        self.up = Linear(width, hidden, rngs=rngs)
+        self.inner_norm = None if inner_eps is None else LayerNorm(hidden, eps=inner_eps)
+        self.down = Linear(hidden, width, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        hidden = jax.nn.silu(self.gate(x)) * self.up(x)
+        return self.down(hidden if self.inner_norm is None else self.inner_norm(hidden))

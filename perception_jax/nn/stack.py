@@ -18,6 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from perception_jax.nn.attention import Mask
+from perception_jax.nn.rope import Rope
 from perception_jax.nn.taps import LayerTap, Taps, layer_indices
 
 BlockModule = TypeVar("BlockModule", bound=nnx.Module)
@@ -27,7 +28,13 @@ class Block(Protocol):
     """What a stack runs."""
 
     def __call__(
-        self, x: Float[Array, "B T D"], *, mask: Mask | None, context: Any, tap: LayerTap | None
+        self,
+        x: Float[Array, "B T D"],
+        *,
+        mask: Mask | None,
+        rope: Rope | None,
+        context: Any,
+        tap: LayerTap | None,
     ) -> tuple[Float[Array, "B T D"], Float[Array, "B N Q T"] | None]:
         """The block's output and, if tapped, its attention rows.
 
@@ -70,6 +77,7 @@ def run(
     x: Float[Array, "B T D"],
     *,
     mask: Mask | None = None,
+    rope: Rope | None = None,
     context: Any = None,
     taps: Taps | None = None,
     depth: int | None = None,
@@ -81,6 +89,7 @@ def run(
       blocks: a stacked module from `init`.
       x: input of the first block.
       mask: True where a query may look at a key.
+      rope: rotary positions of the tokens.
       context: handed to every block unchanged.
       taps: what to record; see `nn.taps`.
       depth: how many blocks to run; taps count within these.
@@ -96,7 +105,7 @@ def run(
     def step(x, layer):
         block, probe, kind = layer
         tap = LayerTap(rows=taps.rows, probe=probe) if kind.attention else None
-        y, recorded = block(x, mask=mask, context=context, tap=tap)
+        y, recorded = block(x, mask=mask, rope=rope, context=context, tap=tap)
         return y, (recorded, y if kind.hidden else None)
 
     done = 0

@@ -13,8 +13,8 @@ from perception_jax.interop.plan import bind
 from perception_jax.models.clip.config import ClipConfig, TextConfig, VisionConfig
 from perception_jax.models.clip.modeling import Clip
 from perception_jax.models.clip.params import TABLES
-from perception_jax.models.clip.shardings import SHARDINGS
 from perception_jax.models.params import flatten
+from perception_jax.models.shardings import SHARDINGS
 from perception_jax.shard.mesh import make_mesh
 from perception_jax.shard.rules import shardings
 
@@ -41,7 +41,7 @@ def test_published_size_by_shape_alone(size):
     millions = sum(leaf.size for leaf in leaves.values()) / 1e6
     assert round(millions, 1) == PUBLISHED[size]
     for table in TABLES.values():  # raises unless every leaf is covered exactly once
-        bind(table(), {path: leaf.shape for path, leaf in leaves.items()})
+        bind(table(config), {path: leaf.shape for path, leaf in leaves.items()})
     for mesh in (make_mesh(1, 8, 1), make_mesh(2, 2, 2)):
         assert shardings(leaves, SHARDINGS, mesh).keys() == leaves.keys()
 

@@ -11,8 +11,10 @@ from flax import nnx
 
 from perception_jax.errors import ConfigError
 from perception_jax.nn import stack
+from perception_jax.nn.attention import Attention
+from perception_jax.nn.mlp import Mlp
 from perception_jax.nn.taps import Taps
-from perception_jax.nn.transformer import PreNormBlock
+from perception_jax.nn.transformer import Block
 
 DEPTH, BATCH, TOKENS, WIDTH, HEADS = 4, 3, 7, 16, 2
 
@@ -20,7 +22,8 @@ DEPTH, BATCH, TOKENS, WIDTH, HEADS = 4, 3, 7, 16, 2
 @pytest.fixture(scope="module")
 def blocks():
     def make(rngs):
-        return PreNormBlock(WIDTH, HEADS, 32, act="gelu", eps=1e-5, rngs=rngs)
+        attention = Attention(WIDTH, HEADS, rngs=rngs)
+        return Block(WIDTH, attention, Mlp(WIDTH, 32, act="gelu", rngs=rngs), eps=1e-5)
 
     return stack.init(make, DEPTH, rngs=nnx.Rngs(params=0))
 

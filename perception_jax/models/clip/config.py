@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from perception_jax.errors import ConfigError
+from perception_jax.nn.text_tower import TextConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,20 +27,6 @@ class VisionConfig:
     def tokens(self) -> int:
         """Class token and patches."""
         return 1 + (self.image_size // self.patch_size) ** 2
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TextConfig:
-    """The text tower; the end token must be the largest id of a sequence (it is pooled)."""
-
-    vocab_size: int = 49408
-    context: int = 77
-    width: int
-    depth: int
-    heads: int
-    mlp_dim: int
-    act: str = "quick_gelu"
-    eps: float = 1e-5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

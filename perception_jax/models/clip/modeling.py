@@ -15,13 +15,16 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from perception_jax.models.clip.config import ClipConfig, TextConfig, VisionConfig
-from perception_jax.nn import stack
+from perception_jax.models.clip.config import ClipConfig, VisionConfig
+from perception_jax.nn import position, stack
+from perception_jax.nn.attention import Attention
 from perception_jax.nn.linear import Linear, PatchEmbed
+from perception_jax.nn.mlp import Mlp
 from perception_jax.nn.norms import LayerNorm
 from perception_jax.nn.taps import Taps
+from perception_jax.nn.text_tower import TextTower
 from perception_jax.nn.towers import TowerOutput
-from perception_jax.nn.transformer import PreNormBlock
+from perception_jax.nn.transformer import Block
 from perception_jax.ops.losses import unit
 
 
@@ -65,7 +68,8 @@ class VisionTower(nnx.Module):
         """Encodes normalised pixels.
 
         Args:
-          pixels: normalised with the checkpoint's mean and standard deviation.
+          pixels: normalised with the checkpoint's mean and standard deviation, of any size; for
+            another size than the trained one the positions are resized as open_clip does.
           taps: attention rows and hidden states to record.
           depth: run only the first `depth` blocks (pooled and embedding then come from there).
           remat: recompute activations in the backward pass.
@@ -74,64 +78,18 @@ class VisionTower(nnx.Module):
           `tokens` without the final norm (the last hidden state of Hugging Face), `pooled` the
           class token after `norm_post`.
         """
+        grid = self.patch_embed.grid(pixels)
         x = self.patch_embed(pixels)
         start = jnp.broadcast_to(self.class_embedding[...], (x.shape[0], 1, x.shape[2]))
         x = jnp.concatenate([start.astype(x.dtype), x], axis=1)
-        x = self.norm_pre(x + self.position_embedding[...].astype(x.dtype))
+        positions = position.resample(self.position_embedding[...], grid, prefix=1, antialias=True)
+        x = self.norm_pre(x + positions.astype(x.dtype))
         out = stack.run(self.blocks, x, taps=taps, depth=depth, remat=remat)
         pooled = self.norm_post(out.x[:, 0])
         return TowerOutput(
             embedding=self.projection(pooled),
             pooled=pooled,
             tokens=out.x,
-            hidden=out.hidden,
-            attention=out.attention,
-        )
-
-
-class TextTower(nnx.Module):
-    """Token ids to tokens and a joint embedding."""
-
-    def __init__(self, config: TextConfig, embed_dim: int, *, rngs: nnx.Rngs):
-        width = config.width
-        self.token_embedding = nnx.Param(
-            0.02 * jax.random.normal(rngs.params(), (config.vocab_size, width))
-        )
-        self.position_embedding = nnx.Param(
-            0.01 * jax.random.normal(rngs.params(), (config.context, width))
-        )
-        self.blocks = stack.init(functools.partial(_block, config), config.depth, rngs=rngs)
-        self.norm_final = LayerNorm(width, eps=config.eps)
-        self.projection = Linear(width, embed_dim, bias=False, rngs=rngs)
-
-    def __call__(
-        self,
-        ids: Int[Array, "B T"],
-        *,
-        taps: Taps | None = None,
-        dtype: jnp.dtype = jnp.float32,
-        remat: bool = False,
-    ) -> TowerOutput:
-        """Encodes token ids (T up to the context length).
-
-        What follows the end token changes nothing: attention is causal and the first largest id,
-        the end token, is pooled.
-
-        Returns:
-          `tokens` after the final norm, `pooled` its row at the end token.
-        """
-        count = ids.shape[1]
-        x = self.token_embedding[...][ids].astype(dtype)
-        x = x + self.position_embedding[...][:count].astype(dtype)
-        causal = jnp.tril(jnp.ones((1, 1, count, count), bool))
-        out = stack.run(self.blocks, x, mask=causal, taps=taps, remat=remat)
-        tokens = self.norm_final(out.x)
-        end = jnp.argmax(ids, axis=1)
-        pooled = jnp.take_along_axis(tokens, end[:, None, None], axis=1)[:, 0]
-        return TowerOutput(
-            embedding=self.projection(pooled),
-            pooled=pooled,
-            tokens=tokens,
             hidden=out.hidden,
             attention=out.attention,
         )
@@ -155,7 +113,7 @@ class Clip(nnx.Module):
         )
 
 
-def _block(config: VisionConfig | TextConfig, rngs: nnx.Rngs) -> PreNormBlock:
-    return PreNormBlock(
-        config.width, config.heads, config.mlp_dim, act=config.act, eps=config.eps, rngs=rngs
-    )
+def _block(config: VisionConfig, rngs: nnx.Rngs) -> Block:
+    attention = Attention(config.width, config.heads, rngs=rngs)
+    mlp = Mlp(config.width, config.mlp_dim, act=config.act, rngs=rngs)
+    return Block(config.width, attention, mlp, eps=config.eps)

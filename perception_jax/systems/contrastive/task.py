@@ -23,7 +23,7 @@ from perception_jax.data.tokenizers import ClipTokenizer
 from perception_jax.data.transforms import ImageTextTransform
 from perception_jax.models.clip.config import ClipConfig
 from perception_jax.models.clip.modeling import Clip
-from perception_jax.models.clip.shardings import SHARDINGS
+from perception_jax.models.shardings import SHARDINGS
 from perception_jax.ops.image import normalise
 from perception_jax.ops.losses import sigmoid_contrastive, softmax_contrastive, unit
 from perception_jax.systems.contrastive.benchmark import Benchmark

@@ -1,0 +1,1 @@
+"""DINOv2: see README.md beside this file."""

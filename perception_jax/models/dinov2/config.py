@@ -1,0 +1,149 @@
+"""Configurations of DINOv2: published sizes and Hugging Face settings both ways."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from perception_jax.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dinov2Config:
+    """Attributes:
+    image_size: of the stored position grid (518 for the published weights).
+    mlp: "mlp" with exact GELU, or "swiglu" (giant).
+    registers: extra tokens behind the class token (arXiv 2309.16588); they have no position.
+    layer_scale: start value of the residual factors.
+    position_offset: added to the grid's side when positions are resized: 0.1 in the authors' code
+      (without registers), 0 in Hugging Face and with registers.
+    position_antialias: True in the authors' code with registers.
+    """
+
+    image_size: int = 518
+    patch_size: int = 14
+    width: int
+    depth: int
+    heads: int
+    mlp_dim: int
+    mlp: Literal["mlp", "swiglu"] = "mlp"
+    registers: int = 0
+    eps: float = 1e-6
+    layer_scale: float = 1.0
+    position_offset: float = 0.0
+    position_antialias: bool = False
+
+    @property
+    def positions(self) -> int:
+        """Stored position rows: class token and patches."""
+        return 1 + (self.image_size // self.patch_size) ** 2
+
+    @classmethod
+    def small(cls, registers: int = 0) -> Dinov2Config:
+        """ViT-S/14."""
+        return cls(width=384, depth=12, heads=6, mlp_dim=1536, registers=registers)
+
+    @classmethod
+    def base(cls, registers: int = 0) -> Dinov2Config:
+        """ViT-B/14."""
+        return cls(width=768, depth=12, heads=12, mlp_dim=3072, registers=registers)
+
+    @classmethod
+    def large(cls, registers: int = 0) -> Dinov2Config:
+        """ViT-L/14."""
+        return cls(width=1024, depth=24, heads=16, mlp_dim=4096, registers=registers)
+
+    @classmethod
+    def giant(cls, registers: int = 0) -> Dinov2Config:
+        """ViT-g/14, with SwiGLU."""
+        return cls(
+            width=1536,
+            depth=40,
+            heads=24,
+            mlp_dim=swiglu_dim(1536, 4),
+            mlp="swiglu",
+            registers=registers,
+        )
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any]) -> Dinov2Config:
+        """From the `config.json` of a Hugging Face DINOv2 folder (with or without registers).
+
+        Raises:
+          ConfigError: a setting that this model does not have.
+        """
+        config = _HF_DEFAULTS | dict(config)
+        if config["hidden_act"] != "gelu" or not config["qkv_bias"]:
+            raise ConfigError(
+                "DINOv2: expected hidden_act 'gelu' and qkv_bias true, found "
+                f"{config['hidden_act']!r} and {config['qkv_bias']}."
+            )
+        width, swiglu = config["hidden_size"], config["use_swiglu_ffn"]
+        ratio = config["mlp_ratio"]
+        return cls(
+            image_size=config["image_size"],
+            patch_size=config["patch_size"],
+            width=width,
+            depth=config["num_hidden_layers"],
+            heads=config["num_attention_heads"],
+            mlp_dim=swiglu_dim(width, ratio) if swiglu else int(width * ratio),
+            mlp="swiglu" if swiglu else "mlp",
+            registers=config.get("num_register_tokens", 0),
+            eps=config["layer_norm_eps"],
+            layer_scale=config["layerscale_value"],
+        )
+
+    def to_hf(self) -> dict[str, Any]:
+        """The `config.json` that `transformers` loads.
+
+        Raises:
+          ConfigError: an MLP width that Hugging Face's ratio cannot say.
+        """
+        swiglu = self.mlp == "swiglu"
+        ratio = round(self.mlp_dim / self.width * (1.5 if swiglu else 1.0))
+        expected = swiglu_dim(self.width, ratio) if swiglu else self.width * ratio
+        if expected != self.mlp_dim:
+            raise ConfigError(
+                f"Hugging Face's DINOv2 has MLPs of a whole mlp_ratio; {self.mlp_dim} hidden units "
+                f"at width {self.width} are not: export in the 'jax' layout instead."
+            )
+        kind = "dinov2_with_registers" if self.registers else "dinov2"
+        name = "Dinov2WithRegistersModel" if self.registers else "Dinov2Model"
+        extra = {"num_register_tokens": self.registers} if self.registers else {}
+        return {
+            "architectures": [name],
+            "model_type": kind,
+            "image_size": self.image_size,
+            "patch_size": self.patch_size,
+            "hidden_size": self.width,
+            "num_hidden_layers": self.depth,
+            "num_attention_heads": self.heads,
+            "mlp_ratio": ratio,
+            "use_swiglu_ffn": swiglu,
+            "hidden_act": "gelu",
+            "qkv_bias": True,
+            "layer_norm_eps": self.eps,
+            "layerscale_value": self.layer_scale,
+            **extra,
+        }
+
+
+_HF_DEFAULTS = {
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "mlp_ratio": 4,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-6,
+    "image_size": 224,
+    "patch_size": 14,
+    "qkv_bias": True,
+    "layerscale_value": 1.0,
+    "use_swiglu_ffn": False,
+}
+
+
+def swiglu_dim(width: int, ratio: float) -> int:
+    """Hidden units of DINOv2's SwiGLU: two thirds of the plain MLP's, rounded up to eights."""
+    return (int(int(width * ratio) * 2 / 3) + 7) // 8 * 8

@@ -1,0 +1,1 @@
+"""EVA-CLIP: see README.md beside this file."""

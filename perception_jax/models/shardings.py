@@ -1,0 +1,26 @@
+"""How an encoder's parameters lie on a mesh: `(path regex, PartitionSpec)`, first match wins.
+
+Stacked leaves have the layer axis first, which stays whole: `lax.scan` walks along it. Widths go
+to "fsdp", heads and hidden units to "tensor".
+"""
+
+from __future__ import annotations
+
+from jax.sharding import PartitionSpec as P
+
+SHARDINGS = (
+    (r"blocks/attention/[qkv]_proj/kernel$", P(None, "fsdp", "tensor")),
+    (r"blocks/attention/[qkv]_proj/bias$", P(None, "tensor")),
+    (r"blocks/attention/out_proj/kernel$", P(None, "tensor", "fsdp")),
+    (r"blocks/mlp/(fc1|gate|up)/kernel$", P(None, "fsdp", "tensor")),
+    (r"blocks/mlp/(fc1|gate|up)/bias$", P(None, "tensor")),
+    (r"blocks/mlp/(fc2|down)/kernel$", P(None, "tensor", "fsdp")),
+    (r"head/([qkv]_proj|mlp/fc1)/kernel$", P("fsdp", "tensor")),
+    (r"head/([qkv]_proj|mlp/fc1)/bias$", P("tensor")),
+    (r"head/(out_proj|mlp/fc2)/kernel$", P("tensor", "fsdp")),
+    (r"text/token_embedding$", P("tensor", "fsdp")),
+    (r"projection/kernel$", P("fsdp", "tensor")),
+    (r"patch_embed/kernel$", P(None, None, None, "fsdp")),
+    # Norms, biases, special tokens, positions and the temperature are small: a copy per chip.
+    (r"(scale[12]?|bias|class_embedding|position_embedding|probe|_tokens?)$", P()),
+)

@@ -1,0 +1,1 @@
+"""SigLIP: see README.md beside this file."""

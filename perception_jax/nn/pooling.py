@@ -1,0 +1,40 @@
+"""Attention pooling (SigLIP's MAP head). Letters: B batch, T tokens, D width."""
+
+from __future__ import annotations
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from perception_jax.nn.attention import attend
+from perception_jax.nn.linear import Linear
+from perception_jax.nn.mlp import Mlp
+from perception_jax.nn.norms import LayerNorm
+
+
+class MapHead(nnx.Module):
+    """One learned query attends to all tokens; an MLP with its own residual follows
+    (Zhai et al., arXiv 2106.04560, §2.1)."""
+
+    def __init__(
+        self, width: int, heads: int, mlp_dim: int, *, act: str, eps: float, rngs: nnx.Rngs
+    ):
+        self.heads = heads
+        self.probe = nnx.Param(width**-0.5 * jax.random.normal(rngs.params(), (width,)))
+        self.q_proj = Linear(width, width, rngs=rngs)
+        self.k_proj = Linear(width, width, rngs=rngs)
+        self.v_proj = Linear(width, width, rngs=rngs)
+        self.out_proj = Linear(width, width, rngs=rngs)
+        self.norm = LayerNorm(width, eps=eps)
+        self.mlp = Mlp(width, mlp_dim, act=act, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B D"]:
+        batch, _, width = x.shape
+        query = self.q_proj(self.probe[...].astype(x.dtype)[None, None])
+        query = query.reshape(1, 1, self.heads, -1).repeat(batch, axis=0)
+        k, v = (
+            proj(x).reshape(batch, -1, self.heads, width // self.heads)
+            for proj in (self.k_proj, self.v_proj)
+        )
+        y = self.out_proj(attend(query, k, v).reshape(batch, width))
+        return y + self.mlp(self.norm(y))
