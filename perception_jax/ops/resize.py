@@ -1,7 +1,7 @@
 """Bicubic resizing as PyTorch does it, for position tables and feature maps.
 
-The weights are computed on the host in float64 and applied as two small matrix products, so the
-result is exact, differentiable and free of gathers. Letters: h w input grid, D width.
+The weights are computed on the host and applied as two small matrix products, so the result is
+differentiable and free of gathers. Letters: h w input grid, D width.
 """
 
 from __future__ import annotations
@@ -48,11 +48,14 @@ def _weights(
     inputs: int, outputs: int, factor: float, antialias: bool
 ) -> Float[np.ndarray, "outputs inputs"]:
     weights = np.zeros((outputs, inputs))
+    # Coordinates in float32, as torch has them: at large indices their rounding shows.
+    step = np.float32(1.0 / factor)
     for row in range(outputs):
+        centre = step * (np.float32(row) + np.float32(0.5))
         if antialias:
-            _fill_antialiased(weights[row], (row + 0.5) / factor, max(1.0 / factor, 1.0))
+            _fill_antialiased(weights[row], float(centre), max(float(step), 1.0))
         else:
-            _fill_plain(weights[row], (row + 0.5) / factor - 0.5)
+            _fill_plain(weights[row], float(centre - np.float32(0.5)))
     return weights.astype(np.float32)
 
 

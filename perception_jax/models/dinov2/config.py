@@ -18,7 +18,6 @@ class Dinov2Config:
     layer_scale: start value of the residual factors.
     position_offset: added to the grid's side when positions are resized: 0.1 in the authors' code
       (without registers), 0 in Hugging Face and with registers.
-    position_antialias: True in the authors' code with registers.
     """
 
     image_size: int = 518
@@ -32,12 +31,16 @@ class Dinov2Config:
     eps: float = 1e-6
     layer_scale: float = 1.0
     position_offset: float = 0.0
-    position_antialias: bool = False
 
     @property
     def positions(self) -> int:
         """Stored position rows: class token and patches."""
         return 1 + (self.image_size // self.patch_size) ** 2
+
+    @property
+    def position_antialias(self) -> bool:
+        """Whether resized positions are antialiased: with registers they are."""
+        return self.registers > 0
 
     @classmethod
     def small(cls, registers: int = 0) -> Dinov2Config:
@@ -144,6 +147,6 @@ _HF_DEFAULTS = {
 }
 
 
-def swiglu_dim(width: int, ratio: float) -> int:
+def swiglu_dim(width: int, ratio: float | int) -> int:
     """Hidden units of DINOv2's SwiGLU: two thirds of the plain MLP's, rounded up to eights."""
     return (int(int(width * ratio) * 2 / 3) + 7) // 8 * 8
