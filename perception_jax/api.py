@@ -129,6 +129,7 @@ def load(
         if layout == "reference"
         else architecture(settings.get("model_type", "clip"))
     )
+    _check_layout(arch, layout, arch.read_config)
     config = arch.read_config["hf" if layout == "jax" else layout](settings)
     model = nnx.eval_shape(lambda: arch.build(config, rngs=nnx.Rngs(params=0)))
     abstract = flatten(model)
@@ -169,6 +170,7 @@ def export(
     if layout not in ("hf", "reference", "jax"):
         raise ConfigError(f"layout: expected 'hf', 'reference' or 'jax', found {layout!r}.")
     arch = architecture_of(loaded.config)
+    _check_layout(arch, layout, arch.write_config)
     params = flatten(loaded.model)
     extras: dict[str, Any] = {}
     if layout == "reference":
@@ -239,6 +241,16 @@ def _read_settings(folder: pathlib.Path) -> tuple[Layout, dict[str, Any]]:
         f"expected config.json (Hugging Face) or {_OPEN_CLIP_CONFIG} in {folder}, found "
         f"{sorted(item.name for item in folder.iterdir())[:20]}."
     )
+
+
+def _check_layout(arch: Architecture, layout: Layout, formats: Mapping[str, Any]) -> None:
+    """The "jax" layout keeps its settings in the format of "hf"."""
+    if ("hf" if layout == "jax" else layout) not in formats:
+        known = [*formats, "jax"] if "hf" in formats else list(formats)
+        raise ConfigError(
+            f"{arch.name} has no configuration file in the layout {layout!r}; it has: "
+            f"{', '.join(known)}. Use one of these."
+        )
 
 
 def _table(arch: Architecture, layout: Layout, config: Any, leaves: Mapping[str, Any]) -> RuleTable:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from flax import nnx
 
+from perception_jax.api import Loaded, Processor, export
+from perception_jax.data.processors import ImageProcessor
+from perception_jax.errors import ConfigError
 from perception_jax.interop.plan import bind
 from perception_jax.models.dinov2.config import Dinov2Config
 from perception_jax.models.eva.config import EvaConfig
@@ -55,10 +60,6 @@ def test_configuration_survives_its_formats(name):
 
 
 def test_siglip_for_open_clip_has_the_exact_gelu():
-    import dataclasses
-
-    from perception_jax.errors import ConfigError
-
     config = SiglipConfig.so400m_384()
     with pytest.raises(ConfigError, match="exact GELU"):
         config.to_open_clip()
@@ -67,3 +68,16 @@ def test_siglip_for_open_clip_has_the_exact_gelu():
         text=dataclasses.replace(config.text, act="gelu"),
     )
     assert SiglipConfig.from_open_clip(exact.to_open_clip()) == exact
+
+
+@pytest.mark.parametrize(
+    ("config", "layout"), [(EvaConfig.eva02_b16(), "jax"), (Dinov2Config.small(), "reference")]
+)
+def test_a_layout_that_an_architecture_lacks_is_named(tmp_path, config, layout):
+    arch = architecture_of(config)
+    model = nnx.eval_shape(lambda: arch.build(config, rngs=nnx.Rngs(params=0)))
+    processor = Processor(image=ImageProcessor(size=224), tokenizer=None)
+    loaded = Loaded(model=model, config=config, processor=processor)
+    with pytest.raises(ConfigError, match=f"{arch.name} has no configuration file .*{layout}"):
+        export(loaded, tmp_path / "out", layout=layout)
+    assert not (tmp_path / "out").exists()

@@ -109,7 +109,7 @@ class Dinov2Config:
         if expected != self.mlp_dim:
             raise ConfigError(
                 f"Hugging Face's DINOv2 has MLPs of a whole mlp_ratio; {self.mlp_dim} hidden units "
-                f"at width {self.width} are not: export in the 'jax' layout instead."
+                f"at width {self.width} are not, so no configuration file can say them."
             )
         kind = "dinov2_with_registers" if self.registers else "dinov2"
         name = "Dinov2WithRegistersModel" if self.registers else "Dinov2Model"

@@ -120,7 +120,7 @@ class EvaConfig:
         if vision != _vision(self.trunk, vision.image_size, {}):
             raise ConfigError(
                 f"open_clip takes the sizes of {self.trunk!r} from timm; this tower has others: "
-                f"{vision}. Export in the 'jax' layout instead."
+                f"{vision}, which no configuration file can say."
             )
         return {
             "embed_dim": self.embed_dim,

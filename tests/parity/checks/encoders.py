@@ -50,6 +50,10 @@ def open_clip(case: Case) -> None:
     resolved = case.settings["resolved"]
     assert config.vision.mlp_dim == resolved["vision"]["mlp_hidden"]
     assert config.text.act == resolved["text"]["act"]
+    if arch.name == "eva":
+        assert config.vision.kind == resolved["vision"]["style"]
+    else:
+        assert config.vision.act == resolved["vision"]["act"]
     model, arrays = load(case, arch, config, "reference"), case.arrays
     pixels = jnp.asarray(arrays["image"].transpose(0, 2, 3, 1))
     ids = jnp.asarray(arrays["text"], jnp.int32)
