@@ -24,19 +24,18 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     short = parse_arg(arg, short=False).short
     config = scenes.get_config()
     config.train = trainer(
-        steps=20 if short else 600,
+        steps=20 if short else 1400,
         batch_size=64 if short else 128,
-        log_every=5 if short else 20,
-        evaluate_every=0 if short else 200,
-        checkpoint_every=0 if short else 100,
+        log_every=5 if short else 50,
+        evaluate_every=0 if short else 350,
+        checkpoint_every=0 if short else 175,
         optim={
-            "learning_rate": 2e-3,
-            "warmup_steps": 5 if short else 60,
-            "weight_decay": 0.1,
-            "b2": 0.98,
+            **scenes.OPTIM,
+            "warmup_steps": 5 if short else 100,
         },
     )
+    config.model.width = 128
+    config.data.length = 1_500 if short else 30_000
     config.data.singles = 8
-    config.data.workers = 1
     config.evaluation.update({"per_name": 1 if short else 2, "scenes": 100 if short else 300})
     return config

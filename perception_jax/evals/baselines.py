@@ -73,11 +73,29 @@ def nearest_pixel_top(
     Raises:
       DataError: labels and images differ in number, or there are fewer than k distinct labels.
     """
-    check_training(train_images, train_labels, k)
+    features = (pixel_features(images, size=size) for images in (train_images, test_images))
+    train, test = features
+    return nearest_labels(train, train_labels, test, k=k)
+
+
+def nearest_labels(
+    train: Float[np.ndarray, "n d"],
+    train_labels: Integer[np.ndarray, " n"],
+    test: Float[np.ndarray, "m d"],
+    *,
+    k: int,
+) -> Int[np.ndarray, "m k"]:
+    """The k labels that have the training row with the largest dot product, best first.
+
+    Equally close labels come in increasing order.
+
+    Raises:
+      DataError: labels and rows differ in number, or there are fewer than k distinct labels.
+    """
+    check_training(train, train_labels, k)
     order = np.argsort(train_labels, kind="stable")
     labels, starts = np.unique(train_labels[order], return_index=True)
-    train = pixel_features(train_images, size=size)[order]
-    test = pixel_features(test_images, size=size)
+    train = train[order]
     best = []
     for block in ranking.blocks(len(test), len(train)):
         closeness = np.maximum.reduceat(test[block] @ train.T, starts, axis=1)

@@ -7,6 +7,9 @@ N heads, H head width, Q tapped query rows, D model width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -20,6 +23,9 @@ from perception_jax.nn.taps import LayerTap
 Mask = Bool[Array, "#B #N #T K"]
 """True where a query may look at a key."""
 
+LONG = 128 * 128
+"""Scores per head from which attention keeps none of them for the backward pass."""
+
 
 def attend(
     q: Float[Array, "B T N H"],
@@ -27,7 +33,23 @@ def attend(
     v: Float[Array, "B K N H"],
     mask: Mask | None = None,
 ) -> Float[Array, "B T N H"]:
-    """Softmax attention with scale H^-1/2; float32 softmax, output in the dtype of `v`."""
+    """Softmax attention with scale H^-1/2; float32 softmax, output in the dtype of `v`.
+
+    From `LONG` on, the backward pass computes the probabilities again instead of keeping them
+    (Dao et al., arXiv 2205.14135, §3.1), so training needs no [B, N, T, K] per layer; such
+    attention has reverse-mode derivatives only.
+    """
+    if q.shape[1] * k.shape[1] < LONG:
+        return _attend(q, k, v, mask)
+    return _attend_long(q, k, v, mask)
+
+
+def _attend(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B K N H"],
+    v: Float[Array, "B K N H"],
+    mask: Mask | None,
+) -> Float[Array, "B T N H"]:
     scores = _masked(_scores(q, k), mask)
     # The division by the row sum comes after the product with the values, where it is cheaper;
     # the shift by the maximum cancels, so no gradient needs to flow through it.
@@ -35,6 +57,53 @@ def attend(
     sums = weights.sum(axis=-1, keepdims=True)
     mixed = jnp.matmul(weights.astype(v.dtype), _heads_first(v), preferred_element_type=jnp.float32)
     return _heads_last((mixed / sums).astype(v.dtype))
+
+
+@jax.custom_vjp
+def _attend_long(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B K N H"],
+    v: Float[Array, "B K N H"],
+    mask: Mask | None,
+) -> Float[Array, "B T N H"]:
+    return _on_cpu_in_turn(_attend, (q, k, v), mask)
+
+
+def _attend_long_forward(q: Array, k: Array, v: Array, mask: Mask | None) -> tuple[Array, tuple]:
+    return _attend_long(q, k, v, mask), (q, k, v, mask)
+
+
+def _attend_long_backward(kept: tuple, gradient: Array) -> tuple:
+    *qkv, mask = kept
+
+    def pull(q: Array, k: Array, v: Array, gradient: Array, mask: Mask | None) -> tuple:
+        return jax.vjp(lambda *qkv: _attend(*qkv, mask), q, k, v)[1](gradient)
+
+    return *_on_cpu_in_turn(pull, (*qkv, gradient), mask), None
+
+
+_attend_long.defvjp(_attend_long_forward, _attend_long_backward)
+
+
+def _on_cpu_in_turn(function: Callable, arrays: tuple[Array, ...], mask: Mask | None) -> Any:
+    """`function(*arrays, mask)`, on CPU for one head after the other: scores stay in its cache.
+
+    Arrays are [B, T, N, H] in and out.
+    """
+
+    def in_turn(arrays: tuple[Array, ...], mask: Mask | None) -> Any:
+        count = arrays[0].shape[2]
+        if mask is not None:
+            mask = jnp.broadcast_to(mask, (mask.shape[0], count, *mask.shape[2:]))
+            mask = jnp.moveaxis(mask[:, :, None], 1, 0)
+        heads = tuple(jnp.moveaxis(x[:, :, :, None], 2, 0) for x in arrays)
+        out = jax.lax.map(lambda head: function(*head[0], head[1]), (heads, mask))
+        return jax.tree.map(lambda x: jnp.moveaxis(x[:, :, :, 0], 0, 2), out)
+
+    def at_once(arrays: tuple[Array, ...], mask: Mask | None) -> Any:
+        return function(*arrays, mask)
+
+    return jax.lax.platform_dependent(arrays, mask, cpu=in_turn, default=at_once)
 
 
 def probabilities(
@@ -64,6 +133,7 @@ class Attention(nnx.Module):
       key_bias: whether keys have a bias (EVA's have none).
       inner_eps: of a norm over the joined heads before the output projection (EVA-02's sub-LN);
         None has no such norm.
+      gain: of the initial output projection; see `stack.residual_gain`.
     """
 
     def __init__(
@@ -73,6 +143,7 @@ class Attention(nnx.Module):
         *,
         key_bias: bool = True,
         inner_eps: float | None = None,
+        gain: float = 1.0,
         rngs: nnx.Rngs,
     ):
         self.heads = heads
@@ -80,7 +151,7 @@ class Attention(nnx.Module):
         self.k_proj = Linear(width, width, bias=key_bias, rngs=rngs)
         self.v_proj = Linear(width, width, rngs=rngs)
         self.inner_norm = None if inner_eps is None else LayerNorm(width, eps=inner_eps)
-        self.out_proj = Linear(width, width, rngs=rngs)
+        self.out_proj = Linear(width, width, gain=gain, rngs=rngs)
 
     def __call__(
         self,

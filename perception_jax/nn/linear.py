@@ -14,10 +14,16 @@ from jaxtyping import Array, Float
 
 
 class Linear(nnx.Module):
-    """`x @ kernel + bias`; `kernel` is [in, out]."""
+    """`x @ kernel + bias`; `kernel` is [in, out].
 
-    def __init__(self, inputs: int, outputs: int, *, bias: bool = True, rngs: nnx.Rngs):
-        scale = inputs**-0.5
+    Args:
+      gain: of the initial kernel: outputs start with `gain` times the inputs' standard deviation.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, *, bias: bool = True, gain: float = 1.0, rngs: nnx.Rngs
+    ):
+        scale = gain * inputs**-0.5
         self.kernel = nnx.Param(scale * jax.random.normal(rngs.params(), (inputs, outputs)))
         self.bias = nnx.Param(jnp.zeros((outputs,))) if bias else None
 

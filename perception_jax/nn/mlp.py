@@ -37,12 +37,12 @@ ACTIVATIONS: Mapping[str, Callable] = MappingProxyType(
 
 
 class Mlp(nnx.Module):
-    """`fc2(act(fc1(x)))`."""
+    """`fc2(act(fc1(x)))`; `gain` is that of the initial `fc2`."""
 
-    def __init__(self, width: int, hidden: int, *, act: str, rngs: nnx.Rngs):
+    def __init__(self, width: int, hidden: int, *, act: str, gain: float = 1.0, rngs: nnx.Rngs):
         self.act = act
         self.fc1 = Linear(width, hidden, rngs=rngs)
-        self.fc2 = Linear(hidden, width, rngs=rngs)
+        self.fc2 = Linear(hidden, width, gain=gain, rngs=rngs)
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         return self.fc2(ACTIVATIONS[self.act](self.fc1(x)))

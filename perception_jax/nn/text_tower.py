@@ -55,8 +55,9 @@ class TextTower(nnx.Module):
         )
 
         def block(rngs: nnx.Rngs) -> Block:
-            attention = Attention(width, config.heads, rngs=rngs)
-            mlp = Mlp(width, config.mlp_dim, act=config.act, rngs=rngs)
+            gain = stack.residual_gain(config.depth)
+            attention = Attention(width, config.heads, gain=gain, rngs=rngs)
+            mlp = Mlp(width, config.mlp_dim, act=config.act, gain=gain, rngs=rngs)
             return Block(width, attention, mlp, eps=config.eps)
 
         self.blocks = stack.init(block, config.depth, rngs=rngs)

@@ -47,7 +47,9 @@ class OptimConfig:
     Steps are trainer steps (batches), also under accumulation.
 
     Attributes:
-      name: "adamw", "lion", "sgd" (with momentum) or "adafactor" (factored second moments).
+      name: "adamw", "lion", "sgd" (with momentum), "adafactor" (factored second moments) or "muon":
+        orthogonalised momentum (Jordan et al., 2024) for the leaves that `matrices` names, adamw
+        for the others; learning rates and decay are on adamw's scale for both.
       learning_rate: the peak of the schedule.
       schedule: after a linear warm-up over `warmup_steps`: "constant"; "cosine" or "linear" down
         to `final_fraction` of the peak at the last step; "rsqrt" falls like 1/sqrt(step) once
@@ -58,10 +60,12 @@ class OptimConfig:
       accumulate: batches whose gradients are averaged into one update.
       ema: decay of an exponential moving average of the parameters, e.g. 0.9999; evaluators and
         the result then see the average. None keeps none.
+      matrices: regex of paths; what of "muon" goes by matrices. Their last two axes are inputs
+        and outputs.
       rules: every leaf that trains must match one.
     """
 
-    name: Literal["adamw", "lion", "sgd", "adafactor"] = "adamw"
+    name: Literal["adamw", "lion", "sgd", "adafactor", "muon"] = "adamw"
     learning_rate: float = 1e-3
     schedule: Literal["constant", "cosine", "linear", "rsqrt"] = "cosine"
     warmup_steps: int = 0
@@ -74,6 +78,7 @@ class OptimConfig:
     clip_norm: float | None = 1.0
     accumulate: int = 1
     ema: float | None = None
+    matrices: str = r"(^|/)blocks/.*kernel$"
     rules: tuple[OptimRule, ...] = DEFAULT_RULES
 
     def __post_init__(self) -> None:

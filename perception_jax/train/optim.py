@@ -119,6 +119,9 @@ def schedule(config: OptimConfig, steps: int) -> Schedule:
 
 
 _TRAINED, _FROZEN = "trained", "frozen"
+_MATRIX, _OTHER = "matrix", "other"
+_MUON_RMS = 0.2
+"""Size of Muon's updates, about Adam's: learning rates and decay carry over (arXiv 2502.16982)."""
 
 
 def _core(config: OptimConfig) -> optax.GradientTransformation:
@@ -126,12 +129,40 @@ def _core(config: OptimConfig) -> optax.GradientTransformation:
         return optax.scale_by_adam(config.b1, config.b2, config.eps)
     if config.name == "lion":
         return optax.scale_by_lion(config.b1, config.b2)
+    if config.name == "muon":
+        return _muon(config)
     if config.name == "sgd":
         return optax.trace(config.b1) if config.b1 else optax.identity()
     # Adafactor (Shazeer & Stern, arXiv 1804.04235) without its clip per leaf, which would mix the
     # layers of a stack; the global clip does its work.
     momentum = optax.ema(config.b1, debias=False) if config.b1 else optax.identity()
     return optax.chain(optax.scale_by_factored_rms(), momentum)
+
+
+def _muon(config: OptimConfig) -> optax.GradientTransformation:
+    """Muon for the matrices, Adam for the rest. Axes before the last two are layers of a stack."""
+    axes = optax.contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
+
+    def labels(params: Any) -> Any:
+        return jax.tree.map_with_path(
+            lambda keys, p: _MATRIX if _is_matrix(config, keys[-1].key, p) else _OTHER, params
+        )
+
+    def per_matrix(params: Any) -> Any:
+        return jax.tree.map(lambda p: axes, params)
+
+    def to_adams_size(updates: Any, params: Any) -> Any:
+        del params
+        return jax.tree.map(lambda u: _MUON_RMS * max(u.shape[-2:]) ** 0.5 * u, updates)
+
+    orthogonal = optax.contrib.scale_by_muon(weight_dimension_numbers=per_matrix)
+    matrices = optax.chain(orthogonal, optax.stateless(to_adams_size))
+    others = optax.scale_by_adam(config.b1, config.b2, config.eps)
+    return optax.partition({_MATRIX: matrices, _OTHER: others}, labels)
+
+
+def _is_matrix(config: OptimConfig, path: str, leaf: jax.Array) -> bool:
+    return leaf.ndim >= 2 and re.search(config.matrices, path) is not None
 
 
 def _decay(rule: OptimRule, config: OptimConfig) -> float:

@@ -16,6 +16,7 @@ from perception_jax.data.sources import open_source
 from perception_jax.data.sources.coco import CocoSource
 from perception_jax.data.sources.folder import ImageFolder
 from perception_jax.data.sources.jsonl import JsonlSource
+from perception_jax.data.sources.memory import InMemory
 from perception_jax.data.sources.parquet import ParquetSource
 from perception_jax.data.sources.tfds import FeatureMap, TfdsSource
 from perception_jax.errors import ConfigError, DataError, ImageError
@@ -444,3 +445,38 @@ def test_open_source_says_what_it_tried(tmp_path):
     write(tmp_path / "other.jsonl", "")
     with pytest.raises(DataError, match=r"one \.jsonl file, found data\.jsonl, other\.jsonl"):
         open_source(tmp_path)
+
+
+# --- In memory ----------------------------------------------------------------------------------
+
+
+class CountingSource:
+    """Folder records that count how often each was read."""
+
+    def __init__(self, source):
+        self.source, self.reads = source, []
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int):
+        record = self.source[index]
+        self.reads.append(index)
+        return record
+
+
+def test_memory_reads_each_record_once_and_keeps_what_it_is_told(tmp_path):
+    for name in "abc":
+        write(tmp_path / f"{name}.png", png())
+        write(tmp_path / f"{name}.txt", f"picture {name}")
+    counting = CountingSource(ImageFolder(tmp_path))
+    source = InMemory(counting, keep=("captions",))
+    assert_sound(source, 3)
+    reads = list(counting.reads)
+    for index in range(3):
+        kept, full = source[index], counting.source[index]
+        assert (kept.id, kept.captions, kept.image) == (full.id, full.captions, full.image)
+        assert kept.objects == () and kept.extras == {}
+    assert counting.reads == reads and sorted(reads) == [0, 1, 2]
+    with pytest.raises(ConfigError, match=r"found \['caption'\]"):
+        InMemory(counting, keep=("caption",))

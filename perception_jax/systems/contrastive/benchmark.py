@@ -2,7 +2,8 @@
 
 For scenes: the drawings of an artist that never trained, the same for any model and image size:
 naming among all training names, naming of the held-out concepts, retrieval of composed scenes.
-Baselines are chance and the nearest picture among the training artists' drawings. For a user's own
+Held-out names were never read, so their drawings are also matched with other artists' drawings of
+the same things. Baselines are chance and the nearest pixels among those drawings. For a user's own
 images: retrieval among held-out records.
 """
 
@@ -20,11 +21,13 @@ from perception_jax.data.scenes.sample import SceneConfig
 from perception_jax.data.scenes.source import ScenesSource, portrait
 from perception_jax.data.scenes.spec import TEST_STYLE, TRAIN_STYLES
 from perception_jax.data.sources.combine import Mixture
+from perception_jax.data.sources.memory import InMemory
 from perception_jax.data.tokenizers import ClipTokenizer
 from perception_jax.systems.contrastive.encode import Encoder
 from perception_jax.systems.contrastive.evaluate import (
     CaptionedImages,
     LabelledImages,
+    Matching,
     Naming,
     Retrieval,
 )
@@ -37,14 +40,15 @@ PICTURES = 6
 
 def training_source(canvas: int, *, seed: int, length: int, singles: int, objects: int) -> Source:
     """Scenes of the four training artists: `singles` of eight show one large object, the others
-    one to `objects` of any size."""
+    one to `objects` of any size. Each is rendered once per process and stays in memory."""
     single = SceneConfig.single(canvas=canvas, language="captions")
     one = ScenesSource(single, seed=seed, length=length)
     if singles >= 8:
-        return one
+        return InMemory(one, keep=("captions",))
     several = SceneConfig(canvas=canvas, count=(1, objects), language="captions")
     many = ScenesSource(several, seed=seed, length=length)
-    return Mixture([one, many], [singles, 8 - singles], length=length)
+    both = Mixture([one, many], [singles, 8 - singles], length=length)
+    return InMemory(both, keep=("captions",))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -55,20 +59,21 @@ class Benchmark:
       encoder: embeds images and texts for all of it.
       retrieval: images and their captions.
       naming: zero-shot naming, by title.
-      gallery: for each kind of naming, training pictures of the same names: what the nearest-pixel
-        baseline looks at.
+      matching: for each kind of naming, the same images against the training artists' drawings of
+        those names.
       pictures: records over which the report draws maps.
     """
 
     encoder: Encoder
     retrieval: Retrieval
     naming: Mapping[str, Naming]
-    gallery: Mapping[str, LabelledImages]
+    matching: Mapping[str, Matching]
     pictures: tuple[Record, ...]
 
-    def evaluators(self) -> dict[str, Naming | Retrieval]:
+    def evaluators(self) -> dict[str, Naming | Matching | Retrieval]:
         """By the names under which their numbers are logged."""
-        return {**self.naming, "retrieval": self.retrieval}
+        matching = {f"{name}_matching": one for name, one in self.matching.items()}
+        return {**self.naming, **matching, "retrieval": self.retrieval}
 
 
 def scenes_benchmark(
@@ -90,11 +95,12 @@ def scenes_benchmark(
       batch_size: rows per device call.
     """
     encoder = Encoder(processor, tokenizer, batch_size=batch_size)
-    naming, gallery = {}, {}
+    naming, matching = {}, {}
     for group in ("naming", "held_out"):
         names = tuple(concept.name for concept in concepts(held_out=group == "held_out"))
-        naming[group] = Naming(encoder, portraits(names, (TEST_STYLE,) * per_name, processor))
-        gallery[group] = portraits(names, TRAIN_STYLES, processor)
+        unseen = portraits(names, (TEST_STYLE,) * per_name, processor)
+        naming[group] = Naming(encoder, unseen)
+        matching[group] = Matching(encoder, unseen, portraits(names, TRAIN_STYLES, processor))
     test = SceneConfig(canvas=processor.size, split="test", count=(1, 4))
     composed = ScenesSource(test, seed=SEED, length=scenes)
     clear = dataclasses.replace(test, count=(2, 3), size=(0.25, 0.6), text=0.0)
@@ -103,7 +109,7 @@ def scenes_benchmark(
         encoder=encoder,
         retrieval=Retrieval(encoder, CaptionedImages.from_source(composed, processor)),
         naming=naming,
-        gallery=gallery,
+        matching=matching,
         pictures=tuple(shown[k] for k in range(len(shown))),
     )
 
@@ -117,7 +123,7 @@ def own_benchmark(
         encoder=encoder,
         retrieval=Retrieval(encoder, CaptionedImages.from_source(source, processor)),
         naming={},
-        gallery={},
+        matching={},
         pictures=tuple(source[k] for k in range(min(len(source), PICTURES))),
     )
 

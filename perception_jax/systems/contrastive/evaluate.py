@@ -17,7 +17,7 @@ from perception_jax.data import images as image_files
 from perception_jax.data.processors import ImageProcessor
 from perception_jax.data.records import Source
 from perception_jax.errors import DataError
-from perception_jax.evals.baselines import nearest_pixel_top
+from perception_jax.evals.baselines import nearest_labels, nearest_pixel_top
 from perception_jax.evals.retrieval import RetrievalScores, retrieval
 from perception_jax.evals.zero_shot import ZeroShotScores, class_embeddings, zero_shot
 from perception_jax.systems.contrastive.encode import Encoder
@@ -82,9 +82,33 @@ class Naming:
         scores = self.scores(model)
         return {"top1": scores.top1, "top5": scores.top5}
 
-    def nearest_pixel(self, gallery: LabelledImages) -> dict[str, float]:
-        """Top-1 and top-5 of naming by the closest picture of `gallery` (same candidates)."""
-        best = nearest_pixel_top(gallery.pixels, gallery.labels, self.images.pixels, k=5)
+
+class Matching:
+    """Recognises each image by the closest picture of a gallery: no text takes part.
+
+    So it also measures names that the text tower never read.
+    """
+
+    def __init__(self, encoder: Encoder, images: LabelledImages, gallery: LabelledImages):
+        """Both share one list of names."""
+        self.encoder = encoder
+        self.images = images
+        self.gallery = gallery
+
+    def __call__(self, model: nnx.Module) -> Mapping[str, float]:
+        """Top-1 and top-5 rates by the model's embeddings."""
+        gallery, queries = (
+            self.encoder.images(model, part.pixels) for part in (self.gallery, self.images)
+        )
+        return self._rates(nearest_labels(gallery, self.gallery.labels, queries, k=5))
+
+    def by_pixels(self) -> Mapping[str, float]:
+        """The baseline: the same by shrunken pixels."""
+        return self._rates(
+            nearest_pixel_top(self.gallery.pixels, self.gallery.labels, self.images.pixels, k=5)
+        )
+
+    def _rates(self, best: Int[np.ndarray, "N 5"]) -> dict[str, float]:
         hit = best == self.images.labels[:, None]
         return {"top1": float(hit[:, 0].mean()), "top5": float(hit.any(axis=1).mean())}
 

@@ -14,13 +14,14 @@ from flax import nnx
 
 from perception_jax.data.images import decode
 from perception_jax.data.records import Record
+from perception_jax.evals.intervals import wilson_interval
 from perception_jax.evals.ranking import nearest
 from perception_jax.evals.retrieval import RetrievalScores
 from perception_jax.evals.zero_shot import ZeroShotScores
 from perception_jax.nn import maps
 from perception_jax.ops.image import normalise
 from perception_jax.systems.contrastive.benchmark import Benchmark
-from perception_jax.systems.contrastive.evaluate import TEMPLATES, LabelledImages, Naming
+from perception_jax.systems.contrastive.evaluate import TEMPLATES, Matching, Naming
 from perception_jax.viz import Bar, Metric, Report, bar_chart, heatmap, line_chart
 
 EXAMPLES = 24
@@ -32,9 +33,15 @@ ENLARGE = 3
 
 
 TITLES = {"naming": "Naming", "held_out": "Naming new concepts"}
+MATCHING_TITLES = {"naming": "Matching", "held_out": "Matching new concepts"}
+CURVES = {"naming": TITLES["naming"], "held_out_matching": MATCHING_TITLES["held_out"]}
 MEANINGS = {
     "naming": "The right name ranks first among all training names.",
-    "held_out": "Neither the drawing nor its name was trained on.",
+    "held_out": "Neither the drawing nor its name was trained on: what words share with others.",
+}
+MATCHING_MEANINGS = {
+    "naming": "The closest drawing by other artists shows the same thing.",
+    "held_out": "The same for things that no training image shows.",
 }
 
 
@@ -44,11 +51,13 @@ class Findings:
 
     Attributes:
       naming: zero-shot scores by kind, as in `Benchmark.naming`.
-      nearest_pixel: per kind, {"top1", "top5"} of the baseline.
+      matching, nearest_pixel: per kind, {"top1", "top5"} of recognising by the closest drawing,
+        by the model's embeddings and by pixels.
       retrieval: of images and captions.
     """
 
     naming: Mapping[str, ZeroShotScores]
+    matching: Mapping[str, Mapping[str, float]]
     nearest_pixel: Mapping[str, Mapping[str, float]]
     retrieval: RetrievalScores
 
@@ -63,8 +72,8 @@ class Findings:
                 f"{name}/top5": scores.top5,
                 f"{name}/chance_top1": scores.chance_top1,
                 f"{name}/chance_top5": scores.chance_top5,
-                f"{name}/nearest_pixel_top1": self.nearest_pixel[name]["top1"],
-                f"{name}/nearest_pixel_top5": self.nearest_pixel[name]["top5"],
+                **{f"{name}/matching_{k}": v for k, v in self.matching[name].items()},
+                **{f"{name}/nearest_pixel_{k}": v for k, v in self.nearest_pixel[name].items()},
             }
         for name in ("image_to_text", "text_to_image"):
             one = getattr(self.retrieval, name)
@@ -77,10 +86,8 @@ def evaluate(model: nnx.Module, benchmark: Benchmark) -> Findings:
     """Runs the whole benchmark with its baselines."""
     return Findings(
         naming={name: one.scores(model) for name, one in benchmark.naming.items()},
-        nearest_pixel={
-            name: one.nearest_pixel(benchmark.gallery[name])
-            for name, one in benchmark.naming.items()
-        },
+        matching={name: one(model) for name, one in benchmark.matching.items()},
+        nearest_pixel={name: one.by_pixels() for name, one in benchmark.matching.items()},
         retrieval=benchmark.retrieval.scores(model),
     )
 
@@ -110,7 +117,7 @@ def write(
     _add_curves(report, history, findings)
     if "naming" in benchmark.naming:
         _add_named(report, benchmark.naming["naming"], findings.naming["naming"])
-        _add_neighbours(report, model, benchmark.naming["naming"], benchmark.gallery["naming"])
+        _add_neighbours(report, model, benchmark.matching["naming"])
     _add_captions(report, model, benchmark)
     _add_maps(report, model, benchmark)
     report.add_section("How this was made", "The whole configuration, for running it again.")
@@ -135,6 +142,9 @@ def _add_metrics(report: Report, findings: Findings) -> None:
                     meaning=MEANINGS[name] if k == 1 else "The right name is in the first five.",
                 )
             )
+    rows += [
+        _matching_row(findings, name, k) for name in findings.matching for k in ("top1", "top5")
+    ]
     for name, title in (
         ("image_to_text", "Image to caption"),
         ("text_to_image", "Caption to image"),
@@ -153,9 +163,23 @@ def _add_metrics(report: Report, findings: Findings) -> None:
     if findings.naming:
         report.add_text(
             "“Nearest pixels” names a drawing by the most similar picture among all training "
-            "artists' drawings of the same names; for new concepts it therefore sees drawings that "
-            "the model does not."
+            "artists' drawings of the same names. Matching does that with the model's own "
+            "embeddings, so it is fair where nobody ever read the name."
         )
+
+
+def _matching_row(findings: Findings, name: str, k: str) -> Metric:
+    images, rate = findings.naming[name].count, findings.matching[name][k]
+    return Metric(
+        name=f"{MATCHING_TITLES[name]}: top-{k[3:]} of {len(findings.naming[name].per_class)}",
+        value=rate,
+        interval=wilson_interval(round(rate * images), images),
+        baselines={
+            "chance": getattr(findings.naming[name], f"chance_{k}"),
+            "nearest pixels": findings.nearest_pixel[name][k],
+        },
+        meaning=MATCHING_MEANINGS[name] if k == "top1" else "It is among the five closest things.",
+    )
 
 
 def _add_curves(report: Report, history: Sequence[Mapping[str, Any]], findings: Findings) -> None:
@@ -172,13 +196,13 @@ def _add_curves(report: Report, history: Sequence[Mapping[str, Any]], findings: 
             )
         )
     series = {}
-    for name, title in TITLES.items():
+    for name, title in CURVES.items():
         key = f"evaluate/{name}/top1"
         rows = [row for row in history if key in row]
         if len(rows) > 1:
             series[title] = [row["step"] for row in rows], [row[key] for row in rows]
     if series:
-        title = "Naming the unseen artist's drawings"
+        title = "The unseen artist's drawings while it trained"
         report.add_chart(line_chart(series, title, x_label="step", y_label="top-1", percent=True))
     bars = [
         Bar(
@@ -213,14 +237,12 @@ def _add_named(report: Report, naming: Naming, scores: ZeroShotScores) -> None:
     report.add_images(cards, width=110)
 
 
-def _add_neighbours(
-    report: Report, model: nnx.Module, naming: Naming, gallery: LabelledImages
-) -> None:
+def _add_neighbours(report: Report, model: nnx.Module, matching: Matching) -> None:
     report.add_section(
         "Nearest neighbours",
         "A drawing of the unseen artist, and the training artists' drawings that lie closest.",
     )
-    queries, encoder = naming.images, naming.encoder
+    queries, gallery, encoder = matching.images, matching.gallery, matching.encoder
     chosen = np.random.default_rng(1).permutation(len(queries.labels))[:QUERIES]
     found = nearest(
         encoder.images(model, queries.pixels[chosen]),
@@ -282,9 +304,10 @@ def _add_maps(report: Report, model: nnx.Module, benchmark: Benchmark) -> None:
 
 
 def _texts_of(record: Record) -> tuple[str, str]:
-    """Two texts to look for: objects of the picture where it has two, else its captions."""
-    if len(record.objects) >= 2:
-        return tuple(TEMPLATES[0].format(item.name) for item in record.objects[:2])
+    """Two texts to look for: things in the picture where it shows two, else its captions."""
+    names = list(dict.fromkeys(item.name for item in record.objects))
+    if len(names) >= 2:
+        return tuple(TEMPLATES[0].format(name) for name in names[:2])
     return (record.captions[0], record.captions[-1])
 
 

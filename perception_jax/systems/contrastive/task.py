@@ -20,7 +20,7 @@ from perception_jax.data.loader import make_loader
 from perception_jax.data.processors import ImageProcessor
 from perception_jax.data.records import Record, Source
 from perception_jax.data.tokenizers import ClipTokenizer
-from perception_jax.data.transforms import ImageTextTransform
+from perception_jax.data.transforms import Augment, ImageTextTransform
 from perception_jax.models.clip.config import ClipConfig
 from perception_jax.models.clip.modeling import Clip
 from perception_jax.models.shardings import SHARDINGS
@@ -42,6 +42,7 @@ class ContrastiveConfig:
     workers: data-loading processes; 0 loads in the main process.
     remat: recompute activations in the backward pass.
     caption_weights: how often each of a record's captions is drawn; see `ImageTextTransform`.
+    min_area: smallest share of an image that a training crop keeps; 1 does not crop.
     """
 
     loss: Literal["softmax", "sigmoid"] = "softmax"
@@ -50,6 +51,7 @@ class ContrastiveConfig:
     workers: int = 0
     remat: bool = False
     caption_weights: tuple[float, ...] = ()
+    min_area: float = 1.0
 
 
 class ContrastiveTask:
@@ -129,6 +131,7 @@ class ContrastiveTask:
             processor=self.processor,
             tokenizer=self.tokenizer,
             weights=self.config.caption_weights,
+            augment=Augment(min_area=self.config.min_area) if self.config.min_area < 1 else None,
         )
 
 

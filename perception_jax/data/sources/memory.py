@@ -1,0 +1,47 @@
+"""A source kept in memory after its first reading, for records that are costly to make."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection
+
+from perception_jax.data.records import Record, Source
+from perception_jax.errors import ConfigError
+
+FIELDS = tuple(field.name for field in dataclasses.fields(Record))
+
+
+class InMemory:
+    """The same records, each read from `source` once per process.
+
+    Worth it where a record takes longer to make than to use and is seen again: scenes over several
+    epochs, remote files. Loading processes each fill their own memory, so threads (`workers=0`)
+    suit it better.
+    """
+
+    def __init__(self, source: Source, *, keep: Collection[str] = FIELDS):
+        """Args: keep: fields that stay beside "id" and "image"; the others become empty.
+
+        Raises:
+          ConfigError: a field that records do not have.
+        """
+        if unknown := sorted(set(keep) - set(FIELDS)):
+            raise ConfigError(f"keep: expected fields out of {FIELDS}, found {unknown}.")
+        self._source = source
+        self._keep = frozenset({"id", "image", *keep})
+        self._records: dict[int, Record] = {}
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Record:
+        record = self._records.get(index)
+        if record is None:
+            full = self._source[index]
+            record = Record(**{name: getattr(full, name) for name in FIELDS if name in self._keep})
+            self._records[index] = record
+        return record
+
+    def __getstate__(self) -> dict[str, object]:
+        """Without the records: another process reads its own."""
+        return {**self.__dict__, "_records": {}}

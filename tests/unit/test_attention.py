@@ -1,0 +1,63 @@
+"""Attention over long sequences, one head after the other, against a dense softmax by hand."""
+
+from __future__ import annotations
+
+import chex
+import jax
+import jax.numpy as jnp
+import pytest
+
+from perception_jax.nn.attention import LONG, attend
+
+BATCH, QUERIES, KEYS, HEADS, WIDTH = 2, 130, 140, 3, 8
+MASKS = {
+    "none": None,
+    "shared": jnp.tril(jnp.ones((1, 1, QUERIES, KEYS), bool)),
+    "keys of each example": jax.random.bernoulli(jax.random.key(7), 0.5, (BATCH, 1, 1, KEYS)),
+    "each head": jax.random.bernoulli(jax.random.key(8), 0.5, (1, HEADS, QUERIES, KEYS)),
+}
+
+
+def dense(q, k, v, mask):
+    scores = jnp.einsum("btnh,bknh->bntk", q, k) * WIDTH**-0.5
+    if mask is not None:
+        scores = jnp.where(mask, scores, -1e30)
+    return jnp.einsum("bntk,bknh->btnh", jax.nn.softmax(scores, axis=-1), v)
+
+
+def arrays():
+    keys = jax.random.split(jax.random.key(0), 4)
+    sizes = (QUERIES, KEYS, KEYS, QUERIES)
+    return [
+        jax.random.normal(key, (BATCH, size, HEADS, WIDTH))
+        for key, size in zip(keys, sizes, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+def test_long_attention_and_its_gradients_equal_a_dense_softmax(mask):
+    assert QUERIES * KEYS >= LONG
+    q, k, v, readout = arrays()
+
+    def both(function):
+        def score(q, k, v):
+            out = function(q, k, v, mask)
+            return jnp.sum(out * readout), out
+
+        return jax.jit(jax.grad(score, argnums=(0, 1, 2), has_aux=True))(q, k, v)
+
+    chex.assert_trees_all_close(both(attend), both(dense), atol=2e-6)
+
+
+def test_training_keeps_no_scores_of_long_sequences():
+    """Compiled memory of a gradient through four layers: less than the scores of a single one."""
+    tokens, heads = 512, 8
+    x = jax.ShapeDtypeStruct((1, tokens, heads, 4), jnp.float32)
+
+    def loss(x):
+        for _ in range(4):
+            x = jnp.tanh(attend(x, x, x))
+        return x.sum()
+
+    memory = jax.jit(jax.grad(loss)).lower(x).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < heads * tokens * tokens * 4
