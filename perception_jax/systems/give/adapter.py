@@ -1,0 +1,124 @@
+"""The AG-Adapter: image tokens attend to the tokens of an instruction.
+
+That it sits in the layers of the visual encoder, links text to vision by a two-layer MLP and fuses
+by cross-attention is from summaries of the paper (arXiv 2410.20109); shapes, place and
+initialisation are this library's resolution. Letters: B batch, N image tokens, T text tokens,
+D image width, W text width, H heads.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from perception_jax.errors import ConfigError
+from perception_jax.nn.attention import attend, probabilities
+from perception_jax.nn.linear import Linear
+from perception_jax.nn.mlp import gelu
+from perception_jax.nn.norms import LayerNorm
+from perception_jax.nn.variables import AdapterParam
+
+EPS = 1e-5
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Instruction:
+    """What adapters are steered by.
+
+    Attributes:
+      states: text tokens after the text tower's final norm.
+      mask: True for tokens up to and including the first end token.
+      strength: factor on what adapters add, a float32 scalar; 1 is as trained.
+    """
+
+    states: Float[Array, "B T W"]
+    mask: Bool[Array, "B T"]
+    strength: Float[Array, ""]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+    """Attributes:
+    heads: None for one per 64 of the image width.
+    gate: "none" starts from a zero output projection; "tanh" from a zero scalar gate instead (an
+      ablation: it learns more slowly).
+    connector: "mlp" (two layers) or "linear" between text and image width (an ablation).
+    """
+
+    heads: int | None = None
+    gate: Literal["none", "tanh"] = "none"
+    connector: Literal["mlp", "linear"] = "mlp"
+
+
+class AgAdapter(nnx.Module):
+    """`h + strength * to_out(attention(norm(h), mlp(states)))`; at first exactly `h`."""
+
+    def __init__(self, config: AdapterConfig, width: int, text_width: int, *, rngs: nnx.Rngs):
+        self.heads = config.heads or width // 64
+        if self.heads < 1 or width % self.heads:
+            raise ConfigError(
+                f"adapter heads: expected a divisor of the image width {width}, found "
+                f"{self.heads}; set `heads`."
+            )
+        self.norm = _norm(width)
+        self.fc1 = linear(text_width, width, rngs=rngs)
+        self.fc2 = linear(width, width, rngs=rngs) if config.connector == "mlp" else None
+        self.to_q, self.to_k, self.to_v = (
+            linear(width, width, bias=False, rngs=rngs) for _ in range(3)
+        )
+        gated = config.gate == "tanh"
+        self.to_out = linear(width, width, zero=not gated, rngs=rngs)
+        self.gate = AdapterParam(jnp.zeros(())) if gated else None
+
+    def __call__(self, h: Float[Array, "B N D"], instruction: Instruction) -> Float[Array, "B N D"]:
+        """Image tokens with what the instruction adds."""
+        q, k, v = self._heads(h, instruction)
+        mixed = attend(q, k, v, instruction.mask[:, None, None])
+        added = self.to_out(mixed.reshape(h.shape))
+        strength = instruction.strength
+        if self.gate is not None:
+            strength = strength * jnp.tanh(self.gate[...].astype(jnp.float32))
+        return h + strength.astype(h.dtype) * added
+
+    def attention(
+        self, h: Float[Array, "B N D"], instruction: Instruction
+    ) -> Float[Array, "B H N T"]:
+        """How much each image token takes from each text token; 0 where the mask is False."""
+        q, k, _ = self._heads(h, instruction)
+        return probabilities(q, k, instruction.mask[:, None, None])
+
+    def _heads(
+        self, h: Float[Array, "B N D"], instruction: Instruction
+    ) -> tuple[Float[Array, "B _ H _"], ...]:
+        text = self.fc1(instruction.states.astype(h.dtype))
+        if self.fc2 is not None:
+            text = self.fc2(gelu(text))
+        rows = (self.to_q(self.norm(h)), self.to_k(text), self.to_v(text))
+        return tuple(x.reshape(*x.shape[:2], self.heads, -1) for x in rows)
+
+
+def linear(
+    inputs: int, outputs: int, *, bias: bool = True, zero: bool = False, rngs: nnx.Rngs
+) -> Linear:
+    """A layer that trains as an adapter's: weights and bias uniform in ±1/√inputs, or zero."""
+    layer = Linear(inputs, outputs, bias=bias, rngs=rngs)
+    bound = 0.0 if zero else inputs**-0.5
+
+    def draw(*shape: int) -> AdapterParam:
+        return AdapterParam(jax.random.uniform(rngs.params(), shape, minval=-bound, maxval=bound))
+
+    layer.kernel = draw(inputs, outputs)
+    layer.bias = draw(outputs) if bias else None
+    return layer
+
+
+def _norm(width: int) -> LayerNorm:
+    norm = LayerNorm(width, eps=EPS)
+    norm.scale, norm.bias = AdapterParam(norm.scale[...]), AdapterParam(norm.bias[...])
+    return norm

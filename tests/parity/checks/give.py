@@ -1,0 +1,118 @@
+"""Golden checks of GiVE's losses and adapter, gradients included."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from safetensors.numpy import load_file
+
+from perception_jax.interop.export import export_params
+from perception_jax.interop.load import load_params
+from perception_jax.interop.rules import RuleTable
+from perception_jax.models.params import flatten, unflatten
+from perception_jax.systems.give import losses
+from perception_jax.systems.give.adapter import AdapterConfig, AgAdapter, Instruction
+from perception_jax.systems.give.params import adapter_rules
+from tests.parity.cases import Case, assert_close, check
+
+ROWS = {"present": "v", "text": "t", "absent": "v_absent"}
+LOGITS = {"present_logit": "d", "absent_logit": "d_absent"}
+
+
+@check("give", when=lambda case: case.name.startswith("losses"))
+def loss_values_and_gradients(case: Case) -> None:
+    settings, arrays = case.settings, case.arrays
+    given = {name: jnp.asarray(arrays[key]) for name, key in {**ROWS, **LOGITS}.items()}
+    rows, scale = _rows(arrays), jnp.exp(arrays["logit_scale"])
+    assert settings["tau"] == losses.TEMPERATURE
+    np.testing.assert_array_equal(losses.same_meaning(rows), arrays["oitc.ignore"])
+    np.testing.assert_array_equal(
+        losses.positive_pairs(rows).sum(axis=1), arrays["oiic.num_positives"]
+    )
+    for name, parts, absent_rows in (
+        ("oitc", ("v", "t"), True),
+        ("oiic", ("v", "v_absent"), True),
+        ("oiic_present", ("v",), False),
+        ("oid", ("d", "d_absent"), True),
+        ("total", ("v", "t", "v_absent", "d", "d_absent"), True),
+    ):
+        weights = {key: settings[f"w_{key}"] for key in ("oitc", "oiic", "oid")}
+        config = losses.LossConfig(**weights, absent_rows=absent_rows)
+        part = name.removesuffix("_present")
+        loss, gradients = jax.value_and_grad(
+            lambda given, config=config, part=part: getattr(
+                losses.all_losses(config, rows, scale=scale, **given), part
+            )
+        )(given)
+        assert_close(loss, arrays[f"{name}.loss"], what=name)
+        for ours, theirs in {**ROWS, **LOGITS}.items():
+            if theirs in parts:
+                assert_close(
+                    gradients[ours], arrays[f"{name}.grad_{theirs}"], what=f"{name} {ours}"
+                )
+    lonely = {**arrays, "class_id": arrays["no_anchor.class_id"]}
+    loss, gradient = jax.value_and_grad(losses.oiic)(
+        given["present"], _rows(lonely), given["absent"]
+    )
+    assert (float(loss), float(jnp.abs(gradient).max())) == (arrays["no_anchor.oiic_loss"], 0.0)
+
+
+def _rows(arrays: Mapping[str, np.ndarray]) -> losses.Rows:
+    names = {"image": "image_id", "kind": "class_id", "caption": "caption_id"}
+    return losses.Rows(**{ours: jnp.asarray(arrays[key], jnp.int32) for ours, key in names.items()})
+
+
+@check("give", when=lambda case: case.name.startswith("adapter"))
+def adapter_output_attention_and_gradients(case: Case) -> None:
+    for name, part in case.settings["subcases"].items():
+        _adapter(case, name, part)
+
+
+def _adapter(case: Case, name: str, part: Mapping[str, Any]) -> None:
+    settings, arrays = case.settings, case.arrays
+    assert settings["mlp_activation"] == "gelu_erf"
+    config = AdapterConfig(heads=settings["num_heads"], gate=part["gate"] or "none")
+    fresh = AgAdapter(
+        config, settings["vision_width"], settings["text_width"], rngs=nnx.Rngs(params=0)
+    )
+    prefix = f"ag_adapters.{part['block']}"
+    table = RuleTable(rules=adapter_rules(prefix, "adapter", gate=part["gate"] is not None))
+    files = load_file(case.weights)
+    files = {key: value for key, value in files.items() if key.startswith(f"{prefix}.")}
+    abstract = {
+        f"adapter/{path}": jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+        for path, leaf in flatten(fresh).items()
+    }
+    params = load_params(table, files, abstract).params
+    adapter = unflatten(fresh, {path[8:]: leaf for path, leaf in params.items()})
+    h = jnp.asarray(arrays["h"])
+
+    def steer(strength: float) -> Instruction:
+        return Instruction(
+            states=jnp.asarray(arrays["text_states"]),
+            mask=jnp.asarray(arrays["mask"]),
+            strength=jnp.float32(strength),
+        )
+
+    def score(adapter: AgAdapter, h: jax.Array, states: jax.Array) -> jax.Array:
+        given = steer(settings["alpha"])
+        given = Instruction(states=states, mask=given.mask, strength=given.strength)
+        return jnp.sum(adapter(h, given) * arrays["cotangent"])
+
+    assert_close(adapter(h, steer(settings["alpha"])), arrays[f"{name}.out"], what=name)
+    assert_close(adapter(h, steer(1.0)), arrays[f"{name}.out_alpha1"], what=f"{name} whole")
+    assert_close(
+        adapter.attention(h, steer(1.0)), arrays[f"{name}.attention"], what=f"{name} attention"
+    )
+    of_adapter, of_h, of_states = jax.grad(score, argnums=(0, 1, 2))(adapter, h, steer(1.0).states)
+    assert_close(of_h, arrays[f"{name}.grad_h"], what=f"{name} gradient of h")
+    assert_close(of_states, arrays[f"{name}.grad_text_states"], what=f"{name} gradient of states")
+    leaves = {f"adapter/{path}": leaf for path, leaf in flatten(of_adapter).items()}
+    for tensor in export_params(table, leaves):
+        expected = arrays[f"{name}.grad{tensor.name.removeprefix(prefix)}"]
+        assert_close(tensor.read(), expected, what=f"{name} gradient of {tensor.name}")
