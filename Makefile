@@ -24,7 +24,7 @@ help:
 	@echo "make quickstart [ARGS=...]  train a small CLIP on drawn scenes, evaluate it, write a report"
 	@echo "                            ARGS=--config=configs/quickstart.py:short takes about a minute"
 	@echo "make test [ARGS=...]        all tests but the slow ones; ARGS go to pytest"
-	@echo "make parity [ARGS=...]      the same numbers as PyTorch (installs torch and transformers)"
+	@echo "make parity [ARGS=...]      the same numbers as PyTorch (installs torch, transformers, timm, open_clip)"
 	@echo "make lint                   style, formatting and which room imports which"
 	@echo "make clean                  removes caches and build outputs; keeps .venv and runs/"
 
@@ -69,8 +69,9 @@ $(VENV)/.stamp-test: pyproject.toml | $(BIN)/python
 	@$(call install,[test])
 	@touch $@ $(VENV)/.stamp-base
 
-$(VENV)/.stamp-parity: pyproject.toml | $(BIN)/python
+$(VENV)/.stamp-parity: pyproject.toml tests/parity/packages.txt | $(BIN)/python
 	@$(call install,[test$(comma)parity])
+	@$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps -r tests/parity/packages.txt
 	@touch $@ $(VENV)/.stamp-test $(VENV)/.stamp-base
 
 comma := ,

@@ -56,6 +56,8 @@ class Flag:
       help: one sentence.
       required: absent is a usage error.
       choices: the only texts allowed, if any.
+      repeated: each further one adds to the value, a tuple, instead of replacing it; texts are
+        taken as they stand.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Flag:
     help: str = ""
     required: bool = False
     choices: tuple[str, ...] = ()
+    repeated: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -194,7 +197,7 @@ class _Words:
 
     config: str | None = None
     overrides: list[tuple[str, str | None]] = dataclasses.field(default_factory=list)
-    flags: dict[str, str | None] = dataclasses.field(default_factory=dict)
+    flags: dict[str, list[str | None]] = dataclasses.field(default_factory=dict)
     positional: list[str] = dataclasses.field(default_factory=list)
 
 
@@ -218,7 +221,7 @@ def _sort_words(argv: Sequence[str], program: Program) -> _Words:
                 raise UsageError("--config needs a file: write --config=FILE.py[:ARG].")
             words.config = value
         elif name in known:
-            words.flags[name] = value
+            words.flags.setdefault(name, []).append(value)
         else:
             raise UsageError(
                 f"--{name}: there is no such flag."
@@ -232,11 +235,16 @@ def _flag_names(program: Program) -> list[str]:
     return [*config, *(flag.name for flag in program.flags), _TRACEBACK.name, "help"]
 
 
-def _flag_values(texts: Mapping[str, str | None], program: Program) -> dict[str, Any]:
+def _flag_values(texts: Mapping[str, list[str | None]], program: Program) -> dict[str, Any]:
     values = {}
     for flag in (*program.flags, _TRACEBACK):
         if flag.name in texts:
-            values[flag.name] = _flag_value(flag, texts[flag.name])
+            given = texts[flag.name]
+            values[flag.name] = (
+                tuple(_flag_value(flag, text) for text in given)
+                if flag.repeated
+                else _flag_value(flag, given[-1])
+            )
         elif flag.required:
             raise UsageError(f"--{flag.name} is missing. {flag.help}".rstrip())
         else:
@@ -248,6 +256,8 @@ def _flag_value(flag: Flag, text: str | None) -> Any:
     where = f"--{flag.name}"
     if flag.choices and text is not None:
         _check_choice(where, text, flag.choices)
+    if flag.repeated and flag.type is str and text is not None:
+        return text
     is_path = flag.type is pathlib.Path
     kind = str if is_path else flag.type
     value = overrides.parse_value(text, flag.default, kind=kind, where=where)
@@ -323,13 +333,15 @@ def _metavar(flag: Flag) -> str:
 
 
 def _flag_usage(flag: Flag) -> str:
-    return f"--{flag.name}" if flag.type is bool else f"--{flag.name}={_metavar(flag)}"
+    if flag.type is bool:
+        return f"--{flag.name}"
+    return f"--{flag.name}={_metavar(flag)}{' …' if flag.repeated else ''}"
 
 
 def _flag_help(flag: Flag) -> str:
     if flag.required:
         return f"{flag.help} (required)"
-    if flag.default in (None, False, ""):
+    if flag.default in (None, False, "", ()):
         return flag.help
     return f"{flag.help} (default: {flag.default})"
 

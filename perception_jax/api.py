@@ -1,11 +1,14 @@
-"""The front door: `load` a checkpoint from a folder, the hub or the package, `export` one.
+"""The front door: `load` a checkpoint from a folder, a file, the hub or the package, `export` one.
 
-Three layouts are read and written:
+Four layouts are read and written:
 
 - "hf": `config.json`, safetensors, `preprocessor_config.json`, tokenizer files; `transformers`
   loads the folder unchanged;
-- "reference": the authors' names with an `open_clip_config.json`; open_clip loads it;
-- "jax": our own leaf paths (`vision/blocks/attention/q_proj/kernel`) beside the "hf" settings.
+- "reference": the authors' names; open_clip loads the folder (`open_clip_config.json`), and for
+  DINOv2, which has no settings, `load_state_dict` of the authors' model its one file;
+- "timm": timm's names and `config.json`, for DINOv2 and for image towers alone;
+- "jax": our own leaf paths (`vision/blocks/attention/q_proj/kernel`), with the settings of "hf" or
+  of what else the architecture has.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import os
 import pathlib
 import tempfile
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
@@ -24,32 +27,35 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from perception_jax.data import images as image_files
+from perception_jax.data import processor_formats
 from perception_jax.data.processors import ImageProcessor
 from perception_jax.data.records import Image
+from perception_jax.data.siglip_tokenizer import ForeignVocabularyError, SiglipTokenizer
 from perception_jax.data.tokenizers import ClipTokenizer
 from perception_jax.errors import CheckpointError, ConfigError
-from perception_jax.interop.checkpoint_dir import open_checkpoint, read_json
+from perception_jax.interop import hub
+from perception_jax.interop.checkpoint_dir import (
+    OPEN_CLIP_SINGLE,
+    SINGLE,
+    WEIGHT_SUFFIXES,
+    read_json,
+)
 from perception_jax.interop.export import export_params
 from perception_jax.interop.load import load_params
 from perception_jax.interop.report import KeyReport
 from perception_jax.interop.rules import RuleTable, identity_table
-from perception_jax.interop.writer import write_checkpoint
+from perception_jax.interop.source import OPEN_CLIP_CONFIG, Layout, Source, open_source
+from perception_jax.interop.writer import MAX_SHARD, write_checkpoint
+from perception_jax.models.identify import Identified, identify
 from perception_jax.models.params import flatten, unflatten
-from perception_jax.models.registry import (
-    Architecture,
-    architecture,
-    architecture_of,
-    open_clip_architecture,
-)
+from perception_jax.models.registry import Architecture, architecture_of
 from perception_jax.ops.image import normalise
 from perception_jax.shard.rules import shardings as make_shardings
-
-Layout = Literal["hf", "reference", "jax"]
 
 SHIPPED = ("scenes-clip",)
 """Weights inside the package, by name."""
 
-_OPEN_CLIP_CONFIG = "open_clip_config.json"
+Tokenizer = ClipTokenizer | SiglipTokenizer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,11 +64,11 @@ class Processor:
 
     Attributes:
       image: resize and crop on the host, and the mean and standard deviation.
-      tokenizer: None if the checkpoint carries no vocabulary.
+      tokenizer: None if the checkpoint carries no vocabulary, or one that is not read here.
     """
 
     image: ImageProcessor
-    tokenizer: ClipTokenizer | None
+    tokenizer: Tokenizer | None
 
     def images(self, images: Sequence[Image]) -> Float[Array, "B S S 3"]:
         """Decodes (arrays, bytes or paths), processes and normalises.
@@ -81,8 +87,9 @@ class Processor:
         """
         if self.tokenizer is None:
             raise CheckpointError(
-                "this checkpoint came without tokenizer files: expected tokenizer.json, or "
-                "vocab.json and merges.txt, in its folder. Add them and load again."
+                "this checkpoint came without a tokenizer that is read here: expected CLIP's (a "
+                "tokenizer.json, or vocab.json and merges.txt) or SigLIP's (tokenizer.json or "
+                "spiece.model) in its folder. Add the files and load again, or pass token ids."
             )
         return jax.numpy.asarray(self.tokenizer(texts).ids)
 
@@ -107,44 +114,56 @@ class Loaded:
 def load(
     source: str | os.PathLike[str],
     *,
+    config: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    section: str | None = None,
+    prefix: str = "",
     dtype: np.typing.DTypeLike | None = None,
     mesh: jax.sharding.Mesh | None = None,
 ) -> Loaded:
     """Loads a checkpoint.
 
     Args:
-      source: a folder, the name of weights in the package (`SHIPPED`), or a hub id
-        ("openai/clip-vit-base-patch16"; needs the extra [hub] and a connection).
+      source: a folder, a file with weights (`.safetensors`, `.bin`, `.pth`, `.pt`), the name of
+        weights in the package (`SHIPPED`), or a hub id ("openai/clip-vit-base-patch16"; needs the
+        extra [hub] and a connection).
+      config: the settings, or a JSON file or folder with them. None looks beside the weights;
+        DINOv2's own files and OpenAI's archives need none.
+      section: for torch files that hold several state dicts, the dotted name of one ("teacher").
+      prefix: loads a part of a larger checkpoint: the tensors whose names begin so. Without a
+        temperature among them it is the image tower, e.g. a LLaVA's with
+        `prefix="model.vision_tower.vision_tower."`, or a CLIP's with `prefix="vision_model."`.
       dtype: of the floating leaves; None keeps what the file stores.
       mesh: places each leaf on it by the model's sharding rules, tensor by tensor.
 
     Raises:
-      CheckpointError: nothing to load there, damaged files, or names and shapes that do not fit.
-      ConfigError: an architecture that is not built here.
+      CheckpointError: nothing to load there, damaged or refused files, or names and shapes that do
+        not fit.
+      ConfigError: an architecture that is not built here, or settings that make no sense.
     """
-    folder = _find(source)
-    layout, settings = _read_settings(folder)
-    arch = (
-        open_clip_architecture(settings)
-        if layout == "reference"
-        else architecture(settings.get("model_type", "clip"))
-    )
-    _check_layout(arch, layout, arch.read_config)
-    config = arch.read_config["hf" if layout == "jax" else layout](settings)
-    model = nnx.eval_shape(lambda: arch.build(config, rngs=nnx.Rngs(params=0)))
-    abstract = flatten(model)
+    found = open_source(_find(source), config=config, section=section, prefix=prefix)
+    shapes = {name: spec.shape for name, spec in found.files.specs.items()}
+    model = identify(found.settings, found.layout, shapes, part=bool(prefix))
+    if model is None:
+        raise CheckpointError(
+            f"expected config.json (Hugging Face, timm) or {OPEN_CLIP_CONFIG} beside the weights "
+            f"of {found.path}, found neither, and the names of its {len(shapes)} tensors (e.g. "
+            f"{', '.join(list(shapes)[:3])}) do not tell the model. Give the settings as `config`."
+        )
+    arch = model.architecture
+    abstract_model = nnx.eval_shape(lambda: arch.build(model.config, rngs=nnx.Rngs(params=0)))
+    abstract = flatten(abstract_model)
     loaded = load_params(
-        _table(arch, layout, config, abstract),
-        open_checkpoint(folder),
+        _table(arch, model.layout, model.config, abstract),
+        found.files,
         abstract,
         dtype=dtype,
         shardings=None if mesh is None else make_shardings(abstract, arch.shardings, mesh),
     )
     return Loaded(
-        model=unflatten(model, loaded.params),
-        config=config,
-        processor=_read_processor(folder, arch, config, layout, settings),
-        report=loaded.report,
+        model=unflatten(abstract_model, loaded.params),
+        config=model.config,
+        processor=_read_processor(found, model),
+        report=dataclasses.replace(loaded.report, aside=found.aside),
     )
 
 
@@ -167,30 +186,46 @@ def export(
         one of the leaves.
       ConfigError: the layout cannot express the configuration.
     """
-    if layout not in ("hf", "reference", "jax"):
-        raise ConfigError(f"layout: expected 'hf', 'reference' or 'jax', found {layout!r}.")
     arch = architecture_of(loaded.config)
-    _check_layout(arch, layout, arch.write_config)
+    write = arch.write_config.get(arch.settings_layout(layout))
+    if write is None:
+        known = [*arch.write_config, *(["jax"] if "hf" in arch.write_config else [])]
+        raise ConfigError(
+            f"{arch.name} has no configuration file in the layout {layout!r}; it has: "
+            f"{', '.join(dict.fromkeys(known))}. Use one of these."
+        )
     params = flatten(loaded.model)
-    extras: dict[str, Any] = {}
-    if layout == "reference":
-        mean, std = loaded.processor.image.mean, loaded.processor.image.std
-        extras[_OPEN_CLIP_CONFIG] = {
-            "model_cfg": arch.write_config["reference"](loaded.config),
-            "preprocess_cfg": {"mean": list(mean), "std": list(std)},
-        }
-        settings = None
-    else:
-        settings = arch.write_config["hf"](loaded.config)
-        settings |= {"perception_jax_layout": "jax"} if layout == "jax" else {}
-        extras["preprocessor_config.json"] = loaded.processor.image.to_hf()
+    files = _settings_files(arch, layout, write(loaded.config), loaded.processor.image)
     write_checkpoint(
         directory,
         export_params(_table(arch, layout, loaded.config, params), params),
-        settings,
-        extras | _tokenizer_files(loaded.processor.tokenizer),
+        extras=files | _tokenizer_files(loaded.processor.tokenizer),
+        # open_clip and timm read no shards, and open_clip looks for a name of its own.
+        weights=OPEN_CLIP_SINGLE if OPEN_CLIP_CONFIG in files else SINGLE,
+        max_shard_bytes=MAX_SHARD if layout in ("hf", "jax") else 2**63,
         overwrite=overwrite,
     )
+
+
+def table_of(loaded: Loaded, layout: Layout) -> RuleTable:
+    """The name rules by which `export` writes a model in a layout."""
+    return _table(architecture_of(loaded.config), layout, loaded.config, flatten(loaded.model))
+
+
+def _settings_files(
+    arch: Architecture, layout: Layout, settings: dict[str, Any] | None, image: ImageProcessor
+) -> dict[str, Any]:
+    if settings is None:
+        return {}
+    if layout == "reference":
+        preprocess = processor_formats.to_open_clip(image)
+        return {OPEN_CLIP_CONFIG: {"model_cfg": settings, "preprocess_cfg": preprocess}}
+    if layout == "timm":
+        weights = settings["pretrained_cfg"] | processor_formats.to_timm(image)
+        return {"config.json": settings | {"pretrained_cfg": weights}}
+    if layout == "jax":
+        settings = settings | {"perception_jax_layout": "jax", "model_type": arch.name}
+    return {"config.json": settings, "preprocessor_config.json": image.to_hf()}
 
 
 def _find(source: str | os.PathLike[str]) -> pathlib.Path:
@@ -200,97 +235,68 @@ def _find(source: str | os.PathLike[str]) -> pathlib.Path:
     name = os.fspath(source)
     if name in SHIPPED:
         return pathlib.Path(str(importlib.resources.files("perception_jax") / "weights" / name))
-    if path.exists():
+    if path.is_file():
+        return path
+    if name.count("/") != 1 or name.startswith((".", "/")) or name.endswith(WEIGHT_SUFFIXES):
         raise CheckpointError(
-            f"expected a folder with config.json and weights, found the file {path}: put it into "
-            "a folder with its configuration and load that."
+            f"{name!r} is neither a folder or file, nor shipped weights ({', '.join(SHIPPED)}), "
+            "nor a hub id of the form owner/name."
         )
-    if name.count("/") != 1 or name.startswith((".", "/")):
-        raise CheckpointError(
-            f"{name!r} is neither a folder, nor shipped weights ({', '.join(SHIPPED)}), nor a hub "
-            "id of the form owner/name."
-        )
-    return _download(name)
+    return hub.fetch(name)
 
 
-def _download(name: str) -> pathlib.Path:
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise CheckpointError(
-            f"{name!r} is no local folder; to fetch it from the hub: "
-            "pip install 'perception_jax[hub]'"
-        ) from error
-    patterns = ["*.json", "*.safetensors", "*.txt"]
-    try:
-        return pathlib.Path(snapshot_download(name, allow_patterns=patterns))
-    except Exception as error:  # the hub's client raises many unrelated types
-        raise CheckpointError(
-            f"cannot fetch {name!r} from the hub: {error}. Check the name and the connection, or "
-            "download the folder elsewhere and give its path."
-        ) from error
-
-
-def _read_settings(folder: pathlib.Path) -> tuple[Layout, dict[str, Any]]:
-    if (folder / "config.json").is_file():
-        settings = read_json(folder / "config.json")
-        return settings.get("perception_jax_layout", "hf"), settings
-    if (folder / _OPEN_CLIP_CONFIG).is_file():
-        return "reference", read_json(folder / _OPEN_CLIP_CONFIG)
-    raise CheckpointError(
-        f"expected config.json (Hugging Face) or {_OPEN_CLIP_CONFIG} in {folder}, found "
-        f"{sorted(item.name for item in folder.iterdir())[:20]}."
-    )
-
-
-def _check_layout(arch: Architecture, layout: Layout, formats: Mapping[str, Any]) -> None:
-    """The "jax" layout keeps its settings in the format of "hf"."""
-    if ("hf" if layout == "jax" else layout) not in formats:
-        known = [*formats, "jax"] if "hf" in formats else list(formats)
-        raise ConfigError(
-            f"{arch.name} has no configuration file in the layout {layout!r}; it has: "
-            f"{', '.join(known)}. Use one of these."
-        )
-
-
-def _table(arch: Architecture, layout: Layout, config: Any, leaves: Mapping[str, Any]) -> RuleTable:
+def _table(arch: Architecture, layout: str, config: Any, leaves: Mapping[str, Any]) -> RuleTable:
     return identity_table(leaves) if layout == "jax" else arch.tables[layout](config)
 
 
-def _read_processor(
-    folder: pathlib.Path,
-    arch: Architecture,
-    config: Any,
-    layout: Layout,
-    settings: Mapping[str, Any],
-) -> Processor:
-    size = arch.image_size(config)
-    if (folder / "preprocessor_config.json").is_file():
-        image = ImageProcessor.from_hf(read_json(folder / "preprocessor_config.json"))
-    elif layout == "reference":
-        given = settings.get("preprocess_cfg", {})
-        named = {"mean": arch.mean, "std": arch.std}
-        named |= {key: tuple(given[key]) for key in ("mean", "std") if key in given}
-        mode = "squash" if given.get("resize_mode") == "squash" else "tv_crop"
-        image = ImageProcessor(size=size, mode=mode, **named)
-    else:
-        image = ImageProcessor(size=size, mean=arch.mean, std=arch.std)
-    context = arch.context(config)
-    vocabulary = ("tokenizer.json", "vocab.json")
-    if arch.name not in ("clip", "eva"):  # other vocabularies than CLIP's are not read
-        tokenizer = None
-    elif any((folder / name).is_file() for name in vocabulary):
-        tokenizer = ClipTokenizer.from_directory(folder, context)
-    elif layout == "reference":
-        tokenizer = ClipTokenizer.shipped(context=context, pad_id=0)
-    else:
-        tokenizer = None
+def _read_processor(found: Source, model: Identified) -> Processor:
+    arch, layout = model.architecture, model.layout
+    image = _read_image_processor(found, model)
+    tokenizer = None
+    if arch.tokenizer is not None:
+        tokenizer = _read_tokenizer(found, arch, arch.context(model.config), layout)
     return Processor(image=image, tokenizer=tokenizer)
 
 
-def _tokenizer_files(tokenizer: ClipTokenizer | None) -> dict[str, str]:
+def _read_image_processor(found: Source, model: Identified) -> ImageProcessor:
+    arch = model.architecture
+    defaults = {"size": arch.image_size(model.config), "mean": arch.mean, "std": arch.std}
+    if found.layout == "timm":
+        settings = found.settings.get("pretrained_cfg", found.settings)
+        return processor_formats.from_timm(settings, **defaults)
+    if found.layout == "reference" and "preprocess_cfg" in found.settings:
+        return processor_formats.from_open_clip(found.settings["preprocess_cfg"], **defaults)
+    for folder in found.folders:
+        if (file := folder / "preprocessor_config.json").is_file():
+            return ImageProcessor.from_hf(read_json(file))
+    # What the authors' code does: torchvision's crop, or Hugging Face's.
+    mode = "tv_crop" if model.layout in ("reference", "timm") else "hf_crop"
+    return ImageProcessor(mode=mode, resize=arch.resize, **defaults)
+
+
+def _read_tokenizer(
+    found: Source, arch: Architecture, context: int, layout: str
+) -> Tokenizer | None:
+    def holding(*names: str) -> pathlib.Path | None:
+        folders = (f for f in found.folders if any((f / name).is_file() for name in names))
+        return next(folders, None)
+
+    if arch.tokenizer == "siglip":
+        folder = holding("tokenizer.json", "spiece.model")
+        clean = "open_clip" if layout == "reference" else "hf"
+        try:
+            return folder and SiglipTokenizer.from_directory(folder, context, clean)
+        except ForeignVocabularyError:  # SigLIP 2 has Gemma's
+            return None
+    if (folder := holding("tokenizer.json", "vocab.json")) is not None:
+        return ClipTokenizer.from_directory(folder, context)
+    # The authors' code brings its vocabulary along; checkpoints do not carry it.
+    return ClipTokenizer.shipped(context=context, pad_id=0) if layout == "reference" else None
+
+
+def _tokenizer_files(tokenizer: Tokenizer | None) -> dict[str, bytes]:
     if tokenizer is None:
         return {}
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save(folder)
-        return {item.name: item.read_text("utf-8") for item in pathlib.Path(folder).iterdir()}
+        return {item.name: item.read_bytes() for item in pathlib.Path(folder).iterdir()}

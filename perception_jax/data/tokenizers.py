@@ -174,7 +174,7 @@ class ClipTokenizer:
         ended_before = np.cumsum(ids == self.end_id, axis=1) - (ids == self.end_id)
         return Tokens(ids, ended_before == 0)
 
-    def decode(self, ids: Int[np.ndarray, T]) -> str:
+    def decode(self, ids: Int[np.ndarray, "T"]) -> str:
         """The text of one row of ids, up to its end token; for people to read."""
         ended = np.flatnonzero(ids == self.end_id)
         body = ids[: ended[0]] if ended.size else ids

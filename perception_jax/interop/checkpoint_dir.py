@@ -21,16 +21,45 @@ from perception_jax.interop.torch_reader import open_torch
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-_KNOWN = (
-    INDEX,
-    SINGLE,
-    "open_clip_model.safetensors",
-    "pytorch_model.bin.index.json",
-    "pytorch_model.bin",
-    "open_clip_pytorch_model.bin",
-)
-"""In order of preference: safetensors before formats that need the restricted reader."""
+PLAIN = (INDEX, SINGLE, "pytorch_model.bin.index.json", "pytorch_model.bin")
+"""Weights of Hugging Face, timm and ours."""
+OPEN_CLIP_SINGLE = "open_clip_model.safetensors"
+OPEN_CLIP = (OPEN_CLIP_SINGLE, "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
+"""Weights of open_clip, which may lie beside those of Hugging Face or timm."""
 _TORCH_SUFFIXES = (".bin", ".pth", ".pt", ".ckpt")
+WEIGHT_SUFFIXES = (".safetensors", *_TORCH_SUFFIXES)
+
+
+class Part(TensorFiles):
+    """The tensors below a prefix, which their names then lack.
+
+    Attributes:
+      aside: names of all the others.
+
+    Raises:
+      CheckpointError: no name begins with the prefix.
+    """
+
+    def __init__(self, files: TensorFiles, prefix: str):
+        self._files, self._prefix = files, prefix
+        self.specs = {
+            name[len(prefix) :]: spec
+            for name, spec in files.specs.items()
+            if name.startswith(prefix) and name != prefix
+        }
+        self.aside = tuple(name for name in files if name == prefix or not name.startswith(prefix))
+        if not self.specs:
+            first = {".".join(name.split(".")[:2]) + "." for name in files}
+            raise CheckpointError(
+                f"Expected names that begin with the prefix {prefix!r}, found names that begin "
+                f"with {', '.join(sorted(first)[:12])}"
+            )
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._files[self._prefix + name]
+
+    def check(self, name: str) -> None:
+        self._files.check(self._prefix + name)
 
 
 class JoinedFiles(TensorFiles):
@@ -60,13 +89,20 @@ class JoinedFiles(TensorFiles):
         self._owners[name].check(name)
 
 
-def open_checkpoint(path: str | os.PathLike[str], *, section: str | None = None) -> TensorFiles:
+def open_checkpoint(
+    path: str | os.PathLike[str],
+    *,
+    section: str | None = None,
+    prefer: Sequence[str] = (*PLAIN[:2], *OPEN_CLIP[:2], *PLAIN[2:], *OPEN_CLIP[2:]),
+) -> TensorFiles:
     """The tensors of a checkpoint file or folder; nothing but headers is read.
 
     Args:
       path: a `.safetensors`, `.bin`, `.pth`, `.pt` or `.ckpt` file, or a folder that holds one or
-        an index of shards. In folders safetensors are preferred.
+        an index of shards.
       section: for torch files that hold several models, the dotted name of the one to read.
+      prefer: file names of a folder in order of preference; by default safetensors before formats
+        that need the restricted reader.
 
     Raises:
       CheckpointError: nothing to read is there, a shard is missing, or a file is damaged, refused
@@ -74,7 +110,7 @@ def open_checkpoint(path: str | os.PathLike[str], *, section: str | None = None)
     """
     path = pathlib.Path(path)
     if path.is_dir():
-        path = _weights_file(path)
+        path = _weights_file(path, prefer)
     if path.name.endswith(".index.json"):
         return _open_shards(path, section)
     if not path.is_file():
@@ -114,8 +150,8 @@ def _open_file(path: pathlib.Path, section: str | None) -> TensorFiles:
     )
 
 
-def _weights_file(folder: pathlib.Path) -> pathlib.Path:
-    for name in _KNOWN:
+def _weights_file(folder: pathlib.Path, prefer: Sequence[str]) -> pathlib.Path:
+    for name in prefer:
         if (folder / name).is_file():
             return folder / name
     present = sorted(item.name for item in folder.iterdir())

@@ -22,6 +22,7 @@ class KeyReport:
       buffers: their names that hold no parameters and were as expected.
       copies: their names that repeat a tensor under another name, and were equal to it.
       dtypes: (stored dtype, loaded dtype) → number of leaves.
+      aside: names of theirs that lie outside the part that was asked for.
     """
 
     tensors: int
@@ -34,6 +35,7 @@ class KeyReport:
     buffers: tuple[str, ...]
     copies: tuple[str, ...]
     dtypes: Mapping[tuple[str, str], int]
+    aside: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [
@@ -51,6 +53,8 @@ class KeyReport:
             lines.append(f"  constant {_few(names)} = {value}, never stored in this layout")
         if self.buffers:
             lines.append(f"  buffer   {_few(self.buffers)}: as computed from the configuration")
+        if self.aside:
+            lines.append(f"  aside    {_few(self.aside)}: outside the part that was asked for")
         if self.copies:
             lines.append(f"  copy     {_few(self.copies)}: equal to the tensor it repeats")
         return "\n".join(lines)

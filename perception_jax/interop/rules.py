@@ -35,7 +35,9 @@ from perception_jax.interop.transforms import (
     Chain,
     Concat,
     Constant,
+    Dropped,
     ExtraAxes,
+    FoldedPosition,
     Identity,
     Permute,
     Reshape,
@@ -53,7 +55,9 @@ __all__ = [
     "Chain",
     "Concat",
     "Constant",
+    "Dropped",
     "ExtraAxes",
+    "FoldedPosition",
     "Identity",
     "Ignore",
     "Permute",
@@ -242,6 +246,22 @@ class RuleTable:
                 dataclasses.replace(item, under=source + item.under) for item in self.renames
             ),
             buffers={source + name: value for name, value in self.buffers.items()},
+        )
+
+    def part(self, source: str, target: str) -> RuleTable:
+        """The inverse of `under`: the rules below the prefixes, which the names then lack."""
+        return dataclasses.replace(
+            self,
+            rules=tuple(
+                dataclasses.replace(
+                    rule,
+                    source=tuple(name.removeprefix(source) for name in rule.sources),
+                    target=tuple(path.removeprefix(target) for path in rule.targets),
+                    copies=tuple(name.removeprefix(source) for name in rule.copies),
+                )
+                for rule in self.rules
+                if all(path.startswith(target) for path in rule.targets)
+            ),
         )
 
     def __add__(self, other: RuleTable) -> RuleTable:

@@ -221,6 +221,32 @@ class Concat:
 
 
 @dataclasses.dataclass(frozen=True)
+class FoldedPosition:
+    """A class token that already holds its position, whose row their table therefore lacks.
+
+    Theirs: token `(1, 1, D)` and table `(1, N, D)`. Ours: token `(D,)` and table `(1 + N, D)`, with
+    zeros in the first row after an import. An export adds that row to the token.
+    """
+
+    def to_ours(self, theirs: Sequence[Array], shapes: Sequence[Shape]) -> list[Array]:
+        token, table = theirs
+        row = np.zeros((1, table.shape[2]), table.dtype)
+        return [token.reshape(shapes[0]), np.concatenate([row, table[0]])]
+
+    def to_theirs(self, ours: Sequence[Array]) -> list[Array]:
+        token, table = ours
+        # Adding zero would turn -0.0 into 0.0.
+        token = np.where(table[0] == 0, token, token + table[0])
+        return [token[None, None], table[None, 1:]]
+
+    def their_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
+        (width,), (rows, columns) = shapes
+        if width != columns or rows < 1:
+            raise ValueError(f"a token {shapes[0]} and a table {shapes[1]} do not belong together")
+        return [(1, 1, width), (1, rows - 1, width)]
+
+
+@dataclasses.dataclass(frozen=True)
 class Constant:
     """A leaf of ours that their model does not have because it always holds `value` there.
 
@@ -243,6 +269,21 @@ class Constant:
 
     def their_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
         return []
+
+
+@dataclasses.dataclass(frozen=True)
+class Dropped(Constant):
+    """A leaf of ours that only training needs and that their model has no name for.
+
+    `value` after an import; an export leaves it out, whatever it holds.
+    """
+
+    def to_theirs(self, ours: Sequence[Array]) -> list[Array]:
+        return []
+
+
+LOSSY = (Dropped, FoldedPosition)
+"""Transforms after which a leaf may come back with other values; the outputs stay the same."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,7 @@ from perception_jax.interop.checkpoint_dir import open_checkpoint
 from perception_jax.interop.plan import listing
 from perception_jax.interop.rules import RuleTable
 from perception_jax.interop.tensors import tensor_specs
+from perception_jax.interop.transforms import LOSSY
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +83,29 @@ def verify_roundtrip(
             + listing(sorted(problems))
         )
     return RoundTrip(equal, cast, tuple(dropped), tuple(sorted(after.keys() - names.keys())))
+
+
+def changed_leaves(
+    table: RuleTable, expected: Mapping[str, jax.Array], found: Mapping[str, jax.Array]
+) -> tuple[str, ...]:
+    """Leaves that a layout cannot hold as they were, and that came back with other values.
+
+    The outputs do not change: e.g. a class token that took up its position.
+
+    Args:
+      table: of that layout.
+      expected, found: our leaves before the export and after the import.
+    """
+    lossy = {
+        path
+        for rule in table.rules
+        if isinstance(rule.transform, LOSSY)
+        for path in rule.targets
+        if path in expected and path in found
+    }
+    return tuple(
+        sorted(p for p in lossy if _difference(np.asarray(expected[p]), np.asarray(found[p])))
+    )
 
 
 def compare_params(

@@ -30,6 +30,7 @@ def write_checkpoint(
     config: Mapping[str, Any] | None = None,
     extras: Mapping[str, bytes | str | Mapping[str, Any]] | None = None,
     *,
+    weights: str = SINGLE,
     max_shard_bytes: int = MAX_SHARD,
     overwrite: bool = False,
 ) -> None:
@@ -40,6 +41,7 @@ def write_checkpoint(
       tensors: e.g. from `export_params`; host memory holds one at a time.
       config: contents of `config.json`; None writes none.
       extras: file name → contents; a mapping is written as JSON.
+      weights: name of the weights' file where they are not split.
       max_shard_bytes: a larger checkpoint is split; a tensor is never split.
       overwrite: replace a folder that is not empty. The old one stays until the new one is whole.
 
@@ -57,7 +59,7 @@ def write_checkpoint(
         if not is_plain_name(name):
             raise CheckpointError(f"Expected plain names of extra files, found {name!r}.")
     with _replacing(target, sum(t.spec.nbytes for shard in shards for t in shard)) as folder:
-        _write_shards(folder, shards)
+        _write_shards(folder, shards, weights)
         for name, content in files.items():
             _write_file(folder / name, content)
         _sync(folder)
@@ -134,11 +136,13 @@ def _umask() -> int:
     return mask
 
 
-def _write_shards(folder: pathlib.Path, shards: Sequence[Sequence[LazyTensor]]) -> None:
+def _write_shards(
+    folder: pathlib.Path, shards: Sequence[Sequence[LazyTensor]], single: str
+) -> None:
     # transformers looks for this entry before it accepts a file.
     metadata = {"format": "pt"}
     if len(shards) == 1:
-        write_safetensors(folder / SINGLE, shards[0], metadata)
+        write_safetensors(folder / single, shards[0], metadata)
         return
     names: dict[str, str] = {}
     for k, shard in enumerate(shards):

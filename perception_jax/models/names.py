@@ -5,7 +5,13 @@ Our side is always `nn.transformer.Block`: norm1, attention, norm2, mlp.
 
 from __future__ import annotations
 
-from perception_jax.interop.rules import SPLIT_LINEAR, Rule, Split, linear, norm
+from perception_jax.interop.rules import SPLIT_LINEAR, Rename, Rule, Split, linear, norm
+
+BARE_TEXT = Rename(
+    r"^(text_projection|positional_embedding|token_embedding|transformer|ln_final)(?=\.|$)",
+    r"text.\1",
+)
+"""open_clip models with a separate text tower also take files that name it as CLIP does."""
 
 
 def hf_blocks(source: str, target: str) -> tuple[Rule, ...]:

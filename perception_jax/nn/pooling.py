@@ -1,15 +1,17 @@
-"""Attention pooling (SigLIP's MAP head). Letters: B batch, T tokens, D width."""
+"""Attention pooling (SigLIP's MAP head). Letters: B batch, T tokens, D width, N heads."""
 
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from perception_jax.nn.attention import attend
+from perception_jax.nn.attention import attend, probabilities
 from perception_jax.nn.linear import Linear
 from perception_jax.nn.mlp import Mlp
 from perception_jax.nn.norms import LayerNorm
+from perception_jax.nn.taps import PoolTap
 
 
 class MapHead(nnx.Module):
@@ -28,7 +30,10 @@ class MapHead(nnx.Module):
         self.norm = LayerNorm(width, eps=eps)
         self.mlp = Mlp(width, mlp_dim, act=act, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B D"]:
+    def __call__(
+        self, x: Float[Array, "B T D"], *, tap: PoolTap | None = None
+    ) -> tuple[Float[Array, "B D"], Float[Array, "B N T"] | None]:
+        """The pooled token and, if tapped, the query's attention (float32)."""
         batch, _, width = x.shape
         query = self.q_proj(self.probe[...].astype(x.dtype)[None, None])
         query = query.reshape(1, 1, self.heads, -1).repeat(batch, axis=0)
@@ -36,5 +41,11 @@ class MapHead(nnx.Module):
             proj(x).reshape(batch, -1, self.heads, width // self.heads)
             for proj in (self.k_proj, self.v_proj)
         )
-        y = self.out_proj(attend(query, k, v).reshape(batch, width))
-        return y + self.mlp(self.norm(y))
+        y = attend(query, k, v)
+        recorded = None
+        if tap is not None:
+            recorded = probabilities(query, k)[:, :, 0]
+            if tap.probe is not None:
+                y = y + jnp.einsum("bnt,btnh->bnh", tap.probe.astype(v.dtype), v)[:, None]
+        y = self.out_proj(y.reshape(batch, width))
+        return y + self.mlp(self.norm(y)), recorded

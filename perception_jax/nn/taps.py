@@ -15,6 +15,9 @@ differentiate a score with respect to them; the attention output is linear in th
         return model.image(pixels, taps=taps.with_probes(probes)).embedding[:, 7].sum()
     gradient = jax.grad(score)(taps.zeros(depth=12, batch=B, heads=N, keys=T))
 
+A tower that pools by attention (SigLIP) records and probes its head in the same way: `pool` and
+`pool_probe`.
+
 Letters: L layers, B batch, N heads, Q query rows, K keys, T tokens.
 """
 
@@ -32,8 +35,8 @@ from perception_jax.errors import ConfigError
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=("rows", "probes"),
-    meta_fields=("attention", "hidden"),
+    data_fields=("rows", "probes", "pool_probe"),
+    meta_fields=("attention", "hidden", "pool"),
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Taps:
@@ -46,16 +49,31 @@ class Taps:
       rows: int[Q] query positions for the whole batch, or int[B, Q] per example; None is all.
       probes: float[L, B, N, Q, K] added to the recorded probabilities where they meet the values;
         zeros by intent, there to be differentiated through. L follows `attention` in layer order.
+      pool: whether the attention of the pooling head is recorded; image towers without such a
+        head refuse.
+      pool_probe: float[B, N, T], for the head what `probes` is for the layers; implies `pool`.
     """
 
     attention: tuple[int, ...] = ()
     hidden: tuple[int, ...] = ()
     rows: Int[Array, "*R Q"] | None = None
     probes: Float[Array, "L B N Q K"] | None = None
+    pool: bool = False
+    pool_probe: Float[Array, "B N T"] | None = None
 
     def with_probes(self, probes: Float[Array, "L B N Q K"]) -> Taps:
         """The same taps with `probes` to differentiate through."""
         return dataclasses.replace(self, probes=probes)
+
+    def with_pool_probe(self, probe: Float[Array, "B N T"]) -> Taps:
+        """The same taps with a probe of the pooling head to differentiate through."""
+        return dataclasses.replace(self, pool_probe=probe)
+
+    @property
+    def of_pool(self) -> PoolTap | None:
+        """The part that concerns the pooling head."""
+        asked = self.pool or self.pool_probe is not None
+        return PoolTap(probe=self.pool_probe) if asked else None
 
     def zeros(self, *, depth: int, batch: int, heads: int, keys: int) -> Float[Array, "L B N Q K"]:
         """Zero probes of the right shape for a stack of `depth` blocks."""
@@ -71,6 +89,28 @@ class LayerTap:
 
     rows: Int[Array, "*R Q"] | None = None
     probe: Float[Array, "B N Q K"] | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PoolTap:
+    """The part of `Taps` that concerns an attention pooling head."""
+
+    probe: Float[Array, "B N T"] | None = None
+
+
+def refuse_pool(taps: Taps | None) -> None:
+    """For a tower that is read at a token.
+
+    Raises:
+      ConfigError: `taps` ask for a pooling head.
+    """
+    if taps is not None and taps.of_pool is not None:
+        raise ConfigError(
+            "taps ask for the attention of a pooling head, but this tower is read at its class "
+            "token: tap a layer's row of that token instead, e.g. "
+            "Taps(attention=(-1,), rows=jnp.array([0]))."
+        )
 
 
 def layer_indices(layers: tuple[int, ...], depth: int) -> tuple[int, ...]:

@@ -1,12 +1,18 @@
-"""What every image or text tower returns. Letters: B batch, T tokens, D width, L layers, N heads,
-Q query rows, E embedding width."""
+"""What image and text towers share: their output, the tokens they start from, the comparison.
+
+Letters: B batch (of images), T tokens or texts, P patches, D width, L layers, N heads, Q query
+rows, E embedding width, R registers.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from perception_jax.ops.losses import unit
 
 
 @jax.tree_util.register_dataclass
@@ -20,6 +26,9 @@ class TowerOutput:
       tokens: all tokens; see the tower for whether the final norm has been applied.
       hidden: hidden states asked for by `Taps.hidden`, in layer order.
       attention: attention rows asked for by `Taps.attention`, in layer order.
+      pool_attention: of the attention pooling, asked for by `Taps.pool`.
+      grid: rows and columns of patches (static); None for texts.
+      prefix: tokens before the patches: class token and registers (static).
     """
 
     embedding: Float[Array, "B E"] | None
@@ -27,3 +36,54 @@ class TowerOutput:
     tokens: Float[Array, "B T D"]
     hidden: Float[Array, "L B T D"] | None = None
     attention: Float[Array, "L B N Q T"] | None = None
+    pool_attention: Float[Array, "B N T"] | None = None
+    grid: tuple[int, int] | None = dataclasses.field(default=None, metadata={"static": True})
+    prefix: int = dataclasses.field(default=0, metadata={"static": True})
+
+    @property
+    def patches(self) -> Float[Array, "B P D"]:
+        """The tokens of the patches, row-major on `grid`."""
+        return self.tokens[:, self.prefix :]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ContrastiveOutput:
+    """Attributes:
+    image_embeds, text_embeds: unit vectors, float32.
+    logits_per_image: scaled cosines of every image with every text, plus the bias, float32.
+    """
+
+    image_embeds: Float[Array, "B E"]
+    text_embeds: Float[Array, "T E"]
+    logits_per_image: Float[Array, "B T"]
+
+
+def contrast(
+    image: Float[Array, "B E"],
+    text: Float[Array, "T E"],
+    logit_scale: Float[Array, ""],
+    logit_bias: Float[Array, ""] | None = None,
+) -> ContrastiveOutput:
+    """Compares embeddings of any length: `exp(logit_scale) * cosine + logit_bias`, in float32."""
+    image, text = unit(image), unit(text)
+    logits = jnp.exp(logit_scale.astype(jnp.float32)) * image @ text.T
+    if logit_bias is not None:
+        logits = logits + logit_bias.astype(jnp.float32)
+    return ContrastiveOutput(image_embeds=image, text_embeds=text, logits_per_image=logits)
+
+
+def with_class_token(
+    patches: Float[Array, "B P D"],
+    class_token: Float[Array, "D"],
+    positions: Float[Array, "1+P D"],
+    registers: Float[Array, "R D"] | None = None,
+) -> Float[Array, "B T D"]:
+    """Class token, registers, patches; positions are added to all but the registers."""
+    positions = positions.astype(patches.dtype)
+    front = [class_token.astype(patches.dtype)[None] + positions[:1]]
+    if registers is not None:
+        front.append(registers.astype(patches.dtype))
+    start = jnp.concatenate(front)
+    start = jnp.broadcast_to(start, (patches.shape[0], *start.shape))
+    return jnp.concatenate([start, patches + positions[1:]], axis=1)

@@ -9,6 +9,7 @@ import pytest
 
 import perception_jax
 from perception_jax.api import Layout
+from tests.parity.measures import Row
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -71,9 +72,13 @@ def test_both_ways(theirs, inputs, tmp_path, layout: Layout):
     pixels, ids = inputs
     out = loaded.model(jnp.asarray(pixels), jnp.asarray(ids))
     logits, image, text = outputs_of(theirs, pixels, ids)
-    np.testing.assert_allclose(out.image_embeds, image, atol=1e-5)
-    np.testing.assert_allclose(out.text_embeds, text, atol=1e-5)
-    np.testing.assert_allclose(out.logits_per_image, logits, atol=1e-4)
+    act = theirs.config.vision_config.hidden_act
+    through = ", through our own layout" if layout == "jax" else ""
+    row = Row(f"tiny CLIP, {act}{through}", "Hugging Face", "transformers")
+    row.read(loaded.report)
+    row.close(out.image_embeds, image)
+    row.close(out.text_embeds, text)
+    row.close(out.logits_per_image, logits, 1e-4)
 
     perception_jax.export(loaded, tmp_path / "ours", layout=layout)
     if layout == "jax":  # one more hop: our own layout, then back to theirs
@@ -86,6 +91,7 @@ def test_both_ways(theirs, inputs, tmp_path, layout: Layout):
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
     np.testing.assert_array_equal(outputs_of(again, pixels, ids)[0], logits)
+    row.both_ways = True
 
 
 def test_torch_bin_loads_through_the_restricted_reader(theirs, inputs, tmp_path):

@@ -8,28 +8,11 @@ import pytest
 
 import perception_jax
 from perception_jax.nn.taps import Taps
+from tests.parity.measures import Row
+from tests.parity.torch_code import assert_bit_equal, channels_first, randomised
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
-
-
-def randomised(model):
-    """Fresh biases, norms and factors are zeros and ones, which hide mistakes."""
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return model.eval()
-
-
-def assert_bit_equal(before, after):
-    before, after = before.state_dict(), after.state_dict()
-    assert before.keys() == after.keys()
-    assert all(torch.equal(before[name], after[name]) for name in before)
-
-
-def channels_first(pixels: np.ndarray):
-    return torch.tensor(pixels.transpose(0, 3, 1, 2))
 
 
 def test_siglip_both_ways(tmp_path):
@@ -60,11 +43,14 @@ def test_siglip_both_ways(tmp_path):
     out = loaded.model(jnp.asarray(pixels), jnp.asarray(ids, jnp.int32))
     with torch.no_grad():
         expected = theirs(pixel_values=channels_first(pixels), input_ids=torch.tensor(ids))
-    np.testing.assert_allclose(out.image_embeds, expected.image_embeds, atol=1e-5)
-    np.testing.assert_allclose(out.text_embeds, expected.text_embeds, atol=1e-5)
-    np.testing.assert_allclose(out.logits_per_image, expected.logits_per_image, atol=1e-4)
+    row = Row("tiny SigLIP", "Hugging Face", "transformers")
+    row.read(loaded.report)
+    row.close(out.image_embeds, expected.image_embeds)
+    row.close(out.text_embeds, expected.text_embeds)
+    row.close(out.logits_per_image, expected.logits_per_image, 1e-4)
     perception_jax.export(loaded, tmp_path / "ours")
     assert_bit_equal(theirs, transformers.SiglipModel.from_pretrained(tmp_path / "ours"))
+    row.both_ways = True
 
 
 DINO = {
@@ -91,15 +77,18 @@ def test_dinov2_both_ways_at_its_own_and_another_size(tmp_path, kind):
     theirs = randomised(model(config))
     theirs.save_pretrained(tmp_path / "theirs")
     loaded = perception_jax.load(tmp_path / "theirs")
+    row = Row(f"tiny DINOv2, {kind}", "Hugging Face", "transformers, three image sizes")
+    row.read(loaded.report)
     for height, width in ((35, 35), (56, 49), (21, 28)):
         rng = np.random.default_rng(height)
         pixels = rng.normal(size=(2, height, width, 3)).astype(np.float32)
         out = loaded.model(jnp.asarray(pixels), taps=Taps(hidden=(0, 1, 2, 3)))
         with torch.no_grad():
             expected = theirs(channels_first(pixels), output_hidden_states=True)
-        np.testing.assert_allclose(out.tokens, expected.last_hidden_state, atol=1e-5)
-        np.testing.assert_allclose(out.pooled, expected.pooler_output, atol=1e-5)
+        row.close(out.tokens, expected.last_hidden_state)
+        row.close(out.pooled, expected.pooler_output)
         for ours, state in zip(out.hidden, expected.hidden_states, strict=True):
-            np.testing.assert_allclose(ours, state, atol=1e-5)
+            row.close(ours, state)
     perception_jax.export(loaded, tmp_path / "ours")
     assert_bit_equal(theirs, model.from_pretrained(tmp_path / "ours"))
+    row.both_ways = True

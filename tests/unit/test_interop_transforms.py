@@ -13,7 +13,9 @@ from perception_jax.interop.transforms import (
     SPLIT_LINEAR,
     Concat,
     Constant,
+    Dropped,
     ExtraAxes,
+    FoldedPosition,
     Reshape,
     RopePermute,
     Split,
@@ -58,6 +60,11 @@ CASES = {
         [[[0, 2, 4], [1, 3, 5]]],
     ),
     "constant": (Constant(0.5), [], [[0.5, 0.5]]),
+    "folded position": (
+        FoldedPosition(),
+        [np.array([[[7, 8, 9]]]), A23[None]],
+        [[7, 8, 9], [[0, 0, 0], [0, 1, 2], [3, 4, 5]]],
+    ),
 }
 
 
@@ -84,6 +91,7 @@ def test_by_hand(name):
         (Split(1), [(2,), (2,)]),
         (Concat(2), [(3,)]),
         (Concat((1, 1)), [(3,)]),
+        (FoldedPosition(), [(3,), (5, 4)]),
     ],
 )
 def test_shapes_that_do_not_fit_are_refused(transform, shapes):
@@ -94,6 +102,20 @@ def test_shapes_that_do_not_fit_are_refused(transform, shapes):
 def test_a_constant_that_changed_cannot_be_exported():
     with pytest.raises(CheckpointError, match="always 0"):
         Constant(0.0).to_theirs([np.array([0.0, 1e-8])])
+
+
+def test_a_position_is_folded_into_its_token_and_signs_of_zero_stay():
+    token = np.array([-0.0, 1.0], np.float32)
+    table = np.array([[0.0, 0.5], [3.0, 4.0]], np.float32)
+    theirs, rest = FoldedPosition().to_theirs([token, table])
+    assert theirs.tolist() == [[[0.0, 1.5]]]
+    assert np.signbit(theirs[0, 0, 0])
+    assert rest.tolist() == [[[3.0, 4.0]]]
+
+
+def test_what_only_training_needs_is_left_out():
+    assert Dropped(0.0).to_theirs([np.array([1.0])]) == []
+    assert Dropped(0.0).to_ours([], [(2,)])[0].tolist() == [0.0, 0.0]
 
 
 def test_views_stay_views():

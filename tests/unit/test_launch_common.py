@@ -173,6 +173,22 @@ def test_positional_arguments_and_config_can_be_required_or_absent():
         common.parse(["a", "clip", "--config=x.py"], program)
 
 
+def test_repeated_flags_add_up_and_take_texts_as_they_stand():
+    flags = (
+        common.Flag("text", default=(), repeated=True),
+        common.Flag("size", int, (), "Sides.", repeated=True),
+    )
+    program = common.Program(name="any", description="", flags=flags, config="none")
+    assert common.parse([], program).flags["text"] == ()
+    words = ["--text=None", "--size=3", "--text", "a, b", "--text=", "--size=4"]
+    found = common.parse(words, program).flags
+    assert (found["text"], found["size"]) == (("None", "a, b", ""), (3, 4))
+    for word, said in (("--size=x", "expected a whole number"), ("--text", "needs a value")):
+        with pytest.raises(common.UsageError, match=said):
+            common.parse(["--size=1", word], program)
+    assert "--size=N …" in common.format_help(program)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -1,4 +1,4 @@
-"""Every published encoder by shape alone: parameter counts and complete key tables."""
+"""Every published encoder by shape alone: parameter counts, complete key tables, settings."""
 
 from __future__ import annotations
 
@@ -10,18 +10,26 @@ from flax import nnx
 from perception_jax.api import Loaded, Processor, export
 from perception_jax.data.processors import ImageProcessor
 from perception_jax.errors import ConfigError
-from perception_jax.interop.plan import bind
+from perception_jax.interop.plan import bind, source_shapes
+from perception_jax.interop.rules import identity_table
+from perception_jax.models.clip.config import ClipConfig
 from perception_jax.models.dinov2.config import Dinov2Config
 from perception_jax.models.eva.config import EvaConfig
+from perception_jax.models.identify import identify
 from perception_jax.models.params import flatten
 from perception_jax.models.registry import architecture_of
 from perception_jax.models.siglip.config import SiglipConfig
+from perception_jax.models.towers import TowerConfig
 from perception_jax.shard.mesh import make_mesh
 from perception_jax.shard.rules import shardings
 
 # Millions of parameters: the MMVP-VLM table (arXiv 2401.06209), open_clip's model profiles, and
 # for DINOv2 the authors' model card (21, 86, 300 and 1,100 M).
 PUBLISHED = {
+    "CLIP L/14": (ClipConfig.vit_l14(), 427.6),
+    "CLIP L/14 336": (ClipConfig.vit_l14_336(), 427.9),
+    "CLIP H/14": (ClipConfig.vit_h14(), 986.1),
+    "CLIP H/14 378": (ClipConfig.vit_h14_378(), 986.7),
     "SigLIP SO400M/14 224": (SiglipConfig.so400m_224(), 877.4),
     "SigLIP SO400M/14 384": (SiglipConfig.so400m_384(), 878.0),
     "EVA01-g/14": (EvaConfig.eva01_g14(), 1136.4),
@@ -34,14 +42,37 @@ PUBLISHED = {
     "DINOv2-L": (Dinov2Config.large(), 304.4),
     "DINOv2-g": (Dinov2Config.giant(), 1136.5),
     "DINOv2-L with registers": (Dinov2Config.large(registers=4), 304.4),
+    # The image towers alone: open_clip's `visual`.
+    "CLIP L/14 tower": (TowerConfig(vision=ClipConfig.vit_l14().vision, embed_dim=768), 304.0),
+    "CLIP H/14 378 tower": (
+        TowerConfig(vision=ClipConfig.vit_h14_378().vision, embed_dim=1024),
+        632.7,
+    ),
+    "SigLIP SO400M/14 384 tower": (TowerConfig(vision=SiglipConfig.so400m_384().vision), 428.2),
+    "EVA01-g/14 tower": (
+        TowerConfig(vision=EvaConfig.eva01_g14().vision, embed_dim=1024),
+        1012.6,
+    ),
+    "EVA02-L/14 336 tower": (
+        TowerConfig(vision=EvaConfig.eva02_l14_336().vision, embed_dim=768),
+        304.4,
+    ),
+    "EVA02-E/14 tower": (
+        TowerConfig(vision=EvaConfig.eva02_e14().vision, embed_dim=1024),
+        4350.6,
+    ),
 }
+
+
+def leaves_of(config):
+    arch = architecture_of(config)
+    return flatten(nnx.eval_shape(lambda: arch.build(config, rngs=nnx.Rngs(params=0))))
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_size_by_shape_alone(name):
     config, millions = PUBLISHED[name]
-    arch = architecture_of(config)
-    leaves = flatten(nnx.eval_shape(lambda: arch.build(config, rngs=nnx.Rngs(params=0))))
+    arch, leaves = architecture_of(config), leaves_of(config)
     assert round(sum(leaf.size for leaf in leaves.values()) / 1e6, 1) == millions
     for table in arch.tables.values():  # raises unless every leaf is covered exactly once
         bind(table(config), {path: leaf.shape for path, leaf in leaves.items()})
@@ -49,14 +80,79 @@ def test_published_size_by_shape_alone(name):
         assert shardings(leaves, arch.shardings, mesh).keys() == leaves.keys()
 
 
+def written(config, layout):
+    """The settings of a layout, and the shapes of the tensors that stand beside them."""
+    arch = architecture_of(config)
+    shapes = {path: leaf.shape for path, leaf in leaves_of(config).items()}
+    table = identity_table(shapes) if layout == "jax" else arch.tables[layout](config)
+    settings = arch.write_config[arch.settings_layout(layout)](config)
+    if layout == "jax":
+        settings = settings | {"model_type": arch.name}
+    return settings, source_shapes(table, shapes)
+
+
+def accepted_difference(config, layout):
+    """What a layout says otherwise: how its own code would run the same weights."""
+    if not isinstance(config, Dinov2Config):
+        return config
+    if layout == "timm":
+        return dataclasses.replace(config, position_antialias=True)
+    if layout == "reference" and not config.registers:
+        return dataclasses.replace(config, position_offset=0.1)
+    return config
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_configuration_survives_its_formats(name):
     config, _ = PUBLISHED[name]
     arch = architecture_of(config)
-    for layout, read in arch.read_config.items():
-        if name.startswith("SigLIP") and layout == "reference":
+    for layout in dict.fromkeys([*arch.write_config, "jax"]):
+        if name.startswith("SigLIP") and "tower" not in name and layout == "reference":
             continue  # open_clip runs SigLIP with another activation: see below
-        assert read(arch.write_config[layout](config)) == config
+        settings, shapes = written(config, layout)
+        found = identify(settings or {}, layout if settings else None, shapes)
+        assert (found.architecture.name, found.layout) == (arch.name, layout)
+        assert found.config == accepted_difference(config, layout), layout
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    {
+        "CLIP L/14 tower": "vit_large_patch14_clip_quickgelu_224",
+        "CLIP H/14 378 tower": "vit_huge_patch14_clip_quickgelu_378",
+        "SigLIP SO400M/14 384 tower": "vit_so400m_patch14_siglip_384",
+        "EVA01-g/14 tower": "eva_giant_patch14_clip_224",
+        "EVA02-L/14 336 tower": "eva02_large_patch14_clip_336",
+        "EVA02-E/14 tower": "eva02_enormous_patch14_clip_224",
+        "DINOv2-S": "vit_small_patch14_dinov2",
+        "DINOv2-g": "vit_giant_patch14_dinov2",
+        "DINOv2-L with registers": "vit_large_patch14_reg4_dinov2",
+    }.items(),
+)
+def test_published_sizes_have_their_own_names_in_timm(name, expected):
+    config, _ = PUBLISHED[name]
+    settings, _ = written(config, "timm")
+    assert settings["architecture"] == expected
+    # timm runs SigLIP with the exact GELU unless told otherwise.
+    assert settings.get("model_args", {}).keys() <= {"act_layer"}
+
+
+def test_timm_weights_trained_with_quick_gelu_keep_it():
+    """timm also offers them under names whose code would run them with GELU."""
+    for tag, act in (
+        ("openai", "quick_gelu"),
+        ("metaclip_2pt5b", "quick_gelu"),
+        ("laion2b", "gelu"),
+    ):
+        settings = {
+            "architecture": "vit_base_patch16_clip_224",
+            "pretrained_cfg": {"tag": tag, "input_size": [3, 224, 224]},
+        }
+        found = identify(settings, "timm", {"head.weight": (512, 768)})
+        assert found.config.vision.act == act
+        assert found.config.embed_dim == 512
+    # Without a head the embedding is the pooled token.
+    assert identify(settings, "timm", {"norm.weight": (768,)}).config.embed_dim is None
 
 
 def test_siglip_for_open_clip_has_the_exact_gelu():
@@ -71,7 +167,7 @@ def test_siglip_for_open_clip_has_the_exact_gelu():
 
 
 @pytest.mark.parametrize(
-    ("config", "layout"), [(EvaConfig.eva02_b16(), "jax"), (Dinov2Config.small(), "reference")]
+    ("config", "layout"), [(EvaConfig.eva02_b16(), "hf"), (ClipConfig.vit_b16(), "timm")]
 )
 def test_a_layout_that_an_architecture_lacks_is_named(tmp_path, config, layout):
     arch = architecture_of(config)

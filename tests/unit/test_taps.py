@@ -13,6 +13,7 @@ from perception_jax.errors import ConfigError
 from perception_jax.nn import stack
 from perception_jax.nn.attention import Attention
 from perception_jax.nn.mlp import Mlp
+from perception_jax.nn.pooling import MapHead
 from perception_jax.nn.taps import Taps
 from perception_jax.nn.transformer import Block
 
@@ -101,6 +102,27 @@ def test_taps_leave_the_output_alone(blocks, x):
     plain = jax.jit(stack.run)(blocks, x)
     tapped = jax.jit(stack.run)(blocks, x, taps=Taps(attention=(0, 2), rows=jnp.array([1])))
     chex.assert_trees_all_close(plain.x, tapped.x, atol=1e-6)
+
+
+def test_a_pooling_head_records_its_attention_and_adds_the_probe(x):
+    head = MapHead(WIDTH, HEADS, 32, act="gelu", eps=1e-6, rngs=nnx.Rngs(params=5))
+    fast, nothing = head(x)
+    assert nothing is None
+    query = head.q_proj(head.probe[...]).reshape(HEADS, -1)
+    k, v = (p(x).reshape(BATCH, TOKENS, HEADS, -1) for p in (head.k_proj, head.v_proj))
+    weights = jnp.exp(jnp.einsum("nh,btnh->bnt", query, k) * (WIDTH // HEADS) ** -0.5)
+    weights = weights / weights.sum(-1, keepdims=True)
+    probe = jax.random.normal(jax.random.key(3), weights.shape)
+    for taps, used in (
+        (Taps(pool=True), weights),
+        (Taps().with_pool_probe(probe), weights + probe),  # which records too
+    ):
+        pooled, recorded = head(x, tap=taps.of_pool)
+        y = head.out_proj(jnp.einsum("bnt,btnh->bnh", used, v).reshape(BATCH, WIDTH))
+        chex.assert_trees_all_close(recorded, weights, atol=1e-6)
+        chex.assert_trees_all_close(pooled, y + head.mlp(head.norm(y)), atol=1e-5)
+    chex.assert_trees_all_close(head(x, tap=Taps(pool=True).of_pool)[0], fast, atol=1e-6)
+    assert Taps(attention=(0,)).of_pool is None
 
 
 def test_depth_runs_a_prefix(blocks, x):

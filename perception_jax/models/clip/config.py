@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from perception_jax.errors import ConfigError
+from perception_jax.models import open_clip
+from perception_jax.models.towers import known_act
 from perception_jax.nn.text_tower import TextConfig
 
 
@@ -27,6 +30,65 @@ class VisionConfig:
     def tokens(self) -> int:
         """Class token and patches."""
         return 1 + (self.image_size // self.patch_size) ** 2
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any]) -> VisionConfig:
+        """From the `vision_config` of Hugging Face, or the `config.json` of a tower alone.
+
+        Keys that are left out take the defaults of `transformers.CLIPVisionConfig`.
+        """
+        tower = _HF_VISION_DEFAULTS | dict(config)
+        return cls(
+            image_size=tower["image_size"], patch_size=tower["patch_size"], **_from_hf_tower(tower)
+        )
+
+    def to_hf(self) -> dict[str, Any]:
+        """The inverse of `from_hf`."""
+        return _to_hf_tower(self) | {
+            "model_type": "clip_vision_model",
+            "image_size": self.image_size,
+            "patch_size": self.patch_size,
+            "num_channels": 3,
+        }
+
+    @classmethod
+    def from_open_clip(cls, config: Mapping[str, Any]) -> VisionConfig:
+        """From a `model_cfg` of open_clip.
+
+        Raises:
+          ConfigError: it describes another image tower (a timm or ResNet trunk, other pooling).
+        """
+        config = config.get("model_cfg", config)
+        vision = config["vision_cfg"]
+        if "timm_model_name" in vision or not isinstance(vision.get("layers"), int):
+            raise ConfigError(
+                "this open_clip configuration has no plain ViT image tower (timm trunk or "
+                f"ResNet: {vision}); CLIP expects vision_cfg with integer 'layers' and 'width'"
+            )
+        open_clip.check("vision_cfg", vision, ("image_size", "patch_size", "head_width"))
+        width = vision.get("width", 768)
+        return cls(
+            image_size=vision.get("image_size", 224),
+            patch_size=vision.get("patch_size", 16),
+            width=width,
+            depth=vision["layers"],
+            heads=width // vision.get("head_width", 64),
+            mlp_dim=int(width * vision.get("mlp_ratio", 4.0)),
+            act="quick_gelu" if config.get("quick_gelu") else "gelu",
+            eps=open_clip.eps(vision),
+        )
+
+    def to_open_clip(self) -> dict[str, Any]:
+        """The `vision_cfg` of open_clip; the activation stands beside it."""
+        return {
+            "image_size": self.image_size,
+            "layers": self.depth,
+            "width": self.width,
+            "head_width": self.width // self.heads,
+            "patch_size": self.patch_size,
+            "mlp_ratio": open_clip.mlp_ratio(self.width, self.mlp_dim),
+            **open_clip.norm_kwargs(self.eps),
+        }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,6 +124,25 @@ class ClipConfig:
         )
 
     @classmethod
+    def vit_h14(cls) -> ClipConfig:
+        """DFN or MetaCLIP ViT-H/14, 224 px; LAION's has the activation "gelu"."""
+        return cls(
+            vision=VisionConfig(
+                image_size=224, patch_size=14, width=1280, depth=32, heads=16, mlp_dim=5120
+            ),
+            text=TextConfig(width=1024, depth=24, heads=16, mlp_dim=4096),
+            embed_dim=1024,
+        )
+
+    @classmethod
+    def vit_h14_378(cls) -> ClipConfig:
+        """DFN ViT-H/14 at 378 px."""
+        config = cls.vit_h14()
+        return dataclasses.replace(
+            config, vision=dataclasses.replace(config.vision, image_size=378)
+        )
+
+    @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> ClipConfig:
         """From the `config.json` of a Hugging Face CLIP folder.
 
@@ -70,40 +151,28 @@ class ClipConfig:
         Raises:
           ConfigError: the file lacks a tower, or names an unknown activation.
         """
-        towers = {}
         for name in ("vision_config", "text_config"):
             if name not in config:
                 raise ConfigError(
                     f"config.json has no {name!r}; expected a Hugging Face CLIP configuration, "
                     f"found the keys {sorted(config)}"
                 )
-            towers[name] = config[name] or {}
-        vision = _HF_VISION_DEFAULTS | dict(towers["vision_config"])
-        text = _HF_TEXT_DEFAULTS | dict(towers["text_config"])
+        vision = config["vision_config"] or {}
+        text = _HF_TEXT_DEFAULTS | dict(config["text_config"] or {})
         return cls(
-            vision=VisionConfig(
-                image_size=vision["image_size"],
-                patch_size=vision["patch_size"],
-                **_from_hf_tower(vision),
-            ),
+            vision=VisionConfig.from_hf(vision),
             text=TextConfig(
                 vocab_size=text["vocab_size"],
                 context=text["max_position_embeddings"],
                 **_from_hf_tower(text),
             ),
-            embed_dim=config.get("projection_dim", vision["projection_dim"]),
+            embed_dim=config.get("projection_dim", vision.get("projection_dim", 512)),
             logit_scale_init=config.get("logit_scale_init_value", 2.6592),
         )
 
     def to_hf(self) -> dict[str, Any]:
         """The `config.json` that `transformers.CLIPModel` loads."""
-        vision = _to_hf_tower(self.vision) | {
-            "model_type": "clip_vision_model",
-            "image_size": self.vision.image_size,
-            "patch_size": self.vision.patch_size,
-            "num_channels": 3,
-            "projection_dim": self.embed_dim,
-        }
+        vision = self.vision.to_hf() | {"projection_dim": self.embed_dim}
         text = _to_hf_tower(self.text) | {
             "model_type": "clip_text_model",
             "vocab_size": self.text.vocab_size,
@@ -127,37 +196,56 @@ class ClipConfig:
         """From the `model_cfg` of open_clip (an `open_clip_config.json` or a model JSON).
 
         Raises:
-          ConfigError: the configuration describes another architecture (a timm or ResNet trunk).
+          ConfigError: the configuration describes another architecture, such as a timm or ResNet
+            trunk, or a text tower of Hugging Face.
         """
         config = config.get("model_cfg", config)
-        vision, text = config["vision_cfg"], config["text_cfg"]
-        if "timm_model_name" in vision or not isinstance(vision.get("layers"), int):
-            raise ConfigError(
-                "this open_clip configuration has no plain ViT image tower (timm trunk or "
-                f"ResNet: {vision}); CLIP expects vision_cfg with integer 'layers' and 'width'"
-            )
-        act = "quick_gelu" if config.get("quick_gelu") else "gelu"
+        vision = VisionConfig.from_open_clip(config)
         return cls(
-            vision=VisionConfig(
-                image_size=vision.get("image_size", 224),
-                patch_size=vision.get("patch_size", 16),
-                width=vision.get("width", 768),
-                depth=vision["layers"],
-                heads=vision.get("width", 768) // vision.get("head_width", 64),
-                mlp_dim=int(vision.get("width", 768) * vision.get("mlp_ratio", 4.0)),
-                act=act,
-            ),
-            text=TextConfig(
-                vocab_size=text.get("vocab_size", 49408),
-                context=text.get("context_length", 77),
-                width=text.get("width", 512),
-                depth=text.get("layers", 12),
-                heads=text.get("heads", 8),
-                mlp_dim=int(text.get("width", 512) * text.get("mlp_ratio", 4.0)),
-                act=act,
-            ),
+            vision=vision,
+            text=open_clip.read_text(config["text_cfg"], act=vision.act),
             embed_dim=config["embed_dim"],
         )
+
+    @classmethod
+    def from_openai(cls, shapes: Mapping[str, tuple[int, ...]]) -> ClipConfig:
+        """From the tensors of OpenAI's own archives, whose heads are 64 wide.
+
+        Raises:
+          ConfigError: tensors of another model.
+        """
+
+        def tower(prefix: str, width: int) -> dict[str, int]:
+            names = [name.removeprefix(prefix) for name in shapes if name.startswith(prefix)]
+            return {
+                "width": width,
+                "depth": 1 + max(int(name.split(".")[0]) for name in names),
+                "heads": width // 64,
+                "mlp_dim": shapes[f"{prefix}0.mlp.c_fc.weight"][0],
+            }
+
+        try:
+            width, _, _, patch = shapes["visual.conv1.weight"]
+            side = math.isqrt(shapes["visual.positional_embedding"][0] - 1)
+            vocab_size, text_width = shapes["token_embedding.weight"]
+            return cls(
+                vision=VisionConfig(
+                    image_size=side * patch,
+                    patch_size=patch,
+                    **tower("visual.transformer.resblocks.", width),
+                ),
+                text=TextConfig(
+                    vocab_size=vocab_size,
+                    context=shapes["positional_embedding"][0],
+                    **tower("transformer.resblocks.", text_width),
+                ),
+                embed_dim=shapes["text_projection"][1],
+            )
+        except (KeyError, ValueError, IndexError) as error:
+            raise ConfigError(
+                "expected the tensors of a CLIP as OpenAI published it, found names of one with "
+                f"other shapes: {error!r}. Is the file whole? For a variant, give its `config`."
+            ) from error
 
     def to_open_clip(self) -> dict[str, Any]:
         """The `model_cfg` that open_clip builds this model from.
@@ -174,29 +262,14 @@ class ClipConfig:
         return {
             "embed_dim": self.embed_dim,
             "quick_gelu": vision.act == "quick_gelu",
-            "vision_cfg": {
-                "image_size": vision.image_size,
-                "layers": vision.depth,
-                "width": vision.width,
-                "head_width": vision.width // vision.heads,
-                "patch_size": vision.patch_size,
-                "mlp_ratio": vision.mlp_dim / vision.width,
-            },
-            "text_cfg": {
-                "context_length": text.context,
-                "vocab_size": text.vocab_size,
-                "width": text.width,
-                "heads": text.heads,
-                "layers": text.depth,
-                "mlp_ratio": text.mlp_dim / text.width,
-            },
+            "vision_cfg": vision.to_open_clip(),
+            "text_cfg": open_clip.write_text(text),
         }
 
 
 _HF_VISION_DEFAULTS = {
     "hidden_size": 768,
     "intermediate_size": 3072,
-    "projection_dim": 512,
     "num_hidden_layers": 12,
     "num_attention_heads": 12,
     "image_size": 224,
@@ -225,6 +298,7 @@ _HF_NAMES = {
 
 
 def _from_hf_tower(tower: Mapping[str, Any]) -> dict[str, Any]:
+    known_act(tower["hidden_act"])
     return {ours: tower[theirs] for ours, theirs in _HF_NAMES.items()}
 
 

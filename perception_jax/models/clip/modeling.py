@@ -7,7 +7,6 @@ Letters: B batch, H W image, P patches, T text tokens, D width, E embedding widt
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 
 import jax
@@ -21,28 +20,16 @@ from perception_jax.nn.attention import Attention
 from perception_jax.nn.linear import Linear, PatchEmbed
 from perception_jax.nn.mlp import Mlp
 from perception_jax.nn.norms import LayerNorm
-from perception_jax.nn.taps import Taps
+from perception_jax.nn.taps import Taps, refuse_pool
 from perception_jax.nn.text_tower import TextTower
-from perception_jax.nn.towers import TowerOutput
+from perception_jax.nn.towers import ContrastiveOutput, TowerOutput, contrast, with_class_token
 from perception_jax.nn.transformer import Block
-from perception_jax.ops.losses import unit
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ClipOutput:
-    """Attributes:
-    image_embeds, text_embeds: unit vectors, float32.
-    logits_per_image: `exp(logit_scale) * image_embeds @ text_embeds.T`, float32.
-    """
-
-    image_embeds: Float[Array, "B E"]
-    text_embeds: Float[Array, "T E"]
-    logits_per_image: Float[Array, "B T"]
 
 
 class VisionTower(nnx.Module):
     """Pixels to tokens and a joint embedding."""
+
+    prefix = 1
 
     def __init__(self, config: VisionConfig, embed_dim: int, *, rngs: nnx.Rngs):
         width = config.width
@@ -78,12 +65,11 @@ class VisionTower(nnx.Module):
           `tokens` without the final norm (the last hidden state of Hugging Face), `pooled` the
           class token after `norm_post`.
         """
+        refuse_pool(taps)
         grid = self.patch_embed.grid(pixels)
-        x = self.patch_embed(pixels)
-        start = jnp.broadcast_to(self.class_embedding[...], (x.shape[0], 1, x.shape[2]))
-        x = jnp.concatenate([start.astype(x.dtype), x], axis=1)
         positions = position.resample(self.position_embedding[...], grid, prefix=1, antialias=True)
-        x = self.norm_pre(x + positions.astype(x.dtype))
+        x = with_class_token(self.patch_embed(pixels), self.class_embedding[...], positions)
+        x = self.norm_pre(x)
         out = stack.run(self.blocks, x, taps=taps, depth=depth, remat=remat)
         pooled = self.norm_post(out.x[:, 0])
         return TowerOutput(
@@ -92,6 +78,8 @@ class VisionTower(nnx.Module):
             tokens=out.x,
             hidden=out.hidden,
             attention=out.attention,
+            grid=grid,
+            prefix=self.prefix,
         )
 
 
@@ -103,17 +91,17 @@ class Clip(nnx.Module):
         self.text = TextTower(config.text, config.embed_dim, rngs=rngs)
         self.logit_scale = nnx.Param(jnp.asarray(config.logit_scale_init, jnp.float32))
 
-    def __call__(self, pixels: Float[Array, "B H W 3"], ids: Int[Array, "T K"]) -> ClipOutput:
+    def __call__(
+        self, pixels: Float[Array, "B H W 3"], ids: Int[Array, "T K"]
+    ) -> ContrastiveOutput:
         """Compares every image with every text."""
-        image = unit(self.vision(pixels).embedding)
-        text = unit(self.text(ids, dtype=pixels.dtype).embedding)
-        scale = jnp.exp(self.logit_scale[...].astype(jnp.float32))
-        return ClipOutput(
-            image_embeds=image, text_embeds=text, logits_per_image=scale * image @ text.T
-        )
+        image = self.vision(pixels).embedding
+        text = self.text(ids, dtype=pixels.dtype).embedding
+        return contrast(image, text, self.logit_scale[...])
 
 
 def _block(config: VisionConfig, rngs: nnx.Rngs) -> Block:
-    attention = Attention(config.width, config.heads, rngs=rngs)
-    mlp = Mlp(config.width, config.mlp_dim, act=config.act, rngs=rngs)
+    gain = stack.residual_gain(config.depth)
+    attention = Attention(config.width, config.heads, gain=gain, rngs=rngs)
+    mlp = Mlp(config.width, config.mlp_dim, act=config.act, gain=gain, rngs=rngs)
     return Block(config.width, attention, mlp, eps=config.eps)

@@ -1,9 +1,15 @@
-"""CLIP's parameter names: Hugging Face ("hf") and OpenAI / open_clip ("reference")."""
+"""CLIP's parameter names: Hugging Face ("hf"), OpenAI and open_clip ("reference"), and timm's for
+the image tower alone."""
 
 from __future__ import annotations
 
+import dataclasses
+
+import numpy as np
+
 from perception_jax.interop.rules import (
     DATA_PARALLEL,
+    ExtraAxes,
     Ignore,
     Rename,
     Rule,
@@ -12,7 +18,14 @@ from perception_jax.interop.rules import (
     linear,
     norm,
 )
-from perception_jax.models.names import hf_blocks, hf_text, open_clip_blocks, open_clip_text
+from perception_jax.models.names import (
+    hf_blocks,
+    hf_text,
+    open_clip_blocks,
+    open_clip_text,
+    timm_blocks,
+)
+from perception_jax.models.towers import TowerConfig
 
 
 def hf_table() -> RuleTable:
@@ -54,10 +67,49 @@ def reference_table() -> RuleTable:
         Ignore("vocab_size", "a scalar that OpenAI's archives carry beside the weights"),
         Ignore("attn_mask", "the causal mask, a buffer"),
     )
-    # Training checkpoints (MetaCLIP's among them) wrap the dict, and DataParallel the names.
-    renames = (Rename(r"^state_dict\.", ""), DATA_PARALLEL)
+    # Training checkpoints (MetaCLIP's among them) wrap the dict, and DataParallel the names; with
+    # `custom_text` open_clip keeps the same text tower under a prefix.
+    renames = (Rename(r"^state_dict\.", ""), DATA_PARALLEL, Rename(r"^text\.", ""))
     return RuleTable(rules=rules, ignored=ignored, renames=renames)
+
+
+def timm_tower_table(config: TowerConfig) -> RuleTable:
+    """The names of timm's VisionTransformer: the image tower alone, the projection as its head."""
+    rules = (
+        *conv("patch_embed.proj", "patch_embed", bias=False),
+        Rule("cls_token", "class_embedding", ExtraAxes((0, 1))),
+        Rule("pos_embed", "position_embedding", ExtraAxes((0,))),
+        *norm("norm_pre", "norm_pre"),
+        *timm_blocks("blocks.{i}", "blocks"),
+        *linear("blocks.{i}.mlp.fc1", "blocks/mlp/fc1"),
+        *linear("blocks.{i}.mlp.fc2", "blocks/mlp/fc2"),
+        *norm("norm", "norm_post"),
+        *linear("head", "projection", bias=False),
+    )
+    # CLIP's projection has no bias, timm's head always has one.
+    width = config.embed_dim
+    buffers = {"head.bias": np.zeros(width, np.float32)} if width else {}
+    return RuleTable(rules=rules, buffers=buffers)
+
+
+def _hf_tower_table() -> RuleTable:
+    """The names of `transformers.CLIPVisionModel`, also where their first word was cut off."""
+    table = hf_table().part("", "vision/")
+    bare = r"^(embeddings|encoder|pre_layrnorm|post_layernorm)\."
+    return dataclasses.replace(table, renames=(*table.renames, Rename(bare, r"vision_model.\1.")))
+
+
+def _reference_tower_table() -> RuleTable:
+    """The names of open_clip below `visual.`."""
+    table = reference_table().part("visual.", "vision/")
+    return dataclasses.replace(table, renames=(*table.renames, Rename(r"^visual\.", "")))
 
 
 TABLES = {"hf": lambda _: hf_table(), "reference": lambda _: reference_table()}
 """By layout; the names depend on no setting."""
+TOWER_TABLES = {
+    "hf": lambda _: _hf_tower_table(),
+    "reference": lambda _: _reference_tower_table(),
+    "timm": timm_tower_table,
+}
+"""Of the image tower alone."""

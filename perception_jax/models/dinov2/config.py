@@ -17,7 +17,9 @@ class Dinov2Config:
     registers: extra tokens behind the class token (arXiv 2309.16588); they have no position.
     layer_scale: start value of the residual factors.
     position_offset: added to the grid's side when positions are resized: 0.1 in the authors' code
-      (without registers), 0 in Hugging Face and with registers.
+      (without registers), 0 in Hugging Face, in timm and with registers.
+    position_antialias: whether resized positions are antialiased: with registers they are, and in
+      timm.
     """
 
     image_size: int = 518
@@ -31,31 +33,27 @@ class Dinov2Config:
     eps: float = 1e-6
     layer_scale: float = 1.0
     position_offset: float = 0.0
+    position_antialias: bool = False
 
     @property
     def positions(self) -> int:
         """Stored position rows: class token and patches."""
         return 1 + (self.image_size // self.patch_size) ** 2
 
-    @property
-    def position_antialias(self) -> bool:
-        """Whether resized positions are antialiased: with registers they are."""
-        return self.registers > 0
-
     @classmethod
     def small(cls, registers: int = 0) -> Dinov2Config:
         """ViT-S/14."""
-        return cls(width=384, depth=12, heads=6, mlp_dim=1536, registers=registers)
+        return cls(width=384, depth=12, heads=6, mlp_dim=1536, **_registers(registers))
 
     @classmethod
     def base(cls, registers: int = 0) -> Dinov2Config:
         """ViT-B/14."""
-        return cls(width=768, depth=12, heads=12, mlp_dim=3072, registers=registers)
+        return cls(width=768, depth=12, heads=12, mlp_dim=3072, **_registers(registers))
 
     @classmethod
     def large(cls, registers: int = 0) -> Dinov2Config:
         """ViT-L/14."""
-        return cls(width=1024, depth=24, heads=16, mlp_dim=4096, registers=registers)
+        return cls(width=1024, depth=24, heads=16, mlp_dim=4096, **_registers(registers))
 
     @classmethod
     def giant(cls, registers: int = 0) -> Dinov2Config:
@@ -66,7 +64,7 @@ class Dinov2Config:
             heads=24,
             mlp_dim=swiglu_dim(1536, 4),
             mlp="swiglu",
-            registers=registers,
+            **_registers(registers),
         )
 
     @classmethod
@@ -92,7 +90,7 @@ class Dinov2Config:
             heads=config["num_attention_heads"],
             mlp_dim=swiglu_dim(width, ratio) if swiglu else int(width * ratio),
             mlp="swiglu" if swiglu else "mlp",
-            registers=config.get("num_register_tokens", 0),
+            **_registers(config.get("num_register_tokens", 0)),
             eps=config["layer_norm_eps"],
             layer_scale=config["layerscale_value"],
         )
@@ -130,6 +128,32 @@ class Dinov2Config:
             "layerscale_value": self.layer_scale,
             **extra,
         }
+
+    @classmethod
+    def from_jax(cls, config: Mapping[str, Any]) -> Dinov2Config:
+        """From our own layout: Hugging Face's settings, and how positions are resized.
+
+        Raises:
+          ConfigError: as `from_hf`.
+        """
+        keys = ("position_offset", "position_antialias")
+        given = {key: config[key] for key in keys if key in config}
+        return dataclasses.replace(cls.from_hf(config), **given)
+
+    def to_jax(self) -> dict[str, Any]:
+        """The inverse of `from_jax`.
+
+        Raises:
+          ConfigError: as `to_hf`.
+        """
+        return self.to_hf() | {
+            "position_offset": self.position_offset,
+            "position_antialias": self.position_antialias,
+        }
+
+
+def _registers(count: int) -> dict[str, Any]:
+    return {"registers": count, "position_antialias": count > 0}
 
 
 _HF_DEFAULTS = {

@@ -18,8 +18,8 @@ from perception_jax.nn.attention import Attention
 from perception_jax.nn.linear import PatchEmbed
 from perception_jax.nn.mlp import Mlp, SwiGlu
 from perception_jax.nn.norms import LayerNorm
-from perception_jax.nn.taps import Taps
-from perception_jax.nn.towers import TowerOutput
+from perception_jax.nn.taps import Taps, refuse_pool
+from perception_jax.nn.towers import TowerOutput, with_class_token
 from perception_jax.nn.transformer import Block
 
 
@@ -30,7 +30,7 @@ class Dinov2(nnx.Module):
         width = config.width
         self.position_offset = config.position_offset
         self.position_antialias = config.position_antialias
-        self.registers = config.registers
+        self.prefix = 1 + config.registers
         self.patch_embed = PatchEmbed(config.patch_size, width, bias=True, rngs=rngs)
         self.class_embedding = nnx.Param(0.02 * jax.random.normal(rngs.params(), (width,)))
         self.mask_token = nnx.Param(jnp.zeros((width,)))  # for masked training; kept for exports
@@ -60,21 +60,18 @@ class Dinov2(nnx.Module):
         Returns:
           `tokens` after the final norm, `pooled` and `embedding` the class token among them.
         """
+        refuse_pool(taps)
         grid = self.patch_embed.grid(pixels)
-        x = self.patch_embed(pixels)
         positions = position.resample(
             self.position_embedding[...],
             grid,
             prefix=1,
             antialias=self.position_antialias,
             offset=self.position_offset,
-        ).astype(x.dtype)
-        front = [self.class_embedding[...].astype(x.dtype)[None] + positions[:1]]
-        if self.register_tokens is not None:
-            front.append(self.register_tokens[...].astype(x.dtype))
-        start = jnp.concatenate(front)
-        start = jnp.broadcast_to(start, (x.shape[0], *start.shape))
-        x = jnp.concatenate([start, x + positions[1:]], axis=1)
+        )
+        registers = None if self.register_tokens is None else self.register_tokens[...]
+        patches = self.patch_embed(pixels)
+        x = with_class_token(patches, self.class_embedding[...], positions, registers)
         out = stack.run(self.blocks, x, taps=taps, depth=depth, remat=remat)
         tokens = self.norm_post(out.x)
         return TowerOutput(
@@ -83,6 +80,8 @@ class Dinov2(nnx.Module):
             tokens=tokens,
             hidden=out.hidden,
             attention=out.attention,
+            grid=grid,
+            prefix=self.prefix,
         )
 
 

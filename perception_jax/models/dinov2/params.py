@@ -1,10 +1,12 @@
-"""DINOv2's parameter names: Hugging Face ("hf") and the authors' ("reference")."""
+"""DINOv2's parameter names: Hugging Face, the authors' ("reference"), timm."""
 
 from __future__ import annotations
 
 from perception_jax.interop.rules import (
     SPLIT_LINEAR,
+    Dropped,
     ExtraAxes,
+    FoldedPosition,
     Rename,
     Rule,
     RuleTable,
@@ -15,6 +17,13 @@ from perception_jax.interop.rules import (
 )
 from perception_jax.models.dinov2.config import Dinov2Config
 from perception_jax.models.names import timm_blocks
+
+REFERENCE_RENAMES = (
+    Rename(r"^(teacher\.)?backbone\.", ""),
+    # With `block_chunks` the authors number blocks as blocks.CHUNK.INDEX.
+    Rename(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1."),
+)
+"""Spellings of the authors' training checkpoints."""
 
 
 def hf_table(config: Dinov2Config) -> RuleTable:
@@ -48,9 +57,38 @@ def reference_table(config: Dinov2Config) -> RuleTable:
         Rule("blocks.{i}.ls2.gamma", "blocks/scale2"),
         *norm("norm", "norm_post"),
     )
-    # With `block_chunks` the authors number blocks as blocks.CHUNK.INDEX.
-    chunked = Rename(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.")
-    return RuleTable(rules=rules, renames=(Rename(r"^teacher\.backbone\.", ""), chunked))
+    return RuleTable(rules=rules, renames=REFERENCE_RENAMES)
+
+
+def timm_table(config: Dinov2Config) -> RuleTable:
+    """The names of timm's VisionTransformer."""
+    rules = (
+        *_timm_tokens(config),
+        *conv("patch_embed.proj", "patch_embed"),
+        *timm_blocks("blocks.{i}", "blocks"),
+        Rule("blocks.{i}.ls1.gamma", "blocks/scale1"),
+        *_mlp(config, "blocks.{i}.mlp", ("fc1", "fc2")),
+        Rule("blocks.{i}.ls2.gamma", "blocks/scale2"),
+        *norm("norm", "norm_post"),
+    )
+    return RuleTable(rules=rules)
+
+
+def _timm_tokens(config: Dinov2Config) -> tuple[Rule, ...]:
+    # The mask token is for training alone, and timm has none; it is lost in an export.
+    mask = Rule((), "mask_token", Dropped())
+    if not config.registers:
+        return (
+            mask,
+            Rule("cls_token", "class_embedding", ExtraAxes((0, 1))),
+            Rule("pos_embed", "position_embedding", ExtraAxes((0,))),
+        )
+    ours = ("class_embedding", "position_embedding")
+    return (
+        mask,
+        Rule(("cls_token", "pos_embed"), ours, FoldedPosition()),
+        Rule("reg_token", "register_tokens", ExtraAxes((0,))),
+    )
 
 
 def _tokens(config: Dinov2Config, prefix: str, positions: str) -> tuple[Rule, ...]:
@@ -80,5 +118,5 @@ def _mlp(config: Dinov2Config, source: str, names: tuple[str, str]) -> tuple[Rul
     )
 
 
-TABLES = {"hf": hf_table, "reference": reference_table}
+TABLES = {"hf": hf_table, "reference": reference_table, "timm": timm_table}
 """By layout."""

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from perception_jax.errors import ConfigError
+from perception_jax.models import open_clip, timm
+from perception_jax.models.timm import Size
 from perception_jax.nn.text_tower import TextConfig
 
 
@@ -36,6 +38,38 @@ class EvaVisionConfig:
         """Class token and patches."""
         return 1 + (self.image_size // self.patch_size) ** 2
 
+    @classmethod
+    def from_timm(cls, model: timm.TimmModel) -> EvaVisionConfig:
+        """From a named model of timm.
+
+        Raises:
+          ConfigError: no EVA of ours, or another activation.
+        """
+        kind, named = _named(model.architecture)
+        if "act_layer" in model.args:
+            raise ConfigError(f"EVA: expected no act_layer, found {model.args['act_layer']!r}.")
+        return cls(kind=kind, **timm.sizes(model, named))
+
+    def to_timm(self, architecture: str | None, embed_dim: int | None) -> dict[str, Any]:
+        """timm's `config.json`, as a variation of a named model (None chooses it).
+
+        Raises:
+          ConfigError: another kind than that of the named model, or settings that timm fixes.
+        """
+        ours = dataclasses.asdict(self)
+        fixed = {key: ours.pop(key) for key in ("kind", "eps", "reference_grid")}
+        if architecture is None:
+            names = _ALONE[self.kind]
+            fitting = (name for name in names if _TRUNKS[name][1].fields() == ours)
+            architecture = next(fitting, names[0])
+        kind, named = _named(architecture)
+        if fixed != {"kind": kind, "eps": 1e-6, "reference_grid": (16, 16)}:
+            raise ConfigError(
+                f"timm's {architecture} is of kind {kind!r} with eps 1e-6 and positions on a "
+                f"16 × 16 grid; found {fixed}."
+            )
+        return timm.write(architecture, ours, named, classes=embed_dim or 0, pool="token")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaConfig:
@@ -49,37 +83,37 @@ class EvaConfig:
     @classmethod
     def eva01_g14(cls) -> EvaConfig:
         """EVA01-g/14, 224 px."""
-        return _published("eva_giant_patch14_224", 224, embed=1024, text=(768, 12, 12))
+        return _published("eva_giant_patch14_224", embed=1024, text=(768, 12, 12))
 
     @classmethod
     def eva01_g14_plus(cls) -> EvaConfig:
         """EVA01-g/14-plus, 224 px."""
-        return _published("eva_giant_patch14_224", 224, embed=1024, text=(1024, 24, 16))
+        return _published("eva_giant_patch14_224", embed=1024, text=(1024, 24, 16))
 
     @classmethod
     def eva02_b16(cls) -> EvaConfig:
         """EVA02-B/16, 224 px."""
-        return _published("eva02_base_patch16_clip_224", 224, embed=512, text=(512, 12, 8))
+        return _published("eva02_base_patch16_clip_224", embed=512, text=(512, 12, 8))
 
     @classmethod
     def eva02_l14(cls) -> EvaConfig:
         """EVA02-L/14, 224 px."""
-        return _published("eva02_large_patch14_clip_224", 224, embed=768, text=(768, 12, 12))
+        return _published("eva02_large_patch14_clip_224", embed=768, text=(768, 12, 12))
 
     @classmethod
     def eva02_l14_336(cls) -> EvaConfig:
         """EVA02-L/14, 336 px."""
-        return _published("eva02_large_patch14_clip_336", 336, embed=768, text=(768, 12, 12))
+        return _published("eva02_large_patch14_clip_336", embed=768, text=(768, 12, 12))
 
     @classmethod
     def eva02_e14(cls) -> EvaConfig:
         """EVA02-E/14, 224 px."""
-        return _published("eva02_enormous_patch14_clip_224", 224, embed=1024, text=(1024, 24, 16))
+        return _published("eva02_enormous_patch14_clip_224", embed=1024, text=(1024, 24, 16))
 
     @classmethod
     def eva02_e14_plus(cls) -> EvaConfig:
         """EVA02-E/14-plus, 224 px."""
-        return _published("eva02_enormous_patch14_clip_224", 224, embed=1024, text=(1280, 32, 20))
+        return _published("eva02_enormous_patch14_clip_224", embed=1024, text=(1280, 32, 20))
 
     @classmethod
     def from_open_clip(cls, config: Mapping[str, Any]) -> EvaConfig:
@@ -88,24 +122,27 @@ class EvaConfig:
         Keys of `timm_overrides` (as in `timm.create_model`) replace them.
 
         Raises:
-          ConfigError: a trunk that is no EVA of ours.
+          ConfigError: a trunk that is no EVA of ours, or another text tower.
         """
-        overrides = dict(config.get("timm_overrides") or {})
+        changes = config.get("timm_overrides")
         config = config.get("model_cfg", config)
-        vision, text = config["vision_cfg"], config["text_cfg"]
+        vision = config["vision_cfg"]
+        open_clip.check("vision_cfg", vision, ("image_size", *_TIMM_KEYS))
         trunk = str(vision.get("timm_model_name"))
-        image_size = overrides.get("img_size", vision.get("image_size", 224))
+        if vision.get("timm_proj", "linear") is not None or vision.get("timm_pool") != "token":
+            raise ConfigError(
+                f"EVA: expected open_clip's timm_pool 'token' and timm_proj null, found {vision}."
+            )
+        model = timm.read(
+            {
+                "architecture": trunk,
+                "input_size": [vision.get("image_size", 224)],
+                "model_args": changes,
+            }
+        )
         return cls(
-            vision=_vision(trunk, image_size, overrides),
-            text=TextConfig(
-                vocab_size=text.get("vocab_size", 49408),
-                context=text.get("context_length", 77),
-                width=text["width"],
-                depth=text["layers"],
-                heads=text["heads"],
-                mlp_dim=int(text["width"] * text.get("mlp_ratio", 4.0)),
-                act="gelu",
-            ),
+            vision=EvaVisionConfig.from_timm(model),
+            text=open_clip.read_text(config["text_cfg"], act="gelu"),
             embed_dim=config["embed_dim"],
             trunk=trunk,
         )
@@ -116,13 +153,26 @@ class EvaConfig:
         Raises:
           ConfigError: sizes that differ from those of the named timm trunk.
         """
-        vision, text = self.vision, self.text
-        if vision != _vision(self.trunk, vision.image_size, {}):
+        settings = self.to_jax()
+        if "timm_overrides" in settings:
             raise ConfigError(
                 f"open_clip takes the sizes of {self.trunk!r} from timm; this tower has others: "
-                f"{vision}, which no configuration file can say."
+                f"{self.vision}, which its configuration file cannot say: export in the 'jax' "
+                "layout."
             )
-        return {
+        return settings["model_cfg"]
+
+    def to_jax(self) -> dict[str, Any]:
+        """Open_clip's settings, with `timm_overrides` where the trunk differs from the named one.
+
+        Raises:
+          ConfigError: settings that timm's trunks do not have.
+        """
+        vision, text = self.vision, self.text
+        changes = vision.to_timm(self.trunk, None).get("model_args")
+        if text.act != "gelu":
+            raise ConfigError(f"EVA: expected text act 'gelu', found {text.act!r}.")
+        model = {
             "embed_dim": self.embed_dim,
             "custom_text": True,
             "vision_cfg": {
@@ -132,58 +182,54 @@ class EvaConfig:
                 "timm_pool": "token",
                 "timm_proj": None,
             },
-            "text_cfg": {
-                "context_length": text.context,
-                "vocab_size": text.vocab_size,
-                "width": text.width,
-                "heads": text.heads,
-                "layers": text.depth,
-                "mlp_ratio": text.mlp_dim / text.width,
-            },
+            "text_cfg": open_clip.write_text(text),
         }
+        return {"model_cfg": model} | ({"timm_overrides": changes} if changes else {})
 
 
-@dataclasses.dataclass(frozen=True)
-class _Trunk:
-    kind: str
-    patch_size: int
-    width: int
-    depth: int
-    heads: int
-    mlp_ratio: float
-
-
+_TIMM_KEYS = ("timm_model_name", "timm_model_pretrained", "timm_pool", "timm_proj")
+_GIANT = ("eva01", Size(224, 14, 1408, 40, 16, 6144 / 1408))
 _TRUNKS = {
-    "eva_giant": _Trunk("eva01", 14, 1408, 40, 16, 6144 / 1408),
-    "eva02_enormous": _Trunk("eva02_post_norm", 14, 1792, 64, 16, 15360 / 1792),
-    "eva02_large": _Trunk("eva02_rope", 14, 1024, 24, 16, 4 * 2 / 3),
-    "eva02_base": _Trunk("eva02_rope", 16, 768, 12, 12, 4 * 2 / 3),
+    "eva_giant_patch14_224": _GIANT,
+    "eva_giant_patch14_clip_224": _GIANT,
+    "eva02_enormous_patch14_clip_224": (
+        "eva02_post_norm",
+        Size(224, 14, 1792, 64, 16, 15360 / 1792),
+    ),
+    "eva02_large_patch14_clip_224": ("eva02_rope", Size(224, 14, 1024, 24, 16, 4 * 2 / 3)),
+    "eva02_large_patch14_clip_336": ("eva02_rope", Size(336, 14, 1024, 24, 16, 4 * 2 / 3)),
+    "eva02_base_patch16_clip_224": ("eva02_rope", Size(224, 16, 768, 12, 12, 4 * 2 / 3)),
 }
-"""By the beginning of timm's model name."""
+"""By timm's name: kind and sizes."""
+_ALONE = {
+    "eva01": ("eva_giant_patch14_clip_224",),
+    "eva02_post_norm": ("eva02_enormous_patch14_clip_224",),
+    "eva02_rope": (
+        "eva02_large_patch14_clip_224",
+        "eva02_large_patch14_clip_336",
+        "eva02_base_patch16_clip_224",
+    ),
+}
+"""By kind: timm's names for the tower alone; the first serves for other sizes."""
 
 
-def _vision(trunk: str, image_size: int, overrides: Mapping[str, Any]) -> EvaVisionConfig:
-    known = next((size for name, size in _TRUNKS.items() if trunk.startswith(name)), None)
-    if known is None:
+def is_eva(architecture: str) -> bool:
+    """Whether timm's name is one of an EVA image tower of ours."""
+    return architecture in _TRUNKS
+
+
+def _named(architecture: str) -> tuple[str, Size]:
+    if architecture not in _TRUNKS:
         raise ConfigError(
-            f"EVA: expected a timm trunk that begins with {', '.join(_TRUNKS)}; found {trunk!r}."
+            f"EVA: expected a timm trunk among {', '.join(_TRUNKS)}; found {architecture!r}."
         )
-    width = overrides.get("embed_dim", known.width)
-    return EvaVisionConfig(
-        kind=known.kind,
-        image_size=image_size,
-        patch_size=overrides.get("patch_size", known.patch_size),
-        width=width,
-        depth=overrides.get("depth", known.depth),
-        heads=overrides.get("num_heads", known.heads),
-        mlp_dim=int(width * overrides.get("mlp_ratio", known.mlp_ratio)),
-    )
+    return _TRUNKS[architecture]
 
 
-def _published(trunk: str, image_size: int, *, embed: int, text: tuple[int, int, int]) -> EvaConfig:
+def _published(trunk: str, *, embed: int, text: tuple[int, int, int]) -> EvaConfig:
     width, depth, heads = text
     return EvaConfig(
-        vision=_vision(trunk, image_size, {}),
+        vision=EvaVisionConfig.from_timm(timm.read({"architecture": trunk})),
         text=TextConfig(width=width, depth=depth, heads=heads, mlp_dim=4 * width, act="gelu"),
         embed_dim=embed,
         trunk=trunk,

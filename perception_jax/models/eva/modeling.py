@@ -13,7 +13,6 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from perception_jax.models.clip.modeling import ClipOutput
 from perception_jax.models.eva.config import EvaConfig, EvaVisionConfig
 from perception_jax.nn import position, stack
 from perception_jax.nn.attention import Attention
@@ -21,15 +20,16 @@ from perception_jax.nn.linear import Linear, PatchEmbed
 from perception_jax.nn.mlp import Mlp, SwiGlu
 from perception_jax.nn.norms import LayerNorm
 from perception_jax.nn.rope import Rope, axial
-from perception_jax.nn.taps import Taps
+from perception_jax.nn.taps import Taps, refuse_pool
 from perception_jax.nn.text_tower import TextTower
-from perception_jax.nn.towers import TowerOutput
+from perception_jax.nn.towers import ContrastiveOutput, TowerOutput, contrast, with_class_token
 from perception_jax.nn.transformer import Block
-from perception_jax.ops.losses import unit
 
 
 class VisionTower(nnx.Module):
     """Pixels to tokens and a joint embedding."""
+
+    prefix = 1
 
     def __init__(self, config: EvaVisionConfig, embed_dim: int, *, rngs: nnx.Rngs):
         width = config.width
@@ -58,12 +58,10 @@ class VisionTower(nnx.Module):
         Returns:
           `tokens` after the final norm, `pooled` the class token among them.
         """
+        refuse_pool(taps)
         grid = self.patch_embed.grid(pixels)
-        x = self.patch_embed(pixels)
-        start = jnp.broadcast_to(self.class_embedding[...], (x.shape[0], 1, x.shape[2]))
-        x = jnp.concatenate([start.astype(x.dtype), x], axis=1)
         positions = position.resample(self.position_embedding[...], grid, prefix=1, antialias=True)
-        x = x + positions.astype(x.dtype)
+        x = with_class_token(self.patch_embed(pixels), self.class_embedding[...], positions)
         out = stack.run(self.blocks, x, rope=self.rope(grid), taps=taps, depth=depth, remat=remat)
         tokens = self.norm_post(out.x)
         return TowerOutput(
@@ -72,13 +70,15 @@ class VisionTower(nnx.Module):
             tokens=tokens,
             hidden=out.hidden,
             attention=out.attention,
+            grid=grid,
+            prefix=self.prefix,
         )
 
     def rope(self, grid: tuple[int, int]) -> Rope | None:
         """Rotary positions for a grid of patches; None for the towers without them."""
         if not self.rotary:
             return None
-        return axial(grid, self.head_width, reference=self.reference_grid, prefix=1)
+        return axial(grid, self.head_width, reference=self.reference_grid, prefix=self.prefix)
 
 
 class Eva(nnx.Module):
@@ -89,14 +89,13 @@ class Eva(nnx.Module):
         self.text = TextTower(config.text, config.embed_dim, rngs=rngs)
         self.logit_scale = nnx.Param(jnp.asarray(2.6592, jnp.float32))
 
-    def __call__(self, pixels: Float[Array, "B H W 3"], ids: Int[Array, "T K"]) -> ClipOutput:
+    def __call__(
+        self, pixels: Float[Array, "B H W 3"], ids: Int[Array, "T K"]
+    ) -> ContrastiveOutput:
         """Compares every image with every text."""
-        image = unit(self.vision(pixels).embedding)
-        text = unit(self.text(ids, dtype=pixels.dtype).embedding)
-        scale = jnp.exp(self.logit_scale[...].astype(jnp.float32))
-        return ClipOutput(
-            image_embeds=image, text_embeds=text, logits_per_image=scale * image @ text.T
-        )
+        image = self.vision(pixels).embedding
+        text = self.text(ids, dtype=pixels.dtype).embedding
+        return contrast(image, text, self.logit_scale[...])
 
 
 def _block(config: EvaVisionConfig, rngs: nnx.Rngs) -> Block:

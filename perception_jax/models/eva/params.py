@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from perception_jax.interop.rules import ExtraAxes, Ignore, Rule, RuleTable, conv, linear, norm
-from perception_jax.models.eva.config import EvaConfig
-from perception_jax.models.names import open_clip_text, packed_qkv
+import dataclasses
+
+from perception_jax.interop.rules import (
+    DATA_PARALLEL,
+    ExtraAxes,
+    Ignore,
+    Rename,
+    Rule,
+    RuleTable,
+    conv,
+    linear,
+    norm,
+)
+from perception_jax.models.names import BARE_TEXT, open_clip_text, packed_qkv
+from perception_jax.models.towers import TowerConfig
 
 _TRUNK = "visual.trunk"
 
 
-def reference_table(config: EvaConfig) -> RuleTable:
-    """The names of the configuration's kind of trunk."""
-    blocks = _rope_blocks if config.vision.kind == "eva02_rope" else _plain_blocks
+def _reference_table(kind: str) -> RuleTable:
+    """The names of a model with this kind of trunk."""
+    blocks = _rope_blocks if kind == "eva02_rope" else _plain_blocks
     rules = (
         *conv(f"{_TRUNK}.patch_embed.proj", "vision/patch_embed"),
         Rule(f"{_TRUNK}.cls_token", "vision/class_embedding", ExtraAxes((0, 1))),
@@ -28,7 +40,13 @@ def reference_table(config: EvaConfig) -> RuleTable:
         Ignore("*.k_bias", "zeros: EVA's keys have no bias"),
         Ignore("*.attn_mask", "the causal mask, a buffer"),
     )
-    return RuleTable(rules=rules, ignored=ignored)
+    return RuleTable(rules=rules, ignored=ignored, renames=(DATA_PARALLEL, BARE_TEXT))
+
+
+def _timm_tower_table(config: TowerConfig) -> RuleTable:
+    """The names of timm's `Eva`, also as open_clip's trunk."""
+    table = _reference_table(config.vision.kind).part(f"{_TRUNK}.", "vision/")
+    return dataclasses.replace(table, renames=(DATA_PARALLEL, Rename(r"^trunk\.", "")))
 
 
 def _plain_blocks(source: str, target: str) -> tuple[Rule, ...]:
@@ -64,5 +82,7 @@ def _rope_blocks(source: str, target: str) -> tuple[Rule, ...]:
     )
 
 
-TABLES = {"reference": reference_table}
+TABLES = {"reference": lambda config: _reference_table(config.vision.kind)}
 """By layout."""
+TOWER_TABLES = {"reference": _timm_tower_table, "timm": _timm_tower_table}
+"""Of the image tower alone."""

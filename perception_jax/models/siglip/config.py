@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from perception_jax.errors import ConfigError
+from perception_jax.models import open_clip, timm
+from perception_jax.models.towers import known_act
 from perception_jax.nn.text_tower import TextConfig
 
 _SO400M = {"width": 1152, "depth": 27, "heads": 16, "mlp_dim": 4304}
@@ -34,6 +37,64 @@ class SiglipVisionConfig:
     def tokens(self) -> int:
         """Patches; pixels that do not fill one are dropped."""
         return (self.image_size // self.patch_size) ** 2
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any]) -> SiglipVisionConfig:
+        """From the `vision_config` of Hugging Face, or the `config.json` of a tower alone.
+
+        Keys that are left out take the defaults of `transformers.SiglipVisionConfig`.
+
+        Raises:
+          ConfigError: a tower without the attention pooling.
+        """
+        tower = _HF_VISION_DEFAULTS | dict(config)
+        if not tower.get("vision_use_head", True):
+            raise ConfigError(
+                "SigLIP: expected an image tower with its attention pooling, found "
+                "vision_use_head false; such towers are not built here."
+            )
+        return cls(
+            image_size=tower["image_size"],
+            patch_size=tower["patch_size"],
+            **_from_hf_tower(tower),
+        )
+
+    def to_hf(self) -> dict[str, Any]:
+        """The inverse of `from_hf`."""
+        return {theirs: getattr(self, ours) for ours, theirs in _HF_NAMES.items()} | {
+            "model_type": "siglip_vision_model",
+            "image_size": self.image_size,
+            "patch_size": self.patch_size,
+            "num_channels": 3,
+        }
+
+    @classmethod
+    def from_timm(cls, model: timm.TimmModel) -> SiglipVisionConfig:
+        """From a named model of timm.
+
+        Raises:
+          ConfigError: no SigLIP of ours.
+        """
+        named = _named(model.architecture)
+        act = timm.activation(model, _timm_act(model.architecture))
+        return cls(**timm.sizes(model, named), act=act)
+
+    def to_timm(self, architecture: str | None = None) -> dict[str, Any]:
+        """timm's `config.json`, as a variation of a named model (None chooses it).
+
+        Raises:
+          ConfigError: an epsilon that timm's towers do not have.
+        """
+        ours = dataclasses.asdict(self)
+        act, eps = ours.pop("act"), ours.pop("eps")
+        if eps != 1e-6:
+            raise ConfigError(f"timm's SigLIP towers have eps 1e-6, found {eps}.")
+        if architecture is None:
+            fitting = (name for name in _EXACT + _TANH if _named(name).fields() == ours)
+            architecture = next(fitting, _EXACT[0])
+        extra = {} if act == _timm_act(architecture) else timm.act_layer(act)
+        named = _named(architecture)
+        return timm.write(architecture, ours, named, classes=0, pool="map", extra=extra)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,40 +137,27 @@ class SiglipConfig:
                     f"config.json has no {name!r}; expected a Hugging Face SigLIP configuration, "
                     f"found the keys {sorted(config)}"
                 )
-        vision = _HF_VISION_DEFAULTS | dict(config["vision_config"] or {})
+        vision = SiglipVisionConfig.from_hf(config["vision_config"] or {})
         text = _HF_TEXT_DEFAULTS | dict(config["text_config"] or {})
-        if text.get("projection_size") not in (None, vision["hidden_size"]):
+        if text.get("projection_size") not in (None, vision.width):
             raise ConfigError(
-                f"SigLIP: expected text projection_size {vision['hidden_size']}, the image "
-                f"tower's width, found {text['projection_size']}."
+                f"SigLIP: expected text projection_size {vision.width}, the image tower's width, "
+                f"found {text['projection_size']}."
             )
         return cls(
-            vision=SiglipVisionConfig(
-                image_size=vision["image_size"],
-                patch_size=vision["patch_size"],
-                **{ours: vision[theirs] for ours, theirs in _HF_NAMES.items()},
-            ),
+            vision=vision,
             text=TextConfig(
                 vocab_size=text["vocab_size"],
                 context=text["max_position_embeddings"],
                 pool="last",
                 projection_bias=True,
-                **{ours: text[theirs] for ours, theirs in _HF_NAMES.items()},
+                **_from_hf_tower(text),
             ),
         )
 
     def to_hf(self) -> dict[str, Any]:
         """The `config.json` that `transformers.SiglipModel` loads."""
-        vision, text = (
-            {theirs: getattr(tower, ours) for ours, theirs in _HF_NAMES.items()}
-            for tower in (self.vision, self.text)
-        )
-        vision |= {
-            "model_type": "siglip_vision_model",
-            "image_size": self.vision.image_size,
-            "patch_size": self.vision.patch_size,
-            "num_channels": 3,
-        }
+        text = {theirs: getattr(self.text, ours) for ours, theirs in _HF_NAMES.items()}
         text |= {
             "model_type": "siglip_text_model",
             "vocab_size": self.text.vocab_size,
@@ -119,7 +167,7 @@ class SiglipConfig:
         return {
             "architectures": ["SiglipModel"],
             "model_type": "siglip",
-            "vision_config": vision,
+            "vision_config": self.vision.to_hf(),
             "text_config": text,
         }
 
@@ -130,27 +178,31 @@ class SiglipConfig:
         Keys of `timm_overrides` (as in `timm.create_model`) replace them.
 
         Raises:
-          ConfigError: another trunk.
+          ConfigError: another trunk or text tower.
         """
-        overrides = dict(config.get("timm_overrides") or {})
+        changes = config.get("timm_overrides")
         config = config.get("model_cfg", config)
         vision, text = config["vision_cfg"], config["text_cfg"]
-        name = str(vision.get("timm_model_name"))
-        if "siglip" not in name:
-            raise ConfigError(f"SigLIP: expected a timm SigLIP trunk, found {name!r}.")
-        size = _SO400M if "so400m" in name else _BASE
-        width = overrides.get("embed_dim", size["width"])
-        ratio = size["mlp_dim"] / size["width"]
+        open_clip.check("vision_cfg", vision, ("image_size", *_TIMM_KEYS))
+        open_clip.check("text_cfg", text, _TEXT_KEYS)
+        if vision.get("timm_proj", "linear") != "none" or vision.get("timm_pool") != "map":
+            raise ConfigError(
+                f"SigLIP: expected open_clip's timm_pool 'map' and timm_proj 'none', found {vision}"
+            )
+        for key, expected in (("no_causal_mask", True), ("proj_bias", True), ("pool_type", "last")):
+            if text.get(key) != expected:
+                raise ConfigError(
+                    f"SigLIP: expected {key} {expected!r} in open_clip's text_cfg, found "
+                    f"{text.get(key)!r}."
+                )
+        model = {
+            "architecture": str(vision.get("timm_model_name")),
+            "input_size": [vision.get("image_size")],
+            "model_args": changes,
+        }
+        tanh = (text.get("act_kwargs") or {}).get("approximate") == "tanh"
         return cls(
-            vision=SiglipVisionConfig(
-                image_size=overrides.get("img_size", vision["image_size"]),
-                patch_size=overrides.get("patch_size", 14 if "patch14" in name else 16),
-                width=width,
-                depth=overrides.get("depth", size["depth"]),
-                heads=overrides.get("num_heads", size["heads"]),
-                mlp_dim=int(width * overrides.get("mlp_ratio", ratio)),
-                act="gelu",
-            ),
+            vision=SiglipVisionConfig.from_timm(timm.read(model)),
             text=TextConfig(
                 vocab_size=text["vocab_size"],
                 context=text["context_length"],
@@ -158,8 +210,8 @@ class SiglipConfig:
                 depth=text["layers"],
                 heads=text["heads"],
                 mlp_dim=int(text["width"] * text.get("mlp_ratio", 4.0)),
-                act="gelu",
-                eps=text.get("norm_kwargs", {}).get("eps", 1e-5),
+                act="gelu_pytorch_tanh" if tanh else "gelu",
+                eps=open_clip.eps(text),
                 pool="last",
                 projection_bias=True,
             ),
@@ -172,11 +224,15 @@ class SiglipConfig:
           ConfigError: open_clip knows no such trunk, or runs it with another activation.
         """
         vision, text = self.vision, self.text
-        trunks = {1152: "vit_so400m_patch14_siglip", 768: "vit_base_patch16_siglip"}
-        if vision.width not in trunks or vision.act != "gelu":
+        trunk = self.vision.to_timm()
+        if text.act not in ("gelu", "gelu_pytorch_tanh"):
+            raise ConfigError(f"SigLIP in open_clip: expected GELU in texts, found {text.act!r}.")
+        if "model_args" in trunk:
             raise ConfigError(
-                f"open_clip has SigLIP trunks of widths {sorted(trunks)} with the exact GELU; "
-                f"found width {vision.width} with {vision.act!r}: export in the 'hf' layout."
+                f"open_clip takes sizes and activation of {trunk['architecture']!r} from timm; "
+                f"this tower differs in {trunk['model_args']}. Export in the 'hf' layout; where "
+                "only the activation differs (timm runs most SigLIPs with the exact GELU), setting "
+                "`act` of both towers to 'gelu' accepts a change of about 1e-3."
             )
         return {
             "embed_dim": self.embed_dim,
@@ -184,25 +240,67 @@ class SiglipConfig:
             "custom_text": True,
             "vision_cfg": {
                 "image_size": vision.image_size,
-                "timm_model_name": f"{trunks[vision.width]}_{vision.image_size}",
+                "timm_model_name": trunk["architecture"],
                 "timm_model_pretrained": False,
                 "timm_pool": "map",
                 "timm_proj": "none",
             },
             "text_cfg": {
-                "context_length": text.context,
-                "vocab_size": text.vocab_size,
-                "hf_tokenizer_name": "timm/ViT-SO400M-14-SigLIP",
-                "width": text.width,
-                "heads": text.heads,
-                "layers": text.depth,
-                "mlp_ratio": text.mlp_dim / text.width,
+                **open_clip.write_text(text),
+                "hf_tokenizer_name": "timm/ViT-B-16-SigLIP",
+                "tokenizer_kwargs": {"clean": "canonicalize"},
                 "no_causal_mask": True,
                 "proj_bias": True,
                 "pool_type": "last",
-                "norm_kwargs": {"eps": text.eps},
+                **({"act_kwargs": {"approximate": "tanh"}} if text.act != "gelu" else {}),
             },
         }
+
+
+_TIMM_KEYS = ("timm_model_name", "timm_model_pretrained", "timm_pool", "timm_proj")
+_TEXT_KEYS = (
+    *("context_length", "vocab_size", "heads"),
+    *("no_causal_mask", "proj_bias", "pool_type", "act_kwargs"),
+)
+_NAME = re.compile(r"vit_([a-z0-9]+)_patch(\d+)_siglip_(\d+)")
+_TIMM_SIZES = {
+    "base": (768, 12, 12, 4.0),
+    "large": (1024, 24, 16, 4.0),
+    "so400m": (1152, 27, 16, 3.7362),
+    "giantopt": (1536, 40, 16, 4.0),
+}
+"""Width, depth, heads, MLP ratio."""
+_EXACT = (
+    *(f"vit_base_patch16_siglip_{side}" for side in (224, 256, 384, 512)),
+    *(f"vit_large_patch16_siglip_{side}" for side in (256, 384)),
+    *(f"vit_so400m_patch14_siglip_{side}" for side in (224, 378, 384)),
+)
+"""timm's names for trunks with attention pooling that it runs with the exact GELU."""
+_TANH = (
+    *("vit_base_patch32_siglip_256", "vit_large_patch16_siglip_512"),
+    *(f"vit_so400m_patch16_siglip_{side}" for side in (256, 384, 512)),
+    *(f"vit_giantopt_patch16_siglip_{side}" for side in (256, 384)),
+)
+"""Those that came with SigLIP 2, which it runs with the tanh form."""
+
+
+def is_siglip(architecture: str) -> bool:
+    """Whether timm's name is one of a SigLIP image tower with attention pooling."""
+    return bool(_NAME.fullmatch(architecture))
+
+
+def _named(architecture: str) -> timm.Size:
+    match = _NAME.fullmatch(architecture)
+    if match is None or match[1] not in _TIMM_SIZES:
+        raise ConfigError(
+            f"SigLIP: expected a timm trunk such as {_EXACT[0]}, of the size "
+            f"{', '.join(_TIMM_SIZES)}; found {architecture!r}."
+        )
+    return timm.Size(int(match[3]), int(match[2]), *_TIMM_SIZES[match[1]])
+
+
+def _timm_act(architecture: str) -> str:
+    return "gelu_pytorch_tanh" if architecture in _TANH else "gelu"
 
 
 _HF_NAMES = {
@@ -223,6 +321,11 @@ _HF_DEFAULTS = {
 }
 _HF_VISION_DEFAULTS = _HF_DEFAULTS | {"image_size": 224, "patch_size": 16}
 _HF_TEXT_DEFAULTS = _HF_DEFAULTS | {"vocab_size": 32000, "max_position_embeddings": 64}
+
+
+def _from_hf_tower(tower: Mapping[str, Any]) -> dict[str, Any]:
+    known_act(tower["hidden_act"])
+    return {ours: tower[theirs] for ours, theirs in _HF_NAMES.items()}
 
 
 def _published(image_size: int, patch_size: int, *, context: int, **size: int) -> SiglipConfig:

@@ -6,8 +6,6 @@ and is read at its last position. Letters: B batch, H W image, T text tokens, E 
 
 from __future__ import annotations
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -22,26 +20,14 @@ from perception_jax.nn.norms import LayerNorm
 from perception_jax.nn.pooling import MapHead
 from perception_jax.nn.taps import Taps
 from perception_jax.nn.text_tower import TextTower
-from perception_jax.nn.towers import TowerOutput
+from perception_jax.nn.towers import ContrastiveOutput, TowerOutput, contrast
 from perception_jax.nn.transformer import Block
-from perception_jax.ops.losses import unit
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SiglipOutput:
-    """Attributes:
-    image_embeds, text_embeds: unit vectors, float32.
-    logits_per_image: `exp(logit_scale) * image_embeds @ text_embeds.T + logit_bias`, float32.
-    """
-
-    image_embeds: Float[Array, "B E"]
-    text_embeds: Float[Array, "T E"]
-    logits_per_image: Float[Array, "B T"]
 
 
 class VisionTower(nnx.Module):
     """Pixels to tokens and a joint embedding."""
+
+    prefix = 0
 
     def __init__(self, config: SiglipVisionConfig, *, rngs: nnx.Rngs):
         width = config.width
@@ -81,13 +67,16 @@ class VisionTower(nnx.Module):
         x = x + positions.astype(x.dtype)
         out = stack.run(self.blocks, x, taps=taps, depth=depth, remat=remat)
         tokens = self.norm_post(out.x)
-        pooled = self.head(tokens)
+        pooled, pool_attention = self.head(tokens, tap=None if taps is None else taps.of_pool)
         return TowerOutput(
             embedding=pooled,
             pooled=pooled,
             tokens=tokens,
             hidden=out.hidden,
             attention=out.attention,
+            pool_attention=pool_attention,
+            grid=grid,
+            prefix=self.prefix,
         )
 
 
@@ -100,10 +89,10 @@ class Siglip(nnx.Module):
         self.logit_scale = nnx.Param(jnp.log(jnp.asarray(10.0, jnp.float32)))
         self.logit_bias = nnx.Param(jnp.asarray(-10.0, jnp.float32))
 
-    def __call__(self, pixels: Float[Array, "B H W 3"], ids: Int[Array, "T K"]) -> SiglipOutput:
+    def __call__(
+        self, pixels: Float[Array, "B H W 3"], ids: Int[Array, "T K"]
+    ) -> ContrastiveOutput:
         """Compares every image with every text."""
-        image = unit(self.vision(pixels).embedding)
-        text = unit(self.text(ids, dtype=pixels.dtype).embedding)
-        scale = jnp.exp(self.logit_scale[...].astype(jnp.float32))
-        logits = scale * image @ text.T + self.logit_bias[...].astype(jnp.float32)
-        return SiglipOutput(image_embeds=image, text_embeds=text, logits_per_image=logits)
+        image = self.vision(pixels).embedding
+        text = self.text(ids, dtype=pixels.dtype).embedding
+        return contrast(image, text, self.logit_scale[...], self.logit_bias[...])

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from perception_jax.interop.rules import (
+    DATA_PARALLEL,
     SPLIT_LINEAR,
     ExtraAxes,
     Ignore,
+    Rename,
     Rule,
     RuleTable,
     Split,
@@ -14,6 +18,7 @@ from perception_jax.interop.rules import (
     norm,
 )
 from perception_jax.models.names import (
+    BARE_TEXT,
     hf_blocks,
     hf_text,
     open_clip_text,
@@ -75,8 +80,27 @@ def reference_table() -> RuleTable:
         Rule("logit_scale", "logit_scale"),
         Rule("logit_bias", "logit_bias"),
     )
-    return RuleTable(rules=rules)
+    return RuleTable(rules=rules, renames=(DATA_PARALLEL, BARE_TEXT))
+
+
+def _hf_tower_table() -> RuleTable:
+    """The names of `transformers.SiglipVisionModel`, also where their first word was cut off."""
+    table = hf_table().part("", "vision/")
+    bare = r"^(embeddings|encoder|post_layernorm|head)\."
+    return dataclasses.replace(table, renames=(*table.renames, Rename(bare, r"vision_model.\1.")))
+
+
+def _timm_tower_table() -> RuleTable:
+    """The names of timm's VisionTransformer, also as open_clip's trunk."""
+    table = reference_table().part("visual.trunk.", "vision/")
+    return dataclasses.replace(table, renames=(DATA_PARALLEL, Rename(r"^trunk\.", "")))
 
 
 TABLES = {"hf": lambda _: hf_table(), "reference": lambda _: reference_table()}
 """By layout; the names depend on no setting."""
+TOWER_TABLES = {
+    "hf": lambda _: _hf_tower_table(),
+    "reference": lambda _: _timm_tower_table(),
+    "timm": lambda _: _timm_tower_table(),
+}
+"""Of the image tower alone."""

@@ -3,6 +3,7 @@ case stores."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from perception_jax.models.params import flatten, unflatten
 from perception_jax.models.registry import Architecture, architecture, open_clip_architecture
 from perception_jax.nn.taps import Taps
 from tests.parity.cases import Case, assert_close, check
+from tests.parity.measures import Row
 
 
 def _is_open_clip(case: Case) -> bool:
@@ -85,7 +87,7 @@ def open_clip(case: Case) -> None:
         grid = model.vision.patch_embed.grid(pixels)
         rope = model.vision.rope(grid)
         found["rope_pos_embed"] = np.concatenate([rope.sin[1:], rope.cos[1:]], axis=1)
-    compare(found, arrays, inputs={"image", "text"})
+    compare(found, case, model, {"image", "text"}, names="open_clip")
 
 
 @check("mmvp_mof", when=_is_hf)
@@ -115,12 +117,24 @@ def hugging_face(case: Case) -> None:
     for prefix, tower in (("vision", image), ("text", text)):
         for layer, state in enumerate(tower.hidden):
             found[f"{prefix}_hidden{layer}"] = state
-    compare(found, arrays, inputs={"pixel_values", "input_ids"})
+    compare(found, case, model, {"pixel_values", "input_ids"}, names="Hugging Face")
 
 
-def compare(found: Mapping[str, Any], arrays: Mapping[str, np.ndarray], inputs: set[str]) -> None:
+def compare(
+    found: Mapping[str, Any], case: Case, model: nnx.Module, inputs: set[str], *, names: str
+) -> None:
     """Every stored array must be among ours; what a case does not store is not compared."""
+    arrays = case.arrays
+    leaves = flatten(model).values()
+    row = Row(
+        f"golden {case.name}",
+        names,
+        "the authors' own code, stored",
+        tensors=len(open_checkpoint(case.weights)),
+        parameters=sum(leaf.size for leaf in leaves),
+    )
     missing = set(arrays) - set(found) - inputs
     assert not missing, f"arrays of the case that are not compared: {sorted(missing)}"
     for name in sorted(set(arrays) - inputs):
         assert_close(found[name], arrays[name], what=name)
+        row.close(found[name], arrays[name], tolerance=math.inf)

@@ -1,0 +1,136 @@
+"""A checkpoint with the settings that belong to it, before anyone asks which model it is.
+
+The settings say in which format they are written, and so whose names to expect:
+
+- "hf": `config.json` of Hugging Face, with a `model_type`;
+- "timm": `config.json` of timm, with an `architecture`;
+- "reference": `open_clip_config.json`, or a model configuration of open_clip;
+- "jax": our own, marked by `perception_jax_layout`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from perception_jax.errors import CheckpointError
+from perception_jax.interop.checkpoint_dir import OPEN_CLIP, PLAIN, Part, open_checkpoint, read_json
+from perception_jax.interop.tensors import TensorFiles
+
+Layout = Literal["hf", "reference", "timm", "jax"]
+
+CONFIG = "config.json"
+OPEN_CLIP_CONFIG = "open_clip_config.json"
+
+_WEIGHTS = {"hf": PLAIN, "timm": PLAIN, "jax": PLAIN, "reference": (*OPEN_CLIP, *PLAIN)}
+"""What to look for in a folder, by layout; a single file of another name serves as well."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Source:
+    """Attributes:
+    path: of the weights, for messages.
+    files: the tensors.
+    layout: of the settings; None without any.
+    settings: as parsed from JSON; empty without any.
+    folders: where files for a processor may lie, in order of preference.
+    aside: names that lie outside the part that was asked for.
+    """
+
+    path: pathlib.Path
+    files: TensorFiles
+    layout: Layout | None
+    settings: Mapping[str, Any]
+    folders: tuple[pathlib.Path, ...]
+    aside: tuple[str, ...]
+
+
+def open_source(
+    path: str | os.PathLike[str],
+    *,
+    config: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    section: str | None = None,
+    prefix: str = "",
+) -> Source:
+    """Opens the weights at `path`, and the settings given or found beside them.
+
+    Args:
+      path: a folder, or a single file with weights.
+      config: settings, or a JSON file or folder with them; None looks beside the weights.
+      section: for torch files that hold several models, the dotted name of the one to read.
+      prefix: only tensors whose names begin so are seen, without it.
+
+    Raises:
+      CheckpointError: a file is missing, damaged or refused, or no name has the prefix.
+    """
+    path = pathlib.Path(path)
+    folder = path if path.is_dir() else path.parent
+    settings, where = _settings(folder, config)
+    layout = _layout(settings, where or folder)
+    prefer = _WEIGHTS.get(layout, (*PLAIN, *OPEN_CLIP))
+    files = open_checkpoint(path, section=section, prefer=prefer)
+    aside: tuple[str, ...] = ()
+    if prefix:
+        files = Part(files, prefix)
+        aside = files.aside
+    return Source(
+        path=path,
+        files=files,
+        layout=layout,
+        settings=settings,
+        folders=tuple(dict.fromkeys(f for f in (where, folder) if f is not None)),
+        aside=aside,
+    )
+
+
+def _settings(
+    folder: pathlib.Path, config: str | os.PathLike[str] | Mapping[str, Any] | None
+) -> tuple[Mapping[str, Any], pathlib.Path | None]:
+    """The settings and the folder they come from."""
+    if isinstance(config, Mapping):
+        return config, None
+    if config is None:
+        file = _settings_file(folder)
+        return (read_json(file), folder) if file else ({}, None)
+    given = pathlib.Path(config)
+    if not given.is_dir():
+        return read_json(given), given.parent
+    if (file := _settings_file(given)) is None:
+        raise CheckpointError(
+            f"Expected {CONFIG} or {OPEN_CLIP_CONFIG} in {given}, found "
+            f"{sorted(item.name for item in given.iterdir())[:20]}."
+        )
+    return read_json(file), given
+
+
+def _settings_file(folder: pathlib.Path) -> pathlib.Path | None:
+    """The file that describes the weights in a folder; of two, the one of the larger model."""
+    plain, open_clip = folder / CONFIG, folder / OPEN_CLIP_CONFIG
+    if not (plain.is_file() and open_clip.is_file()):
+        return next((file for file in (plain, open_clip) if file.is_file()), None)
+
+    def holds(names: Sequence[str]) -> bool:
+        return any((folder / name).is_file() for name in names)
+
+    # timm's configuration describes the image tower alone, Hugging Face's all of the model.
+    if holds(OPEN_CLIP) and ("architecture" in read_json(plain) or not holds(PLAIN)):
+        return open_clip
+    return plain
+
+
+def _layout(settings: Mapping[str, Any], where: pathlib.Path) -> Layout | None:
+    if not settings:
+        return None
+    ours = settings.get("perception_jax_layout")
+    if ours not in (None, "jax", "hf"):
+        raise CheckpointError(
+            f"Expected perception_jax_layout 'jax' in the settings of {where}, found {ours!r}."
+        )
+    if ours == "jax":
+        return "jax"
+    if "model_cfg" in settings or "vision_cfg" in settings:
+        return "reference"
+    return "timm" if "architecture" in settings else "hf"

@@ -1,0 +1,76 @@
+"""Image towers alone: what a LLaVA holds of a CLIP, what timm keeps of an open_clip model.
+
+The tower is the full model's own `VisionTower`; its paths lack the prefix `vision/`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from flax import nnx
+from jaxtyping import Array, Float
+
+from perception_jax.errors import ConfigError
+from perception_jax.interop.rules import LINEAR, RuleTable
+from perception_jax.nn.mlp import ACTIVATIONS
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TowerConfig:
+    """Attributes:
+    vision: the image tower's own configuration, e.g. `models.clip.config.VisionConfig`.
+    embed_dim: width of the joint space; None for a checkpoint without the projection, whose
+      embedding is the pooled token.
+    """
+
+    vision: Any
+    embed_dim: int | None = None
+
+
+class Unprojected(nnx.Module):
+    """Stands where the projection would be."""
+
+    def __call__(self, x: Float[Array, "B D"]) -> Float[Array, "B D"]:
+        return x
+
+
+def known_act(name: str) -> str:
+    """The name of an activation that towers can run with, as Hugging Face spells it.
+
+    Raises:
+      ConfigError: another one.
+    """
+    if name not in ACTIVATIONS:
+        raise ConfigError(
+            f"hidden_act: expected one of {', '.join(ACTIVATIONS)}, found {name!r}, which no tower "
+            "here runs with."
+        )
+    return name
+
+
+def build(make: Callable[..., nnx.Module], config: TowerConfig, *, rngs: nnx.Rngs) -> nnx.Module:
+    """A tower whose constructor takes the width of the joint space, with or without projection."""
+    tower = make(config.vision, config.embed_dim or 1, rngs=rngs)
+    if config.embed_dim is None:
+        tower.projection = Unprojected()
+    return tower
+
+
+def with_projection(
+    config: TowerConfig, table: RuleTable, shapes: Mapping[str, tuple[int, ...]]
+) -> TowerConfig:
+    """The configuration with the joint space's width as the tensors have it.
+
+    No file of settings says whether the projection was saved.
+    """
+    rules = [rule for rule in table.rules if rule.targets == ("projection/kernel",)]
+    if not rules:
+        return config
+    named = {table.rename(name): shape for name, shape in shapes.items()}
+    shape = named.get(rules[0].sources[0])
+    if shape is None or len(shape) != 2:
+        return dataclasses.replace(config, embed_dim=None)
+    outputs = shape[0] if rules[0].transform == LINEAR else shape[1]
+    return dataclasses.replace(config, embed_dim=outputs)
