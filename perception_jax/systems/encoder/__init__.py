@@ -1,0 +1,1 @@
+"""What an image encoder sees: see README.md beside this file."""

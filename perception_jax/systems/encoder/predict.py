@@ -1,0 +1,239 @@
+"""What an encoder sees in an image: maps, and how well texts fit.
+
+Letters: H W input that the patches cover, C side of the shown picture, T texts, E embedding width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, UInt8
+
+from perception_jax.api import Loaded
+from perception_jax.data import images as image_files
+from perception_jax.data.processors import ImageProcessor
+from perception_jax.data.records import Image
+from perception_jax.errors import ConfigError
+from perception_jax.nn import maps, stack
+from perception_jax.ops.image import normalise
+from perception_jax.ops.losses import unit
+
+PICTURE = 288
+"""C: pixels along the shown picture."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class TextScore:
+    """How well a text fits an image.
+
+    Attributes:
+      text: as given.
+      cosine: of both embeddings.
+      probability: with the model's temperature; for a model with a logit bias (SigLIP) of this text
+        by itself, for others among all texts given, and then None for a single one.
+    """
+
+    text: str
+    cosine: float
+    probability: float | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """What the encoder sees in one image.
+
+    Attributes:
+      picture: the part of the image that the patches cover, scaled from the original.
+      image_size: width and height of the original, pixels.
+      input_size: width and height of what the model got, pixels.
+      region: xyxy in original pixels, what the patches cover; reaches beyond the image where it was
+        padded.
+      attention_of: whose attention is shown, in words.
+      scores: of each text.
+      attention: to each patch, mean over heads.
+      relevance: of each patch for each text, by gradient × attention.
+      gradient: of each text's cosine for each input pixel, its length over colours.
+      components: the three principal ones of the patch features, in [0, 1].
+    """
+
+    picture: UInt8[np.ndarray, "C C 3"]
+    image_size: tuple[int, int]
+    input_size: tuple[int, int]
+    region: tuple[float, float, float, float]
+    attention_of: str
+    scores: tuple[TextScore, ...]
+    attention: Float[np.ndarray, "rows columns"]
+    relevance: Float[np.ndarray, "T rows columns"]
+    gradient: Float[np.ndarray, "T H W"]
+    components: Float[np.ndarray, "rows columns 3"]
+
+    def to_json(self) -> dict[str, Any]:
+        """Sizes, scores and the maps on the patch grid, rows from the top."""
+        rows, columns = self.attention.shape
+        texts = []
+        for score, relevance, gradient in zip(
+            self.scores, self.relevance, self.gradient, strict=True
+        ):
+            patches = gradient.reshape(rows, gradient.shape[0] // rows, columns, -1)
+            grids = {"relevance": relevance, "input_gradient": patches.mean(axis=(1, 3))}
+            texts.append(dataclasses.asdict(score) | {k: _listed(v) for k, v in grids.items()})
+        return {
+            "image_size": list(self.image_size),
+            "input_size": list(self.input_size),
+            "region": list(self.region),
+            "grid": [rows, columns],
+            "attention_of": self.attention_of,
+            "attention": _listed(self.attention),
+            "texts": texts,
+        }
+
+
+class Explainer:
+    """One model and some texts, for any number of images; compiles once."""
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        texts: Sequence[str] = (),
+        *,
+        layer: int = maps.LAST_LAYER,
+        scale: float = 1.0,
+    ):
+        """
+        Args:
+          loaded: a model with an image tower.
+          texts: to compare the images with; none is fine.
+          layer: whose attention is shown; negative counts from the end.
+          scale: the input's side as a multiple of the model's own, rounded to whole patches.
+
+        Raises:
+          ConfigError: texts for a model without a text tower, or a scale that is not positive.
+          CheckpointError: texts for a checkpoint without a tokenizer.
+        """
+        self._model, self._layer = loaded.model, layer
+        tower = _image_tower(loaded.model)
+        self._patch = tower.patch_embed.patch
+        self._processor = _scaled(loaded.processor.image, scale, self._patch)
+        depth = stack.depth_of(tower.blocks)
+        self._attention_of = (
+            f"class token, layer {layer % depth + 1} of {depth}" if tower.prefix else "pooling head"
+        )
+        self._texts = tuple(texts)
+        self._embeddings = _embed(loaded, self._texts)
+        self._run = jax.jit(self._see)
+
+    def __call__(self, image: Image, *, name: str = "") -> Prediction:
+        """Looks at one image.
+
+        Args:
+          image: uint8[height, width, 3], an encoded file's bytes, or a path.
+          name: what to call it in an error; a path names itself.
+
+        Raises:
+          ImageError: the image cannot be decoded.
+          ConfigError: the tower has no such layer.
+        """
+        original = image_files.decode(image, name=name)
+        processed = self._processor(original)
+        pixels = processed.pixels
+        found = self._run(self._model, jnp.asarray(pixels)[None], self._embeddings)
+        found = {key: np.asarray(value) for key, value in found.items()}
+        rows, columns = found["attention"].shape
+        height, width = rows * self._patch, columns * self._patch
+        covered = np.array([[0.0, 0.0, width, height]])
+        return Prediction(
+            picture=self._shown(original, height),
+            image_size=(original.shape[1], original.shape[0]),
+            input_size=(pixels.shape[1], pixels.shape[0]),
+            region=tuple(processed.geometry.inverse_boxes(covered)[0].tolist()),
+            attention_of=self._attention_of,
+            scores=self._scores(found["cosines"]),
+            attention=found["attention"],
+            relevance=found["relevance"],
+            gradient=found["gradient"][:, :height, :width],
+            components=found["components"],
+        )
+
+    def _see(
+        self, model: nnx.Module, pixels: UInt8[Array, "1 S S 3"], texts: Float[Array, "T E"]
+    ) -> dict[str, Array]:
+        normal = normalise(pixels, self._processor.mean, self._processor.std)
+        seen = maps.text_maps(_image_tower(model), normal, texts, layer=self._layer)
+        out = seen.output
+        return {
+            "attention": seen.attention[0],
+            "relevance": seen.relevance[:, 0],
+            "gradient": seen.gradient[:, 0],
+            "components": maps.patch_pca(out.patches, out.grid)[0],
+            "cosines": unit(texts) @ unit(out.embedding)[0],
+        }
+
+    def _shown(
+        self, original: UInt8[np.ndarray, "height width 3"], covered: int
+    ) -> UInt8[np.ndarray, "C C 3"]:
+        """The same part of the image that the patches cover, as large as it will be shown."""
+        side = round(PICTURE * self._processor.size / covered)
+        return _with_size(self._processor, side)(original).pixels[:PICTURE, :PICTURE]
+
+    def _scores(self, cosines: Float[np.ndarray, "T"]) -> tuple[TextScore, ...]:
+        probabilities: Sequence[float | None] = [None] * len(cosines)
+        if hasattr(self._model, "logit_scale"):
+            logits = np.exp(float(self._model.logit_scale[...])) * cosines.astype(np.float64)
+            if hasattr(self._model, "logit_bias"):
+                logits = logits + float(self._model.logit_bias[...])
+                probabilities = 1 / (1 + np.exp(-logits))
+            elif len(logits) > 1:
+                weights = np.exp(logits - logits.max())
+                probabilities = weights / weights.sum()
+        return tuple(
+            TextScore(text=text, cosine=float(c), probability=None if p is None else float(p))
+            for text, c, p in zip(self._texts, cosines, probabilities, strict=True)
+        )
+
+
+def _image_tower(model: nnx.Module) -> nnx.Module:
+    """A model of two towers has it as `vision`; DINOv2 is one."""
+    return getattr(model, "vision", model)
+
+
+def _embed(loaded: Loaded, texts: tuple[str, ...]) -> Float[Array, "T E"]:
+    model = loaded.model
+    if not texts:
+        side = loaded.processor.image.size
+        pixels = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+        image = jax.eval_shape(lambda m, x: _image_tower(m)(x).embedding, model, pixels)
+        return jnp.zeros((0, image.shape[1]))
+    if not hasattr(model, "text"):
+        raise ConfigError(
+            f"texts were given, but this model ({type(model).__name__}) is an image tower alone: "
+            "leave the texts out, or take a model with a text tower (CLIP, SigLIP, EVA-CLIP)."
+        )
+    if not all(text.strip() for text in texts):
+        raise ConfigError(f"texts: expected words in each, found {list(texts)}.")
+    ids = loaded.processor.texts(texts)
+    return jax.jit(lambda model, ids: model.text(ids).embedding)(model, ids).astype(jnp.float32)
+
+
+def _scaled(processor: ImageProcessor, scale: float, patch: int) -> ImageProcessor:
+    if not 0 < scale < float("inf"):
+        raise ConfigError(f"scale: expected a number above 0, found {scale}.")
+    if scale == 1:
+        return processor
+    return _with_size(processor, max(1, round(processor.size * scale / patch)) * patch)
+
+
+def _with_size(processor: ImageProcessor, size: int) -> ImageProcessor:
+    """The same part of every image at another size."""
+    resize = processor.resize and max(size, round(processor.resize * size / processor.size))
+    return dataclasses.replace(processor, size=size, resize=resize)
+
+
+def _listed(grid: Float[np.ndarray, "rows columns"]) -> list[list[float]]:
+    """Numbers of five digits: a map has no more to say."""
+    return [[float(f"{value:.5g}") for value in row] for row in grid]
