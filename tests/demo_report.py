@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pathlib
 
+import jax.numpy as jnp
 import numpy as np
 
 from perception_jax import viz
+from perception_jax.nn import maps
 
 
 def scene(seed: int, size: int = 64) -> np.ndarray:
@@ -170,12 +172,13 @@ def add_pictures(report: viz.Report, rng: np.random.Generator) -> None:
     blob = np.exp(-((x - 0.4) ** 2 + (y - 0.6) ** 2) / 0.03)
     tokens = np.stack([x, y, blob, x * y], -1).reshape(196, 4)
     boxes = np.array([[60.0, 80.0, 220.0, 260.0], [180.0, 200.0, 420.0, 430.0]])
+    features = np.asarray(maps.patch_pca(jnp.asarray(tokens, jnp.float32)[None], (14, 14))[0])
     report.add_image_rows(
         [
             [
                 (big, "input"),
                 (viz.heatmap(big, blob), "attention of CLS"),
-                (viz.patch_pca(tokens, (14, 14)), "patch features"),
+                (np.round(features * 255).astype(np.uint8), "patch features"),
             ]
         ],
         caption="Attention of the last layer, averaged over heads.",

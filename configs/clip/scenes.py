@@ -26,7 +26,7 @@ OPTIM = {
     "b2": 0.98,
     # The matrices of the blocks take larger steps than embeddings and projections.
     "rules": (
-        (r"(^|/)(bias|scale|logit_scale)$", 1.0, False),
+        (r"(^|/)(bias|scale|logit_scale|logit_bias)$", 1.0, False),
         (r"(^|/)blocks/.*kernel$", 3.0),
         (r".*",),
     ),

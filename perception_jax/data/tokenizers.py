@@ -37,6 +37,7 @@ from tokenizers import (
 )
 
 from perception_jax.errors import CheckpointError, ConfigError
+from perception_jax.files import write_whole
 
 START = "<|startoftext|>"
 END = "<|endoftext|>"
@@ -201,11 +202,11 @@ class ClipTokenizer:
             **specials,
         }
         merges = "".join(f"{left} {right}\n" for left, right in self.merges)
-        _write(folder / "vocab.json", json.dumps(dict(self.vocab), ensure_ascii=False))
-        _write(folder / "merges.txt", f"#version: 0.2\n{merges}")
-        _write(folder / "special_tokens_map.json", json.dumps(specials, indent=2))
-        _write(folder / "tokenizer_config.json", json.dumps(settings, indent=2))
-        _write(folder / "tokenizer.json", self._standalone().to_str(pretty=True))
+        write_whole(folder / "vocab.json", json.dumps(dict(self.vocab), ensure_ascii=False))
+        write_whole(folder / "merges.txt", f"#version: 0.2\n{merges}")
+        write_whole(folder / "special_tokens_map.json", json.dumps(specials, indent=2))
+        write_whole(folder / "tokenizer_config.json", json.dumps(settings, indent=2))
+        write_whole(folder / "tokenizer.json", self._standalone().to_str(pretty=True))
 
     def _encode(self, texts: Sequence[str]) -> list[Any]:
         cleaned = [clean(text) for text in texts]
@@ -301,13 +302,3 @@ def _read_tokenizer_json(path: pathlib.Path) -> tuple[dict[str, int], list[tuple
     vocab |= {token["content"]: token["id"] for token in content.get("added_tokens", [])}
     pairs = model["merges"]
     return vocab, [_pair(p) if isinstance(p, str) else (p[0], p[1]) for p in pairs]
-
-
-def _write(path: pathlib.Path, text: str) -> None:
-    """Writes a whole file or nothing."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

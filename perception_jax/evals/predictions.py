@@ -19,6 +19,7 @@ from typing import Any
 
 from perception_jax.data.records import Box
 from perception_jax.errors import DataError
+from perception_jax.files import replacing
 
 _REQUIRED = {"id": str, "prompt": str, "output": str, "prompt_hash": str, "model_id": str}
 _OPTIONAL = {"boxes": list, "scores": list, "labels": list, "extras": dict}
@@ -75,29 +76,21 @@ def write_predictions(path: str | os.PathLike[str], predictions: Iterable[Predic
         No file is left behind, and an older one stays as it was.
     """
     path = pathlib.Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+        with replacing(path) as file:
             seen: dict[str, int] = {}
             for number, prediction in enumerate(predictions, start=1):
                 line = _to_line(prediction, f"prediction {number} for {path}")
                 _check_new(prediction.id, number, seen, str(path))
-                file.write(line)
+                file.write(line.encode())
             if not seen:
                 raise DataError(f"expected at least one prediction to write to {path}, found none")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise DataError(
             f"expected to write predictions to {path}, found {error}; check the free space and the "
             "permissions of its folder"
         ) from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
     return len(seen)
 
 

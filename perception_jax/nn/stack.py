@@ -66,7 +66,7 @@ def residual_gain(depth: int) -> float:
     """What CLIP multiplies the initial weights by that end its 2 × `depth` residual branches.
 
     The sum of all branches then starts as large as their input (GPT-2, §2.3; in OpenAI's CLIP code
-    `proj_std`). Without it a small CLIP takes about twice the steps for the same loss.
+    `proj_std`).
     """
     return (2 * depth) ** -0.5
 

@@ -108,7 +108,7 @@ def refuse_pool(taps: Taps | None) -> None:
     if taps is not None and taps.of_pool is not None:
         raise ConfigError(
             "taps ask for the attention of a pooling head, but this tower is read at its class "
-            "token: tap a layer's row of that token instead, e.g. "
+            "token (of texts: the end token): tap a layer's row of that token instead, e.g. "
             "Taps(attention=(-1,), rows=jnp.array([0]))."
         )
 

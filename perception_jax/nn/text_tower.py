@@ -15,7 +15,7 @@ from perception_jax.nn.attention import Attention
 from perception_jax.nn.linear import Linear
 from perception_jax.nn.mlp import Mlp
 from perception_jax.nn.norms import LayerNorm
-from perception_jax.nn.taps import Taps
+from perception_jax.nn.taps import Taps, refuse_pool
 from perception_jax.nn.towers import TowerOutput
 from perception_jax.nn.transformer import Block
 
@@ -80,6 +80,7 @@ class TextTower(nnx.Module):
         Returns:
           `tokens` after the final norm, `pooled` the row that is read.
         """
+        refuse_pool(taps)
         count = ids.shape[1]
         x = self.token_embedding[...][ids].astype(dtype)
         x = x + self.position_embedding[...][:count].astype(dtype)

@@ -10,7 +10,8 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from flax import nnx
+from jaxtyping import Array, Float, Int
 
 from perception_jax.ops.losses import unit
 
@@ -71,6 +72,20 @@ def contrast(
     if logit_bias is not None:
         logits = logits + logit_bias.astype(jnp.float32)
     return ContrastiveOutput(image_embeds=image, text_embeds=text, logits_per_image=logits)
+
+
+class TwoTowers(nnx.Module):
+    """An image tower `vision`, a text tower `text`, a temperature `logit_scale` (stored as a
+    logarithm) and, where there is one, a `logit_bias`."""
+
+    def __call__(
+        self, pixels: Float[Array, "B H W 3"], ids: Int[Array, "T K"]
+    ) -> ContrastiveOutput:
+        """Compares every image with every text."""
+        image = self.vision(pixels).embedding
+        text = self.text(ids, dtype=pixels.dtype).embedding
+        bias = getattr(self, "logit_bias", None)
+        return contrast(image, text, self.logit_scale[...], None if bias is None else bias[...])
 
 
 def with_class_token(

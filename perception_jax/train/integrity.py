@@ -11,7 +11,7 @@ import pathlib
 import zlib
 from collections.abc import Iterable
 
-from perception_jax.train.workdir import write_atomically
+from perception_jax.files import write_whole
 
 NAME = "files.json"
 
@@ -26,7 +26,7 @@ def seal(directory: pathlib.Path, parts: Iterable[str]) -> None:
         for path in files
         if path.is_file()
     }
-    write_atomically(directory / NAME, json.dumps(listed, indent=1) + "\n")
+    write_whole(directory / NAME, json.dumps(listed, indent=1) + "\n")
 
 
 def find_damage(directory: pathlib.Path) -> str:

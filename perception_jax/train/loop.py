@@ -17,6 +17,7 @@ import jax
 from flax import nnx
 
 from perception_jax.errors import CheckpointError, TrainingError
+from perception_jax.files import write_whole
 from perception_jax.shard import distributed, flops
 from perception_jax.shard import mesh as mesh_lib
 from perception_jax.train import checkpoint
@@ -36,7 +37,7 @@ from perception_jax.train.state import (
 )
 from perception_jax.train.step import FINITE_METRICS, CompiledStep, compile_step, make_step
 from perception_jax.train.task import Metrics, Task
-from perception_jax.train.workdir import Workdir, open_workdir, write_atomically
+from perception_jax.train.workdir import Workdir, open_workdir
 from perception_jax.version import __version__
 
 _log = logging.getLogger(__name__)
@@ -258,7 +259,7 @@ class _Trainer:
 
     def _not_finite(self, pending: _Pending, values: Mapping[str, float]) -> TrainingError:
         file = self.home.path / f"not_finite_step_{pending.step}_host_{jax.process_index()}.json"
-        write_atomically(file, json.dumps({"ids": pending.ids}, indent=1) + "\n")
+        write_whole(file, json.dumps({"ids": pending.ids}, indent=1) + "\n")
         with contextlib.suppress(CheckpointError):
             self.checkpoints.wait()  # a save under way is of a good step
         latest = self.checkpoints.latest

@@ -21,7 +21,7 @@ from typing import Any
 import tqdm
 
 from perception_jax.errors import ConfigError, TrainingError
-from perception_jax.train.workdir import write_atomically
+from perception_jax.files import write_whole
 
 EVALUATE = "evaluate/"
 
@@ -120,7 +120,7 @@ class Reporter:
     def _open(self, step: int) -> io.TextIOWrapper:
         if self._path.exists():
             kept = [line for line in read_metrics(self._path.parent) if line["step"] <= step]
-            write_atomically(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+            write_whole(self._path, "".join(json.dumps(line) + "\n" for line in kept))
         return self._path.open("a", encoding="utf-8")
 
     def _write(self, step: int, values: Mapping[str, float | None]) -> None:

@@ -22,6 +22,7 @@ from typing import Any
 import jax
 
 from perception_jax.errors import ConfigError, TrainingError
+from perception_jax.files import write_whole
 from perception_jax.train.config import TrainConfig
 
 MAY_CHANGE = frozenset(
@@ -73,7 +74,7 @@ class Workdir:
                     "Use the old settings to continue it, or another workdir for a new run."
                 )
         if jax.process_index() == 0:
-            write_atomically(self.config, json.dumps(new, indent=2, sort_keys=True) + "\n")
+            write_whole(self.config, json.dumps(new, indent=2, sort_keys=True) + "\n")
 
 
 @contextlib.contextmanager
@@ -94,16 +95,6 @@ def open_workdir(path: str | os.PathLike[str]) -> Iterator[Workdir]:
     path.mkdir(parents=True, exist_ok=True)
     with _lock(path) if jax.process_index() == 0 else contextlib.nullcontext():
         yield Workdir(path)
-
-
-def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Writes to a temporary name, syncs, renames: readers see the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from perception_jax.errors import PerceptionError
+from perception_jax.files import write_whole
 from perception_jax.viz import blocks
 from perception_jax.viz.blocks import Metric
 
@@ -150,7 +151,7 @@ class Report:
         page = self.html()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            _write_whole(path, page)
+            write_whole(path, page.encode(errors="replace"))
         except OSError as error:
             raise PerceptionError(
                 f"expected to write the report to {path}, found {error}; check the path, the free "
@@ -165,16 +166,3 @@ def _section(section: _Section) -> str:
     heading = f"<h2>{html.escape(section.title)}</h2>" if section.title else ""
     anchor = f' id="{section.anchor}"' if section.anchor else ""
     return f"<section{anchor}>{heading}{''.join(section.parts)}</section>\n"
-
-
-def _write_whole(path: pathlib.Path, page: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8", errors="replace") as file:
-            file.write(page)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

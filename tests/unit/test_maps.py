@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from perception_jax import viz
 from perception_jax.errors import ConfigError
 from perception_jax.models.clip.config import VisionConfig
 from perception_jax.models.clip.modeling import VisionTower as ClipTower
@@ -24,6 +23,7 @@ from perception_jax.models.siglip.config import SiglipVisionConfig
 from perception_jax.models.siglip.modeling import VisionTower as SiglipTower
 from perception_jax.nn import maps, stack
 from perception_jax.nn.taps import Taps
+from perception_jax.nn.text_tower import TextConfig, TextTower
 from perception_jax.ops.losses import unit
 
 WIDTH, HEADS, DEPTH, EMBED, BATCH = 32, 4, 2, 32, 2
@@ -291,12 +291,61 @@ def planted(batch, rows, columns, width):
     return jnp.asarray(tokens.reshape(batch, rows * columns, width), jnp.float32)
 
 
+def test_a_text_tower_has_no_pooling_head_to_tap():
+    config = TextConfig(vocab_size=8, context=4, width=8, depth=1, heads=1, mlp_dim=8)
+    tower = TextTower(config, 4, rngs=nnx.Rngs(params=0))
+    with pytest.raises(ConfigError, match="pooling head"):
+        tower(jnp.ones((1, 4), jnp.int32), taps=Taps(pool=True))
+
+
+def by_svd(tokens):
+    """Three components that vary, each scaled from its 2nd to its 98th percentile."""
+    centred = tokens - tokens.mean(axis=0)
+    axes = np.linalg.svd(centred, full_matrices=False)[2][:3]
+    signs = np.sign([axis[np.argmax(np.abs(axis))] for axis in axes])
+    found = centred @ axes.T * signs
+    low, high = np.percentile(found, [2, 98], axis=0)
+    return np.clip((found - low) / (high - low), 0.0, 1.0)
+
+
+def pca_bytes(tokens, grid):
+    """One image's components as a picture has them."""
+    found = maps.patch_pca(jnp.asarray(tokens, jnp.float32)[None], grid)[0]
+    return np.round(np.asarray(found) * 255).astype(np.uint8)
+
+
+def test_patch_pca_finds_planted_components_and_ignores_sign_and_rotation():
+    rng = np.random.default_rng(0)
+    basis = np.linalg.qr(rng.normal(size=(8, 8)))[0]
+    weights = rng.normal(size=(60, 8)) * [9, 5, 2, 0.01, 0.01, 0.01, 0.01, 0.01]
+    tokens = weights @ basis.T + 3.0
+    picture = pca_bytes(tokens, (6, 10)).reshape(60, 3)
+    for k in range(3):
+        found = np.corrcoef(picture[:, k], weights[:, k])[0, 1]
+        assert abs(found) > 0.98
+    assert picture.min() == 0
+    assert picture.max() == 255
+    again = pca_bytes(np.concatenate([tokens, tokens]), (12, 10))
+    assert (again[:6] == again[6:]).all()
+    order = rng.permutation(60)
+    moved = pca_bytes(tokens[order], (6, 10)).reshape(60, 3)
+    assert np.abs(moved.astype(int) - picture[order]).max() <= 1
+
+
+def test_patch_pca_leaves_components_that_do_not_vary_grey():
+    picture = pca_bytes(np.outer(np.arange(6.0), [1.0, 0, 0, 0]), (2, 3))
+    assert (picture[..., 1:] == 128).all()
+    assert picture[0, 0, 0] == 0
+    assert picture[1, 2, 0] == 255
+    assert (pca_bytes(np.ones((6, 4)), (2, 3)) == 128).all()
+
+
 @pytest.mark.parametrize("width", [12, 80], ids=["many patches", "wide tokens"])
 def test_patch_pca_equals_the_svd_over_the_whole_batch(width):
     tokens = planted(2, 4, 6, width)
     found = jax.jit(lambda t: maps.patch_pca(t, (4, 6)))(tokens)
-    wanted = viz.patch_pca(np.asarray(tokens).reshape(48, width), (8, 6)).reshape(2, 4, 6, 3)
-    chex.assert_trees_all_close(np.asarray(found) * 255, wanted.astype(np.float32), atol=0.6)
+    wanted = by_svd(np.asarray(tokens, np.float64).reshape(48, width)).reshape(2, 4, 6, 3)
+    chex.assert_trees_all_close(np.asarray(found), wanted.astype(np.float32), atol=0.6 / 255)
     one = maps.patch_pca(tokens[:1], (4, 6))
     assert float(jnp.abs(one - found[:1]).max()) > 0.05  # its own basis and range
 

@@ -140,35 +140,6 @@ def test_masks_are_tinted_with_a_solid_edge():
         overlay.draw_masks(grey(6, 6), mask, [])
 
 
-def test_patch_pca_finds_planted_components_and_ignores_sign_and_rotation():
-    rng = np.random.default_rng(0)
-    basis = np.linalg.qr(rng.normal(size=(8, 8)))[0]
-    weights = rng.normal(size=(60, 8)) * [9, 5, 2, 0.01, 0.01, 0.01, 0.01, 0.01]
-    tokens = weights @ basis.T + 3.0
-    picture = overlay.patch_pca(tokens, (6, 10)).reshape(60, 3)
-    for k in range(3):
-        found = np.corrcoef(picture[:, k], weights[:, k])[0, 1]
-        assert abs(found) > 0.98
-    assert picture.min() == 0
-    assert picture.max() == 255
-    again = overlay.patch_pca(np.concatenate([tokens, tokens]), (12, 10))
-    assert (again[:6] == again[6:]).all()
-    order = rng.permutation(60)
-    moved = overlay.patch_pca(tokens[order], (6, 10)).reshape(60, 3)
-    assert np.abs(moved.astype(int) - picture[order]).max() <= 1
-
-
-def test_patch_pca_leaves_components_that_do_not_vary_grey():
-    tokens = np.outer(np.arange(6.0), [1.0, 0, 0, 0])
-    picture = overlay.patch_pca(tokens, (2, 3))
-    assert (picture[..., 1:] == 128).all()
-    assert picture[0, 0, 0] == 0
-    assert picture[1, 2, 0] == 255
-    assert (overlay.patch_pca(np.ones((6, 4)), (2, 3)) == 128).all()
-    with pytest.raises(DataError, match="2 x 3 = 6 patch tokens, found 7"):
-        overlay.patch_pca(np.ones((7, 4)), (2, 3))
-
-
 def test_grid_places_images_and_captions():
     red = np.zeros((10, 20, 3), np.uint8)
     red[..., 0] = 255

@@ -13,7 +13,6 @@ import argparse
 import hashlib
 import io
 import json
-import os
 import pathlib
 import subprocess
 import tarfile
@@ -29,6 +28,7 @@ from PIL import Image
 from perception_jax.data.scenes import palette
 from perception_jax.data.scenes.spec import STYLES
 from perception_jax.errors import DataError
+from perception_jax.files import write_whole
 
 PACKAGES = {
     "noto": "@iconify-json/noto@1.2.9",
@@ -296,16 +296,6 @@ def pack(sprites: Mapping[str, bytes]) -> bytes:
     return out.getvalue()
 
 
-def replace(path: pathlib.Path, data: bytes) -> None:
-    """Writes a file so that it is the old one or the whole new one at any moment."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
 def main() -> None:
     """Builds the archive and the concept table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -318,8 +308,8 @@ def main() -> None:
         fetch(packages)
         archive, rows = build(packages)
     table = json.dumps({"concepts": rows}, indent=1, ensure_ascii=False) + "\n"
-    replace(arguments.out / "sprites.zip", archive)
-    replace(arguments.out / "concepts.json", table.encode())
+    write_whole(arguments.out / "sprites.zip", archive)
+    write_whole(arguments.out / "concepts.json", table.encode())
     held_out = sum(row["held_out"] for row in rows)
     print(f"{len(rows)} concepts ({held_out} held out), {len(archive):,} bytes -> {arguments.out}")
 

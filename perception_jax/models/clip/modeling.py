@@ -12,7 +12,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from perception_jax.models.clip.config import ClipConfig, VisionConfig
 from perception_jax.nn import position, stack
@@ -22,7 +22,7 @@ from perception_jax.nn.mlp import Mlp
 from perception_jax.nn.norms import LayerNorm
 from perception_jax.nn.taps import Taps, refuse_pool
 from perception_jax.nn.text_tower import TextTower
-from perception_jax.nn.towers import ContrastiveOutput, TowerOutput, contrast, with_class_token
+from perception_jax.nn.towers import TowerOutput, TwoTowers, with_class_token
 from perception_jax.nn.transformer import Block
 
 
@@ -83,21 +83,13 @@ class VisionTower(nnx.Module):
         )
 
 
-class Clip(nnx.Module):
+class Clip(TwoTowers):
     """Both towers and the learned temperature (stored as a logarithm)."""
 
     def __init__(self, config: ClipConfig, *, rngs: nnx.Rngs):
         self.vision = VisionTower(config.vision, config.embed_dim, rngs=rngs)
         self.text = TextTower(config.text, config.embed_dim, rngs=rngs)
         self.logit_scale = nnx.Param(jnp.asarray(config.logit_scale_init, jnp.float32))
-
-    def __call__(
-        self, pixels: Float[Array, "B H W 3"], ids: Int[Array, "T K"]
-    ) -> ContrastiveOutput:
-        """Compares every image with every text."""
-        image = self.vision(pixels).embedding
-        text = self.text(ids, dtype=pixels.dtype).embedding
-        return contrast(image, text, self.logit_scale[...])
 
 
 def _block(config: VisionConfig, rngs: nnx.Rngs) -> Block:

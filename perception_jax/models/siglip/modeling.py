@@ -9,7 +9,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from perception_jax.models.siglip.config import SiglipConfig, SiglipVisionConfig
 from perception_jax.nn import position, stack
@@ -20,7 +20,7 @@ from perception_jax.nn.norms import LayerNorm
 from perception_jax.nn.pooling import MapHead
 from perception_jax.nn.taps import Taps
 from perception_jax.nn.text_tower import TextTower
-from perception_jax.nn.towers import ContrastiveOutput, TowerOutput, contrast
+from perception_jax.nn.towers import TowerOutput, TwoTowers
 from perception_jax.nn.transformer import Block
 
 
@@ -80,7 +80,7 @@ class VisionTower(nnx.Module):
         )
 
 
-class Siglip(nnx.Module):
+class Siglip(TwoTowers):
     """Both towers, the learned temperature (stored as a logarithm) and the logit bias."""
 
     def __init__(self, config: SiglipConfig, *, rngs: nnx.Rngs):
@@ -88,11 +88,3 @@ class Siglip(nnx.Module):
         self.text = TextTower(config.text, config.embed_dim, rngs=rngs)
         self.logit_scale = nnx.Param(jnp.log(jnp.asarray(10.0, jnp.float32)))
         self.logit_bias = nnx.Param(jnp.asarray(-10.0, jnp.float32))
-
-    def __call__(
-        self, pixels: Float[Array, "B H W 3"], ids: Int[Array, "T K"]
-    ) -> ContrastiveOutput:
-        """Compares every image with every text."""
-        image = self.vision(pixels).embedding
-        text = self.text(ids, dtype=pixels.dtype).embedding
-        return contrast(image, text, self.logit_scale[...], self.logit_bias[...])

@@ -16,6 +16,7 @@ from perception_jax.errors import CheckpointError
 from perception_jax.systems.contrastive import report as report_page
 from perception_jax.systems.contrastive.report import Findings
 from perception_jax.systems.contrastive.task import ContrastiveTask
+from perception_jax.train.metrics import read_metrics
 
 
 def report(
@@ -37,7 +38,7 @@ def report(
     numbers = findings.numbers()
     results = folder / "results.json"
     results.write_text(json.dumps(numbers, indent=2) + "\n")
-    history = _read_history(folder / "metrics.jsonl")
+    history = read_metrics(folder)
     steps = max((row["step"] for row in history), default=0)
     batch = config["train"]["batch_size"]
     trained = f"{steps:,} steps of {batch} images. " if steps else ""
@@ -81,9 +82,3 @@ def export_and_verify(
         )
     print(f"checkpoint  {folder} (Hugging Face layout; loads back with equal embeddings)")
     return folder
-
-
-def _read_history(path: pathlib.Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines()]

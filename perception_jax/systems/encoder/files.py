@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,6 +12,7 @@ from PIL import Image
 
 from perception_jax.data.images import SUFFIXES
 from perception_jax.errors import ConfigError, DataError, ImageError, PerceptionError
+from perception_jax.files import write_whole
 from perception_jax.systems.encoder.picture import draw
 from perception_jax.systems.encoder.predict import Prediction
 
@@ -74,22 +74,10 @@ def save(
     text = json.dumps({**facts, "image": str(image), **prediction.to_json()}, ensure_ascii=False)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        _write_whole(out / f"{name}.png", picture.getvalue())
-        _write_whole(out / f"{name}.json", text.encode() + b"\n")
+        write_whole(out / f"{name}.png", picture.getvalue())
+        write_whole(out / f"{name}.json", text + "\n")
     except OSError as error:
         raise PerceptionError(
             f"cannot write the results of {image} to {out}: {error}. Check the folder's "
             "permissions and the free space."
         ) from error
-
-
-def _write_whole(path: pathlib.Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -100,8 +101,7 @@ def _adapter(case: Case, name: str, part: Mapping[str, Any]) -> None:
         )
 
     def score(adapter: AgAdapter, h: jax.Array, states: jax.Array) -> jax.Array:
-        given = steer(settings["alpha"])
-        given = Instruction(states=states, mask=given.mask, strength=given.strength)
+        given = dataclasses.replace(steer(settings["alpha"]), states=states)
         return jnp.sum(adapter(h, given) * arrays["cotangent"])
 
     assert_close(adapter(h, steer(settings["alpha"])), arrays[f"{name}.out"], what=name)
