@@ -140,7 +140,7 @@ def load(
         not fit.
       ConfigError: an architecture that is not built here, or settings that make no sense.
     """
-    found = open_source(_find(source), config=config, section=section, prefix=prefix)
+    found = open_source(find(source), config=config, section=section, prefix=prefix)
     shapes = {name: spec.shape for name, spec in found.files.specs.items()}
     model = identify(found.settings, found.layout, shapes, part=bool(prefix))
     if model is None:
@@ -228,7 +228,13 @@ def _settings_files(
     return {"config.json": settings, "preprocessor_config.json": image.to_hf()}
 
 
-def _find(source: str | os.PathLike[str]) -> pathlib.Path:
+def find(source: str | os.PathLike[str]) -> pathlib.Path:
+    """The folder or file of a checkpoint: a path, the name of shipped weights, or a hub id, which
+    is fetched.
+
+    Raises:
+      CheckpointError: there is no such thing.
+    """
     path = pathlib.Path(source)
     if path.is_dir():
         return path

@@ -65,6 +65,29 @@ def write_checkpoint(
         _sync(folder)
 
 
+def write_file(
+    path: str | os.PathLike[str],
+    tensors: Sequence[LazyTensor],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Writes one safetensors file, whole or not at all; an older one of that name is replaced.
+
+    Raises:
+      CheckpointError: the disk is full, the file cannot be written, or as `write_safetensors`.
+    """
+    target = pathlib.Path(path).resolve()
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_safetensors(temporary, tensors, metadata)
+        os.replace(temporary, target)
+        _sync(target.parent)
+    except OSError as error:
+        raise _failure(target, sum(tensor.spec.nbytes for tensor in tensors), error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def _check_target(target: pathlib.Path, overwrite: bool) -> None:
     if target.exists() and not target.is_dir():
         raise CheckpointError(f"Expected a folder or nothing at {target}, found a file.")
@@ -100,15 +123,19 @@ def _replacing(target: pathlib.Path, nbytes: int) -> Iterator[pathlib.Path]:
         yield folder
         _swap(folder, target)
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        raise CheckpointError(
-            f"Expected to write {nbytes / 2**20:,.1f} MiB to {target}: {error}. "
-            + ("Free some space or choose another disk. " if full else "")
-            + "Nothing was written."
-        ) from error
+        raise _failure(target, nbytes, error) from error
     finally:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _failure(target: pathlib.Path, nbytes: int, error: OSError) -> CheckpointError:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return CheckpointError(
+        f"Expected to write {nbytes / 2**20:,.1f} MiB to {target}: {error}. "
+        + ("Free some space or choose another disk. " if full else "")
+        + "Nothing was written."
+    )
 
 
 def _swap(folder: pathlib.Path, target: pathlib.Path) -> None:

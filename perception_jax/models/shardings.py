@@ -9,12 +9,12 @@ from __future__ import annotations
 from jax.sharding import PartitionSpec as P
 
 SHARDINGS = (
-    (r"blocks/attention/[qkv]_proj/kernel$", P(None, "fsdp", "tensor")),
-    (r"blocks/attention/[qkv]_proj/bias$", P(None, "tensor")),
-    (r"blocks/attention/out_proj/kernel$", P(None, "tensor", "fsdp")),
-    (r"blocks/mlp/(fc1|gate|up)/kernel$", P(None, "fsdp", "tensor")),
-    (r"blocks/mlp/(fc1|gate|up)/bias$", P(None, "tensor")),
-    (r"blocks/mlp/(fc2|down)/kernel$", P(None, "tensor", "fsdp")),
+    (r"blocks/(base/)?attention/[qkv]_proj/kernel$", P(None, "fsdp", "tensor")),
+    (r"blocks/(base/)?attention/[qkv]_proj/bias$", P(None, "tensor")),
+    (r"blocks/(base/)?attention/out_proj/kernel$", P(None, "tensor", "fsdp")),
+    (r"blocks/(base/)?mlp/(fc1|gate|up)/kernel$", P(None, "fsdp", "tensor")),
+    (r"blocks/(base/)?mlp/(fc1|gate|up)/bias$", P(None, "tensor")),
+    (r"blocks/(base/)?mlp/(fc2|down)/kernel$", P(None, "tensor", "fsdp")),
     (r"head/([qkv]_proj|mlp/fc1)/kernel$", P("fsdp", "tensor")),
     (r"head/([qkv]_proj|mlp/fc1)/bias$", P("tensor")),
     (r"head/(out_proj|mlp/fc2)/kernel$", P("tensor", "fsdp")),

@@ -7,6 +7,7 @@ N heads, H head width, Q tapped query rows, D model width.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +26,8 @@ Mask = Bool[Array, "#B #N #T K"]
 
 LONG = 128 * 128
 """Scores per head from which attention keeps none of them for the backward pass."""
+_CUDNN_WIDTH = 128
+"""The widest heads that cuDNN's attention takes on every GPU that has it."""
 
 
 def attend(
@@ -37,7 +40,8 @@ def attend(
 
     From `LONG` on, the backward pass computes the probabilities again instead of keeping them
     (Dao et al., arXiv 2205.14135, §3.1), so training needs no [B, N, T, K] per layer; such
-    attention has reverse-mode derivatives only.
+    attention has reverse-mode derivatives only. In 16 bits and without a mask, CUDA devices run it
+    as cuDNN's fused attention, which never writes the scores to memory.
     """
     if q.shape[1] * k.shape[1] < LONG:
         return _attend(q, k, v, mask)
@@ -59,6 +63,28 @@ def _attend(
     return _heads_last((mixed / sums).astype(v.dtype))
 
 
+def _cudnn(q: Array, k: Array, v: Array, mask: None) -> Array:
+    return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+
+
+def _cudnn_takes(q: Array, k: Array, v: Array, mask: Mask | None) -> bool:
+    """Whether these inputs are for `_cudnn` where the program runs on CUDA."""
+    if mask is not None or q.dtype not in (jnp.bfloat16, jnp.float16):
+        return False
+    same = q.dtype == k.dtype == v.dtype
+    return same and q.shape[3] % 8 == 0 and q.shape[3] <= _CUDNN_WIDTH and _has_cudnn()
+
+
+@functools.cache
+def _has_cudnn() -> bool:
+    """Whether this process has a CUDA device that cuDNN's attention is made for (Ampere on)."""
+    try:
+        device = jax.local_devices(backend="cuda")[0]
+    except RuntimeError:
+        return False
+    return int(device.compute_capability.split(".")[0]) >= 8
+
+
 @jax.custom_vjp
 def _attend_long(
     q: Float[Array, "B T N H"],
@@ -66,7 +92,8 @@ def _attend_long(
     v: Float[Array, "B K N H"],
     mask: Mask | None,
 ) -> Float[Array, "B T N H"]:
-    return _on_cpu_in_turn(_attend, (q, k, v), mask)
+    cudnn = _cudnn if _cudnn_takes(q, k, v, mask) else None
+    return _per_platform(_attend, (q, k, v), mask, cuda=cudnn)
 
 
 def _attend_long_forward(q: Array, k: Array, v: Array, mask: Mask | None) -> tuple[Array, tuple]:
@@ -76,19 +103,25 @@ def _attend_long_forward(q: Array, k: Array, v: Array, mask: Mask | None) -> tup
 def _attend_long_backward(kept: tuple, gradient: Array) -> tuple:
     *qkv, mask = kept
 
-    def pull(q: Array, k: Array, v: Array, gradient: Array, mask: Mask | None) -> tuple:
-        return jax.vjp(lambda *qkv: _attend(*qkv, mask), q, k, v)[1](gradient)
+    def pull(attention: Callable) -> Callable:
+        def pulled(q: Array, k: Array, v: Array, gradient: Array, mask: Mask | None) -> tuple:
+            return jax.vjp(lambda *qkv: attention(*qkv, mask), q, k, v)[1](gradient)
 
-    return *_on_cpu_in_turn(pull, (*qkv, gradient), mask), None
+        return pulled
+
+    cudnn = pull(_cudnn) if _cudnn_takes(*qkv, mask) else None
+    return *_per_platform(pull(_attend), (*qkv, gradient), mask, cuda=cudnn), None
 
 
 _attend_long.defvjp(_attend_long_forward, _attend_long_backward)
 
 
-def _on_cpu_in_turn(function: Callable, arrays: tuple[Array, ...], mask: Mask | None) -> Any:
+def _per_platform(
+    function: Callable, arrays: tuple[Array, ...], mask: Mask | None, *, cuda: Callable | None
+) -> Any:
     """`function(*arrays, mask)`, on CPU for one head after the other: scores stay in its cache.
 
-    Arrays are [B, T, N, H] in and out.
+    Arrays are [B, T, N, H] in and out. `cuda`, if given, takes the place of `function` there.
     """
 
     def in_turn(arrays: tuple[Array, ...], mask: Mask | None) -> Any:
@@ -100,10 +133,11 @@ def _on_cpu_in_turn(function: Callable, arrays: tuple[Array, ...], mask: Mask | 
         out = jax.lax.map(lambda head: function(*head[0], head[1]), (heads, mask))
         return jax.tree.map(lambda x: jnp.moveaxis(x[:, :, :, 0], 0, 2), out)
 
-    def at_once(arrays: tuple[Array, ...], mask: Mask | None) -> Any:
-        return function(*arrays, mask)
+    def at_once(function: Callable) -> Callable:
+        return lambda arrays, mask: function(*arrays, mask)
 
-    return jax.lax.platform_dependent(arrays, mask, cpu=in_turn, default=at_once)
+    branches = {"cpu": in_turn} | ({"cuda": at_once(cuda)} if cuda else {})
+    return jax.lax.platform_dependent(arrays, mask, default=at_once(function), **branches)
 
 
 def probabilities(

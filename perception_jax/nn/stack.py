@@ -1,45 +1,92 @@
 """A stack of equal blocks as one module with stacked leaves, run by `lax.scan`.
 
 A prefix of a stack is a slice of its leaves, so computing only the layers needed costs nothing.
-Tapped layers are grouped into runs of equal taps: each run is one scan that records just what was
-asked for. Letters: L layers, B batch, T tokens, D width, N heads, Q query rows.
+Layers that differ in what is recorded, or in what a method put between their two steps, are grouped
+into runs of a repeating pattern: each run is one scan. Letters: L layers, B batch, T tokens, D
+width, N heads, Q query rows, S recorded states, I recorded inserts with A heads and K tokens to look
+at, M rows of a widened batch.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
+from perception_jax.errors import ConfigError
 from perception_jax.nn.attention import Mask
 from perception_jax.nn.rope import Rope
 from perception_jax.nn.taps import LayerTap, Taps, layer_indices
 
 BlockModule = TypeVar("BlockModule", bound=nnx.Module)
+Stacked = TypeVar("Stacked")
+
+_LONGEST_PATTERN = 4
 
 
 class Block(Protocol):
-    """What a stack runs."""
+    """What a stack runs: `nn.transformer.Block`, or what has its two steps."""
 
-    def __call__(
+    def attention_step(
         self,
         x: Float[Array, "B T D"],
         *,
         mask: Mask | None,
         rope: Rope | None,
-        context: Any,
         tap: LayerTap | None,
     ) -> tuple[Float[Array, "B T D"], Float[Array, "B N Q T"] | None]:
-        """The block's output and, if tapped, its attention rows.
+        """The first step's output and, if tapped, its attention rows."""
 
-        `context` is whatever the model hands to all its blocks (e.g. instruction tokens).
-        """
+    def mlp_step(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """The second step's output."""
+
+
+class Insert(Protocol):
+    """What a method puts between the two steps of a block."""
+
+    def __call__(self, x: Float[Array, "B T D"], given: Any) -> Float[Array, "B T D"]:
+        """Tokens to tokens, steered by what the method gave as `Context.given`."""
+
+    def attention(self, x: Float[Array, "B T D"], given: Any) -> Float[Array, "B A T K"]:
+        """How much each token takes from each token of what was given."""
+
+
+class Inserted(nnx.Module):
+    """A stack with inserts in some of its layers.
+
+    Takes the place of the stack `base` in a model. Run without a context it is `base`, bit for bit.
+
+    Args:
+      base: from `init`.
+      inserts: from `init`, one for each of `layers`.
+      layers: where they go, ascending.
+    """
+
+    def __init__(self, base: nnx.Module, inserts: nnx.Module, layers: tuple[int, ...]):
+        self.base = base
+        self.inserts = inserts
+        self.layers = layers
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Context:
+    """What the inserts of a stack are given.
+
+    Attributes:
+      given: for `Insert`, a pytree.
+      rows: int[M], for each row of `given` its example in the batch. What comes before the first
+        insert is then computed once an example and the batch grows to M there. None: they are the
+        batch.
+    """
+
+    given: Any
+    rows: Int[Array, " M"] | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -49,11 +96,13 @@ class StackOutput:
     x: output of the last block that ran.
     hidden: recorded hidden states, in layer order; None if none was asked for.
     attention: recorded attention rows, in layer order; None if none was asked for.
+    inserts: recorded attention of inserts, in layer order; None if none was asked for.
     """
 
     x: Float[Array, "B T D"]
-    hidden: Float[Array, "L B T D"] | None = None
+    hidden: Float[Array, "S B T D"] | None = None
     attention: Float[Array, "L B N Q T"] | None = None
+    inserts: Float[Array, "I B A T K"] | None = None
 
 
 def init(make: Callable[[nnx.Rngs], BlockModule], depth: int, *, rngs: nnx.Rngs) -> BlockModule:
@@ -73,12 +122,17 @@ def residual_gain(depth: int) -> float:
 
 def depth_of(blocks: nnx.Module) -> int:
     """Number of layers in a stacked module."""
-    return jax.tree.leaves(blocks)[0].shape[0]
+    return jax.tree.leaves(base_of(blocks))[0].shape[0]
 
 
-def part(blocks: BlockModule, start: int, stop: int) -> BlockModule:
-    """Layers `start` to `stop` (exclusive) of a stacked module."""
-    return jax.tree.map(lambda leaf: leaf[start:stop], blocks)
+def base_of(blocks: nnx.Module) -> nnx.Module:
+    """The stack without inserts."""
+    return blocks.base if isinstance(blocks, Inserted) else blocks
+
+
+def part(stacked: Stacked, start: int, stop: int) -> Stacked:
+    """Layers `start` to `stop` (exclusive) of a pytree with stacked leaves, e.g. of a stack."""
+    return jax.tree.map(lambda leaf: leaf[start:stop], stacked)
 
 
 def run(
@@ -87,7 +141,7 @@ def run(
     *,
     mask: Mask | None = None,
     rope: Rope | None = None,
-    context: Any = None,
+    context: Context | None = None,
     taps: Taps | None = None,
     depth: int | None = None,
     remat: bool = False,
@@ -95,60 +149,198 @@ def run(
     """Runs the first `depth` blocks (all by default).
 
     Args:
-      blocks: a stacked module from `init`.
+      blocks: a stacked module from `init`, or one with inserts.
       x: input of the first block.
       mask: True where a query may look at a key.
       rope: rotary positions of the tokens.
-      context: handed to every block unchanged.
+      context: for the inserts; None leaves them out.
       taps: what to record; see `nn.taps`.
       depth: how many blocks to run; taps count within these.
       remat: recompute activations in the backward pass instead of keeping them.
+
+    Raises:
+      ConfigError: a context for a stack without inserts, or taps on what comes before the batch
+        grows.
     """
     taps = taps or Taps()
     depth = depth_of(blocks) if depth is None else depth
-    attention = layer_indices(taps.attention, depth)
+    kinds = _kinds(blocks, depth, taps, context)
     wanted = layer_indices(taps.hidden, depth + 1)
-    hidden = [x[None]] if 0 in wanted else []
-    rows = []
-
-    def step(x, layer):
-        block, probe, kind = layer
-        tap = LayerTap(rows=taps.rows, probe=probe) if kind.attention else None
-        y, recorded = block(x, mask=mask, rope=rope, context=context, tap=tap)
-        return y, (recorded, y if kind.hidden else None)
-
-    done = 0
-    for kind, start, stop in _runs(depth, attention, wanted):
-        probes = None
-        if kind.attention and taps.probes is not None:
-            probes = taps.probes[done : done + stop - start]
-            done += stop - start
-
-        def body(x, layer, kind=kind):
-            return step(x, (*layer, kind))
-
-        body = jax.checkpoint(body, prevent_cse=False) if remat else body
-        x, (recorded, states) = jax.lax.scan(body, x, (part(blocks, start, stop), probes))
-        rows += [recorded] if kind.attention else []
-        hidden += [states] if kind.hidden else []
-    return StackOutput(
-        x=x,
-        hidden=jnp.concatenate(hidden) if hidden else None,
-        attention=jnp.concatenate(rows) if rows else None,
+    records = _Records(attention=[], hidden=[x[None]] if 0 in wanted else [], inserts=[])
+    shared = _Shared(mask=mask, rope=rope, context=context, rows=taps.rows)
+    feeds = _Feeds(
+        base=base_of(blocks),
+        inserts=blocks.inserts if isinstance(blocks, Inserted) else None,
+        probes=taps.probes,
     )
+    for pattern, start, stop in _runs(kinds):
+        body = _body(pattern, shared)
+        body = jax.checkpoint(body, prevent_cse=False) if remat else body
+        layers = feeds.take(kinds, pattern, start, stop)
+        if pattern[0].widens:  # the carry changes its shape: no scan
+            x, recorded = body(x, jax.tree.map(lambda leaf: leaf[0], layers))
+            recorded = jax.tree.map(lambda leaf: leaf[None], recorded)
+        else:
+            x, recorded = jax.lax.scan(body, x, layers)
+        records.add(recorded)
+    return StackOutput(x=x, **records.joined())
 
 
 @dataclasses.dataclass(frozen=True)
 class _Kind:
-    attention: bool
-    hidden: bool
+    """What is special about a layer."""
+
+    attention: bool = False
+    hidden: bool = False
+    insert: bool = False
+    tapped_insert: bool = False
+    widens: bool = False
 
 
-def _runs(depth: int, attention: tuple[int, ...], hidden: tuple[int, ...]):
-    """Neighbouring layers with the same taps, as (kind, start, stop)."""
-    kinds = [_Kind(layer in attention, layer + 1 in hidden) for layer in range(depth)]
+@dataclasses.dataclass(frozen=True)
+class _Shared:
+    """What all layers are given."""
+
+    mask: Mask | None
+    rope: Rope | None
+    context: Context | None
+    rows: Int[Array, "*R Q"] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Feeds:
+    """What each layer has of its own: all stacked, inserts and probes over fewer layers."""
+
+    base: nnx.Module
+    inserts: nnx.Module | None
+    probes: Float[Array, "L B N Q T"] | None
+
+    def take(
+        self, kinds: Sequence[_Kind], pattern: Sequence[_Kind], start: int, stop: int
+    ) -> tuple[Any, Any, Any]:
+        """Layers `start` to `stop` with the axes [repeats, layers of the pattern] in front."""
+        repeats = (stop - start) // len(pattern)
+
+        def group(stacked: Any, has: Callable[[_Kind], bool]) -> Any:
+            count = sum(map(has, pattern))
+            if stacked is None or count == 0:
+                return None
+            first = sum(map(has, kinds[:start]))
+            chosen = part(stacked, first, first + repeats * count)
+            return jax.tree.map(lambda leaf: leaf.reshape(repeats, count, *leaf.shape[1:]), chosen)
+
+        return (
+            group(self.base, lambda kind: True),
+            group(self.inserts, lambda kind: kind.insert),
+            group(self.probes, lambda kind: kind.attention),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Records:
+    attention: list
+    hidden: list
+    inserts: list
+
+    def add(self, recorded: dict[str, list[Array]]) -> None:
+        """Takes what one run recorded: for each layer of its pattern [repeats, ...]."""
+        for name, layers in recorded.items():
+            if layers:
+                stacked = jnp.stack(layers, axis=1)
+                getattr(self, name).append(stacked.reshape(-1, *stacked.shape[2:]))
+
+    def joined(self) -> dict[str, Array | None]:
+        found = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: jnp.concatenate(parts) if parts else None for name, parts in found.items()}
+
+
+def _body(pattern: Sequence[_Kind], shared: _Shared) -> Callable:
+    """One repeat of a pattern of layers."""
+
+    def body(x: Array, layers: tuple[Any, Any, Any]) -> tuple[Array, dict[str, list[Array]]]:
+        base, inserts, probes = layers
+        recorded: dict[str, list[Array]] = {"attention": [], "hidden": [], "inserts": []}
+        inserted = probed = 0
+        for j, kind in enumerate(pattern):
+            block = _at(base, j)
+            tap = None
+            if kind.attention:
+                tap = LayerTap(rows=shared.rows, probe=_at(probes, probed))
+                probed += 1
+            x, rows = block.attention_step(x, mask=shared.mask, rope=shared.rope, tap=tap)
+            recorded["attention"] += [rows] if kind.attention else []
+            if kind.insert:
+                insert, given = _at(inserts, inserted), shared.context.given
+                inserted += 1
+                x = x[shared.context.rows] if kind.widens else x
+                recorded["inserts"] += [insert.attention(x, given)] if kind.tapped_insert else []
+                x = insert(x, given)
+            x = block.mlp_step(x)
+            recorded["hidden"] += [x] if kind.hidden else []
+        return x, recorded
+
+    return body
+
+
+def _at(stacked: Any, index: int) -> Any:
+    return jax.tree.map(lambda leaf: leaf[index], stacked)
+
+
+def _kinds(
+    blocks: nnx.Module, depth: int, taps: Taps, context: Context | None
+) -> tuple[_Kind, ...]:
+    attention = layer_indices(taps.attention, depth)
+    hidden = layer_indices(taps.hidden, depth + 1)
+    tapped = layer_indices(taps.inserts, depth)
+    placed = blocks.layers if isinstance(blocks, Inserted) else ()
+    if context is not None and not placed:
+        raise ConfigError(
+            "a context was given, but this stack has no inserts that could use it: put adapters "
+            "in first, e.g. with systems.give.model.Give."
+        )
+    steered = placed if context is not None else ()
+    if missing := set(tapped) - set(steered):
+        raise ConfigError(
+            f"taps ask for the inserts of layers {sorted(missing)}; this call uses inserts in "
+            f"layers {list(steered)}."
+        )
+    first = min(steered, default=depth) if context is not None and context.rows is not None else -1
+    if first >= 0 and (
+        min(attention, default=depth) <= first or min(hidden, default=depth) <= first
+    ):
+        raise ConfigError(
+            f"taps on layers up to {first} record the batch before it grows to its rows there; "
+            "record later layers, or repeat the images and leave `Context.rows` out."
+        )
+    return tuple(
+        _Kind(
+            attention=layer in attention,
+            hidden=layer + 1 in hidden,
+            insert=layer in steered,
+            tapped_insert=layer in tapped,
+            widens=layer == first,
+        )
+        for layer in range(depth)
+    )
+
+
+def _runs(kinds: Sequence[_Kind]) -> Iterator[tuple[tuple[_Kind, ...], int, int]]:
+    """Runs of a repeating pattern, as (pattern, start, stop): the longest first, then the next."""
     start = 0
-    for kind, group in itertools.groupby(kinds):
-        stop = start + len(list(group))
-        yield kind, start, stop
+    while start < len(kinds):
+        pattern, stop = max(
+            (_repeated(kinds, start, length) for length in range(1, _LONGEST_PATTERN + 1)),
+            key=lambda found: (found[1], -len(found[0])),
+        )
+        yield pattern, start, stop
         start = stop
+
+
+def _repeated(kinds: Sequence[_Kind], start: int, length: int) -> tuple[tuple[_Kind, ...], int]:
+    """How far the pattern of `length` layers repeats; one that does not repeat ends at `start`."""
+    pattern = tuple(kinds[start : start + length])
+    stop = start + length
+    while kinds[stop : stop + length] == pattern:
+        stop += length
+    single = length > 1 and stop == start + length
+    return pattern, start if single or len(pattern) < length else stop

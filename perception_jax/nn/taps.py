@@ -36,7 +36,7 @@ from perception_jax.errors import ConfigError
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=("rows", "probes", "pool_probe"),
-    meta_fields=("attention", "hidden", "pool"),
+    meta_fields=("attention", "hidden", "pool", "inserts"),
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Taps:
@@ -52,6 +52,7 @@ class Taps:
       pool: whether the attention of the pooling head is recorded; image towers without such a
         head refuse.
       pool_probe: float[B, N, T], for the head what `probes` is for the layers; implies `pool`.
+      inserts: layers whose insert's attention is recorded whole, [B, N, T, K]; see `nn.stack`.
     """
 
     attention: tuple[int, ...] = ()
@@ -60,6 +61,7 @@ class Taps:
     probes: Float[Array, "L B N Q K"] | None = None
     pool: bool = False
     pool_probe: Float[Array, "B N T"] | None = None
+    inserts: tuple[int, ...] = ()
 
     def with_probes(self, probes: Float[Array, "L B N Q K"]) -> Taps:
         """The same taps with `probes` to differentiate through."""

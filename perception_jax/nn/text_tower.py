@@ -7,6 +7,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Int
 
@@ -69,7 +70,7 @@ class TextTower(nnx.Module):
         ids: Int[Array, "B T"],
         *,
         taps: Taps | None = None,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: np.typing.DTypeLike = jnp.float32,
         remat: bool = False,
     ) -> TowerOutput:
         """Encodes token ids.

@@ -1,7 +1,8 @@
 """What image and text towers share: their output, the tokens they start from, the comparison.
 
 Letters: B batch (of images), T tokens or texts, P patches, D width, L layers, N heads, Q query
-rows, E embedding width, R registers.
+rows, S recorded states, I recorded inserts with A heads and K tokens to look at, E embedding width,
+R registers.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ class TowerOutput:
       hidden: hidden states asked for by `Taps.hidden`, in layer order.
       attention: attention rows asked for by `Taps.attention`, in layer order.
       pool_attention: of the attention pooling, asked for by `Taps.pool`.
+      inserts: attention of inserts asked for by `Taps.inserts`, in layer order.
       grid: rows and columns of patches (static); None for texts.
       prefix: tokens before the patches: class token and registers (static).
     """
@@ -35,9 +37,10 @@ class TowerOutput:
     embedding: Float[Array, "B E"] | None
     pooled: Float[Array, "B D"]
     tokens: Float[Array, "B T D"]
-    hidden: Float[Array, "L B T D"] | None = None
+    hidden: Float[Array, "S B T D"] | None = None
     attention: Float[Array, "L B N Q T"] | None = None
     pool_attention: Float[Array, "B N T"] | None = None
+    inserts: Float[Array, "I B A T K"] | None = None
     grid: tuple[int, int] | None = dataclasses.field(default=None, metadata={"static": True})
     prefix: int = dataclasses.field(default=0, metadata={"static": True})
 

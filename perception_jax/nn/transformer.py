@@ -5,7 +5,7 @@ Letters: B batch, T tokens, D width, N heads, Q query rows.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import jax.numpy as jnp
 from flax import nnx
@@ -71,10 +71,9 @@ class Block(nnx.Module):
         *,
         mask: Mask | None = None,
         rope: Rope | None = None,
-        context: Any = None,
         tap: LayerTap | None = None,
     ) -> tuple[Float[Array, "B T D"], Float[Array, "B N Q T"] | None]:
-        """Both steps; `context` is for methods that replace blocks, this one has no use for it."""
+        """Both steps."""
         x, rows = self.attention_step(x, mask=mask, rope=rope, tap=tap)
         return self.mlp_step(x), rows
 

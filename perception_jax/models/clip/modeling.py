@@ -49,6 +49,7 @@ class VisionTower(nnx.Module):
         pixels: Float[Array, "B H W 3"],
         *,
         taps: Taps | None = None,
+        context: stack.Context | None = None,
         depth: int | None = None,
         remat: bool = False,
     ) -> TowerOutput:
@@ -58,6 +59,7 @@ class VisionTower(nnx.Module):
           pixels: normalised with the checkpoint's mean and standard deviation, of any size; for
             another size than the trained one the positions are resized as open_clip does.
           taps: attention rows and hidden states to record.
+          context: for inserts between the blocks' steps; see `nn.stack.Inserted`.
           depth: run only the first `depth` blocks (pooled and embedding then come from there).
           remat: recompute activations in the backward pass.
 
@@ -70,7 +72,7 @@ class VisionTower(nnx.Module):
         positions = position.resample(self.position_embedding[...], grid, prefix=1, antialias=True)
         x = with_class_token(self.patch_embed(pixels), self.class_embedding[...], positions)
         x = self.norm_pre(x)
-        out = stack.run(self.blocks, x, taps=taps, depth=depth, remat=remat)
+        out = stack.run(self.blocks, x, taps=taps, context=context, depth=depth, remat=remat)
         pooled = self.norm_post(out.x[:, 0])
         return TowerOutput(
             embedding=self.projection(pooled),
@@ -78,6 +80,7 @@ class VisionTower(nnx.Module):
             tokens=out.x,
             hidden=out.hidden,
             attention=out.attention,
+            inserts=out.inserts,
             grid=grid,
             prefix=self.prefix,
         )

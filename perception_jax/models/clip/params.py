@@ -73,6 +73,14 @@ def reference_table() -> RuleTable:
     return RuleTable(rules=rules, ignored=ignored, renames=renames)
 
 
+def text_table() -> RuleTable:
+    """The text tower and the temperature of `transformers.CLIPModel`; the image tower is let be."""
+    table = hf_table()
+    rules = tuple(rule for rule in table.rules if not rule.targets[0].startswith("vision/"))
+    aside = tuple(Ignore(name, "of the image tower") for name in ("vision_model.*", "visual_*"))
+    return dataclasses.replace(table, rules=rules, ignored=(*table.ignored, *aside))
+
+
 def timm_tower_table(config: TowerConfig) -> RuleTable:
     """The names of timm's VisionTransformer: the image tower alone, the projection as its head."""
     rules = (

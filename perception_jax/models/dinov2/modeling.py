@@ -50,6 +50,7 @@ class Dinov2(nnx.Module):
         pixels: Float[Array, "B H W 3"],
         *,
         taps: Taps | None = None,
+        context: stack.Context | None = None,
         depth: int | None = None,
         remat: bool = False,
     ) -> TowerOutput:
@@ -72,7 +73,7 @@ class Dinov2(nnx.Module):
         registers = None if self.register_tokens is None else self.register_tokens[...]
         patches = self.patch_embed(pixels)
         x = with_class_token(patches, self.class_embedding[...], positions, registers)
-        out = stack.run(self.blocks, x, taps=taps, depth=depth, remat=remat)
+        out = stack.run(self.blocks, x, taps=taps, context=context, depth=depth, remat=remat)
         tokens = self.norm_post(out.x)
         return TowerOutput(
             embedding=tokens[:, 0],
@@ -80,6 +81,7 @@ class Dinov2(nnx.Module):
             tokens=tokens,
             hidden=out.hidden,
             attention=out.attention,
+            inserts=out.inserts,
             grid=grid,
             prefix=self.prefix,
         )

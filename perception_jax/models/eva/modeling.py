@@ -50,6 +50,7 @@ class VisionTower(nnx.Module):
         pixels: Float[Array, "B H W 3"],
         *,
         taps: Taps | None = None,
+        context: stack.Context | None = None,
         depth: int | None = None,
         remat: bool = False,
     ) -> TowerOutput:
@@ -62,7 +63,15 @@ class VisionTower(nnx.Module):
         grid = self.patch_embed.grid(pixels)
         positions = position.resample(self.position_embedding[...], grid, prefix=1, antialias=True)
         x = with_class_token(self.patch_embed(pixels), self.class_embedding[...], positions)
-        out = stack.run(self.blocks, x, rope=self.rope(grid), taps=taps, depth=depth, remat=remat)
+        out = stack.run(
+            self.blocks,
+            x,
+            rope=self.rope(grid),
+            taps=taps,
+            context=context,
+            depth=depth,
+            remat=remat,
+        )
         tokens = self.norm_post(out.x)
         return TowerOutput(
             embedding=self.projection(tokens[:, 0]),
@@ -70,6 +79,7 @@ class VisionTower(nnx.Module):
             tokens=tokens,
             hidden=out.hidden,
             attention=out.attention,
+            inserts=out.inserts,
             grid=grid,
             prefix=self.prefix,
         )

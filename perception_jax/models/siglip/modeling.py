@@ -52,6 +52,7 @@ class VisionTower(nnx.Module):
         pixels: Float[Array, "B H W 3"],
         *,
         taps: Taps | None = None,
+        context: stack.Context | None = None,
         depth: int | None = None,
         remat: bool = False,
     ) -> TowerOutput:
@@ -65,7 +66,7 @@ class VisionTower(nnx.Module):
         x = self.patch_embed(pixels)
         positions = position.resample(self.position_embedding[...], grid, prefix=0, antialias=True)
         x = x + positions.astype(x.dtype)
-        out = stack.run(self.blocks, x, taps=taps, depth=depth, remat=remat)
+        out = stack.run(self.blocks, x, taps=taps, context=context, depth=depth, remat=remat)
         tokens = self.norm_post(out.x)
         pooled, pool_attention = self.head(tokens, tap=None if taps is None else taps.of_pool)
         return TowerOutput(
@@ -74,6 +75,7 @@ class VisionTower(nnx.Module):
             tokens=tokens,
             hidden=out.hidden,
             attention=out.attention,
+            inserts=out.inserts,
             pool_attention=pool_attention,
             grid=grid,
             prefix=self.prefix,

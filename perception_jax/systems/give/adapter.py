@@ -3,7 +3,8 @@
 That it sits in the layers of the visual encoder, links text to vision by a two-layer MLP and fuses
 by cross-attention is from summaries of the paper (arXiv 2410.20109); shapes, place and
 initialisation are this library's resolution. Letters: B batch, N image tokens, T text tokens,
-D image width, W text width, H heads.
+D image width, W text width, H heads, E
+embedding width.
 """
 
 from __future__ import annotations
@@ -34,11 +35,13 @@ class Instruction:
     Attributes:
       states: text tokens after the text tower's final norm.
       mask: True for tokens up to and including the first end token.
+      embedding: unit vectors in the joint space, float32; what the presence logit is about.
       strength: factor on what adapters add, a float32 scalar; 1 is as trained.
     """
 
     states: Float[Array, "B T W"]
     mask: Bool[Array, "B T"]
+    embedding: Float[Array, "B E"]
     strength: Float[Array, ""]
 
 
@@ -60,6 +63,7 @@ class AgAdapter(nnx.Module):
     """`h + strength * to_out(attention(norm(h), mlp(states)))`; at first exactly `h`."""
 
     def __init__(self, config: AdapterConfig, width: int, text_width: int, *, rngs: nnx.Rngs):
+        self.config = config
         self.heads = config.heads or width // 64
         if self.heads < 1 or width % self.heads:
             raise ConfigError(

@@ -18,7 +18,7 @@ from perception_jax.interop.rules import RuleTable
 from perception_jax.models.params import flatten, unflatten
 from perception_jax.systems.give import losses
 from perception_jax.systems.give.adapter import AdapterConfig, AgAdapter, Instruction
-from perception_jax.systems.give.params import adapter_rules
+from perception_jax.systems.give.checkpoint import adapter_rules
 from tests.parity.cases import Case, assert_close, check
 
 ROWS = {"present": "v", "text": "t", "absent": "v_absent"}
@@ -82,7 +82,7 @@ def _adapter(case: Case, name: str, part: Mapping[str, Any]) -> None:
         config, settings["vision_width"], settings["text_width"], rngs=nnx.Rngs(params=0)
     )
     prefix = f"ag_adapters.{part['block']}"
-    table = RuleTable(rules=adapter_rules(prefix, "adapter", gate=part["gate"] is not None))
+    table = RuleTable(rules=adapter_rules(prefix, "adapter", config))
     files = load_file(case.weights)
     files = {key: value for key, value in files.items() if key.startswith(f"{prefix}.")}
     abstract = {
@@ -97,6 +97,7 @@ def _adapter(case: Case, name: str, part: Mapping[str, Any]) -> None:
         return Instruction(
             states=jnp.asarray(arrays["text_states"]),
             mask=jnp.asarray(arrays["mask"]),
+            embedding=jnp.zeros((len(h), 1)),
             strength=jnp.float32(strength),
         )
 

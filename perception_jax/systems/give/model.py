@@ -1,0 +1,230 @@
+"""GiVE's network: a frozen two-tower encoder, AG-Adapters in its image tower, an OID head.
+
+The modules and their purpose are the paper's (arXiv 2410.20109); placement, shapes and the head are
+this library's resolution. Letters: B batch, H W image, T text tokens, N image tokens, D image
+width, E embedding width, M rows (instructions of a batch of images).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Bool, Float, Int
+
+from perception_jax.errors import ConfigError
+from perception_jax.models import shardings as models
+from perception_jax.nn import stack
+from perception_jax.nn.mlp import gelu
+from perception_jax.nn.taps import Taps
+from perception_jax.nn.towers import TowerOutput
+from perception_jax.ops.losses import unit
+from perception_jax.systems.give.adapter import AdapterConfig, AgAdapter, Instruction, linear
+from perception_jax.systems.give.backbone import Backbone, is_joint, joint_width
+
+ADAPTERS = 12
+"""How many a backbone gets if it has so many blocks."""
+SHARDINGS = (
+    (r"inserts/(fc1|to_[qkv])/kernel$", P(None, "fsdp", "tensor")),
+    (r"inserts/(fc2|to_out)/kernel$", P(None, "tensor", "fsdp")),
+    (r"inserts/.*$", P()),
+    (r"^(oid_head|visual_proj)/.*$", P()),
+    *models.SHARDINGS,
+)
+"""How parameters lie on a mesh; adapters as the blocks that they are in."""
+SIGLIP_END = 1
+"""`</s>` of SigLIP's vocabulary: its texts' end token and their padding."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GiveConfig:
+    """Attributes:
+    layers: blocks with an adapter, counted from 0; None spreads twelve evenly, the last block
+      included (all blocks where there are fewer).
+    adapter: what all of them share.
+    """
+
+    layers: tuple[int, ...] | None = None
+    adapter: AdapterConfig = dataclasses.field(default_factory=AdapterConfig)
+
+    def placed(self, depth: int) -> tuple[int, ...]:
+        """The blocks with an adapter in a tower of `depth` blocks.
+
+        Raises:
+          ConfigError: a block that the tower does not have, or blocks out of order.
+        """
+        if self.layers is None:
+            count = min(ADAPTERS, depth)
+            return tuple((k + 1) * depth // count - 1 for k in range(count))
+        layers = tuple(self.layers)
+        if (
+            list(layers) != sorted(set(layers))
+            or not layers
+            or not 0 <= layers[0] <= layers[-1] < depth
+        ):
+            raise ConfigError(
+                f"adapter layers: expected ascending numbers of blocks in [0, {depth - 1}], found "
+                f"{list(layers)}."
+            )
+        return layers
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GiveOutput:
+    """Attributes:
+    tower: of the image tower, steered if there was an instruction.
+    embedding: unit vectors in the joint space of images and texts, float32.
+    presence_logit: whether the named object is in the image (> 0: yes), float32; None without an
+      instruction.
+    """
+
+    tower: TowerOutput
+    embedding: Float[Array, "M E"]
+    presence_logit: Float[Array, " M"] | None
+
+
+class OidHead(nnx.Module):
+    """Two layers from the pooled image token and the instruction's embedding to one logit."""
+
+    def __init__(self, width: int, embed_dim: int, *, rngs: nnx.Rngs):
+        self.fc1 = linear(width + embed_dim, width, rngs=rngs)
+        self.fc2 = linear(width, 1, rngs=rngs)
+
+    def __call__(
+        self, pooled: Float[Array, "M D"], instruction: Float[Array, "M E"]
+    ) -> Float[Array, " M"]:
+        """The presence logit, float32."""
+        joined = jnp.concatenate([pooled, instruction.astype(pooled.dtype)], axis=1)
+        return self.fc2(gelu(self.fc1(joined)))[:, 0].astype(jnp.float32)
+
+
+class Give(nnx.Module):
+    """A backbone with adapters in `backbone.vision.blocks`, and the OID head.
+
+    Adapters, head and, for a tower without a joint space, `visual_proj` are `AdapterParam`s: they
+    train, the backbone does not. Fresh adapters change nothing.
+    """
+
+    def __init__(self, config: GiveConfig, backbone: Backbone, *, rngs: nnx.Rngs):
+        vision = backbone.vision
+        width = vision.norm_post.scale.shape[0]
+        embed_dim, text_width = joint_width(backbone), backbone.text.norm_final.scale.shape[0]
+        layers = config.placed(stack.depth_of(vision.blocks))
+
+        def adapter(rngs: nnx.Rngs) -> AgAdapter:
+            return AgAdapter(config.adapter, width, text_width, rngs=rngs)
+
+        adapters = stack.init(adapter, len(layers), rngs=rngs)
+        vision.blocks = stack.Inserted(vision.blocks, adapters, layers)
+        self.backbone = backbone
+        self.oid_head = OidHead(width, embed_dim, rngs=rngs)
+        self.visual_proj = None if is_joint(backbone) else _projection(width, embed_dim, rngs)
+
+    def instruct(
+        self,
+        ids: Int[Array, "B T"],
+        *,
+        dtype: np.typing.DTypeLike = jnp.float32,
+        strength: float = 1.0,
+    ) -> Instruction:
+        """What to steer by: the frozen text tower's tokens up to the first end token.
+
+        Args:
+          ids: SigLIP's padded to the context; others to any common length, with any padding.
+          strength: factor on what adapters add; 1 is as trained.
+        """
+        text = self.backbone.text
+        out = text(ids, dtype=dtype)
+        return Instruction(
+            states=out.tokens,
+            mask=instruction_mask(ids, text.pool),
+            embedding=unit(out.embedding),
+            strength=jnp.float32(strength),
+        )
+
+    def __call__(
+        self,
+        pixels: Float[Array, "B H W 3"],
+        instruction: Instruction | None = None,
+        *,
+        rows: Int[Array, " M"] | None = None,
+        taps: Taps | None = None,
+        depth: int | None = None,
+        remat: bool = False,
+    ) -> GiveOutput:
+        """Encodes normalised pixels, each steered by its instruction.
+
+        Args:
+          instruction: one for each image, or M with `rows`; None gives the untouched backbone.
+          rows: the image of each instruction. What comes before the first adapter is computed once
+            an image.
+          taps, depth, remat: as of the image tower.
+        """
+        context = None
+        if instruction is not None:
+            context = stack.Context(given=instruction, rows=rows)
+        tower = self.backbone.vision(pixels, taps=taps, context=context, depth=depth, remat=remat)
+        joint = tower.embedding if self.visual_proj is None else self.visual_proj(tower.pooled)
+        present = None
+        if instruction is not None:
+            present = self.oid_head(tower.pooled, instruction.embedding)
+        return GiveOutput(tower=tower, embedding=unit(joint), presence_logit=present)
+
+
+@dataclasses.dataclass(frozen=True)
+class Steered:
+    """An image tower that looks at the world with an instruction in mind.
+
+    Stands wherever an image tower stands: it is called with pixels, gives a `TowerOutput` and takes
+    taps, so the functions of `nn.maps` draw what it attends to.
+    """
+
+    give: Give
+    instruction: Instruction
+
+    @property
+    def prefix(self) -> int:
+        """Tokens before the patches."""
+        return self.give.backbone.vision.prefix
+
+    def __call__(
+        self,
+        pixels: Float[Array, "B H W 3"],
+        *,
+        taps: Taps | None = None,
+        depth: int | None = None,
+        remat: bool = False,
+    ) -> TowerOutput:
+        """The tower's output, its `embedding` a unit vector in the joint space."""
+        out = self.give(pixels, self.instruction, taps=taps, depth=depth, remat=remat)
+        return dataclasses.replace(out.tower, embedding=out.embedding)
+
+
+def instruction_mask(ids: Int[Array, "B T"], pool: str) -> Bool[Array, "B T"]:
+    """True up to and including the first end token, whatever the padding is.
+
+    Args:
+      pool: how the text tower is read: at its largest id, the end token ("end"), or at its last
+        position ("last"; the end token is SigLIP's, and without one all tokens count).
+    """
+    positions = jnp.arange(ids.shape[1])
+    if pool == "end":
+        end = jnp.argmax(ids, axis=1)
+    else:
+        found = ids == SIGLIP_END
+        end = jnp.where(found.any(axis=1), jnp.argmax(found, axis=1), ids.shape[1] - 1)
+    return positions[None] <= end[:, None]
+
+
+def _projection(width: int, embed_dim: int, rngs: nnx.Rngs) -> Any:
+    layer = linear(width, embed_dim, bias=False, rngs=rngs)
+    normal = functools.partial(jax.random.normal, rngs.params())
+    layer.kernel[...] = width**-0.5 * normal(layer.kernel.shape)
+    return layer
