@@ -1,5 +1,6 @@
 """Every code block of the documents works: Python blocks run, commands name what exists.
 
+A Python block stands alone; those of a page in docs/ run in one session, from top to bottom.
 `<!-- skip-test: reason -->` on the line before a block leaves it out.
 """
 
@@ -129,17 +130,38 @@ def playground(tmp_path: pathlib.Path) -> pathlib.Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("block", blocks("python"), ids=str)
-def test_python_block_runs(block, playground):
+def sessions(found: list[Block]) -> dict[str, list[Block]]:
+    """Blocks that run together, by a name for them."""
+    together: dict[str, list[Block]] = {}
+    for block in found:
+        name = block.path if block.path.startswith("docs/") else str(block)
+        together.setdefault(name, []).append(block)
+    return together
+
+
+def script(session: list[Block]) -> str:
+    """The blocks as one script with the document's line numbers."""
+    lines: list[str] = []
+    for block in session:
+        lines += [""] * (block.line - len(lines))
+        lines += block.text.splitlines()
+    return "\n".join(lines)
+
+
+SESSIONS = sessions(blocks("python"))
+
+
+@pytest.mark.parametrize("name", SESSIONS)
+def test_python_blocks_run(name, playground):
     done = subprocess.run(
-        [sys.executable, "-c", block.text],
+        [sys.executable, "-c", script(SESSIONS[name])],
         cwd=playground,
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
         timeout=300,
     )
-    assert done.returncode == 0, f"{block}\n{block.text}\n{done.stderr}"
+    assert done.returncode == 0, f"{name}\n{done.stderr}"
 
 
 @pytest.mark.parametrize("block", blocks("bash", "sh", "shell", "console"), ids=str)
@@ -175,6 +197,16 @@ def test_the_readme_shows_code_and_the_two_commands():
     assert [b for b in readme if b.language == "python" and not b.skipped]
     assert ["make", "quickstart"] in commands
     assert ["make", "test"] in commands
+
+
+def test_a_page_of_docs_is_one_session_and_keeps_its_lines():
+    text = "```python\na = 1\n```\n\n1. In a list:\n   ```python\n   b = a / 0\n   ```\n"
+    page = list(blocks_of(text, "docs/page.md"))
+    assert list(sessions(page)) == ["docs/page.md"]
+    with pytest.raises(ZeroDivisionError) as error:
+        exec(script(page), {})
+    assert error.traceback[-1].lineno + 1 == 7
+    assert list(sessions(list(blocks_of(text, "a.md")))) == ["a.md:1", "a.md:6"]
 
 
 def test_blocks_are_found_and_skipped():
