@@ -27,7 +27,7 @@ from typing import Any, Literal
 
 import ml_collections
 
-from launch import config_files, overrides
+from launch import compile_cache, config_files, overrides
 from launch.config_files import load_config_module
 from launch.overrides import UsageError
 from perception_jax.errors import ConfigError, PerceptionError
@@ -163,11 +163,17 @@ def main(
 ) -> int:
     """Parses, runs, and turns errors of ours into one clear message.
 
+    Args:
+      argv: None takes the process's own, and keeps compiled programs (see `compile_cache`).
+
     Returns:
       The exit code: what `run` returns (None is 0); 1 after a `PerceptionError`; 2 for a command
       line that cannot be understood; 130 after Ctrl-C.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        argv = sys.argv[1:]
+        compile_cache.switch_on()
+    argv = list(argv)
     if any(word in _HELP for word in argv):
         print(format_help(program, _config_named_in(argv, program)))
         return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,8 @@ from perception_jax.viz.report import Report
 
 SHOWN_SIDE = 320
 """Pictures smaller than this are enlarged by a whole factor, so that labels can be read."""
+SHOWN_TEXT = 300
+"""Characters of an extra that are shown."""
 
 
 def add_record(report: Report, record: Record, example: Mapping[str, Any], tokenizer: Any) -> None:
@@ -34,10 +37,11 @@ def add_record(report: Report, record: Record, example: Mapping[str, Any], token
 
 
 def _draw_record(record: Record) -> tuple[np.ndarray, str]:
-    """The original image with its boxes."""
+    """The original image with the boxes of the objects that have one."""
     image = images.decode(record.image, name=record.id)
-    boxes = np.array([one.box for one in record.objects], np.float64).reshape(-1, 4)
-    names = [one.name for one in record.objects]
+    placed = [one for one in record.objects if one.box is not None]
+    boxes = np.array([one.box for one in placed], np.float64).reshape(-1, 4)
+    names = [one.name for one in placed]
     return _draw(image, boxes, names), f"record, {image.shape[1]}×{image.shape[0]}"
 
 
@@ -76,13 +80,26 @@ def _record_texts(record: Record) -> list[tuple[str, str]]:
     rows += [("referring", f"{one.text} → {named(one.target)}") for one in record.referring]
     rows += [("question", f"{one.text} → {one.answer}") for one in record.questions]
     rows += [("instruction", f"{one.text} → {named(one.target)}") for one in record.instructions]
-    return rows + ([("absent", ", ".join(record.absent))] if record.absent else [])
+    rows += [("absent", ", ".join(record.absent))] if record.absent else []
+    return rows + [("extra", text) for text in _plain_extras(record.extras)]
+
+
+def _plain_extras(extras: Mapping[str, Any]) -> list[str]:
+    """Those that are numbers, texts, or lists of them."""
+    texts = []
+    for key, value in extras.items():
+        try:
+            text = f"{key}: {json.dumps(value, ensure_ascii=False)}"
+        except (TypeError, ValueError):
+            continue
+        texts.append(text if len(text) <= SHOWN_TEXT else f"{text[: SHOWN_TEXT - 1]}…")
+    return texts
 
 
 def _describe_object(number: int, one: ObjectAnnotation) -> str:
-    box = ", ".join(f"{side:.0f}" for side in one.box)
+    place = "" if one.box is None else " at " + ", ".join(f"{side:.0f}" for side in one.box)
     more = ", ".join(f"{key} {value}" for key, value in one.attributes.items())
-    return "; ".join(part for part in (f"{number}: {one.name} at {box}", more, one.caption) if part)
+    return "; ".join(part for part in (f"{number}: {one.name}{place}", more, one.caption) if part)
 
 
 def _describe(name: str, value: Any, tokenizer: Any) -> str:

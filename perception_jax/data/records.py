@@ -26,7 +26,7 @@ class ObjectAnnotation:
 
     Attributes:
       name: class name in lower case with spaces.
-      box: xyxy float pixels.
+      box: xyxy float pixels, or None where the source has none.
       mask: bool[H, W] of visible pixels, or None.
       caption: a sentence about this object alone, or "".
       attributes: e.g. {"colour": "red", "size": "tiny", "facing": "left"}.
@@ -36,7 +36,7 @@ class ObjectAnnotation:
     """
 
     name: str
-    box: Box
+    box: Box | None
     mask: np.ndarray | None = None
     caption: str = ""
     attributes: Mapping[str, str] = dataclasses.field(default_factory=dict)

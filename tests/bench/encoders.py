@@ -1,167 +1,203 @@
 """Images per second of image towers, against transformers on torch where both are installed.
 
-python tests/bench/encoders.py [--towers=ViT-B/16,ViT-L/14-336,DINOv2-L] [--batches=1,8] [--compile]
+python tests/bench/encoders.py [--towers=ViT-B/16,ViT-L/14-336,DINOv2-L] [--batches=1,8]
+    [--compile[=MODE,MODE]] [--cold] [--out=FILE.json]
 
-Random weights, float32 on CPU and bfloat16 on an accelerator, the same for both sides. The sides
-take turns call by call, so that a busy machine slows both; the median call counts.
+Random weights, float32 on CPU and bfloat16 on a GPU, the same for both sides. The sides take turns
+call by call, so that a busy machine slows both; each call is waited for, and the median counts.
+"ours, separate" is the model after `nn.stack.separate`.
+`--cold` adds the seconds until the first output in a new process, with an empty compilation cache
+and with the one that this left behind.
 """
 
 from __future__ import annotations
 
+import os
+
+# Both sides share the GPU's memory. Set before jax is imported.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
 import argparse
-import dataclasses
-import functools
+import importlib.metadata
 import importlib.util
+import json
+import pathlib
+import platform
 import statistics
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
+import cold_start
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
+import variants
+from cold_start import OURS, SEPARATE
+from towers import Call, Tower, our_call, our_dtype, our_model, their_call, their_model, towers
 
-from perception_jax.models.clip.config import ClipConfig
-from perception_jax.models.clip.modeling import VisionTower
-from perception_jax.models.dinov2.config import Dinov2Config
-from perception_jax.models.dinov2.modeling import Dinov2
+from perception_jax.nn import stack
 
-Call = Callable[[], object]
-"""One forward pass, finished when it returns."""
-
-CALLS = 7
-CLIP_SIZES = {"ViT-B/16": ClipConfig.vit_b16, "ViT-L/14-336": ClipConfig.vit_l14_336}
+CALLS = {"cpu": 7, "gpu": 50}
+"""Timed calls of each side."""
+MODES = "default"
+PACKAGES = ("jax", "jaxlib", "flax", "numpy", "torch", "transformers", "triton")
 
 
-@dataclasses.dataclass(frozen=True)
-class Tower:
-    """Attributes:
-    size: pixels of a side.
-    ours: builds the module.
-    theirs: builds the `transformers` model.
+def wait(output: Any) -> None:
+    """Until the output is computed."""
+    if isinstance(output, jax.Array):
+        output.block_until_ready()
+    elif output.is_cuda:
+        import torch
+
+        torch.cuda.synchronize()
+
+
+def seconds_per_call(calls: Mapping[str, Call], count: int, queue: int) -> dict[str, float]:
+    """Median seconds of each, taken in turns after three calls to warm up.
+
+    Args:
+      count: timed turns of each.
+      queue: calls in a turn; only the last is waited for.
     """
-
-    size: int
-    ours: Callable[[], nnx.Module]
-    theirs: Callable[[], object]
-
-
-def towers() -> Mapping[str, Tower]:
-    """The measured ones, by name."""
-    rngs = functools.partial(nnx.Rngs, params=0)
-    found = {
-        name: Tower(
-            size=config().vision.image_size,
-            ours=lambda config=config: VisionTower(
-                config().vision, config().embed_dim, rngs=rngs()
-            ),
-            theirs=functools.partial(_transformers_clip, config),
-        )
-        for name, config in CLIP_SIZES.items()
-    }
-    found["DINOv2-L"] = Tower(
-        size=224,
-        ours=lambda: Dinov2(Dinov2Config.large(), rngs=rngs()),
-        theirs=_transformers_dinov2,
-    )
-    return found
-
-
-def _transformers_clip(config: Callable[[], ClipConfig]) -> object:
-    import transformers
-
-    vision = config().vision
-    settings = transformers.CLIPVisionConfig(
-        hidden_size=vision.width,
-        intermediate_size=vision.mlp_dim,
-        num_hidden_layers=vision.depth,
-        num_attention_heads=vision.heads,
-        image_size=vision.image_size,
-        patch_size=vision.patch_size,
-        projection_dim=config().embed_dim,
-        attn_implementation="sdpa",
-    )
-    return transformers.CLIPVisionModelWithProjection(settings)
-
-
-def _transformers_dinov2() -> object:
-    import transformers
-
-    settings = transformers.Dinov2Config(
-        hidden_size=1024,
-        num_hidden_layers=24,
-        num_attention_heads=16,
-        image_size=518,
-        patch_size=14,
-        attn_implementation="sdpa",
-    )
-    return transformers.Dinov2Model(settings)
-
-
-def our_call(tower: Tower, batch: int) -> Call:
-    """Jitted, compiled and warm."""
-    on_cpu = jax.default_backend() == "cpu"
-    dtype = jnp.float32 if on_cpu else jnp.bfloat16
-    model = jax.tree.map(lambda leaf: leaf.astype(dtype), tower.ours())
-    pixels = jnp.asarray(np.random.default_rng(0).normal(size=(batch, tower.size, tower.size, 3)))
-    forward = jax.jit(lambda model, pixels: model(pixels).pooled)
-    return lambda: forward(model, pixels.astype(dtype)).block_until_ready()
-
-
-def their_call(tower: Tower, batch: int, *, compiled: bool) -> Call:
-    """Eager with SDPA, or through `torch.compile`."""
-    import torch
-
-    on_gpu = torch.cuda.is_available()
-    kind = {"device": "cuda", "dtype": torch.bfloat16} if on_gpu else {"dtype": torch.float32}
-    model = tower.theirs().eval().to(**kind)
-    forward = torch.compile(model) if compiled else model
-    pixels = torch.randn(batch, 3, tower.size, tower.size, **kind)
-
-    def call() -> object:
-        with torch.inference_mode():
-            out = forward(pixel_values=pixels).last_hidden_state
-        return out[:, 0].float().cpu() if on_gpu else out
-
-    return call
-
-
-def seconds_per_call(calls: Mapping[str, Call]) -> Mapping[str, float]:
-    """Median seconds of each, taken in turns after two calls to warm up."""
-    for call in (*calls.values(), *calls.values()):
-        call()
+    for call in (*calls.values(),) * 3:
+        wait(call())
     times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(CALLS):
+    for _ in range(count):
         for name, call in calls.items():
             start = time.perf_counter()
-            call()
-            times[name].append(time.perf_counter() - start)
+            for _ in range(queue):
+                output = call()
+            wait(output)
+            times[name].append((time.perf_counter() - start) / queue)
     return {name: statistics.median(taken) for name, taken in times.items()}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--towers", default=",".join(towers()))
-    parser.add_argument("--batches", default="1,8")
-    parser.add_argument("--compile", action="store_true", help="measures torch.compile as well")
-    given = parser.parse_args()
-    against = [name for name in ("torch", "transformers") if importlib.util.find_spec(name)]
-    print(f"{jax.devices()[0].device_kind}; images/s (relative to ours)")
-    for name in given.towers.split(","):
+def sides(tower: Tower, models: Mapping[str, Any], batch: int, given: argparse.Namespace):
+    """What is measured for one tower and batch, by name, each called once.
+
+    A way that does not run here is named and left out; that ours runs is certain.
+    """
+    calls: dict[str, Call] = {}
+    outputs: dict[str, np.ndarray] = {}
+    _first(calls, outputs, OURS, our_call(tower, models[OURS], batch))
+    _first(calls, outputs, SEPARATE, our_call(tower, models[SEPARATE], batch))
+    for names in given.variants:
+        with variants.patched(names):
+            _first(calls, outputs, f"ours+{names}", our_call(tower, models[OURS], batch))
+    for name, output in outputs.items():
+        error = np.linalg.norm(output - outputs[OURS]) / np.linalg.norm(outputs[OURS])
+        print(f"# {name} differs from ours by {error:.2g}, relative", flush=True)
+    if "theirs" in models:
+        import torch
+
+        torch.compiler.reset()
+        for mode in (None, *given.compile):
+            name = "eager" if mode is None else f"compiled:{mode}"
+            _first(calls, outputs, name, their_call(tower, models["theirs"], batch, compiled=mode))
+    return calls
+
+
+def _first(calls: dict[str, Call], outputs: dict[str, Any], name: str, call: Call) -> None:
+    """Adds a call that works, and the output of ours."""
+    start = time.perf_counter()
+    try:
+        output = call()
+        wait(output)
+    except Exception as error:  # whatever a compiler throws
+        if name == OURS:
+            raise
+        print(f"# {name} does not run: {type(error).__name__}: {str(error)[:300]}", flush=True)
+        return
+    print(f"# {name}: first call {time.perf_counter() - start:.1f} s", flush=True)
+    calls[name] = call
+    if name.startswith("ours"):
+        outputs[name] = np.asarray(output, np.float32)
+
+
+def throughput(given: argparse.Namespace, against: bool) -> Iterator[dict[str, Any]]:
+    """A row for each tower, batch and side, printed as they come."""
+    backend = "cpu" if jax.default_backend() == "cpu" else "gpu"
+    for name in given.towers:
         tower = towers()[name]
-        for batch in map(int, given.batches.split(",")):
-            calls = {"ours": our_call(tower, batch)}
-            if len(against) == 2:
-                calls["eager"] = their_call(tower, batch, compiled=False)
-                if given.compile:
-                    calls["compiled"] = their_call(tower, batch, compiled=True)
-            taken = seconds_per_call(calls)
-            rates = "  ".join(
-                f"{side} {batch / one:7.2f} ({taken['ours'] / one:.2f})"
-                for side, one in taken.items()
-            )
-            print(f"{name:13} batch {batch}  {rates}", flush=True)
+        models = {OURS: our_model(tower)}
+        models[SEPARATE] = stack.separate(models[OURS])
+        if against:
+            models["theirs"] = their_model(tower)
+        for batch in given.batches:
+            calls = sides(tower, models, batch, given)
+            for queue in given.queue:
+                taken = seconds_per_call(calls, given.calls or CALLS[backend], queue)
+                for side, seconds in taken.items():
+                    row = {"tower": name, "batch": batch, "queue": queue, "side": side}
+                    rates = {"images_per_s": batch / seconds}
+                    yield row | rates | {"ours_over_it": seconds / taken[OURS]}
+                    print(
+                        f"{name:13} batch {batch:3} queue {queue:3}  {side:38} "
+                        f"{batch / seconds:9.2f} images/s  ours is {seconds / taken['ours']:.2f}x",
+                        flush=True,
+                    )
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on."""
+    versions = {}
+    for name in PACKAGES:
+        if importlib.util.find_spec(name):
+            versions[name] = importlib.metadata.version(name)
+    return {
+        "device": jax.devices()[0].device_kind,
+        "dtype": our_dtype().name,
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        **versions,
+    }
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    def words(text: str) -> list[str]:
+        return [word for word in text.split(",") if word]
+
+    def numbers(text: str) -> list[int]:
+        return [int(word) for word in words(text)]
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--towers", type=words, default=list(towers()))
+    parser.add_argument("--batches", type=numbers, default=[1, 8])
+    parser.add_argument(
+        "--compile", type=words, nargs="?", const=[MODES], default=[], help="torch.compile's modes"
+    )
+    parser.add_argument("--variants", type=words, default=[], help="see variants.py")
+    parser.add_argument("--queue", type=numbers, default=[1], help="calls for one wait")
+    parser.add_argument("--calls", type=int, default=0, help="timed calls of each side")
+    parser.add_argument("--cold", action="store_true", help="measures the start of a process")
+    parser.add_argument("--no-throughput", action="store_true")
+    parser.add_argument("--out", type=pathlib.Path, help="JSON with the numbers")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str]) -> None:
+    given = parse(argv)
+    against = all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
+    found: dict[str, Any] = {"machine": machine()}
+    print(json.dumps(found["machine"]), flush=True)
+
+    def save() -> None:
+        if given.out:
+            given.out.write_text(json.dumps(found, indent=1) + "\n")
+
+    if given.cold:
+        modes = [None, *given.compile] if against else []
+        found["cold"] = cold_start.measure(given.towers, given.batches[0], modes)
+        save()
+    if not given.no_throughput:
+        found["throughput"] = []
+        for row in throughput(given, against):
+            found["throughput"].append(row)
+            save()
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from perception_jax.nn import attention
 from perception_jax.nn.attention import LONG, attend
 
 BATCH, QUERIES, KEYS, HEADS, WIDTH = 2, 130, 140, 3, 8
@@ -61,3 +62,42 @@ def test_training_keeps_no_scores_of_long_sequences():
 
     memory = jax.jit(jax.grad(loss)).lower(x).compile().memory_analysis()
     assert memory.temp_size_in_bytes < heads * tokens * tokens * 4
+
+
+def lowered(platform, dtype, mask=None):
+    """The program of an attention and its gradient on a platform that need not be here."""
+    q, k, v, _ = (x.astype(dtype) for x in arrays())
+    both = jax.jit(jax.value_and_grad(lambda q: attend(q, k, v, mask).sum().astype(jnp.float32)))
+    return both.trace(q).lower(lowering_platforms=(platform,)).as_text()
+
+
+def test_cudnn_serves_16_bits_without_a_mask_on_cuda_alone(monkeypatch):
+    monkeypatch.setattr(attention, "_has_cudnn", lambda: True)
+    # Stands in for a kernel that cannot even be lowered without a GPU.
+    monkeypatch.setattr(attention, "_cudnn", lambda q, k, v, mask: jnp.cos(q) + (k + v).mean())
+    for platform in ("cpu", "cuda", "tpu"):
+        for dtype in (jnp.float32, jnp.bfloat16, jnp.float16):
+            for mask in (None, MASKS["shared"]):
+                text = lowered(platform, dtype, mask)
+                served = platform == "cuda" and dtype != jnp.float32 and mask is None
+                # The cosine is its output, the sine its gradient.
+                for mark in ("stablehlo.cosine", "stablehlo.sine"):
+                    assert (mark in text) == served, (platform, dtype, mask is not None)
+
+
+def test_cudnn_and_its_gradients_equal_a_dense_softmax():
+    if not attention._has_cudnn():
+        pytest.skip("needs a CUDA device")
+    q, k, v, readout = (x.astype(jnp.bfloat16) for x in arrays())
+
+    def both(function, *qkv):
+        def score(*qkv):
+            out = function(*qkv, None)
+            return jnp.sum((out * readout).astype(jnp.float32)), out
+
+        return jax.jit(jax.grad(score, argnums=(0, 1, 2), has_aux=True))(*qkv)
+
+    expected = both(dense, *(x.astype(jnp.float32) for x in (q, k, v)))
+    found = jax.tree.map(lambda x: x.astype(jnp.float32), both(attend, q, k, v))
+    chex.assert_trees_all_close(found, expected, atol=2e-2)  # bfloat16 has 8 bits
+    assert "cudnn" in jax.jit(attend).lower(q, k, v).compile().as_text()

@@ -214,6 +214,7 @@ def test_licence_and_notices_name_what_we_carry():
         "microsoft/fluentui-emoji": "MIT License",
         "jdecked/twemoji": "CC-BY-4.0",
         "openai/CLIP": "MIT License",
+        "facebookresearch/detectron2": "Apache License, Version 2.0",
     }.items():
         assert source in notice
         assert terms in notice

@@ -3,7 +3,8 @@
 `open_source` picks the reader by what it finds:
 
 - a folder of images → `folder.ImageFolder`
-- a `.jsonl` file, or a folder with one → `jsonl.JsonlSource`
+- a `.jsonl` file, or a folder with one → `jsonl.JsonlSource`, or `data.moinst.source.MoinstSource`
+  if its lines are canonical MOInst records
 - a `.json` file → `coco.CocoSource` (COCO and LVIS)
 - a `.parquet` file, or a folder of them → `parquet.ParquetSource`
 
@@ -51,8 +52,9 @@ def _find_reader(path: pathlib.Path) -> tuple[type, pathlib.Path]:
         ".parquet": parquet.ParquetSource,
     }
     if path.is_file():
-        if path.suffix.lower() in by_suffix:
-            return by_suffix[path.suffix.lower()], path
+        suffix = path.suffix.lower()
+        if suffix in by_suffix:
+            return _jsonl_reader(path) if suffix == ".jsonl" else by_suffix[suffix], path
         raise DataError(
             f"{path}: expected a file ending in {', '.join(by_suffix)}, or a folder; found "
             f"{path.suffix or 'no ending'!r}."
@@ -61,7 +63,7 @@ def _find_reader(path: pathlib.Path) -> tuple[type, pathlib.Path]:
         raise DataError(f"{path}: expected a file or a folder, found nothing there.")
     lines = sorted(path.glob("*.jsonl"))
     if len(lines) == 1:
-        return jsonl.JsonlSource, lines[0]
+        return _jsonl_reader(lines[0]), lines[0]
     if len(lines) > 1:
         names = ", ".join(file.name for file in lines)
         raise DataError(f"{path}: expected one .jsonl file, found {names}. Name the one to read.")
@@ -73,3 +75,9 @@ def _find_reader(path: pathlib.Path) -> tuple[type, pathlib.Path]:
         f"{path}: no reader fits this folder. Tried: one .jsonl file in it (none), .parquet files "
         "in it (none), images in it or below it (none). A COCO or LVIS .json is named itself."
     )
+
+
+def _jsonl_reader(path: pathlib.Path) -> type:
+    from perception_jax.data.moinst import source  # it needs this package
+
+    return source.MoinstSource if source.is_canonical(path) else jsonl.JsonlSource

@@ -3,6 +3,7 @@
 Boxes are "bbox" = [x, y, width, height] in pixels; segmentations are not read. LVIS is federated: a
 class is known to be absent only from images that list it in "neg_category_ids"; those become
 `Record.absent`, and "not_exhaustive_category_ids" become `extras["not_exhaustive"]`.
+`extras["size"]` is (width, height), so that boxes can be judged without the image.
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ class CocoSource:
     def __getitem__(self, index: int) -> records.Record:
         fields.check_index(index, len(self))
         image_id = self._images.ids[index]
-        extras: dict[str, Any] = {"image_id": image_id}
+        size = tuple(self._images.sizes[index].tolist())
+        extras: dict[str, Any] = {"image_id": image_id, "size": size}
         negative, not_exhaustive = self._images.federated[index]
         if not_exhaustive:
             extras["not_exhaustive"] = tuple(self._names[k] for k in not_exhaustive)

@@ -23,6 +23,7 @@ from perception_jax.models.siglip.config import SiglipConfig
 from perception_jax.nn.taps import Taps
 from perception_jax.systems.give.backbone import LoadedBackbone, PairedConfig, build_backbone
 from perception_jax.systems.give.checkpoint import load_give
+from perception_jax.systems.give.model import instruct
 from tests.parity.cases import Case, assert_close, check
 
 
@@ -46,10 +47,10 @@ def steered_tower(case: Case) -> None:
 
     taps = dataclasses.replace(every, inserts=layers)
     steer = jax.jit(lambda give, pixels, told: give(pixels, told, taps=taps))
-    instruct = jax.jit(lambda give, ids: give.instruct(ids))
+    read = jax.jit(instruct)
     for name in (key for key in arrays if key.startswith("input_ids")):
         ids = jnp.asarray(arrays[name], jnp.int32)
-        told = instruct(give, ids)
+        told = read(give.backbone.text, ids)
         mask = np.asarray(told.mask)
         np.testing.assert_array_equal(mask, arrays["mask"][:, : mask.shape[1]], err_msg=name)
         states = np.where(mask[..., None], told.states, 0.0)

@@ -1,0 +1,209 @@
+"""A file of canonical records as a source; see `record` for the format.
+
+What a `Record` has no field for is in its `extras`:
+
+- "captions": for each object, all its captions; `ObjectAnnotation.caption` is the first of them;
+- "image_id"; "size" (width, height), where the file has it;
+- "salient": for each object, True, False or None, where the file has it;
+- "not_exhaustive": names of classes that are not annotated completely in this image, as
+  `data.sources.coco` gives them, and those of objects that `outside` left out.
+
+Verified absent classes are `Record.absent`; an object's own instruction is a `Record.instruction`.
+Names are lower case with spaces; `ObjectAnnotation.category_id` is the class id.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from perception_jax.data import records
+from perception_jax.data.moinst.record import (
+    CLASSES_FILE,
+    MoinstImage,
+    MoinstObject,
+    parse_line,
+    read_classes,
+    read_lines,
+)
+from perception_jax.data.sources import fields
+from perception_jax.data.sources.fields import Outside
+from perception_jax.errors import DataError
+
+
+class MoinstSource:
+    """Random access to the records of a file; every line is checked at construction.
+
+    Lines are read again when asked for, so a large file takes little memory.
+
+    Args:
+      path: the JSONL file; `classes.json` beside it, if there is one, names all classes.
+      images: the folder that "file" is relative to; None for the JSONL file's own.
+      outside: what to do with boxes that leave their image; "clip" also leaves out an object
+        whose box has no area.
+
+    Raises:
+      DataError: naming file, line and key; also for two records of one image, an id with two names,
+        or ids of absent classes without a name.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        *,
+        images: str | os.PathLike | None = None,
+        outside: Outside = "error",
+    ) -> None:
+        self._path = pathlib.Path(path)
+        self._images = self._path.parent if images is None else pathlib.Path(images)
+        self._outside = outside
+        self._names, given = {}, self._path.parent / CLASSES_FILE
+        if given.is_file():
+            self._names = {one.class_id: _words(one.name) for one in read_classes(given)}
+        offsets, lines, seen = [], [], {}
+        for number, offset, line in read_lines(self._path):
+            image = parse_line(line, self._where(number))
+            first = seen.setdefault(image.image_id, number)
+            if first != number:
+                raise DataError(
+                    f"{self._where(number)}: image_id: {image.image_id!r} is already the image of "
+                    f"line {first}."
+                )
+            self._learn_names(image, number)
+            offsets.append(offset)
+            lines.append(number)
+        if not offsets:
+            raise DataError(f"{path}: expected at least one line, found none.")
+        self._offsets, self._lines = np.array(offsets, np.int64), np.array(lines, np.int64)
+        if not given.is_file():
+            self._check_absent_names()
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def __getitem__(self, index: int) -> records.Record:
+        fields.check_index(index, len(self))
+        with open(self._path, "rb") as file:
+            file.seek(int(self._offsets[index]))
+            return self._record(file.readline(), int(self._lines[index]))
+
+    def __iter__(self) -> Iterator[records.Record]:
+        """All records in one reading of the file."""
+        for number, _, line in read_lines(self._path):
+            yield self._record(line, number)
+
+    def _where(self, number: int) -> str:
+        return f"{self._path}:{number}"
+
+    def _learn_names(self, image: MoinstImage, number: int) -> None:
+        for k, one in enumerate(image.objects):
+            name = _words(one.name)
+            if self._names.setdefault(one.class_id, name) != name:
+                raise DataError(
+                    f"{self._where(number)}: objects[{k}]: class_id {one.class_id} is "
+                    f"{self._names[one.class_id]!r} elsewhere, here {name!r}. Import the set again."
+                )
+
+    def _check_absent_names(self) -> None:
+        for number, _, line in read_lines(self._path):
+            image = parse_line(line, self._where(number))
+            for key in ("neg_class_ids", "nonexhaustive_class_ids"):
+                self._names_of(getattr(image, key) or (), f"{self._where(number)}: {key}")
+
+    def _names_of(self, ids: Iterable[int], where: str) -> tuple[str, ...]:
+        for number in ids:
+            if number not in self._names:
+                raise DataError(
+                    f"{where}: class {number} has no name: no object is of it, and "
+                    f"{CLASSES_FILE} does not list it. Copy the set's {CLASSES_FILE} beside the "
+                    "file."
+                )
+        return tuple(self._names[number] for number in ids)
+
+    def _record(self, line: bytes, number: int) -> records.Record:
+        where = self._where(number)
+        image = parse_line(line, where)
+        size = None if None in (image.width, image.height) else (image.width, image.height)
+        placed = [
+            (one, _box(one, size, self._outside, f"{where}: objects[{k}]: bbox"))
+            for k, one in enumerate(image.objects)
+        ]
+        kept = [(one, box) for one, box in placed if box is not None or one.bbox is None]
+        objects = [one for one, _ in kept]
+        left_out = tuple(_words(one.name) for one, box in placed if (one, box) not in kept)
+        negative, not_exhaustive = (
+            self._names_of(ids or (), f"{where}: {key}")
+            for key, ids in (
+                ("neg_class_ids", image.neg_class_ids),
+                ("nonexhaustive_class_ids", image.nonexhaustive_class_ids),
+            )
+        )
+        return records.Record(
+            id=str(image.image_id),
+            image=self._images / image.file,
+            objects=tuple(_annotation(one, box) for one, box in kept),
+            instructions=tuple(
+                records.Instruction(text=one.instruction, target=k)
+                for k, one in enumerate(objects)
+                if one.instruction is not None
+            ),
+            absent=negative,
+            extras=_extras(image, objects, size, not_exhaustive + left_out),
+        )
+
+
+def is_canonical(path: pathlib.Path) -> bool:
+    """Whether a JSONL file's first line has the keys of a canonical record."""
+    first = next(read_lines(path), None)
+    try:
+        content = json.loads(first[2]) if first else None
+    except ValueError:
+        return False
+    return isinstance(content, dict) and {"image_id", "file", "objects"} <= content.keys()
+
+
+def _words(name: str) -> str:
+    return name.strip().lower().replace("_", " ")
+
+
+def _box(
+    one: MoinstObject, size: tuple[int, int] | None, outside: Outside, where: str
+) -> records.Box | None:
+    if one.bbox is None:
+        return None
+    x, y, width, height = one.bbox
+    return fields.fit_box((x, y, x + width, y + height), size, outside, where)
+
+
+def _annotation(one: MoinstObject, box: records.Box | None) -> records.ObjectAnnotation:
+    return records.ObjectAnnotation(
+        name=_words(one.name),
+        box=box,
+        caption=one.captions[0] if one.captions else "",
+        category_id=one.class_id,
+        object_id=one.object_id,
+    )
+
+
+def _extras(
+    image: MoinstImage,
+    objects: list[MoinstObject],
+    size: tuple[int, int] | None,
+    not_exhaustive: tuple[str, ...],
+) -> dict[str, Any]:
+    extras: dict[str, Any] = {
+        "image_id": image.image_id,
+        "captions": tuple(one.captions for one in objects),
+    }
+    if size is not None:
+        extras["size"] = size
+    if any(one.salient is not None for one in objects):
+        extras["salient"] = tuple(one.salient for one in objects)
+    if not_exhaustive:
+        extras["not_exhaustive"] = not_exhaustive
+    return extras

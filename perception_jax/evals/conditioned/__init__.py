@@ -1,0 +1,1 @@
+"""Scores of an encoder that instructions steer: naming, deciding, retrieval, copy diagnostics."""

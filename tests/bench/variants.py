@@ -1,0 +1,42 @@
+"""Other ways to run our towers, to be measured beside the one in the library."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import jax
+
+from perception_jax.nn import attention
+
+
+@contextlib.contextmanager
+def patched(names: str) -> Iterator[None]:
+    """The library changed in the `+`-joined ways of `VARIANTS` while a call is traced."""
+    before = attention.attend, attention._has_cudnn, jax.lax.scan
+    for name in names.split("+"):
+        VARIANTS[name]()
+    try:
+        yield
+    finally:
+        attention.attend, attention._has_cudnn, jax.lax.scan = before
+
+
+def _xla() -> None:
+    attention._has_cudnn = lambda: False
+
+
+def _dpa() -> None:
+    def attend(q, k, v, mask=None):
+        return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="xla")
+
+    attention.attend = attend
+
+
+def _unroll() -> None:
+    scan = jax.lax.scan
+    jax.lax.scan = lambda body, x, xs: scan(body, x, xs, unroll=True)
+
+
+VARIANTS = {"xla": _xla, "dpa": _dpa, "unroll": _unroll}
+"""Attention without cuDNN; jax's own plain attention; the loop over layers unrolled by XLA."""

@@ -1,0 +1,98 @@
+"""Golden check of GiVE's evaluation: every number, on given embeddings and presence logits."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from perception_jax.data.moinst.names import clean_name
+from perception_jax.data.moinst.record import from_json
+from perception_jax.evals.conditioned import prompts
+from perception_jax.evals.conditioned.accumulate import Accumulator, Measured, Texts
+from perception_jax.evals.conditioned.annotations import Annotations, EvaluatedClass
+from perception_jax.evals.conditioned.convert import from_moinst
+from perception_jax.evals.conditioned.report import report
+from tests.parity.cases import Case, assert_close, check
+
+TOLERANCE = 1e-6
+OURS = ("static_auc", "two_stage", "n_map", "n_map_r", "n_map_c", "n_map_f")
+"""What a report has and the stored results do not."""
+
+
+@check("give", when=lambda case: case.name.startswith("metrics"))
+def every_number(case: Case) -> None:
+    for part in case.settings["subcases"].values():
+        data = json.loads((case.directory / part["input"]).read_text())
+        expected = json.loads((case.directory / part["expected"]).read_text())
+        if "prototypes_from_templates" in expected:
+            _prototypes(data, expected.pop("prototypes_from_templates"))
+        notes = Annotations.build(
+            [from_moinst(from_json(record, part["input"])) for record in data["images"]],
+            _classes(data["classes"]),
+            federated=part["federated"],
+        )
+        # All images in the order of the instructions; then only those needed, in another order.
+        for backwards in (False, True):
+            found = report(measure(notes, data, backwards)).to_dict()
+            _compare(json.loads(json.dumps(found)), expected, part["expected"])
+
+
+def measure(notes: Annotations, data: Mapping[str, Any], backwards: bool) -> Measured:
+    given = {name: np.asarray(rows, np.float32) for name, rows in data["embeddings"].items()}
+    presence = np.asarray(data["presence_logit"], np.float32)
+    none = np.zeros((0, given["prototypes"].shape[1]), np.float32)
+    texts = Texts(prototypes=given["prototypes"], captions=given.get("captions", none))
+    accumulator = Accumulator(notes, texts, given["static"])
+    made = accumulator.needs.made.tolist()
+    for number in made[::-1] if backwards else made:
+        (kind,) = np.flatnonzero(notes.class_instruction == number)
+        images = accumulator.needs.images[number] if backwards else np.arange(notes.count)
+        accumulator.add(
+            number,
+            images,
+            given["conditioned"][images, kind],
+            presence[images, kind],
+            given["blank"][kind],
+        )
+    return accumulator.finish()
+
+
+def _classes(table: list[Mapping[str, Any]]) -> list[EvaluatedClass]:
+    assert [entry["class_id"] for entry in table] == list(range(len(table)))
+    return [EvaluatedClass(name=entry["name"], frequency=entry.get("frequency")) for entry in table]
+
+
+def _prototypes(data: Mapping[str, Any], expected: Any) -> None:
+    names = [clean_name(entry["name"]) for entry in data["classes"]]
+    table = {
+        template.replace("{}", name): row
+        for name, rows in zip(names, data["template_embeddings"], strict=True)
+        for template, row in zip(prompts.TEMPLATES, rows, strict=True)
+    }
+    raw_names = [entry["name"] for entry in data["classes"]]
+    found = prompts.prototypes(lambda texts: np.array([table[t] for t in texts]), raw_names)
+    assert_close(found, np.array(expected), what="prototypes", tolerance=TOLERANCE)
+
+
+def _compare(found: Any, expected: Any, where: str) -> None:
+    if isinstance(expected, dict):
+        more = set(found) - set(expected)
+        assert set(expected) <= set(found), f"{where}: lacks {set(expected) - set(found)}"
+        assert more <= set(OURS), f"{where}: has {more}"
+        for key, value in expected.items():
+            _compare(found[key], value, f"{where}: {key}")
+    elif isinstance(expected, list):
+        assert len(found) == len(expected), where
+        for k, (ours, theirs) in enumerate(zip(found, expected, strict=True)):
+            _compare(ours, theirs, f"{where}[{k}]")
+    elif isinstance(expected, float):
+        assert isinstance(found, float), f"{where}: {found}, not {expected}"
+        assert math.isclose(found, expected, rel_tol=0, abs_tol=TOLERANCE), (
+            f"{where}: {found}, not {expected}"
+        )
+    else:
+        assert found == expected, f"{where}: {found}, not {expected}"

@@ -1,0 +1,496 @@
+"""Scores of a steered encoder: by hand, against a plain restatement, and block by block."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from perception_jax import viz
+from perception_jax.data.moinst.record import from_json
+from perception_jax.data.records import Instruction, ObjectAnnotation, Record
+from perception_jax.errors import ConfigError, DataError
+from perception_jax.evals.conditioned import bootstrap, convert, prompts, ranks, tables
+from perception_jax.evals.conditioned.accumulate import Accumulator, Measured, Texts
+from perception_jax.evals.conditioned.annotations import (
+    STRATA,
+    Annotations,
+    EvaluatedClass,
+    EvaluatedImage,
+    EvaluatedObject,
+)
+from perception_jax.evals.conditioned.diagnostics import area_under_curve
+from perception_jax.evals.conditioned.report import report
+
+NAMES = ("traffic_light", "Bead_(jewelry)", "cup", "dog")
+CLASSES = tuple(EvaluatedClass(name=n, frequency=f) for n, f in zip(NAMES, "rcfr", strict=True))
+
+
+def thing(class_id: int, area: float | None = None, **more: object) -> EvaluatedObject:
+    return EvaluatedObject(class_id=class_id, area=area, **more)
+
+
+def image(name: int, *objects: EvaluatedObject, **more: object) -> EvaluatedImage:
+    return EvaluatedImage(**({"id": name, "area": 1000.0, "objects": objects} | more))
+
+
+def strata(*objects: EvaluatedObject, area: float | None = 1000.0) -> dict[int, str | None]:
+    notes = Annotations.build([image(0, *objects, area=area)], CLASSES, federated=False)
+    pairs = notes.pairs
+    return {
+        int(c): STRATA[s] if s else None for c, s in zip(pairs.class_id, pairs.stratum, strict=True)
+    }
+
+
+# --- Annotations --------------------------------------------------------------------------------
+
+
+def test_the_largest_object_is_salient_unless_it_is_small():
+    assert strata(thing(0, 20.0), thing(1, 19.0)) == {0: "salient", 1: "overlooked"}
+    assert strata(thing(0, 19.9), thing(1, 5.0)) == {0: "overlooked", 1: "overlooked"}
+    # Equal areas: the first in the record, not the lower class.
+    assert strata(thing(2, 50.0), thing(0, 50.0)) == {2: "salient", 0: "overlooked"}
+    # A pair stands for the largest box of its class.
+    assert strata(thing(0, 5.0), thing(1, 60.0), thing(0, 90.0)) == {0: "salient", 1: "overlooked"}
+
+
+def test_without_a_box_or_a_size_a_stratum_is_unknown():
+    assert strata(thing(0), thing(1, 30.0)) == {0: None, 1: "salient"}
+    assert strata(thing(0, 40.0), thing(1, 30.0), area=None) == {0: None, 1: "overlooked"}
+
+
+def test_a_mark_replaces_the_largest_but_not_the_smallest_share():
+    marked = strata(thing(0, 90.0, salient=False), thing(1, 30.0, salient=True))
+    assert marked == {0: "overlooked", 1: "salient"}
+    assert strata(thing(0, 90.0, salient=False), thing(1, 19.0, salient=True))[1] == "overlooked"
+    assert strata(thing(0, 90.0, salient=False))[0] == "overlooked"
+    assert strata(thing(0, salient=True), thing(1, 9.0, salient=False))[0] is None
+
+
+def test_what_is_known_of_an_image():
+    one = image(7, thing(0), negative=(1, 0), nonexhaustive=(2, 0))
+    labels = {f: Annotations.build([one], CLASSES, federated=f).labels[0] for f in (True, False)}
+    assert labels[True].tolist() == [1, 0, -1, -1]  # annotated beats both lists
+    assert labels[False].tolist() == [1, 0, -1, 0]
+    cropped = image(7, thing(0), thing(0), thing(3), negative=(1,)).keep([True, False, False])
+    notes = Annotations.build([cropped], CLASSES, federated=False)
+    assert notes.labels[0].tolist() == [1, 0, 0, -1]  # a class that was cut away is not absent
+
+
+def test_a_data_set_that_does_not_fit_its_classes_is_refused():
+    with pytest.raises(DataError, match=r"image 'a'.*\[0, 4\), found 4"):
+        Annotations.build([image("a", negative=(4,))], CLASSES, federated=True)
+    with pytest.raises(DataError, match="3 twice"):
+        Annotations.build([image(3), image(3)], CLASSES, federated=True)
+
+
+def test_a_record_and_its_canonical_line_agree():
+    line = {
+        "image_id": "8",
+        "file": "8.jpg",
+        "width": 40,
+        "height": 25,
+        "objects": [
+            {
+                "class": "cup",
+                "class_id": 2,
+                "captions": ["a blue cup", "it is full"],
+                "instruction": "the blue cup",
+                "bbox": [1.1, 2.0, 3.0, 4.0],
+                "salient": True,
+            },
+            {"class": "traffic_light", "class_id": 0, "captions": [], "salient": False},
+        ],
+        "neg_class_ids": [1],
+        "nonexhaustive_class_ids": [0],
+    }
+    theirs = convert.from_moinst(from_json(line, "line"))
+    record = Record(
+        id="8",
+        image=np.zeros((2, 2, 3), np.uint8),
+        objects=(
+            ObjectAnnotation(name="cup", box=(1.1, 2.0, 4.1, 6.0), caption="a blue cup"),
+            ObjectAnnotation(name="cow", box=(0.0, 0.0, 1.0, 1.0)),
+            ObjectAnnotation(name="dog", box=(0.0, 0.0, 1.0, 1.0), crowd=True),
+            ObjectAnnotation(name="light", box=None),
+        ),
+        instructions=(
+            Instruction(text="the blue cup", target=0),
+            Instruction(text="not this", target=0),
+            Instruction(text="nothing", target=None),
+        ),
+        absent=("bead", "cow"),
+        extras={
+            "captions": (("a blue cup", "it is full"), (), (), ()),
+            "salient": (True, None, None, False),
+            "not_exhaustive": ("light",),
+        },
+    )
+    kinds = {"light": 0, "bead": 1, "cup": 2, "dog": 3}
+    ours = convert.from_record(record, kinds, (40, 25))
+    assert ours == dataclasses.replace(theirs, nonexhaustive=(0, 3))  # the crowd of dogs
+    assert 4.1 - 1.1 != 3.0  # and yet the areas are equal
+    notes = Annotations.build([ours], CLASSES, federated=True)
+    assert notes.instructions[:2] == ("the traffic light", "the bead")
+    assert notes.instructions[notes.pairs.instruction[1]] == "the blue cup"
+
+
+def test_prototypes_of_names_that_clean_alike_are_one():
+    asked = []
+
+    def encode(texts: list[str]) -> np.ndarray:
+        asked.extend(texts)
+        return np.eye(len(texts))
+
+    rows = prompts.prototypes(encode, ["crab_(animal)", "Cup", "crab"])
+    assert len(asked) == len(set(asked)) == 6
+    np.testing.assert_array_equal(rows[0], rows[2])
+    assert rows[0] @ rows[1] == 0
+
+
+# --- Ranks --------------------------------------------------------------------------------------
+
+
+def test_ties_go_to_the_smaller_index():
+    scores = np.array([[0.5, -0.0, 0.5, 0.0, -1.0]], np.float32)
+    assert np.argsort(ranks.order_keys(scores)[0]).tolist() == [0, 2, 1, 3, 4]
+    right = np.array([[False, False, True, True, False]])
+    assert ranks.first_ranks(scores, right).tolist() == [2]
+    assert ranks.first_ranks(scores, right, np.array([[False, True, True, True, True]])) == [1]
+    found = ranks.relevant_ranks(scores, right, np.array([[True, False, True, True, True]]))
+    assert (found.rank.tolist(), found.item.tolist()) == ([2, 3], [2, 3])
+    assert found.average_precision()[0] == pytest.approx((1 / 2 + 2 / 3) / 2)
+    assert found.r_precision().tolist() == [0.5]
+
+
+def test_queries_without_right_or_without_wrong_items_are_skipped():
+    scores = np.zeros((3, 2), np.float32)
+    right = np.array([[False, False], [True, True], [False, True]])
+    allowed = np.array([[True, True], [True, True], [False, True]])
+    assert ranks.first_ranks(scores, right, allowed).tolist() == [0, 0, 0]
+    found = ranks.relevant_ranks(scores, right, allowed)
+    assert found.first().tolist() == [0, 0, 0]
+    assert np.isnan(found.average_precision()).all()
+
+
+def test_two_stages_reorder_the_best_only():
+    coarse = np.array([[0.9, 0.1, 0.8, 0.7, 0.95]], np.float32)
+    fine = np.array([[0.1, 0.9, 0.2, 0.3, 0.99]], np.float32)
+    allowed = np.array([[True, True, True, True, False]])
+    found = ranks.two_stage(coarse, fine, allowed, 2)
+    order = np.argsort(ranks.order_keys(found)[0])
+    assert order.tolist() == [2, 0, 3, 1, 4]  # 0 and 2 swap; 1 stays last of those allowed
+    everything = ranks.two_stage(coarse, fine, allowed, 100)
+    assert np.argsort(ranks.order_keys(everything)[0]).tolist() == [1, 3, 2, 0, 4]
+
+
+def test_area_under_the_curve_counts_ties_half():
+    assert area_under_curve(np.array([1.0, 2.0]), np.array([1.0, 0.0])) == (0.5 + 1 + 1 + 1) / 4
+    assert area_under_curve(np.array([]), np.array([1.0])) is None
+
+
+# --- A plain restatement ------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """Random data in which many scores tie: unit vectors with four coordinates of ±0.5."""
+
+    images: tuple[EvaluatedImage, ...]
+    federated: bool
+    notes: Annotations
+    texts: Texts
+    static: np.ndarray
+    conditioned: np.ndarray  # [U, N, d]
+    presence: np.ndarray  # [U, N]
+    blank: np.ndarray  # [U, d]
+
+
+def make_world(seed: int, *, federated: bool, captions: bool, count: int = 9) -> World:
+    rng = np.random.default_rng(seed)
+    images = []
+    for k in range(count):
+        objects = [
+            thing(
+                int(rng.integers(4)),
+                float(rng.integers(1, 60)),
+                captions=tuple(f"text {k} {j} {n}" for n in range(rng.integers(3) * captions)),
+                instruction="the odd one" if rng.random() < 0.2 else None,
+            )
+            for j in range(rng.integers(0, 4))
+        ]
+        lists = [tuple(np.flatnonzero(rng.random(4) < 0.4).tolist()) for _ in range(2)]
+        images.append(image(k, *objects, negative=lists[0], nonexhaustive=lists[1]))
+    notes = Annotations.build(images, CLASSES, federated=federated)
+
+    def draw(*shape: int) -> np.ndarray:
+        return rng.choice([-0.5, 0.5], (*shape, 4)).astype(np.float32)
+
+    u, n = len(notes.instructions), notes.count
+    return World(
+        images=tuple(images),
+        federated=federated,
+        notes=notes,
+        texts=Texts(prototypes=draw(4), captions=draw(len(notes.captions.texts))),
+        static=draw(n),
+        conditioned=draw(u, n),
+        presence=rng.integers(-2, 3, (u, n)).astype(np.float32),
+        blank=draw(u),
+    )
+
+
+def measure(world: World, *, order: np.random.Generator | None = None) -> Measured:
+    """All images in order, or only those needed, in a random order of instructions."""
+    accumulator = Accumulator(world.notes, world.texts, world.static, top=3)
+    made = accumulator.needs.made
+    for u in (made if order is None else order.permutation(made)).tolist():
+        chosen = np.arange(world.notes.count) if order is None else accumulator.needs.images[u]
+        accumulator.add(
+            u, chosen, world.conditioned[u, chosen], world.presence[u, chosen], world.blank[u]
+        )
+    return accumulator.finish()
+
+
+def plain(scores: list[float], right: list[bool], allowed: list[bool]) -> tuple[int, float]:
+    """First rank and average precision, 0 and NaN if skipped."""
+    order = sorted((k for k, a in enumerate(allowed) if a), key=lambda k: (-scores[k], k))
+    hits = [right[k] for k in order]
+    if not any(hits) or all(hits):
+        return 0, float("nan")
+    precisions = [sum(hits[: r + 1]) / (r + 1) for r in range(len(hits)) if hits[r]]
+    return hits.index(True) + 1, sum(precisions) / len(precisions)
+
+
+def means(outcomes: list[tuple[int, float]]) -> dict[str, float | None]:
+    """R@1, R@5 and mAP, percent."""
+    firsts = [first for first, _ in outcomes if first]
+    found = {f"r@{k}": [f <= k for f in firsts] for k in (1, 5)}
+    found["map"] = [precision for first, precision in outcomes if first]
+    return {name: 100 * sum(v) / len(v) if v else None for name, v in found.items()}
+
+
+def restated(w: World, stratum: str) -> dict[str, dict[str, float | None]]:
+    """Some of the numbers straight from their definitions, with loops."""
+    notes, n = w.notes, range(w.notes.count)
+    pairs, labels = notes.pairs, notes.labels
+    table = list(zip(pairs.image.tolist(), pairs.class_id.tolist(), strict=True))
+    chosen = set(np.flatnonzero(pairs.within(stratum)).tolist())
+    kept = {table[p] for p in chosen}
+    found: dict[str, dict[str, float | None]] = {}
+
+    def dot(a: np.ndarray, b: np.ndarray) -> float:
+        return float(a.astype(np.float64) @ b.astype(np.float64))
+
+    image_text, same_class, image_image, named = [], [], [], []
+    for p in sorted(chosen):
+        (i, c), u = table[p], int(pairs.instruction[p])
+        v, gallery = w.conditioned[u], range(len(w.texts.captions))
+        of = [table[q] for q in notes.captions.pair]
+        scores = [dot(v[i], t) for t in w.texts.captions]
+        right = [of[k] == (i, c) for k in gallery]
+        image_text.append(plain(scores, right, [True] * len(of)))
+        same_class.append(plain(scores, right, [of[k][1] == c for k in gallery]))
+        named.append(plain([dot(v[i], t) for t in w.texts.prototypes], np.arange(4) == c, [1] * 4))
+        known = [j != i and labels[j, c] >= 0 for j in n]
+        image_image.append(plain([dot(v[i], v[j]) for j in n], labels[:, c] == 1, known))
+    found["named"] = means(named)
+    found["image_to_image"] = means(image_image)
+    if len(w.texts.captions):
+        found["image_to_text"] = means(image_text)
+        found["same_class"] = means(same_class)
+        strict, relaxed = [], []
+        for k, p in enumerate(notes.captions.pair.tolist()):
+            if p in chosen:
+                i, c = table[p]
+                u = int(notes.captions.instruction[k])
+                scores = [dot(w.texts.captions[k], w.conditioned[u, j]) for j in n]
+                strict.append(plain(scores, [j == i for j in n], [True] * len(n)))
+                relaxed.append(plain(scores, labels[:, c] == 1, labels[:, c] >= 0))
+        found["text_to_image"] = means(strict) | {"map": means(relaxed)["map"]}
+    by_class = []
+    for c, u in enumerate(notes.class_instruction.tolist()):
+        allowed = [(i, c) in kept or labels[i, c] == 0 for i in n]
+        right = [(i, c) in kept for i in n]
+        by_class.append(plain(w.presence[u].tolist(), right, allowed))
+    found["decided"] = means(by_class)
+    return found
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=st.integers(0, 2**32 - 1), federated=st.booleans(), captions=st.booleans())
+def test_the_report_is_the_definition_in_any_order_of_galleries(seed, federated, captions):
+    world = make_world(seed, federated=federated, captions=captions)
+    measured = measure(world)
+    found = report(measured)
+    again = report(measure(world, order=np.random.default_rng(seed)))
+    assert again.to_dict() == found.to_dict()
+    for stratum in STRATA:
+        expected = restated(world, stratum)
+        close(found.p_protocol["conditioned"][stratum], {"acc@1": expected["named"]["r@1"]})
+        close(found.l_protocol["presence"][stratum], {"map": expected["decided"]["map"]})
+        close(found.image_to_image["conditioned"][stratum], expected["image_to_image"])
+        if len(world.texts.captions):
+            texts = {k: v for k, v in expected["image_to_text"].items() if k != "map"}
+            texts["same_class_r@1"] = expected["same_class"]["r@1"]
+            close(found.image_to_text["conditioned"][stratum], texts)
+            close(found.text_to_image["conditioned"][stratum], expected["text_to_image"])
+        else:
+            assert found.image_to_text is None
+
+
+def close(found: dict[str, float | None], expected: dict[str, float | None]) -> None:
+    for name, value in expected.items():
+        assert found[name] == (None if value is None else pytest.approx(value, abs=1e-9)), name
+
+
+def test_two_stages_with_every_image_are_the_conditioned_ranking():
+    world = make_world(3, federated=False, captions=True)
+    measured = measure(world)
+    staged, full = (measured.tasks["text_to_image"][s] for s in ("two_stage", "conditioned"))
+    assert staged.first.tolist() != full.first.tolist()
+    accumulator = Accumulator(world.notes, world.texts, world.static, top=world.notes.count)
+    for u in accumulator.needs.made.tolist():
+        accumulator.add(
+            u,
+            np.arange(world.notes.count),
+            world.conditioned[u],
+            world.presence[u],
+            world.blank[u],
+        )
+    for systems in accumulator.finish().tasks.values():
+        if "two_stage" in systems:
+            for name in ("first", "precision"):
+                ours, theirs = (getattr(systems[s], name) for s in ("two_stage", "conditioned"))
+                np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_blank_text_query_is_decided_by_the_order_of_the_images():
+    world = make_world(5, federated=False, captions=True)
+    first = measure(world).tasks["text_to_image"]["blank"].first
+    own = world.notes.pairs.image[world.notes.captions.pair]
+    assert first.tolist() == (own + 1).tolist()
+
+
+def test_galleries_that_are_missing_short_or_broken_are_refused():
+    world = make_world(1, federated=False, captions=True)
+    accumulator = Accumulator(world.notes, world.texts, world.static)
+    v, d, blank = world.conditioned[0], world.presence[0], world.blank[0]
+    with pytest.raises(DataError, match="all that Needs names; 2 of those are missing"):
+        accumulator.add(0, np.arange(7), v[:7], d[:7], blank)
+    with pytest.raises(DataError, match="presence logits, found 1 that"):
+        accumulator.add(0, np.arange(9), v, np.where(np.arange(9) == 4, np.nan, d), blank)
+    with pytest.raises(DataError, match="gallery 0"):
+        accumulator.add(0, np.arange(9), np.zeros_like(v), d, blank)
+    accumulator.add(0, np.arange(9), v, d, blank)
+    with pytest.raises(DataError, match="found number 0"):
+        accumulator.add(0, np.arange(9), v, d, blank)
+    with pytest.raises(DataError, match="'the bead'"):
+        accumulator.finish()
+
+
+def test_without_retrieval_only_present_pairs_and_candidates_are_needed():
+    world = make_world(2, federated=True, captions=True)
+    lean = Accumulator(world.notes, world.texts, world.static, retrieval=False)
+    whole = Accumulator(world.notes, world.texts, world.static)
+    for c, u in enumerate(world.notes.class_instruction.tolist()):
+        known = np.flatnonzero(world.notes.labels[:, c] >= 0)
+        assert set(lean.needs.images[u]) <= set(known.tolist())
+    assert sum(map(len, lean.needs.images)) < sum(map(len, whole.needs.images))
+    for u in lean.needs.made.tolist():
+        rows = lean.needs.images[u]
+        lean.add(u, rows, world.conditioned[u, rows], world.presence[u, rows], world.blank[u])
+    found, full = report(lean.finish()), report(measure(world))
+    assert (found.text_to_image, found.image_to_image, found.two_stage) == (None, None, None)
+    assert found.l_protocol == full.l_protocol
+    assert found.diagnostics == full.diagnostics
+
+
+# --- Intervals ----------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=15)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_a_weight_is_that_many_copies_of_an_image(seed):
+    world = make_world(seed, federated=False, captions=True)
+    rng = np.random.default_rng(seed)
+    weights = rng.integers(0, 3, world.notes.count)
+    weights[0] = max(1, weights[0])
+    scores = rng.integers(0, 4, (world.notes.count, 4)).astype(np.float32)
+    relevant, allowed = world.notes.relevant("all"), world.notes.allowed("all")
+    copies = np.repeat(np.arange(world.notes.count), weights)
+    for k in (None, 1, 5):
+        found = bootstrap.ClassMean.of(scores, relevant, allowed, k).under(
+            weights[None].astype(np.float32)
+        )
+        expected = means(
+            [
+                plain(scores[copies, c], relevant[copies, c], allowed[copies, c])
+                for c in range(scores.shape[1])
+            ]
+        )["map" if k is None else f"r@{k}"]
+        assert found[0] == pytest.approx(np.nan if expected is None else expected, nan_ok=True)
+
+
+def test_every_number_of_the_report_can_be_resampled():
+    for federated, captions in itertools.product((True, False), repeat=2):
+        measured = measure(make_world(11, federated=federated, captions=captions, count=20))
+        found = report(measured).to_dict()
+        whole = np.ones((1, 20), np.float32)
+        checked = 0
+        for task in ("p_protocol", "l_protocol", "text_to_image", "image_to_text"):
+            for system, by_stratum in found.get(task, {}).items():
+                for stratum, scores in by_stratum.items():
+                    for metric, value in scores.items():
+                        if value is None or metric.startswith(("n", "ap", "map_")):
+                            continue
+                        one = bootstrap.statistic(measured, task, system, metric, stratum)
+                        assert one.under(whole)[0] == pytest.approx(value), (task, metric)
+                        checked += 1
+        assert checked > 60
+    with pytest.raises(ConfigError, match="'r@x'"):
+        bootstrap.statistic(measured, "image_to_image", "static", "r@x")
+
+
+def test_the_interval_of_a_difference():
+    rng = np.random.default_rng(0)
+    image = np.arange(200)
+    better = bootstrap.QueryMean((rng.random(200) < 0.7).astype(float), image)
+    worse = bootstrap.QueryMean((rng.random(200) < 0.4).astype(float), image)
+    found = bootstrap.paired_interval(better, worse, 200)
+    assert found.value == pytest.approx(100 * (better.values.mean() - worse.values.mean()))
+    assert 0 < found.low < found.value < found.high
+    assert found.resamples == 1000
+    # Of independent images: two standard errors to each side.
+    spread = 2 * 1.96 * 100 * np.std(better.values - worse.values) / 200**0.5
+    assert found.high - found.low == pytest.approx(spread, rel=0.1)
+    same = bootstrap.paired_interval(better, better, 200)
+    assert (same.low, same.high) == (0.0, 0.0)
+    with pytest.raises(DataError, match="without any"):
+        bootstrap.paired_interval(better, bootstrap.QueryMean(np.full(2, np.nan), image[:2]), 200)
+
+
+# --- Tables -------------------------------------------------------------------------------------
+
+
+def test_naming_never_stands_without_its_copy_floor_and_the_paper_is_unconfirmed():
+    found = report(measure(make_world(4, federated=True, captions=True, count=20)))
+    made = tables.tables(found)
+    naming = made[0]
+    assert naming.header == ("stratum", "metric", "n", "steered", "copy floor", "static", "paper")
+    scores = found.p_protocol
+    expected = [f"{scores[s]['all']['acc@1']:.1f}" for s in ("conditioned", "copy_floor", "static")]
+    assert naming.rows[0] == ("all", "Acc@1", str(found.num_pairs["all"]), *expected, tables.PAPER)
+    for table in made:
+        assert all(row[-1] == "n/a (unconfirmed)" for row in table.rows)
+        assert all(row[2] for row in table.rows)
+        assert table.markdown().count("\n| ") == len(table.rows) + 2
+        assert table.text().splitlines()[-1].endswith("n/a (unconfirmed)")
+        viz.Report("scores").add_table(**table.to_dict())
+    titles = [table.title for table in made]
+    assert titles[2:] == ["Text to image", "Image to text", "Image to image", "Copy diagnostics"]
+    assert "two-stage, top 3" in made[2].header
+    assert "mAP, r" in {row[1] for row in made[1].rows}

@@ -1,0 +1,348 @@
+"""The block-planned evaluation: every pass once, the same numbers for any batch, block and mesh."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from perception_jax.data.processors import ImageProcessor
+from perception_jax.data.records import ObjectAnnotation, Record
+from perception_jax.errors import ConfigError, DataError
+from perception_jax.evals.conditioned import prompts
+from perception_jax.evals.conditioned.accumulate import Accumulator, Needs, Texts
+from perception_jax.evals.conditioned.annotations import (
+    ABSENT,
+    PRESENT,
+    UNKNOWN,
+    Annotations,
+    Captions,
+    EvaluatedClass,
+    EvaluatedImage,
+    EvaluatedObject,
+    Pairs,
+)
+from perception_jax.evals.conditioned.report import report
+from perception_jax.nn.variables import AdapterParam
+from perception_jax.shard.mesh import make_mesh
+from perception_jax.systems.give.ablations import ABLATIONS, ablation
+from perception_jax.systems.give.adapter import AdapterConfig
+from perception_jax.systems.give.evaluate import Evaluation, EvaluationConfig, main_numbers
+from perception_jax.systems.give.galleries import (
+    Galleries,
+    PixelsInMemory,
+    PixelsOfSource,
+    Steered,
+    blank_image,
+)
+from perception_jax.systems.give.labels import read_labels
+from perception_jax.systems.give.losses import LossConfig
+from perception_jax.systems.give.plan import block_rows, make_plan
+from perception_jax.systems.give.search import search
+
+SIDE, WIDTH, COUNT = 2, 8, 13
+PROCESSOR = ImageProcessor(size=SIDE)
+
+
+class Weights(nnx.Module):
+    """Whole numbers, so that sums do not depend on their order."""
+
+    def __init__(self):
+        rng = np.random.default_rng(0)
+        self.kernel = nnx.Param(jnp.asarray(rng.integers(1, 9, (SIDE * SIDE * 3, WIDTH))))
+        self.adapter = AdapterParam(jnp.ones((3, 5)))
+
+
+class Fake:
+    """Embeds exactly; notes what it was asked."""
+
+    def __init__(self):
+        self.traces = collections.Counter()
+        self.asked: list[str] = []
+
+    def texts(self, model, texts):
+        self.asked.extend(texts)
+        sums = [[sum(text.encode()) * (k + 3) % 7 - 3.1 for k in range(WIDTH)] for text in texts]
+        return np.array(sums, np.float32)
+
+    def instructions(self, model, texts):
+        return jnp.asarray([sum(text.encode()) for text in texts])
+
+    def static(self, model, pixels):
+        self.traces["static"] += 1
+        return self._embed(model, pixels, jnp.zeros(len(pixels), int))
+
+    def steered(self, model, pixels, rows, states, instruction):
+        self.traces["steered"] += 1
+        embedding = self._embed(model, pixels[rows], states[instruction])
+        return Steered(embedding=embedding, presence=embedding[:, 0] * 2)
+
+    def _embed(self, model, pixels, steer):
+        flat = pixels.reshape(len(pixels), -1).astype(jnp.int32) + steer[:, None]
+        return (flat @ model.kernel[...] % 11 - 5.5).astype(jnp.float32)
+
+
+def make_images(seed: int = 0) -> list[EvaluatedImage]:
+    rng = np.random.default_rng(seed)
+
+    def thing(image: int, number: int) -> EvaluatedObject:
+        own = f"the one of {image}" if rng.random() < 0.2 else None
+        texts = (f"text {image} {number}",)
+        area = float(rng.integers(1, 90))
+        return EvaluatedObject(
+            class_id=int(rng.integers(5)), area=area, captions=texts, instruction=own
+        )
+
+    return [
+        EvaluatedImage(
+            id=k,
+            area=100.0,
+            objects=tuple(thing(k, j) for j in range(rng.integers(1, 4))),
+            negative=tuple(np.flatnonzero(rng.random(5) < 0.5).tolist()),
+        )
+        for k in range(COUNT)
+    ]
+
+
+CLASSES = [EvaluatedClass(name=name) for name in ("cup", "dog", "kite", "sock", "tv_(set)")]
+PIXELS = np.random.default_rng(1).integers(0, 256, (COUNT, SIDE, SIDE, 3), np.uint8)
+BLANK = blank_image(PROCESSOR)
+
+
+@pytest.fixture(params=[False, True], ids=["complete", "federated"])
+def notes(request) -> Annotations:
+    return Annotations.build(make_images(), CLASSES, federated=request.param)
+
+
+def whole(notes: Annotations, *, retrieval: bool = True) -> dict:
+    """The report without blocks or batches: all images under all instructions at once."""
+    fake, model = Fake(), Weights()
+    states = fake.instructions(model, notes.instructions)
+    names = [kind.name for kind in notes.classes]
+    texts = Texts(
+        prototypes=prompts.prototypes(lambda t: fake.texts(model, t), names),
+        captions=fake.texts(model, notes.captions.texts),
+    )
+    static = np.asarray(fake.static(model, jnp.asarray(PIXELS)))
+    accumulator = Accumulator(notes, texts, static, retrieval=retrieval, top=4)
+    pixels = jnp.concatenate([PIXELS, BLANK[None]])
+    for u in accumulator.needs.made.tolist():
+        index = jnp.full(COUNT + 1, u)
+        out = fake.steered(model, pixels, jnp.arange(COUNT + 1), states, index)
+        embedding, presence = np.asarray(out.embedding), np.asarray(out.presence)
+        accumulator.add(u, np.arange(COUNT), embedding[:-1], presence[:-1], embedding[-1])
+    return report(accumulator.finish()).to_dict()
+
+
+def evaluation(notes: Annotations, fake: Fake, mesh=None, **config) -> Evaluation:
+    settings = EvaluationConfig(**{"batch_size": 8, "top": 4, **config})
+    lines: list[str] = []
+    pixels = config.pop("pixels", PixelsInMemory(PIXELS))
+    made = Evaluation(
+        fake, notes, pixels, blank=BLANK, config=settings, mesh=mesh, log=lines.append
+    )
+    made.lines = lines
+    return made
+
+
+@pytest.mark.parametrize(
+    ("devices", "config"),
+    [
+        (1, {"batch_size": 5, "block_bytes": 1}),
+        (1, {"batch_size": 1, "block_bytes": 1500}),
+        (8, {"batch_size": 16, "block_bytes": 10**9}),
+        (1, {"batch_size": 64, "retrieval": False}),
+    ],
+)
+def test_blocks_batches_and_devices_change_nothing(notes, devices, config):
+    mesh = make_mesh(2, 2, 2) if devices == 8 else None
+    fake = Fake()
+    one = evaluation(notes, fake, mesh, **config)
+    found = one.run(Weights())
+    assert found.report.to_dict() == whole(notes, retrieval=config.get("retrieval", True))
+    assert dict(fake.traces) == {"static": 1, "steered": 1}  # one shape each, whatever the block
+    assert found.cost.added_parameters == 15
+    assert found.cost.devices == devices
+    assert len(one.lines) == 2
+    numbers = main_numbers(found.report)
+    assert numbers["p_acc1_copy_floor"] == found.report.p_protocol["copy_floor"]["all"]["acc@1"]
+
+
+class Counting:
+    """Pixels that note each reading."""
+
+    def __init__(self):
+        self.read = 0
+
+    def __len__(self):
+        return COUNT
+
+    def stream(self, indices):
+        for index in indices:
+            self.read += 1
+            yield PIXELS[index]
+
+
+def test_the_plan_is_what_happens(notes):
+    fake, pixels, rows_seen = Fake(), Counting(), collections.Counter()
+    config = EvaluationConfig(batch_size=4, block_bytes=2000)
+    one = Evaluation(fake, notes, pixels, blank=BLANK, config=config, log=lambda line: None)
+    plan = one.plan(Weights())
+    assert (pixels.read, fake.asked) == (0, [])  # planning reads and computes nothing
+    inner = one._galleries.steered
+
+    def watched(model, pixels, states, rows, **more):
+        rows_seen.update(zip(rows.image.tolist(), rows.instruction.tolist(), strict=True))
+        out = inner(model, pixels, states, rows, **more)
+        assert out.embedding.nbytes + out.presence.nbytes <= 2000
+        return out
+
+    one._galleries.steered = watched
+    one.run(Weights())
+    assert len(plan.blocks) > 1
+    assert pixels.read == plan.image_reads
+    assert set(rows_seen.values()) == {1}  # a gallery is made once
+    assert len(rows_seen) == plan.conditioned_passes
+    needs = Needs(notes)
+    expected = {(i, u) for u in needs.made.tolist() for i in needs.images[u].tolist()}
+    blank = {(COUNT, u) for u in needs.made.tolist()}
+    assert set(rows_seen) == expected | blank
+    assert plan.blank_passes == len(blank)
+    assert len(fake.asked) == len(set(fake.asked))
+    assert "conditioned" in plan.describe()
+
+
+def test_a_large_evaluation_never_holds_its_galleries():
+    """Federated: 20,000 images x 1,200 classes, planned without encoding."""
+    rng = np.random.default_rng(0)
+    kinds = rng.integers(0, 1200, (20_000, 12))  # of each image, four present, then eight absent
+    labels = np.full((20_000, 1200), UNKNOWN, np.int8)
+    np.put_along_axis(labels, kinds[:, 4:], ABSENT, axis=1)
+    np.put_along_axis(labels, kinds[:, :4], PRESENT, axis=1)
+    image, class_id = np.nonzero(labels == PRESENT)
+    none = np.zeros(0, int)
+    notes = Annotations(
+        classes=tuple(EvaluatedClass(name=f"name {k}") for k in range(1200)),
+        image_ids=tuple(range(20_000)),
+        labels=labels,
+        pairs=Pairs(image, class_id, np.ones(len(image), np.int8), class_id),
+        captions=Captions((), none, none),
+        instructions=tuple(f"the name {k}" for k in range(1200)),
+        class_instruction=np.arange(1200),
+    )
+    plan = make_plan(notes, Needs(notes), width=512, batch_size=256, block_bytes=10**8)
+    assert plan.conditioned_passes == np.count_nonzero(labels != UNKNOWN) + 1200
+    assert plan.gallery_bytes <= 10**8 < plan.whole_bytes
+    assert plan.padded_passes < len(plan.blocks) * 256 + 256
+    assert len(plan.blocks) == -(-plan.whole_bytes // 10**8)
+
+
+def test_images_of_a_step_are_counted():
+    needs = Needs(Annotations.build(make_images(), CLASSES, federated=True))
+    rows = block_rows(needs, needs.made.tolist(), COUNT)
+    assert np.all(np.diff(rows.image) >= 0)
+    for batch in (1, 3, 7, 100):
+        parts = np.split(rows.image, range(batch, len(rows.image), batch))
+        assert rows.images_per_step(batch) == max(len(np.unique(part)) for part in parts)
+
+
+class Pictures:
+    """Records whose images are already of the model's size."""
+
+    def __init__(self, broken: int | None = None):
+        self.broken = broken
+
+    def __len__(self):
+        return COUNT
+
+    def __getitem__(self, index):
+        picture = b"no image" if index == self.broken else PIXELS[index]
+        return Record(id=f"picture {index}", image=picture)
+
+
+def test_images_are_read_from_their_source_for_every_block():
+    notes = Annotations.build(make_images(), CLASSES, federated=True)
+    config = EvaluationConfig(batch_size=4, block_bytes=2000, top=4)
+    pixels = PixelsOfSource(Pictures(), PROCESSOR)
+    one = Evaluation(Fake(), notes, pixels, blank=BLANK, config=config, log=lambda line: None)
+    assert one.run(Weights()).report.to_dict() == whole(notes)
+    assert list(pixels.stream(np.arange(0))) == []
+    broken = PixelsOfSource(Pictures(broken=3), PROCESSOR)
+    with pytest.raises(DataError, match="picture 3"):
+        list(broken.stream(np.array([1, 3, 5])))
+
+
+def test_objects_that_the_crop_cuts_away_are_left_out_and_counted():
+    """Of a 40 x 20 image the middle square is left."""
+
+    def at(left: float, name: str, **more) -> ObjectAnnotation:
+        return ObjectAnnotation(name=name, box=(left, 0.0, left + 4.0, 4.0), **more)
+
+    objects = (at(0.0, "cup"), at(9.0, "dog"), at(7.0, "kite"), at(15.0, "fox"))
+    objects += (at(36.0, "dog"), at(0.0, "sock", crowd=True), at(15.0, "tv"))
+    record = Record(id="0", image=np.zeros((20, 40, 3), np.uint8), objects=objects)
+    names = ("cup", "dog", "kite", "sock", "tv", "cat")
+    classes = [EvaluatedClass(name=name) for name in names]
+    found = read_labels([record], classes, federated=False, processor=PROCESSOR)
+    assert found.cropped == 3  # the cup, the kite and one of the dogs
+    assert found.annotations.labels[0].tolist() == [-1, 1, -1, -1, 1, 0]
+
+
+def test_what_does_not_fit_is_refused_before_anything_runs():
+    notes = Annotations.build(make_images(), CLASSES, federated=True)
+    with pytest.raises(ConfigError, match="13 annotated ones, found 12"):
+        Evaluation(Fake(), notes, PixelsInMemory(PIXELS[:12]), blank=BLANK)
+    with pytest.raises(ConfigError, match="4 batch shards"):
+        Galleries(Fake(), batch_size=6, mesh=make_mesh(2, 2, 2))
+
+
+def test_two_stage_search_reorders_the_best_static_images():
+    fake, model = Fake(), Weights()
+    galleries = Galleries(fake, batch_size=4)
+    pixels = PixelsInMemory(PIXELS)
+    static = galleries.static(model, pixels)
+    states = fake.instructions(model, ["the cup", "the dog"])
+    query = fake.texts(model, ["a red cup"])[0]
+    found = search(galleries, model, pixels, static, query, states, 1, top=5)
+
+    def cosines(rows):
+        return rows @ query / np.linalg.norm(rows, axis=1) / np.linalg.norm(query)
+
+    candidates = np.sort(np.argsort(-cosines(static), kind="stable")[:5])
+    rows = fake.steered(model, jnp.asarray(PIXELS), candidates, states, jnp.full(5, 1))
+    fine = cosines(np.asarray(rows.embedding))
+    order = np.argsort(-fine, kind="stable")
+    assert found.indices.tolist() == [candidates[order].tolist()]
+    np.testing.assert_allclose(found.scores[0], fine[order], atol=1e-6)
+    assert not np.array_equal(order, np.arange(5))
+
+
+def test_ablations_change_settings_that_exist():
+    names = [row.name for row in ABLATIONS]
+    assert len(names) == len(set(names)) == 13
+    assert dict(ablation("full").overrides) == {}
+    assert dict(ablation("oitc_unstructured").overrides) == {
+        "losses.oiic": 0.0,
+        "losses.oid": 0.0,
+        "sampler.grouped": False,
+    }
+    own = {"adapter.layers", "sampler.grouped", "mask", "instruction"}
+    for row in ABLATIONS:
+        for key, value in row.overrides.items():
+            section, _, name = key.partition(".")
+            config = {"losses": LossConfig, "adapter": AdapterConfig}.get(section)
+            if key not in own:
+                assert dataclasses.replace(config(), **{name: value}) != config()
+    with pytest.raises(ConfigError, match="no_oid"):
+        ablation("no_oid2")
+
+
+def test_the_blank_image_has_the_mean_colour():
+    assert BLANK.shape == (SIDE, SIDE, 3)
+    assert BLANK[1, 0].tolist() == [122, 116, 104]
+    assert jax.devices()  # conftest gives eight
