@@ -3,8 +3,8 @@
 A prefix of a stack is a slice of its leaves, so computing only the layers needed costs nothing.
 Layers that differ in what is recorded, or in what a method put between their two steps, are grouped
 into runs of a repeating pattern: each run is one scan. Letters: L layers, B batch, T tokens, D
-width, N heads, Q query rows, S recorded states, I recorded inserts with A heads and K tokens to look
-at, M rows of a widened batch.
+width, N heads, Q query rows, S recorded states, I recorded inserts with A heads and K tokens to
+look at.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from perception_jax.nn.rope import Rope
 from perception_jax.nn.taps import LayerTap, Taps, layer_indices
 
 BlockModule = TypeVar("BlockModule", bound=nnx.Module)
+Model = TypeVar("Model", bound=nnx.Module)
 Stacked = TypeVar("Stacked")
 
 _LONGEST_PATTERN = 4
@@ -73,6 +74,13 @@ class Inserted(nnx.Module):
         self.layers = layers
 
 
+class Separate(nnx.Module):
+    """A stack whose layers have leaves of their own; see `separate`."""
+
+    def __init__(self, layers: Sequence[nnx.Module]):
+        self.layers = nnx.List(layers)
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Context:
@@ -80,13 +88,12 @@ class Context:
 
     Attributes:
       given: for `Insert`, a pytree.
-      rows: int[M], for each row of `given` its example in the batch. What comes before the first
-        insert is then computed once an example and the batch grows to M there. None: they are the
-        batch.
+      repeats: rows of `given` an example of the batch, one after the other. What comes before the
+        first insert is computed once an example; the batch grows there (static).
     """
 
     given: Any
-    rows: Int[Array, " M"] | None = None
+    repeats: int = dataclasses.field(default=1, metadata={"static": True})
 
 
 @jax.tree_util.register_dataclass
@@ -122,7 +129,8 @@ def residual_gain(depth: int) -> float:
 
 def depth_of(blocks: nnx.Module) -> int:
     """Number of layers in a stacked module."""
-    return jax.tree.leaves(base_of(blocks))[0].shape[0]
+    base = base_of(blocks)
+    return len(base.layers) if isinstance(base, Separate) else jax.tree.leaves(base)[0].shape[0]
 
 
 def base_of(blocks: nnx.Module) -> nnx.Module:
@@ -132,7 +140,35 @@ def base_of(blocks: nnx.Module) -> nnx.Module:
 
 def part(stacked: Stacked, start: int, stop: int) -> Stacked:
     """Layers `start` to `stop` (exclusive) of a pytree with stacked leaves, e.g. of a stack."""
+    if isinstance(stacked, Separate):
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *stacked.layers[start:stop])
     return jax.tree.map(lambda leaf: leaf[start:stop], stacked)
+
+
+def separate(model: Model) -> Model:
+    """The same model for fast inference: its stacks (`blocks`) as one module for each layer.
+
+    `run` then goes through the layers without a loop, which spares a copy of each layer's weights
+    on CPU and the loop's overhead on GPU; outputs are the same. It takes longer to compile. The
+    parameters have other paths, so such a model is neither trained nor exported.
+    """
+    model = jax.tree.map(lambda leaf: leaf, model)
+    for name, child in list(vars(model).items()):
+        if name == "blocks":
+            setattr(model, name, _separate_stack(child))
+        elif isinstance(child, nnx.Module):
+            setattr(model, name, separate(child))
+    return model
+
+
+def _separate_stack(blocks: nnx.Module) -> nnx.Module:
+    if isinstance(blocks, Separate):
+        return blocks
+    if isinstance(blocks, Inserted):
+        return Inserted(_separate_stack(blocks.base), blocks.inserts, blocks.layers)
+    leaves, structure = jax.tree.flatten(blocks)
+    layers = zip(*(jnp.unstack(leaf) for leaf in leaves), strict=True)
+    return Separate([structure.unflatten(layer) for layer in layers])
 
 
 def run(
@@ -149,7 +185,7 @@ def run(
     """Runs the first `depth` blocks (all by default).
 
     Args:
-      blocks: a stacked module from `init`, or one with inserts.
+      blocks: a stacked module from `init`, one with inserts, or one made by `separate`.
       x: input of the first block.
       mask: True where a query may look at a key.
       rope: rotary positions of the tokens.
@@ -173,11 +209,12 @@ def run(
         inserts=blocks.inserts if isinstance(blocks, Inserted) else None,
         probes=taps.probes,
     )
-    for pattern, start, stop in _runs(kinds):
+    apart = isinstance(feeds.base, Separate)
+    for pattern, start, stop in _single(kinds) if apart else _runs(kinds):
         body = _body(pattern, shared)
         body = jax.checkpoint(body, prevent_cse=False) if remat else body
         layers = feeds.take(kinds, pattern, start, stop)
-        if pattern[0].widens:  # the carry changes its shape: no scan
+        if apart or pattern[0].widens:  # no scan: nothing is stacked, or the carry changes shape
             x, recorded = body(x, jax.tree.map(lambda leaf: leaf[0], layers))
             recorded = jax.tree.map(lambda leaf: leaf[None], recorded)
         else:
@@ -272,7 +309,7 @@ def _body(pattern: Sequence[_Kind], shared: _Shared) -> Callable:
             if kind.insert:
                 insert, given = _at(inserts, inserted), shared.context.given
                 inserted += 1
-                x = x[shared.context.rows] if kind.widens else x
+                x = jnp.repeat(x, shared.context.repeats, axis=0) if kind.widens else x
                 recorded["inserts"] += [insert.attention(x, given)] if kind.tapped_insert else []
                 x = insert(x, given)
             x = block.mlp_step(x)
@@ -304,13 +341,13 @@ def _kinds(
             f"taps ask for the inserts of layers {sorted(missing)}; this call uses inserts in "
             f"layers {list(steered)}."
         )
-    first = min(steered, default=depth) if context is not None and context.rows is not None else -1
+    first = min(steered, default=depth) if context is not None and context.repeats > 1 else -1
     if first >= 0 and (
         min(attention, default=depth) <= first or min(hidden, default=depth) <= first
     ):
         raise ConfigError(
             f"taps on layers up to {first} record the batch before it grows to its rows there; "
-            "record later layers, or repeat the images and leave `Context.rows` out."
+            "record later layers, or repeat the images instead."
         )
     return tuple(
         _Kind(
@@ -322,6 +359,11 @@ def _kinds(
         )
         for layer in range(depth)
     )
+
+
+def _single(kinds: Sequence[_Kind]) -> Iterator[tuple[tuple[_Kind, ...], int, int]]:
+    """Each layer as a run of its own."""
+    yield from (((kind,), layer, layer + 1) for layer, kind in enumerate(kinds))
 
 
 def _runs(kinds: Sequence[_Kind]) -> Iterator[tuple[tuple[_Kind, ...], int, int]]:

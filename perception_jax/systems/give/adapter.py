@@ -14,6 +14,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
@@ -39,10 +40,10 @@ class Instruction:
       strength: factor on what adapters add, a float32 scalar; 1 is as trained.
     """
 
-    states: Float[Array, "B T W"]
-    mask: Bool[Array, "B T"]
-    embedding: Float[Array, "B E"]
-    strength: Float[Array, ""]
+    states: Float[Array | np.ndarray, "B T W"]
+    mask: Bool[Array | np.ndarray, "B T"]
+    embedding: Float[Array | np.ndarray, "B E"]
+    strength: Float[Array | np.ndarray, ""]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from perception_jax import api
+from perception_jax.data.processors import Mode
 from perception_jax.data.tokenizers import ClipTokenizer
 from perception_jax.errors import ConfigError
 from perception_jax.interop.load import load_params
@@ -76,6 +77,17 @@ class LoadedBackbone:
     config: Any
     processor: api.Processor
 
+    def at_size(self, size: int, *, mode: Mode | None = None) -> LoadedBackbone:
+        """The same with a processor that makes images of another size; towers take any.
+
+        Args:
+          mode: how images become squares; None keeps the processor's.
+        """
+        image = self.processor.image
+        image = dataclasses.replace(image, size=size, mode=mode or image.mode, resize=None)
+        processor = dataclasses.replace(self.processor, image=image)
+        return dataclasses.replace(self, processor=processor)
+
 
 def load_backbone(
     source: str | os.PathLike[str],
@@ -97,15 +109,20 @@ def load_backbone(
     loaded = api.load(source, dtype=dtype, mesh=mesh)
     name = os.fspath(source)
     if hasattr(loaded.model, "text"):
-        return LoadedBackbone(
-            name=name, model=loaded.model, config=loaded.config, processor=loaded.processor
-        )
+        return as_backbone(loaded, name)
     if not isinstance(loaded.config, Dinov2Config):
         raise ConfigError(
             f"{name} is an image tower alone, without the text tower that its space is shared "
             "with; load the whole model, or a DINOv2."
         )
     return _paired(name, loaded, text, dtype, mesh)
+
+
+def as_backbone(loaded: api.Loaded, name: str = "") -> LoadedBackbone:
+    """A checkpoint with both towers, already loaded."""
+    return LoadedBackbone(
+        name=name, model=loaded.model, config=loaded.config, processor=loaded.processor
+    )
 
 
 def build_backbone(config: Any, *, rngs: nnx.Rngs) -> nnx.Module:

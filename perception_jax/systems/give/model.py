@@ -23,6 +23,7 @@ from perception_jax.models import shardings as models
 from perception_jax.nn import stack
 from perception_jax.nn.mlp import gelu
 from perception_jax.nn.taps import Taps
+from perception_jax.nn.text_tower import TextTower
 from perception_jax.nn.towers import TowerOutput
 from perception_jax.ops.losses import unit
 from perception_jax.systems.give.adapter import AdapterConfig, AgAdapter, Instruction, linear
@@ -45,29 +46,26 @@ SIGLIP_END = 1
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GiveConfig:
     """Attributes:
-    layers: blocks with an adapter, counted from 0; None spreads twelve evenly, the last block
-      included (all blocks where there are fewer).
+    layers: blocks with an adapter, counted from 0, or a name: "spread" for twelve spread evenly
+      with the last block among them (all blocks where there are fewer), "all", "first half",
+      "last half".
     adapter: what all of them share.
     """
 
-    layers: tuple[int, ...] | None = None
+    layers: tuple[int, ...] | str = "spread"
     adapter: AdapterConfig = dataclasses.field(default_factory=AdapterConfig)
 
     def placed(self, depth: int) -> tuple[int, ...]:
         """The blocks with an adapter in a tower of `depth` blocks.
 
         Raises:
-          ConfigError: a block that the tower does not have, or blocks out of order.
+          ConfigError: an unknown name, or blocks that the tower lacks or out of order.
         """
-        if self.layers is None:
-            count = min(ADAPTERS, depth)
-            return tuple((k + 1) * depth // count - 1 for k in range(count))
+        if isinstance(self.layers, str):
+            return _named(self.layers, depth)
         layers = tuple(self.layers)
-        if (
-            list(layers) != sorted(set(layers))
-            or not layers
-            or not 0 <= layers[0] <= layers[-1] < depth
-        ):
+        ascending = list(layers) == sorted(set(layers))
+        if not ascending or not layers or layers[0] < 0 or layers[-1] >= depth:
             raise ConfigError(
                 f"adapter layers: expected ascending numbers of blocks in [0, {depth - 1}], found "
                 f"{list(layers)}."
@@ -127,34 +125,12 @@ class Give(nnx.Module):
         self.oid_head = OidHead(width, embed_dim, rngs=rngs)
         self.visual_proj = None if is_joint(backbone) else _projection(width, embed_dim, rngs)
 
-    def instruct(
-        self,
-        ids: Int[Array, "B T"],
-        *,
-        dtype: np.typing.DTypeLike = jnp.float32,
-        strength: float = 1.0,
-    ) -> Instruction:
-        """What to steer by: the frozen text tower's tokens up to the first end token.
-
-        Args:
-          ids: SigLIP's padded to the context; others to any common length, with any padding.
-          strength: factor on what adapters add; 1 is as trained.
-        """
-        text = self.backbone.text
-        out = text(ids, dtype=dtype)
-        return Instruction(
-            states=out.tokens,
-            mask=instruction_mask(ids, text.pool),
-            embedding=unit(out.embedding),
-            strength=jnp.float32(strength),
-        )
-
     def __call__(
         self,
         pixels: Float[Array, "B H W 3"],
         instruction: Instruction | None = None,
         *,
-        rows: Int[Array, " M"] | None = None,
+        repeats: int = 1,
         taps: Taps | None = None,
         depth: int | None = None,
         remat: bool = False,
@@ -162,14 +138,14 @@ class Give(nnx.Module):
         """Encodes normalised pixels, each steered by its instruction.
 
         Args:
-          instruction: one for each image, or M with `rows`; None gives the untouched backbone.
-          rows: the image of each instruction. What comes before the first adapter is computed once
-            an image.
+          instruction: `repeats` for each image, one after the other; None gives the untouched
+            backbone.
+          repeats: what comes before the first adapter is computed once an image.
           taps, depth, remat: as of the image tower.
         """
         context = None
         if instruction is not None:
-            context = stack.Context(given=instruction, rows=rows)
+            context = stack.Context(given=instruction, repeats=repeats)
         tower = self.backbone.vision(pixels, taps=taps, context=context, depth=depth, remat=remat)
         joint = tower.embedding if self.visual_proj is None else self.visual_proj(tower.pooled)
         present = None
@@ -205,6 +181,44 @@ class Steered:
         """The tower's output, its `embedding` a unit vector in the joint space."""
         out = self.give(pixels, self.instruction, taps=taps, depth=depth, remat=remat)
         return dataclasses.replace(out.tower, embedding=out.embedding)
+
+
+def _named(name: str, depth: int) -> tuple[int, ...]:
+    count = min(ADAPTERS, depth)
+    known = {
+        "spread": tuple((k + 1) * depth // count - 1 for k in range(count)),
+        "all": tuple(range(depth)),
+        "first half": tuple(range(depth // 2)),
+        "last half": tuple(range(depth // 2, depth)),
+    }
+    if name not in known:
+        raise ConfigError(
+            f"adapter layers: expected numbers of blocks or one of {', '.join(known)}, found "
+            f"{name!r}."
+        )
+    return known[name]
+
+
+def instruct(
+    tower: TextTower,
+    ids: Int[Array, "B T"],
+    *,
+    dtype: np.typing.DTypeLike = jnp.float32,
+    strength: float = 1.0,
+) -> Instruction:
+    """What to steer by: a frozen text tower's tokens up to the first end token.
+
+    Args:
+      ids: SigLIP's padded to the context; others to any common length, with any padding.
+      strength: factor on what adapters add; 1 is as trained.
+    """
+    out = tower(ids, dtype=dtype)
+    return Instruction(
+        states=out.tokens,
+        mask=instruction_mask(ids, tower.pool),
+        embedding=unit(out.embedding),
+        strength=jnp.float32(strength),
+    )
 
 
 def instruction_mask(ids: Int[Array, "B T"], pool: str) -> Bool[Array, "B T"]:

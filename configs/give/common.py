@@ -1,0 +1,177 @@
+"""What the GiVE configs share: blocks of settings, and the task that is made of them.
+
+The recipe is this library's (the paper's own could not be confirmed): AdamW, 2e-4 at 1,024 rows,
+500 warm-up steps, cosine to 0.
+"""
+
+from __future__ import annotations
+
+import pathlib
+
+import ml_collections
+
+from configs.common import trainer
+
+RULES = ((r"(^|/)(bias|scale|gate)$", 1.0, False), (r".*",))
+"""No weight decay on norms and biases."""
+RATE, ROWS = 2e-4, 1024
+"""Learning rate at a batch of that many rows; it grows with the rows."""
+
+
+def blocks(*, groups: int, images: int, heads: int | None = None) -> ml_collections.ConfigDict:
+    """Everything but the trainer's settings and the data."""
+    config = ml_collections.ConfigDict()
+    config.adapter = ml_collections.ConfigDict(
+        {
+            # None: one head for 64 of the image tower's width.
+            "heads": ml_collections.FieldReference(heads, field_type=int),
+            "layers": "spread",
+            "gate": "none",
+            "connector": "mlp",
+        }
+    )
+    config.losses = ml_collections.ConfigDict(
+        {"oitc": 1.0, "oiic": 1.0, "oid": 1.0, "absent_rows": True}
+    )
+    # Switches for ablations: whether adapters see an instruction without its padding, or at all.
+    config.mask = True
+    config.instruction = True
+    config.sampler = ml_collections.ConfigDict(
+        {"grouped": True, "groups": groups, "images": images}
+    )
+    return config
+
+
+def published(
+    backbone: str,
+    *,
+    size: int,
+    steps: int,
+    groups: int = 64,
+    images: int = 8,
+    mode: str = "hf_crop",
+) -> ml_collections.ConfigDict:
+    """A config for MOInst-like records and a published backbone.
+
+    Args:
+      backbone: hub id or folder.
+      size: side of the images, pixels.
+      steps: of training; 235 are an epoch of MOInst at 1,024 rows.
+      mode: "hf_crop" cuts the centre out, "llava_pad" keeps everything and adds bars.
+    """
+    config = blocks(groups=groups, images=images)
+    rows = 2 * groups * images
+    config.backbone = backbone
+    config.train = trainer(
+        steps=steps,
+        batch_size=rows,
+        log_every=50,
+        evaluate_every=500,
+        checkpoint_every=500,
+        compute_dtype="bfloat16",
+        optim={
+            "learning_rate": RATE * rows / ROWS,
+            "weight_decay": 0.05,
+            "b2": 0.98,
+            "eps": 1e-6,
+            "warmup_steps": 500,
+            "rules": RULES,
+        },
+    )
+    config.remat = True
+    config.data = ml_collections.ConfigDict(
+        {
+            # Anything with named objects that `data.sources` reads: canonical MOInst records
+            # (`launch.import_moinst`), LVIS, COCO, JSON lines.
+            "source": "data/moinst/train.jsonl",
+            "test": "data/moinst/test.jsonl",
+            # Folder of the image files; "" lets the reader find them.
+            "images": "",
+            "size": size,
+            "mode": mode,
+            # Caption of objects that have none, e.g. "a photo of a {}."; "" leaves them out.
+            "template": "",
+            # LVIS: only listed classes are known to be absent.
+            "federated": False,
+            "workers": 8,
+            "hold": False,
+        }
+    )
+    return config
+
+
+def task_config(config: ml_collections.ConfigDict):
+    """The settings of the task, whatever its data are."""
+    from perception_jax.systems.give.adapter import AdapterConfig
+    from perception_jax.systems.give.encode import InstructionConfig
+    from perception_jax.systems.give.losses import LossConfig
+    from perception_jax.systems.give.model import GiveConfig
+    from perception_jax.systems.give.task import GiveTaskConfig
+
+    adapter = AdapterConfig(
+        heads=config.adapter.heads,
+        gate=config.adapter.gate,
+        connector=config.adapter.connector,
+    )
+    return GiveTaskConfig(
+        model=GiveConfig(layers=config.adapter.layers, adapter=adapter),
+        losses=LossConfig(**config.losses),
+        instruction=InstructionConfig(masked=config.mask, informed=config.instruction),
+        batch_size=config.train.batch_size,
+        workers=config.data.workers,
+        remat=config.get("remat", False),
+    )
+
+
+def group_config(config: ml_collections.ConfigDict):
+    """How batches are drawn."""
+    from perception_jax.systems.give.sampler import GroupConfig
+
+    return GroupConfig(**config.sampler, seed=config.train.seed)
+
+
+def get_task(config: ml_collections.ConfigDict, loaded=None):
+    """GiVE on records of `config.data`.
+
+    Args:
+      loaded: a checkpoint from `perception_jax.load` to stand on instead of the config's backbone.
+    """
+    from perception_jax.data.sources import open_source
+    from perception_jax.systems.give.backbone import as_backbone, load_backbone
+    from perception_jax.systems.give.benchmark import evaluation_of
+    from perception_jax.systems.give.task import GiveTask
+    from perception_jax.systems.give.training_data import TrainingData
+
+    data = config.data
+    backbone = load_backbone(config.backbone) if loaded is None else as_backbone(loaded)
+    backbone = backbone.at_size(data.size, mode=data.mode)
+    processor = backbone.processor
+    settings = task_config(config)
+    options = {"images": data.images} if data.images else {}
+    training = TrainingData(
+        open_source(data.source, **options),
+        group_config(config),
+        processor=processor.image,
+        tokenizer=processor.tokenizer,
+        template=data.template or None,
+        hold=data.hold,
+    )
+    evaluators = {}
+    if data.test:
+        evaluators["test"] = evaluation_of(
+            open_source(data.test, **options),
+            processor,
+            classes=training.index.names,
+            federated=data.federated,
+            instruction=settings.instruction,
+            in_memory=data.hold,
+            workers=data.workers,
+        )
+    return GiveTask(settings, backbone, training, evaluators=evaluators)
+
+
+def finish(config: ml_collections.ConfigDict, task, model, workdir: pathlib.Path) -> None:
+    """After training: the adapters as `workdir/give.safetensors`."""
+    from perception_jax.systems.give.checkpoint import save_give
+
+    save_give(workdir / "give.safetensors", model, backbone=config.backbone)

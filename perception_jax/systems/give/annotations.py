@@ -1,0 +1,284 @@
+"""From the annotations of a source to an `ObjectIndex`.
+
+Takes what records say of their objects and, of `Record.extras`, what MOInst, LVIS and COCO sources
+put there: "captions" (for each object all its captions), "not_exhaustive" (names), "size" (width,
+height). A crowd is no object, but its class is not absent. Letters: N annotations, I images, C
+classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+
+import numpy as np
+from jaxtyping import Bool, Int, Int32
+
+from perception_jax.data import images
+from perception_jax.data.processors import ImageProcessor
+from perception_jax.data.records import Record, Source
+from perception_jax.errors import DataError, ImageError
+from perception_jax.systems.give.instructions import InstructionTable, instruction_for
+from perception_jax.systems.give.lists import Lists
+from perception_jax.systems.give.object_index import Counts, ObjectIndex
+from perception_jax.systems.give.visibility import MIN_VISIBLE, kept_share
+
+
+def index_objects(
+    source: Source | Iterable[Record],
+    *,
+    processor: ImageProcessor | None = None,
+    template: str | None = None,
+    own_instructions: bool = True,
+) -> ObjectIndex:
+    """Reads every record of a source once.
+
+    Args:
+      source: records with objects; images are not decoded.
+      processor: what makes the model's image: objects of which its crop leaves less than half are
+        left out. None keeps all.
+      template: caption of objects that have none, "{}" for the class name, e.g. "a photo of a
+        {}."; None leaves such objects out.
+      own_instructions: use records' own instructions where they have them.
+
+    Raises:
+      DataError: no usable object.
+    """
+    found = _Annotations(template, own_instructions, sized=processor is not None)
+    for record in source:
+        found.add(record)
+    index = found.index(processor)
+    if not index.counts.pairs:
+        raise DataError(
+            f"expected objects with captions, found {index.counts}. GiVE trains on objects that "
+            "have a class and a caption; set `template` to make captions of class names."
+        )
+    return index
+
+
+_UNKNOWN_BOX, _UNKNOWN_SIZE = (0.0, 0.0, 1.0, 1.0), (1, 1)
+"""Kept by every crop."""
+
+
+class _Annotations:
+    """Flat lists of all annotations, filled record by record."""
+
+    def __init__(self, template: str | None, own_instructions: bool, *, sized: bool) -> None:
+        self._template, self._own_instructions, self._sized = template, own_instructions, sized
+        self._images = 0
+        # Numbers of what has a name or text, in the order of their first appearance.
+        self._kinds: dict[str, int] = {}
+        self._captions: dict[str, int] = {}
+        self._own: dict[str, int] = {}
+        self._templates: dict[str, str] = {}
+        self._category: dict[int, int] = {}
+        # One of each for every annotation.
+        self._image: list[int] = []
+        self._kind: list[int] = []
+        self._object: list[int] = []
+        self._own_of: list[int] = []
+        self._boxes: list[tuple[float, ...]] = []
+        self._sizes: list[tuple[int, int]] = []
+        # Pairs of numbers: annotation and caption; image and class.
+        self._entry: list[tuple[int, int]] = []
+        self._negative: list[tuple[int, int]] = []
+        self._unsure: list[tuple[int, int]] = []
+
+    def add(self, record: Record) -> None:
+        """One record: the next image."""
+        image, self._images = self._images, self._images + 1
+        several, own = record.extras.get("captions"), self._instructions(record)
+        boxed = self._sized and any(one.box is not None for one in record.objects)
+        size = _size(record) if boxed else None
+        for k, one in enumerate(record.objects):
+            kind = self._kinds.setdefault(one.name, len(self._kinds))
+            if one.crowd:
+                self._unsure.append((image, kind))
+                continue
+            if one.category_id is not None:
+                self._category.setdefault(kind, one.category_id)
+            placed = size is not None and one.box is not None
+            self._add_captions(one.name, (one.caption,) if several is None else several[k])
+            self._image.append(image)
+            self._kind.append(kind)
+            self._object.append(k)
+            self._own_of.append(own.get(k, -1))
+            self._boxes.append(one.box if placed else _UNKNOWN_BOX)
+            self._sizes.append(size if placed else _UNKNOWN_SIZE)
+        unsure = record.extras.get("not_exhaustive", ())
+        for names, pairs in ((record.absent, self._negative), (unsure, self._unsure)):
+            for name in names:
+                pairs.append((image, self._kinds.setdefault(name, len(self._kinds))))
+
+    def _instructions(self, record: Record) -> dict[int, int]:
+        """The record's own, by the object that they are about; the first if there are several."""
+        if not self._own_instructions:
+            return {}
+        return {
+            one.target: self._own.setdefault(one.text, len(self._own))
+            for one in reversed(record.instructions)
+            if one.target is not None
+        }
+
+    def _add_captions(self, name: str, captions: Iterable[str]) -> None:
+        """Captions of the annotation that comes next."""
+        texts = [text for text in captions if text]
+        if not texts and self._template is not None:
+            if name not in self._templates:
+                self._templates[name] = instruction_for(name, self._template)
+            texts = [self._templates[name]]
+        for text in texts:
+            number = self._captions.setdefault(text, len(self._captions))
+            self._entry.append((len(self._kind), number))
+
+    def index(self, processor: ImageProcessor | None) -> ObjectIndex:
+        """All of it as arrays."""
+        annotated, order = len(set(self._kind)), self._class_order()
+        every = [*self._kinds]
+        names = tuple(every[k] for k in order)
+        rank = np.argsort(order)
+        image = np.array(self._image, np.int64)
+        kind = rank[np.array(self._kind, np.int64)]
+        labels = _Labels.build(
+            (image, kind),
+            _ranked(self._negative, rank),
+            _ranked(self._unsure, rank),
+            (self._images, len(names)),
+        )
+        entry = np.array(self._entry, np.int64).reshape(-1, 2)
+        usable = _Usable(
+            visible=self._visible(processor),
+            captioned=np.isin(np.arange(len(kind)), entry[:, 0]),
+            lacking=labels.lacking(annotated)[image],
+        )
+        used = usable.used
+        pairs = Lists.distinct(image[used], kind[used], labels.shape)
+        pair_of = np.searchsorted(
+            pairs.rows() * len(names) + pairs.values, image * len(names) + kind
+        )
+        # In the order of the pairs, as the lists of captions are.
+        entry = entry[used[entry[:, 0]]]
+        entry = entry[np.argsort(pair_of[entry[:, 0]], kind="stable")]
+        instructions = InstructionTable.build(names, tuple(self._own))
+        own = np.append(instructions.own, -1)[np.array(self._own_of, np.int64)]
+        return ObjectIndex(
+            names=names,
+            annotated=annotated,
+            instructions=instructions,
+            captions=tuple(self._captions),
+            pairs=pairs,
+            pair_images=pairs.rows().astype(np.int32),
+            by_class=Lists.build(pairs.values, np.arange(len(pairs.values)), len(names)),
+            entries=Lists.build(pair_of[entry[:, 0]], entry[:, 1], len(pairs.values)),
+            entry_own=own[entry[:, 0]].astype(np.int32),
+            entry_objects=np.array(self._object, np.int32)[entry[:, 0]],
+            present=labels.present,
+            excluded=labels.excluded,
+            negative=labels.negative,
+            together=_together(labels.present, len(names)),
+            counts=usable.counts(pairs),
+        )
+
+    def _class_order(self) -> list[int]:
+        """Annotated classes first, then by category id or name: not by the records' order."""
+        seen, names = set(self._kind), [*self._kinds]
+        numbered = all(kind in self._category for kind in seen)
+
+        def key(kind: int) -> tuple[bool, int, str]:
+            number = self._category.get(kind, 0) if numbered else 0
+            return kind not in seen, number, names[kind]
+
+        return sorted(range(len(names)), key=key)
+
+    def _visible(self, processor: ImageProcessor | None) -> Bool[np.ndarray, " N"]:
+        if processor is None:
+            return np.ones(len(self._kind), bool)
+        boxes = np.array(self._boxes, np.float64).reshape(-1, 4)
+        sizes = np.array(self._sizes, np.int64).reshape(-1, 2)
+        return kept_share(boxes, sizes, processor) >= MIN_VISIBLE
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class _Usable:
+    """Which annotations the crop shows, have a caption, are in an image that lacks a class."""
+
+    visible: Bool[np.ndarray, " N"]
+    captioned: Bool[np.ndarray, " N"]
+    lacking: Bool[np.ndarray, " N"]
+
+    @property
+    def used(self) -> Bool[np.ndarray, " N"]:
+        return self.visible & self.captioned & self.lacking
+
+    def counts(self, pairs: Lists) -> Counts:
+        return Counts(
+            images=int((pairs.counts() > 0).sum()),
+            annotations=int(self.used.sum()),
+            pairs=len(pairs.values),
+            classes=len(np.unique(pairs.values)),
+            cropped=int((~self.visible).sum()),
+            uncaptioned=int((self.visible & ~self.captioned).sum()),
+            never_absent=int((self.visible & self.captioned & ~self.lacking).sum()),
+        )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Labels:
+    """What is known of each image's classes; see `ObjectIndex`. `shape`: images and classes."""
+
+    present: Lists
+    excluded: Lists
+    negative: Lists
+    shape: tuple[int, int]
+
+    @classmethod
+    def build(
+        cls,
+        annotated: tuple[Int[np.ndarray, " N"], Int[np.ndarray, " N"]],
+        negative: Int[np.ndarray, "_ 2"],
+        unsure: Int[np.ndarray, "_ 2"],
+        shape: tuple[int, int],
+    ) -> _Labels:
+        """Of image and class of each annotation, negative, and class that one cannot be sure of."""
+        image, kind = (
+            np.concatenate([known, more]) for known, more in zip(annotated, unsure.T, strict=True)
+        )
+        excluded = Lists.distinct(image, kind, shape)
+        listed = Lists.distinct(negative[:, 0], negative[:, 1], shape)
+        return cls(
+            Lists.distinct(*annotated, shape), excluded, listed.without(excluded, shape[1]), shape
+        )
+
+    def lacking(self, annotated: int) -> Bool[np.ndarray, " I"]:
+        """Images that lack a class: a verified one, or one of the annotated not excluded."""
+        rows = self.excluded.rows()[self.excluded.values < annotated]
+        taken = np.bincount(rows, minlength=len(self.excluded))
+        return (self.negative.counts() > 0) | (taken < annotated)
+
+
+def _ranked(pairs: list[tuple[int, int]], rank: Int[np.ndarray, " C"]) -> Int[np.ndarray, "_ 2"]:
+    found = np.array(pairs, np.int64).reshape(-1, 2)
+    found[:, 1] = rank[found[:, 1]]
+    return found
+
+
+def _size(record: Record) -> tuple[int, int] | None:
+    """Width and height; None if the image cannot be read, which the loader will report."""
+    if "size" in record.extras:
+        return record.extras["size"]
+    try:
+        return images.read_size(record.image, name=record.id)
+    except ImageError:
+        return None
+
+
+def _together(present: Lists, classes: int) -> Int32[np.ndarray, "C C"]:
+    """In how many images two classes are both annotated."""
+    together = np.zeros(classes * classes, np.int32)
+    counts = present.counts()
+    for number in np.unique(counts[counts > 1]):
+        rows = np.flatnonzero(counts == number)
+        kinds = present.values[present.starts[rows][:, None] + np.arange(number)].astype(np.int64)
+        keys = (kinds[:, :, None] * classes + kinds[:, None, :])[:, ~np.eye(number, dtype=bool)]
+        together += np.bincount(keys.ravel(), minlength=classes * classes).astype(np.int32)
+    return together.reshape(classes, classes)

@@ -1,0 +1,57 @@
+"""An evaluation of GiVE on the records of a source."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+
+from perception_jax.api import Processor
+from perception_jax.data.records import Source
+from perception_jax.evals.conditioned.annotations import EvaluatedClass
+from perception_jax.systems.give.encode import Encoder, InstructionConfig
+from perception_jax.systems.give.evaluate import Evaluation, EvaluationConfig
+from perception_jax.systems.give.galleries import PixelsOfSource, blank_image, hold
+from perception_jax.systems.give.labels import read_labels
+
+
+def evaluation_of(
+    source: Source,
+    processor: Processor,
+    *,
+    classes: Sequence[str],
+    federated: bool,
+    instruction: InstructionConfig | None = None,
+    config: EvaluationConfig | None = None,
+    in_memory: bool = False,
+    workers: int = 0,
+    mesh: jax.sharding.Mesh | None = None,
+) -> Evaluation:
+    """Every protocol on all records of a source.
+
+    Args:
+      classes: names that are asked about.
+      federated: whether only classes that a record lists as absent are known to be absent.
+      instruction: as in training.
+      in_memory: process every image once and keep it, or read it anew for every block.
+      workers: processes that read images anew; 0 for threads.
+      mesh: see `Evaluation`.
+
+    Raises:
+      DataError: a record that cannot be read, or labels that do not fit.
+    """
+    labels = read_labels(
+        source,
+        tuple(EvaluatedClass(name=name) for name in classes),
+        federated=federated,
+        processor=processor.image,
+    )
+    pixels = PixelsOfSource(source, processor.image, workers=workers)
+    return Evaluation(
+        Encoder(processor, instruction),
+        labels.annotations,
+        hold(pixels) if in_memory else pixels,
+        blank=blank_image(processor.image),
+        config=config,
+        mesh=mesh,
+    )

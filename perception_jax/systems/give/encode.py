@@ -1,0 +1,147 @@
+"""Many texts and images through a `Give`, in calls of fixed shapes so that nothing recompiles.
+
+Letters: n texts, T text tokens, B rows, Q images, S image side, E embedding width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, UInt8
+
+from perception_jax.api import Processor
+from perception_jax.errors import CheckpointError
+from perception_jax.nn.text_tower import TextTower
+from perception_jax.ops.image import normalise
+from perception_jax.ops.losses import unit
+from perception_jax.systems.give.adapter import Instruction
+from perception_jax.systems.give.galleries import Steered
+from perception_jax.systems.give.model import Give, instruct
+
+GENERIC = "the image"
+"""An instruction that names no object."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InstructionConfig:
+    """How adapters are told what to look for; the switches are ablations.
+
+    Attributes:
+      masked: whether they see an instruction only up to its end token, not its padding.
+      informed: whether they see it at all, or always `GENERIC` (the OID head still sees it).
+    """
+
+    masked: bool = True
+    informed: bool = True
+
+
+class Encoder:
+    """Runs a model given at each call; the protocol `galleries.SteeredEncoder`.
+
+    Attributes:
+      processor: mean and standard deviation of the pixels, tokenizer of the texts; images passed in
+        are already of its size.
+      config: see there.
+      strength: factor on what adapters add.
+      batch_size: texts per device call.
+    """
+
+    def __init__(
+        self,
+        processor: Processor,
+        config: InstructionConfig | None = None,
+        *,
+        strength: float = 1.0,
+        batch_size: int = 64,
+    ):
+        if processor.tokenizer is None:
+            raise CheckpointError(
+                "GiVE needs the backbone's tokenizer to read instructions, and this checkpoint "
+                "came without one that is read here: put its tokenizer files into its folder."
+            )
+        self.processor = processor
+        self.config = config or InstructionConfig()
+        self.strength = strength
+        self.batch_size = batch_size
+        self._instruct = jax.jit(_instruct)
+        self._embed = jax.jit(lambda model, ids: unit(model.backbone.text(ids).embedding))
+
+    def texts(self, model: Give, texts: Sequence[str]) -> Float[np.ndarray, "n E"]:
+        """Unit embeddings of captions and prompts."""
+        return self._in_batches(lambda ids: self._embed(model, ids), texts)
+
+    def instructions(self, model: Give, texts: Sequence[str]) -> Instruction:
+        """As `told`, by the model's own text tower."""
+        return self.told(model.backbone.text, texts)
+
+    def told(self, tower: TextTower, texts: Sequence[str]) -> Instruction:
+        """What to steer by, one row a text, as long as the longest of them (numpy arrays)."""
+
+        def read(texts: Sequence[str]) -> dict[str, np.ndarray]:
+            return self._in_batches(lambda ids: self._instruct(tower, ids), texts)
+
+        rows = read(texts)
+        if not self.config.informed:
+            generic = read([GENERIC])
+            for name in ("states", "mask"):
+                rows[name] = np.repeat(generic[name], len(texts), axis=0)
+        longest = int(rows["mask"].sum(axis=1).max(initial=1))
+        mask = rows["mask"][:, :longest]
+        return Instruction(
+            states=rows["states"][:, :longest],
+            mask=mask if self.config.masked else np.ones_like(mask),
+            embedding=rows["embedding"],
+            strength=np.asarray(self.strength, np.float32),
+        )
+
+    def static(self, model: Give, pixels: UInt8[Array, "B S S 3"]) -> Float[Array, "B E"]:
+        """Unit embeddings without an instruction."""
+        return model(self.normalised(pixels)).embedding
+
+    def steered(
+        self,
+        model: Give,
+        pixels: UInt8[Array, "Q S S 3"],
+        rows: Int[Array, " B"],
+        states: Instruction,
+        instruction: Int[Array, " B"],
+    ) -> Steered:
+        """Row b is image `rows[b]` of `pixels` under instruction `instruction[b]` of `states`."""
+        out = model(self.normalised(pixels)[rows], pick(states, instruction))
+        return Steered(embedding=out.embedding, presence=out.presence_logit)
+
+    def normalised(self, pixels: UInt8[Array, "B S S 3"]) -> Float[Array, "B S S 3"]:
+        """Pixels as the image tower takes them."""
+        image = self.processor.image
+        return normalise(pixels, image.mean, image.std)
+
+    def _in_batches(self, call: Callable[[np.ndarray], Any], texts: Sequence[str]) -> Any:
+        """Numpy arrays of all texts; every call but that of few texts has the same shape."""
+        ids = np.asarray(self.processor.texts(list(texts)))
+        size = self.batch_size
+        done = []
+        for start in range(0, len(ids), size):
+            part = ids[start : start + size]
+            padding = np.repeat(part[-1:], size - len(part), axis=0)
+            done.append(call(np.concatenate([part, padding])))
+        return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(ids)], *done)
+
+
+def pick(told: Instruction, index: Int[Array, " B"]) -> Instruction:
+    """Some rows of several instructions."""
+    return dataclasses.replace(
+        told,
+        states=jnp.asarray(told.states)[index],
+        mask=jnp.asarray(told.mask)[index],
+        embedding=jnp.asarray(told.embedding)[index],
+    )
+
+
+def _instruct(tower: TextTower, ids: Int[Array, "n T"]) -> dict[str, Array]:
+    told = instruct(tower, ids)
+    return {"states": told.states, "mask": told.mask, "embedding": told.embedding}

@@ -1,0 +1,233 @@
+"""GiVE's evaluation of a model: plan, encode block by block, score.
+
+Naming beside its copy floor, deciding per candidate, retrieval in all directions, copy diagnostics;
+all also for the backbone without instructions. Letters: N images, S image side, E embedding width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Float, UInt8
+
+from perception_jax.errors import ConfigError
+from perception_jax.evals.conditioned import prompts
+from perception_jax.evals.conditioned.accumulate import TOP, Accumulator, Measured, Needs, Texts
+from perception_jax.evals.conditioned.annotations import Annotations
+from perception_jax.evals.conditioned.report import Report, report
+from perception_jax.nn.variables import AdapterParam
+from perception_jax.systems.give.galleries import Galleries, Pixels, Steered, SteeredEncoder
+from perception_jax.systems.give.plan import Plan, Rows, block_rows, make_plan
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """Attributes:
+    batch_size: rows per device call, over all devices.
+    block_bytes: for the conditioned embeddings that are held at a time.
+    retrieval: whether to score retrieval, or only naming and deciding.
+    top: images that the second stage of two-stage retrieval looks at.
+    """
+
+    batch_size: int = 64
+    block_bytes: int = 2_000_000_000
+    retrieval: bool = True
+    top: int = TOP
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What steering costs.
+
+    Attributes:
+      added_parameters: that the adapters and heads add to the backbone.
+      ms_per_image: of one conditioned pass, end to end; None if nothing could be timed.
+      images_per_second_per_chip: the same per device.
+      devices: that shared the work.
+    """
+
+    added_parameters: int
+    ms_per_image: float | None
+    images_per_second_per_chip: float | None
+    devices: int
+
+    def describe(self) -> str:
+        """One line."""
+        speed = "not timed (one step only)"
+        if self.ms_per_image is not None:
+            speed = (
+                f"{self.ms_per_image:.2f} ms per image, {self.images_per_second_per_chip:,.1f} "
+                f"images/s per chip on {self.devices}"
+            )
+        return f"cost        {self.added_parameters:,} added parameters, {speed}"
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Evaluated:
+    """The scores, what they were made of, and what they took."""
+
+    report: Report
+    measured: Measured
+    plan: Plan
+    cost: Cost
+
+
+class Evaluation:
+    """Evaluates any model that its encoder can run; an evaluator of a training task.
+
+    Attributes:
+      annotations: of the images.
+      config: see there.
+    """
+
+    def __init__(
+        self,
+        encoder: SteeredEncoder,
+        annotations: Annotations,
+        pixels: Pixels,
+        *,
+        blank: UInt8[np.ndarray, "S S 3"],
+        config: EvaluationConfig | None = None,
+        mesh: Mesh | None = None,
+        log: Callable[[str], None] = print,
+    ):
+        """Args:
+          pixels: in the order of the annotations.
+          blank: what stands for an image without content; see `galleries.blank_image`.
+          mesh: rows are split over its batch axes; None for one device.
+          log: takes the plan and the cost.
+
+        Raises:
+          ConfigError: pixels and annotations differ in number, or the batch does not fit the mesh.
+        """
+        if len(pixels) != annotations.count:
+            raise ConfigError(
+                f"expected one image for each of {annotations.count} annotated ones, found "
+                f"{len(pixels)}; annotations and images must be of the same records"
+            )
+        self.annotations = annotations
+        self.config = config or EvaluationConfig()
+        self._encoder, self._pixels, self._blank, self._log = encoder, pixels, blank, log
+        self._devices = 1 if mesh is None else mesh.size
+        self._galleries = Galleries(encoder, batch_size=self.config.batch_size, mesh=mesh)
+
+    def plan(self, model: nnx.Module) -> Plan:
+        """What `run` will do; runs nothing on the device."""
+        return make_plan(
+            self.annotations,
+            Needs(self.annotations, retrieval=self.config.retrieval),
+            width=self._galleries.width(model, self._blank.shape[0]),
+            batch_size=self.config.batch_size,
+            block_bytes=self.config.block_bytes,
+        )
+
+    def run(self, model: nnx.Module) -> Evaluated:
+        """Prints the plan, encodes and scores."""
+        plan = self.plan(model)
+        self._log(plan.describe())
+        self._galleries.seconds, self._galleries.passes = 0.0, 0
+        notes = self.annotations
+        accumulator = Accumulator(
+            notes,
+            self._texts(model),
+            self._galleries.static(model, self._pixels),
+            retrieval=self.config.retrieval,
+            top=self.config.top,
+        )
+        states = self._encoder.instructions(model, notes.instructions)
+        for block in plan.blocks:
+            rows = block_rows(accumulator.needs, block, notes.count)
+            found = self._galleries.steered(
+                model,
+                self._pixels,
+                states,
+                rows,
+                blank=self._blank,
+                images_per_step=plan.images_per_step,
+            )
+            _fold(accumulator, rows, found)
+        measured = accumulator.finish()
+        cost = self._cost(model)
+        self._log(cost.describe())
+        return Evaluated(report=report(measured), measured=measured, plan=plan, cost=cost)
+
+    def __call__(self, model: nnx.Module) -> Mapping[str, float]:
+        """The main numbers, to log while training."""
+        return main_numbers(self.run(model).report)
+
+    def _texts(self, model: nnx.Module) -> Texts:
+        def encode(texts: list[str]) -> np.ndarray:
+            return self._encoder.texts(model, texts)
+
+        names = [kind.name for kind in self.annotations.classes]
+        rows = prompts.prototypes(encode, names)
+        captions = self.annotations.captions.texts
+        empty = np.zeros((0, rows.shape[1]), rows.dtype)
+        return Texts(prototypes=rows, captions=encode_distinct(encode, captions, empty))
+
+    def _cost(self, model: nnx.Module) -> Cost:
+        seconds, passes = self._galleries.seconds, self._galleries.passes
+        timed = passes > 0 and seconds > 0
+        leaves = jax.tree.leaves(nnx.state(model, AdapterParam))
+        return Cost(
+            added_parameters=sum(leaf.size for leaf in leaves),
+            ms_per_image=1000 * seconds / passes if timed else None,
+            images_per_second_per_chip=passes / seconds / self._devices if timed else None,
+            devices=self._devices,
+        )
+
+
+def encode_distinct(
+    encode: Callable[[list[str]], np.ndarray],
+    texts: tuple[str, ...],
+    empty: Float[np.ndarray, "0 E"],
+) -> Float[np.ndarray, "n E"]:
+    """Embeds each distinct text once, so that equal texts have equal embeddings."""
+    if not texts:
+        return empty
+    distinct, place = np.unique(np.array(texts, object), return_inverse=True)
+    return np.asarray(encode(distinct.tolist()))[place]
+
+
+def main_numbers(scores: Report) -> dict[str, float]:
+    """A few numbers of a report by flat name; those without a query are left out."""
+    found: dict[str, Any] = {}
+    for name in ("presence", "static"):
+        for stratum in ("all", "overlooked"):
+            found[f"l_map_{name}_{stratum}"] = scores.l_protocol[name][stratum]["map"]
+    for name in ("conditioned", "copy_floor"):
+        found[f"p_acc1_{name}"] = scores.p_protocol[name]["all"]["acc@1"]
+    for task in ("text_to_image", "image_to_text", "image_to_image"):
+        part = getattr(scores, task)
+        if part is not None:
+            for name in ("conditioned", "static"):
+                found[f"{task}_r1_{name}_overlooked"] = part[name]["overlooked"]["r@1"]
+    if scores.image_to_text is not None:
+        for name in ("conditioned", "static"):
+            found[f"same_class_r1_{name}"] = scores.image_to_text[name]["all"]["same_class_r@1"]
+    seen = scores.diagnostics
+    found |= {key: seen[key] for key in ("cosine_present", "cosine_absent", "cosine_blank")}
+    for name in ("oid_auc", "static_auc"):
+        found |= {f"{name}_{stratum}": seen[name][stratum] for stratum in ("all", "overlooked")}
+    return {key: float(value) for key, value in found.items() if value is not None}
+
+
+def _fold(accumulator: Accumulator, rows: Rows, found: Steered) -> None:
+    """Hands each gallery of a block to the scores; its last row is the blank image."""
+    order = np.argsort(rows.instruction, kind="stable")
+    starts = np.flatnonzero(np.diff(rows.instruction[order], prepend=-1))
+    for mine in np.split(order, starts[1:]):
+        embedding = np.asarray(found.embedding[mine], np.float32)
+        accumulator.add(
+            int(rows.instruction[mine[0]]),
+            rows.image[mine[:-1]],
+            embedding[:-1],
+            np.asarray(found.presence[mine[:-1]], np.float32),
+            embedding[-1],
+        )

@@ -1,0 +1,191 @@
+"""Which encoder passes an evaluation takes, in which blocks, and what it holds in memory.
+
+A block is a set of instructions whose galleries are made in one pass over the images; its
+conditioned embeddings are the only ones that are held. Letters: p passes of a block.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Int
+
+from perception_jax.errors import ConfigError
+from perception_jax.evals.conditioned.accumulate import Needs
+from perception_jax.evals.conditioned.annotations import Annotations
+
+_FLOAT = 4
+_CELL = 6 * 4 + 6
+"""Bytes per image and class: three scores, three copies in the order that is ranked, masks."""
+_RANKING = 40
+"""Bytes per score of a block while it is ranked: the score, its keys and masks."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rows:
+    """Encoder passes in the order of their images.
+
+    Attributes:
+      image: of each; the number of images stands for the blank image.
+      instruction: of each.
+    """
+
+    image: Int[np.ndarray, " p"]
+    instruction: Int[np.ndarray, " p"]
+
+    def images(self) -> Int[np.ndarray, " n"]:
+        """The distinct images, ascending."""
+        return np.unique(self.image)
+
+    def images_per_step(self, batch_size: int) -> int:
+        """Most distinct images among `batch_size` consecutive passes of a step."""
+        new = np.diff(self.image, prepend=-1) != 0
+        new[::batch_size] = True
+        return int(np.add.reduceat(new, np.arange(0, len(new), batch_size)).max(initial=1))
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Plan:
+    """What an evaluation costs before it starts.
+
+    Attributes:
+      blocks: instructions of each block.
+      batch_size: rows of a step.
+      images_per_step: images that a step is given, from which its rows are taken.
+      images, classes, instructions: numbers of them; instructions that need a gallery.
+      static_passes: encoder passes without an instruction.
+      conditioned_passes: with one, blank images included.
+      blank_passes: of these, on the blank image.
+      padded_passes: rows that fill up the last step of a block.
+      image_reads: how often an image is read, over all blocks.
+      gallery_bytes: conditioned embeddings of the largest block.
+      scoring_bytes: what is held while the largest gallery is scored.
+      held_bytes: embeddings without instruction, of the pairs and of texts.
+      score_bytes: matrices of images by classes.
+      whole_bytes: what conditioned embeddings of all passes at once would take.
+    """
+
+    blocks: tuple[tuple[int, ...], ...]
+    batch_size: int
+    images_per_step: int
+    images: int
+    classes: int
+    instructions: int
+    static_passes: int
+    conditioned_passes: int
+    blank_passes: int
+    padded_passes: int
+    image_reads: int
+    gallery_bytes: int
+    scoring_bytes: int
+    held_bytes: int
+    score_bytes: int
+    whole_bytes: int
+
+    def describe(self) -> str:
+        """A few lines to read before paying."""
+        parts = (self.gallery_bytes, self.scoring_bytes, self.held_bytes, self.score_bytes)
+        galleries, scoring, other, scores = map(_size, parts)
+        return "\n".join(
+            (
+                f"evaluation  {self.images:,} images x {self.classes:,} classes, "
+                f"{self.instructions:,} instructions",
+                f"passes      {self.static_passes:,} static, {self.conditioned_passes:,} "
+                f"conditioned ({self.blank_passes:,} of them blank), {self.padded_passes:,} "
+                f"padding; {self.batch_size} a step, from up to {self.images_per_step} images",
+                f"blocks      {len(self.blocks):,}, so {self.image_reads:,} images read",
+                f"memory      {_size(sum(parts))} on the host: galleries {galleries}, scoring "
+                f"{scoring}, other embeddings {other}, scores {scores} "
+                f"(all galleries at once: {_size(self.whole_bytes)})",
+            )
+        )
+
+
+def block_rows(needs: Needs, instructions: Sequence[int], blank: int) -> Rows:
+    """Passes of a block: what each instruction needs and the blank image, sorted by image.
+
+    Args:
+      blank: the image number that stands for the blank image, above all others.
+    """
+    galleries = [np.append(needs.images[number], blank) for number in instructions]
+    image = np.concatenate(galleries)
+    owner = np.repeat(np.asarray(instructions, np.int64), [len(part) for part in galleries])
+    order = np.argsort(image, kind="stable")
+    return Rows(image[order], owner[order])
+
+
+def make_plan(
+    annotations: Annotations,
+    needs: Needs,
+    *,
+    width: int,
+    batch_size: int,
+    block_bytes: int,
+) -> Plan:
+    """Fills each block up to a budget.
+
+    Args:
+      needs: which images each instruction needs.
+      width: of an embedding.
+      batch_size: rows of a step.
+      block_bytes: for the conditioned embeddings of a block; one gallery always fits.
+
+    Raises:
+      ConfigError: sizes below 1.
+    """
+    if batch_size < 1 or block_bytes < 1:
+        raise ConfigError(
+            f"expected batch_size and block_bytes of at least 1, found {batch_size} and "
+            f"{block_bytes}"
+        )
+    row = (width + 1) * _FLOAT  # and the presence logit
+    images, classes = annotations.labels.shape
+    blocks = _blocks(needs, block_bytes // row)
+    rows = [block_rows(needs, block, images) for block in blocks]
+    passes = [len(part.image) for part in rows]
+    texts = len(annotations.captions.texts)
+    largest = max((len(part) for part in needs.images), default=0)
+    vectors = 2 * (images + classes + texts) + len(annotations.pairs.image) + len(needs.images)
+    return Plan(
+        blocks=blocks,
+        batch_size=batch_size,
+        images_per_step=max((part.images_per_step(batch_size) for part in rows), default=1),
+        images=images,
+        classes=classes,
+        instructions=len(needs.made),
+        static_passes=images,
+        conditioned_passes=sum(passes),
+        blank_passes=len(needs.made),
+        padded_passes=sum(-count % batch_size for count in (*passes, images)),
+        image_reads=images + sum(len(part.images()) - 1 for part in rows),
+        gallery_bytes=max(passes, default=0) * row,
+        scoring_bytes=5 * largest * width * _FLOAT
+        + _RANKING * min(1 << 22, largest * max(texts, largest)),
+        held_bytes=vectors * width * _FLOAT,
+        score_bytes=images * classes * _CELL,
+        whole_bytes=sum(passes) * row,
+    )
+
+
+def _blocks(needs: Needs, limit: int) -> tuple[tuple[int, ...], ...]:
+    """Instructions with a gallery in blocks of at most `limit` passes, or of one gallery."""
+    blocks: list[list[int]] = []
+    passes = 0
+    for number in needs.made.tolist():
+        gallery = len(needs.images[number]) + 1  # and the blank image
+        if not blocks or passes + gallery > limit:
+            blocks.append([])
+            passes = 0
+        blocks[-1].append(number)
+        passes += gallery
+    return tuple(tuple(block) for block in blocks)
+
+
+def _size(count: int) -> str:
+    unit, shown = "bytes", f"{count:,}"
+    for power, name in enumerate(("kB", "MB", "GB", "TB"), start=1):
+        if count >= 1000**power:
+            unit, shown = name, f"{count / 1000**power:,.1f}"
+    return f"{shown} {unit}"

@@ -1,0 +1,172 @@
+"""Training GiVE: adapters and OID head around a frozen backbone.
+
+Each row of a batch is an image with an object in it and one that it lacks; the image is encoded
+under both instructions. Letters: M rows, S image side, T text tokens, W text width, E embedding
+width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array
+
+from perception_jax.data.records import Record, Source
+from perception_jax.nn.variables import AdapterParam
+from perception_jax.ops.image import normalise
+from perception_jax.ops.losses import unit
+from perception_jax.systems.give.adapter import Instruction
+from perception_jax.systems.give.backbone import LoadedBackbone, build_backbone, leaves_in_give
+from perception_jax.systems.give.encode import Encoder, InstructionConfig
+from perception_jax.systems.give.losses import LossConfig, Rows, all_losses
+from perception_jax.systems.give.model import SHARDINGS, Give, GiveConfig
+from perception_jax.systems.give.training_data import TrainingData
+from perception_jax.train.task import Batch, Evaluator, Metrics
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GiveTaskConfig:
+    """Attributes:
+    model: where the adapters are and what they are like.
+    losses: weights of the three.
+    instruction: how adapters are told what to look for.
+    batch_size: rows of the global batch; each is two images to encode.
+    workers: data-loading processes; 0 loads in threads.
+    remat: recompute activations in the backward pass.
+    share: compute what comes before the first adapter once for both encodings of a row.
+    """
+
+    model: GiveConfig = dataclasses.field(default_factory=GiveConfig)
+    losses: LossConfig = dataclasses.field(default_factory=LossConfig)
+    instruction: InstructionConfig = dataclasses.field(default_factory=InstructionConfig)
+    batch_size: int
+    workers: int = 0
+    remat: bool = False
+    share: bool = True
+
+
+class GiveTask:
+    """Trains what `AdapterParam` marks; everything else stays as the backbone has it."""
+
+    trainable = AdapterParam
+    shardings = SHARDINGS
+
+    def __init__(
+        self,
+        config: GiveTaskConfig,
+        backbone: LoadedBackbone,
+        data: TrainingData,
+        *,
+        evaluators: Mapping[str, Evaluator] | None = None,
+    ):
+        self.config = config
+        self.backbone = backbone
+        self.data = data
+        self.encoder = Encoder(backbone.processor, config.instruction)
+        self._evaluators = dict(evaluators or {})
+
+    def init(self, key: jax.Array) -> Give:
+        """A Give around a fresh backbone; `pretrained` then fills the backbone."""
+        rngs = nnx.Rngs(params=key)
+        backbone = build_backbone(self.backbone.config, rngs=rngs)
+        return Give(self.config.model, backbone, rngs=rngs)
+
+    def pretrained(self, params: Mapping[str, Any]) -> Mapping[str, jax.Array]:
+        """The backbone's own leaves."""
+        return leaves_in_give(self.backbone.model)
+
+    def loss(self, model: Give, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        """The weighted sum of OITC, OIIC and OID, each of them, and how well OID decides."""
+        del key  # no dropout
+        dtype = model.backbone.logit_scale.dtype
+        image = self.backbone.processor.image
+        pixels = normalise(batch["pixels"], image.mean, image.std, dtype)
+        present, absent = self._encode(model, pixels, batch)
+        text = unit(model.backbone.text(batch["ids"], dtype=dtype).embedding)
+        found = all_losses(
+            self.config.losses,
+            Rows(image=batch["image"], kind=batch["kind"], caption=batch["caption"]),
+            present=present.embedding,
+            absent=absent.embedding,
+            text=jax.lax.stop_gradient(text),
+            present_logit=present.logit,
+            absent_logit=absent.logit,
+            scale=jnp.exp(model.backbone.logit_scale[...].astype(jnp.float32)),
+        )
+        decided = jnp.concatenate([present.logit > 0, absent.logit < 0])
+        return found.total, {
+            "oitc": found.oitc,
+            "oiic": found.oiic,
+            "oid": found.oid,
+            "oid_accuracy": jnp.mean(decided, dtype=jnp.float32),
+            "cosine_present": _mean_cosine(present, batch["told"]),
+            "cosine_absent": _mean_cosine(absent, batch["told_absent"]),
+        }
+
+    def source(self) -> Source:
+        """The rows of all batches."""
+        return self.data.source()
+
+    def transform(self, record: Record, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """What the model sees of a row, its instructions as numbers."""
+        return self.data.transform(record, rng)
+
+    def datasets(self) -> Mapping[str, Iterable[Batch]]:
+        """ "train": endless batches of `GroupTransform`'s arrays, and "told" and "told_absent":
+        states, mask and embedding of each row's instructions."""
+        strings = self.data.index.instructions.strings
+        table = _Table(self.encoder.told(self.backbone.model.text, strings))
+        loader = self.data.loader(
+            batch_size=self.config.batch_size, num_workers=self.config.workers
+        )
+        return {"train": loader.map(table)}
+
+    def evaluators(self) -> Mapping[str, Evaluator]:
+        """Those that were given."""
+        return self._evaluators
+
+    def _encode(self, model: Give, pixels: Array, batch: Batch) -> tuple[_Encoded, _Encoded]:
+        """Every image under both of its instructions."""
+        told = jax.tree.map(
+            lambda *rows: jnp.stack(rows, axis=1).reshape(-1, *rows[0].shape[1:]),
+            batch["told"],
+            batch["told_absent"],
+        )
+        told = Instruction(**told, strength=jnp.float32(1.0))
+        repeats = 2
+        if not self.config.share:
+            pixels, repeats = jnp.repeat(pixels, 2, axis=0), 1
+        out = model(pixels, told, repeats=repeats, remat=self.config.remat)
+        return tuple(_Encoded(out.embedding[k::2], out.presence_logit[k::2]) for k in range(2))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Encoded:
+    embedding: Array
+    logit: Array
+
+
+class _Table:
+    """Adds to a batch what its instructions' numbers stand for."""
+
+    def __init__(self, told: Instruction):
+        self._told = {"states": told.states, "mask": told.mask, "embedding": told.embedding}
+
+    def __call__(self, batch: Batch) -> Batch:
+        named = {"told": batch["instruction"], "told_absent": batch["absent_instruction"]}
+        rest = {k: v for k, v in batch.items() if k not in ("instruction", "absent_instruction")}
+        return rest | {
+            name: {part: values[index] for part, values in self._told.items()}
+            for name, index in named.items()
+        }
+
+
+def _mean_cosine(encoded: _Encoded, told: Mapping[str, Array]) -> Array:
+    """With the instruction itself: high for present and absent alike is copying."""
+    return jnp.mean(jnp.sum(encoded.embedding * told["embedding"], axis=1))

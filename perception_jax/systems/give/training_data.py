@@ -1,0 +1,99 @@
+"""The training data of GiVE: the sampler's rows as batches of arrays."""
+
+from __future__ import annotations
+
+import grain
+import numpy as np
+
+from perception_jax.data.loader import make_loader
+from perception_jax.data.processors import ImageProcessor
+from perception_jax.data.records import Record, Source
+from perception_jax.errors import ConfigError
+from perception_jax.systems.give.annotations import index_objects
+from perception_jax.systems.give.held import HeldBatches
+from perception_jax.systems.give.object_index import ObjectIndex
+from perception_jax.systems.give.rows import GroupTransform, Tokenizer
+from perception_jax.systems.give.sampler import BatchPlanner, ClassGroups, GroupConfig
+
+
+class TrainingData:
+    """A source of records, ready to train GiVE on.
+
+    Attributes:
+      index: what the source shows; `index.instructions.strings` are the texts that the batches'
+        "instruction" and "absent_instruction" count.
+      tokenizer: of the captions.
+    """
+
+    def __init__(
+        self,
+        records: Source,
+        config: GroupConfig,
+        *,
+        processor: ImageProcessor,
+        tokenizer: Tokenizer,
+        template: str | None = None,
+        own_instructions: bool = True,
+        hold: bool = False,
+    ):
+        """Indexes the source; see `annotations.index_objects` for `template` and
+        `own_instructions`, and for what it raises.
+
+        Args:
+          hold: process every image once and keep it, for data that fit in memory.
+        """
+        self.tokenizer = tokenizer
+        self.index: ObjectIndex = index_objects(
+            records, processor=processor, template=template, own_instructions=own_instructions
+        )
+        self._planner = BatchPlanner(self.index, config)
+        self._records, self._hold = records, hold
+        self._groups = ClassGroups(records, self._planner)
+        self._transform = GroupTransform(processor=processor, tokenizer=tokenizer)
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Batches with as many rows as the source has usable objects."""
+        return self._planner.batches_per_epoch
+
+    def source(self) -> ClassGroups:
+        """The rows of all batches, in order."""
+        return self._groups
+
+    def transform(self, record: Record, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """What the model sees of a row."""
+        return self._transform(record, rng)
+
+    def loader(
+        self,
+        *,
+        batch_size: int | None = None,
+        num_workers: int = 0,
+        host: tuple[int, int] | None = None,
+    ) -> grain.IterDataset:
+        """This host's part of each batch, without end; see `data.loader.make_loader`.
+
+        Args:
+          batch_size: what the trainer expects, to compare; None does not.
+
+        Raises:
+          ConfigError: the groups make another batch size.
+        """
+        config = self._planner.config
+        if batch_size not in (None, config.batch_size):
+            raise ConfigError(
+                f"batch_size: expected 2 × {config.groups} groups × {config.images} images = "
+                f"{config.batch_size}, found {batch_size}. Change one of them."
+            )
+        if self._hold:
+            held = HeldBatches(self._records, self._planner, self._transform, host=host)
+            return held.dataset()
+        return make_loader(
+            self._groups,
+            self._transform,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            shuffle=False,
+            num_workers=num_workers,
+            host=host,
+        )
