@@ -33,6 +33,8 @@ def blocks(*, groups: int, images: int, heads: int | None = None) -> ml_collecti
     config.losses = ml_collections.ConfigDict(
         {"oitc": 1.0, "oiic": 1.0, "oid": 1.0, "absent_rows": True}
     )
+    # The "plus" profile (see `systems.give.plus`); all off is GiVE as specified.
+    config.plus = ml_collections.ConfigDict({"dense": 0.0, "altered": False, "generic": 0.0})
     # Switches for ablations: whether adapters see an instruction without its padding, or at all.
     config.mask = True
     config.instruction = True
@@ -106,6 +108,7 @@ def task_config(config: ml_collections.ConfigDict):
     from perception_jax.systems.give.encode import InstructionConfig
     from perception_jax.systems.give.losses import LossConfig
     from perception_jax.systems.give.model import GiveConfig
+    from perception_jax.systems.give.plus import PlusConfig
     from perception_jax.systems.give.task import GiveTaskConfig
 
     adapter = AdapterConfig(
@@ -117,6 +120,7 @@ def task_config(config: ml_collections.ConfigDict):
         model=GiveConfig(layers=config.adapter.layers, adapter=adapter),
         losses=LossConfig(**config.losses),
         instruction=InstructionConfig(masked=config.mask, informed=config.instruction),
+        plus=PlusConfig(**config.plus),
         batch_size=config.train.batch_size,
         workers=config.data.workers,
         remat=config.get("remat", False),

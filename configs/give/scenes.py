@@ -49,6 +49,12 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             # objects they show.
             "size": 48 if tiny else 96,
             "objects": (2, 4),
+            # How many different things there are; 0 for all 443.
+            "names": 0,
+            # Shortest and longest side of an object, in sides of the image.
+            "sides": (0.15, 0.7),
+            # Whether half of the captions leave the name out.
+            "unnamed": False,
             # Different scenes; they stay in memory and come again.
             "length": 200 if tiny else 8_000,
             "workers": 0,
@@ -80,7 +86,14 @@ def get_task(config: ml_collections.ConfigDict, loaded=None):
     backbone = load_backbone(config.backbone) if loaded is None else as_backbone(loaded)
     backbone = backbone.at_size(data.size)
     settings = task_config(config)
-    shown = scenes.GiveScenesConfig(canvas=data.size, objects=data.objects)
+    names = scenes.names(data.names)
+    shown = scenes.GiveScenesConfig(
+        canvas=data.size,
+        objects=data.objects,
+        size=data.sides,
+        names=names,
+        unnamed=data.unnamed,
+    )
     training = TrainingData(
         scenes.training_scenes(shown, seed=config.train.seed, length=data.length),
         group_config(config),
@@ -91,7 +104,7 @@ def get_task(config: ml_collections.ConfigDict, loaded=None):
     unseen = evaluation_of(
         scenes.test_scenes(shown, length=asked.scenes, negatives=asked.negatives),
         backbone.processor,
-        classes=scenes.names(),
+        classes=names,
         federated=asked.negatives > 0,
         instruction=settings.instruction,
         config=EvaluationConfig(batch_size=256),

@@ -25,7 +25,7 @@ class TowerOutput:
     Attributes:
       embedding: in the joint space, not normalised; None for a tower without one.
       pooled: the pooled token after the final norm, before any projection.
-      tokens: all tokens; see the tower for whether the final norm has been applied.
+      tokens: all tokens; the tower's `normed_tokens` says whether after the final norm.
       hidden: hidden states asked for by `Taps.hidden`, in layer order.
       attention: attention rows asked for by `Taps.attention`, in layer order.
       pool_attention: of the attention pooling, asked for by `Taps.pool`.

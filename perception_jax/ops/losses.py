@@ -23,6 +23,7 @@ def softmax_contrastive(
     scale: Float[Array, ""],
     *,
     ignore: Bool[Array, "B B"] | None = None,
+    harder: Float[Array, "B K"] | None = None,
 ) -> Float[Array, ""]:
     """CLIP's symmetric cross-entropy (Radford et al., arXiv 2103.00020, figure 3).
 
@@ -31,12 +32,14 @@ def softmax_contrastive(
       scale: inverse temperature, already exponentiated.
       ignore: (image, text) pairs that are neither positive nor negative, e.g. equal texts; they
         leave the denominator. The diagonal is never ignored.
+      harder: cosines of each image with further texts that are not its own; -inf for none.
     """
     logits = scale * _similarity(image, text)
     if ignore is not None:
         logits = jnp.where(_off_diagonal(ignore), -jnp.inf, logits)
     own = jnp.diagonal(logits)
-    to_text = jax.nn.logsumexp(logits, axis=1) - own
+    rows = logits if harder is None else jnp.concatenate([logits, scale * harder], axis=1)
+    to_text = jax.nn.logsumexp(rows, axis=1) - own
     to_image = jax.nn.logsumexp(logits, axis=0) - own
     return 0.5 * (jnp.mean(to_text) + jnp.mean(to_image))
 

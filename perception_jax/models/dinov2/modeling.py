@@ -26,6 +26,8 @@ from perception_jax.nn.transformer import Block
 class Dinov2(nnx.Module):
     """Pixels to tokens; the embedding is the class token after the final norm."""
 
+    normed_tokens = True
+
     def __init__(self, config: Dinov2Config, *, rngs: nnx.Rngs):
         width = config.width
         self.position_offset = config.position_offset

@@ -30,6 +30,7 @@ class VisionTower(nnx.Module):
     """Pixels to tokens and a joint embedding."""
 
     prefix = 1
+    normed_tokens = True
 
     def __init__(self, config: EvaVisionConfig, embed_dim: int, *, rngs: nnx.Rngs):
         width = config.width

@@ -28,6 +28,7 @@ class VisionTower(nnx.Module):
     """Pixels to tokens and a joint embedding."""
 
     prefix = 0
+    normed_tokens = True
 
     def __init__(self, config: SiglipVisionConfig, *, rngs: nnx.Rngs):
         width = config.width

@@ -58,6 +58,7 @@ def table(
     layers: Sequence[int],
     *,
     joint: bool,
+    dense: bool,
     renames: Sequence[tuple[str, str]] = (),
 ) -> RuleTable:
     """Names of all that trains, adapters numbered by their block.
@@ -65,6 +66,7 @@ def table(
     Args:
       layers: the blocks with an adapter, ascending.
       joint: whether the backbone has a joint space of its own.
+      dense: whether there is a head for places.
       renames: as of `load_give`.
     """
     rules = (
@@ -72,6 +74,7 @@ def table(
         *linear("oid_head.fc1", "oid_head/fc1"),
         *linear("oid_head.fc2", "oid_head/fc2"),
         *(() if joint else linear("visual_proj", "visual_proj", bias=False)),
+        *(linear("dense_head", "dense_head") if dense else ()),
     )
     # A stack is numbered 0, 1, 2, …: no number is larger than its block's, so that in this order
     # none is renamed twice.
@@ -94,7 +97,12 @@ def save_give(
       CheckpointError: the file cannot be written.
     """
     blocks = give.backbone.vision.blocks
-    names = table(blocks.inserts.config, blocks.layers, joint=give.visual_proj is None)
+    names = table(
+        blocks.inserts.config,
+        blocks.layers,
+        joint=give.visual_proj is None,
+        dense=give.dense_head is not None,
+    )
     tensors = [
         dataclasses.replace(tensor, name=_by_block(tensor.name, blocks.layers))
         for tensor in export_params(names, trained_leaves(give))
@@ -137,7 +145,13 @@ def load_give(
         )
     )
     abstract = trained_leaves(give)
-    names = table(config.adapter, config.layers, joint=give.visual_proj is None, renames=renames)
+    names = table(
+        config.adapter,
+        config.layers,
+        joint=give.visual_proj is None,
+        dense=config.dense,
+        renames=renames,
+    )
     placed = None if mesh is None else make_shardings(abstract, SHARDINGS, mesh)
     trained = load_params(names, file, abstract, shardings=placed).params
     return unflatten(give, leaves_in_give(backbone.model) | trained)
@@ -164,6 +178,7 @@ def read_config(
         raise CheckpointError(f"Expected a number as {HEADS_KEY} in {file.path}, found {stored!r}.")
     return GiveConfig(
         layers=tuple(sorted(numbers)),
+        dense=any(name.startswith("dense_head.") for name in names),
         adapter=AdapterConfig(
             heads=heads if stored is None else int(stored),
             gate="tanh" if any(name.endswith(".gate") for name in names) else "none",

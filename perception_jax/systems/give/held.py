@@ -15,7 +15,7 @@ import numpy as np
 
 from perception_jax.data import images, workers
 from perception_jax.data.records import Source
-from perception_jax.systems.give.rows import NUMBERS, GroupTransform
+from perception_jax.systems.give.rows import NUMBERS, GroupTransform, mirrored, model_boxes
 from perception_jax.systems.give.sampler import BATCHES, BatchPlanner
 
 
@@ -41,30 +41,33 @@ class HeldBatches:
         self._planner = planner
         self._host, self._hosts = host or (jax.process_index(), jax.process_count())
 
-        def read(index: int) -> tuple[str, np.ndarray]:
+        def read(index: int) -> tuple[str, np.ndarray, np.ndarray]:
             record = source[index]
-            decoded = images.decode(record.image, name=record.id)
-            return record.id, transform.processor(decoded).pixels
+            shown = transform.processor(images.decode(record.image, name=record.id))
+            return record.id, shown.pixels, model_boxes(record, shown)
 
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            found = list(pool.map(read, range(len(source))))
-        self._ids = np.array([name for name, _ in found])
-        self._pixels = np.stack([pixels for _, pixels in found])
-        tokens = transform.tokenizer(list(planner.index.captions))
-        self._tokens = {"ids": tokens.ids, "mask": tokens.mask}
+            names, pixels, boxes = zip(*pool.map(read, range(len(source))), strict=True)
+        self._ids, self._pixels = np.array(names), np.stack(pixels)
+        self._size = transform.processor.size
+        self._boxes = np.concatenate(boxes)
+        self._first_box = np.cumsum([0, *map(len, boxes)])[:-1]
+        self._texts = transform.texts(planner.index.captions)
 
     def __call__(self, batch: int) -> dict[str, np.ndarray]:
         """This host's rows of a batch: the arrays of `GroupTransform`, and "id"."""
         plan = self._planner.plan(*divmod(int(batch), self._planner.batches_per_epoch))
         own = slice(self._host, None, self._hosts)
-        image, mirrored = plan.image[own], plan.flip[own]
+        image, flip = plan.image[own], plan.flip[own]
         pixels = self._pixels[image]
-        pixels[mirrored] = pixels[mirrored, :, ::-1]
+        pixels[flip] = pixels[flip, :, ::-1]
+        boxes = self._boxes[self._first_box[image] + plan.object[own]]
         caption = plan.caption[own]
         return {
             "pixels": pixels,
             **{name: getattr(plan, name)[own] for name in NUMBERS},
-            **{name: values[caption] for name, values in self._tokens.items()},
+            "box": mirrored(boxes, self._size, flip),
+            **{name: values[caption] for name, values in self._texts.items()},
             "id": self._ids[image],
         }
 

@@ -69,6 +69,7 @@ def all_losses(
     present_logit: Float[Array, " M"],
     absent_logit: Float[Array, " M"],
     scale: Float[Array, ""],
+    harder: Float[Array, "M K"] | None = None,
 ) -> Losses:
     """The weighted sum and each loss.
 
@@ -77,8 +78,9 @@ def all_losses(
       text: unit embeddings of the captions.
       present_logit, absent_logit: presence logits of the two.
       scale: inverse temperature of OITC, already exponentiated.
+      harder: cosines of OITC's images with further wrong captions; see `softmax_contrastive`.
     """
-    first = oitc(present, text, scale, rows)
+    first = oitc(present, text, scale, rows, harder)
     second = oiic(present, rows, absent if config.absent_rows else None)
     third = oid(present_logit, absent_logit)
     total = config.oitc * first + config.oiic * second + config.oid * third
@@ -90,9 +92,10 @@ def oitc(
     text: Float[Array, "M D"],
     scale: Float[Array, ""],
     rows: Rows,
+    harder: Float[Array, "M K"] | None = None,
 ) -> Float[Array, ""]:
     """Object-focused image-text contrast: symmetric InfoNCE of steered images and captions."""
-    return softmax_contrastive(image, text, scale, ignore=same_meaning(rows))
+    return softmax_contrastive(image, text, scale, ignore=same_meaning(rows), harder=harder)
 
 
 def same_meaning(rows: Rows) -> Bool[Array, "M M"]:

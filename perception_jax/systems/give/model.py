@@ -2,7 +2,7 @@
 
 The modules and their purpose are the paper's (arXiv 2410.20109); placement, shapes and the head are
 this library's resolution. Letters: B batch, H W image, T text tokens, N image tokens, D image
-width, E embedding width, M rows (instructions of a batch of images).
+width, E embedding width, M rows (instructions of a batch of images), P patches.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SHARDINGS = (
     (r"inserts/(fc1|to_[qkv])/kernel$", P(None, "fsdp", "tensor")),
     (r"inserts/(fc2|to_out)/kernel$", P(None, "tensor", "fsdp")),
     (r"inserts/.*$", P()),
-    (r"^(oid_head|visual_proj)/.*$", P()),
+    (r"^(oid_head|visual_proj|dense_head)/.*$", P()),
     *models.SHARDINGS,
 )
 """How parameters lie on a mesh; adapters as the blocks that they are in."""
@@ -50,10 +50,13 @@ class GiveConfig:
       with the last block among them (all blocks where there are fewer), "all", "first half",
       "last half".
     adapter: what all of them share.
+    dense: whether there is a head that says of each patch whether it shows the named object (the
+      "plus" profile).
     """
 
     layers: tuple[int, ...] | str = "spread"
     adapter: AdapterConfig = dataclasses.field(default_factory=AdapterConfig)
+    dense: bool = False
 
     def placed(self, depth: int) -> tuple[int, ...]:
         """The blocks with an adapter in a tower of `depth` blocks.
@@ -81,11 +84,14 @@ class GiveOutput:
     embedding: unit vectors in the joint space of images and texts, float32.
     presence_logit: whether the named object is in the image (> 0: yes), float32; None without an
       instruction.
+    place_logits: whether each patch shows the named object, float32; None without an instruction
+      or without the head for it.
     """
 
     tower: TowerOutput
     embedding: Float[Array, "M E"]
     presence_logit: Float[Array, " M"] | None
+    place_logits: Float[Array, "M P"] | None
 
 
 class OidHead(nnx.Module):
@@ -124,6 +130,8 @@ class Give(nnx.Module):
         self.backbone = backbone
         self.oid_head = OidHead(width, embed_dim, rngs=rngs)
         self.visual_proj = None if is_joint(backbone) else _projection(width, embed_dim, rngs)
+        # Zero at first: every patch says "perhaps".
+        self.dense_head = linear(width, 1, zero=True, rngs=rngs) if config.dense else None
 
     def __call__(
         self,
@@ -148,10 +156,18 @@ class Give(nnx.Module):
             context = stack.Context(given=instruction, repeats=repeats)
         tower = self.backbone.vision(pixels, taps=taps, context=context, depth=depth, remat=remat)
         joint = tower.embedding if self.visual_proj is None else self.visual_proj(tower.pooled)
-        present = None
+        present = places = None
         if instruction is not None:
             present = self.oid_head(tower.pooled, instruction.embedding)
-        return GiveOutput(tower=tower, embedding=unit(joint), presence_logit=present)
+            places = None if self.dense_head is None else self._places(tower)
+        return GiveOutput(
+            tower=tower, embedding=unit(joint), presence_logit=present, place_logits=places
+        )
+
+    def _places(self, tower: TowerOutput) -> Float[Array, "M P"]:
+        vision = self.backbone.vision
+        patches = tower.patches if vision.normed_tokens else vision.norm_post(tower.patches)
+        return self.dense_head(patches)[..., 0].astype(jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True)

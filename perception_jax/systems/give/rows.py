@@ -6,14 +6,17 @@ Letters: S the model's side, T text tokens.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Bool, Float32
 
 from perception_jax.data import images
-from perception_jax.data.processors import ImageProcessor
+from perception_jax.data.processors import ImageProcessor, ProcessedImage
 from perception_jax.data.records import Record
 from perception_jax.data.siglip_tokenizer import SiglipTokenizer
 from perception_jax.data.tokenizers import ClipTokenizer
+from perception_jax.systems.give.altered import altered
 from perception_jax.systems.give.sampler import Row
 
 Tokenizer = ClipTokenizer | SiglipTokenizer
@@ -29,7 +32,10 @@ class GroupTransform:
     - "pixels": uint8[S, S, 3], mirrored if the row says so;
     - "image", "kind", "absent", "caption": numbers of the row, int32; equal ones mean the same;
     - "ids" (int32[T]), "mask" (bool[T]): the caption's tokens;
-    - "instruction", "absent_instruction": places in `ObjectIndex.instructions.strings`, int32.
+    - "instruction", "absent_instruction": places in `ObjectIndex.instructions.strings`, int32;
+    - "box": float32[4], the object's box in the model's image, xyxy; zeros where there is none;
+    - "altered_ids", "altered": the caption's tokens with one attribute changed, and whether there
+      is such a one.
     """
 
     processor: ImageProcessor
@@ -43,11 +49,38 @@ class GroupTransform:
         """
         del rng  # the plan of the batch has decided everything
         row: Row = record.extras["row"]
-        pixels = self.processor(images.decode(record.image, name=record.id)).pixels
-        tokens = self.tokenizer([row.text])
+        shown = self.processor(images.decode(record.image, name=record.id))
         return {
-            "pixels": np.ascontiguousarray(pixels[:, ::-1]) if row.flip else pixels,
+            "pixels": np.ascontiguousarray(shown.pixels[:, ::-1]) if row.flip else shown.pixels,
             **{name: np.array(getattr(row, name), np.int32) for name in NUMBERS},
-            "ids": tokens.ids[0],
-            "mask": tokens.mask[0],
+            "box": mirrored(model_boxes(record, shown)[row.object], self.processor.size, row.flip),
+            **{name: rows[0] for name, rows in self.texts([row.text]).items()},
         }
+
+    def texts(self, captions: Sequence[str]) -> dict[str, np.ndarray]:
+        """The arrays of captions, one row each."""
+        other = [altered(caption) for caption in captions]
+        tokens, changed = self.tokenizer(list(captions)), self.tokenizer(other)
+        return {
+            "ids": tokens.ids,
+            "mask": tokens.mask,
+            "altered_ids": changed.ids,
+            "altered": np.array([bool(text) for text in other]),
+        }
+
+
+def model_boxes(record: Record, shown: ProcessedImage) -> Float32[np.ndarray, "n 4"]:
+    """Boxes of a record's objects in the model's image; zeros for those without one."""
+    given = [one.box or (0.0,) * 4 for one in record.objects]
+    boxes = np.array(given, np.float64).reshape(-1, 4)
+    return np.asarray(shown.geometry.clip(shown.geometry.boxes(boxes)), np.float32)
+
+
+def mirrored(
+    boxes: Float32[np.ndarray, "*N 4"], size: int, flip: bool | Bool[np.ndarray, "*N"]
+) -> Float32[np.ndarray, "*N 4"]:
+    """Boxes after left and right of an image of that size were exchanged, where `flip` is True."""
+    other = np.stack(
+        [size - boxes[..., 2], boxes[..., 1], size - boxes[..., 0], boxes[..., 3]], axis=-1
+    )
+    return np.where(np.asarray(flip)[..., None], other, boxes).astype(np.float32)

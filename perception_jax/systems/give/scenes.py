@@ -23,23 +23,27 @@ class GiveScenesConfig:
     canvas: side in pixels.
     objects: fewest and most of a scene.
     size: shortest and longest side of an object, in canvas sides.
+    names: of what is shown; () for everything that trains.
+    unnamed: whether half of the captions leave the name out.
     """
 
     canvas: int = 64
     objects: tuple[int, int] = (2, 4)
     size: tuple[float, float] = (0.15, 0.7)
+    names: tuple[str, ...] = ()
+    unnamed: bool = False
 
 
 class GiveScenes:
     """Records of scenes with what GiVE asks for.
 
-    `extras` holds "captions" (of each object, with its name), "unnamed" (the same without it),
-    "size" and "not_exhaustive": of the kin of what is shown nothing is claimed. `absent` has
-    `negatives` random names of things that are not there; with 0 everything else is absent.
+    `extras` holds "captions" (of each object, with its name or in both ways), "size" and
+    "not_exhaustive": of the kin of what is shown nothing is claimed. `absent` has `negatives`
+    random names of things that are not there; with 0 everything else is absent.
     """
 
-    def __init__(self, scenes: ScenesSource, *, negatives: int = 0):
-        self._scenes, self._negatives = scenes, negatives
+    def __init__(self, scenes: ScenesSource, *, negatives: int = 0, unnamed: bool = False):
+        self._scenes, self._negatives, self._unnamed = scenes, negatives, unnamed
         self._names = tuple(concept.name for concept in scenes.config.vocabulary())
 
     def __len__(self) -> int:
@@ -49,15 +53,14 @@ class GiveScenes:
         record = self._scenes[index]
         shown = {item.name for item in record.objects}
         kin = {other.name for name in shown for other in kin_of(by_name(name))}
-        named, unnamed = zip(*record.extras["object_captions"], strict=True)
+        captions = record.extras["object_captions"]
         height, width = record.image.shape[:2]
         return dataclasses.replace(
             record,
             objects=tuple(dataclasses.replace(item, mask=None) for item in record.objects),
             absent=self._absent(index, kin),
             extras={
-                "captions": tuple((text,) for text in named),
-                "unnamed": unnamed,
+                "captions": captions if self._unnamed else tuple((c[0],) for c in captions),
                 "size": (width, height),
                 "not_exhaustive": tuple(sorted(kin - shown)),
             },
@@ -74,7 +77,8 @@ class GiveScenes:
 
 def training_scenes(config: GiveScenesConfig, *, seed: int, length: int) -> Source:
     """Four artists' drawings, each scene rendered once per process and kept."""
-    return InMemory(GiveScenes(_scenes(config, "train", seed, length)), keep=KEPT)
+    scenes = _scenes(config, "train", seed, length)
+    return InMemory(GiveScenes(scenes, unnamed=config.unnamed), keep=KEPT)
 
 
 def test_scenes(config: GiveScenesConfig, *, length: int, negatives: int) -> Source:
@@ -83,9 +87,11 @@ def test_scenes(config: GiveScenesConfig, *, length: int, negatives: int) -> Sou
     return InMemory(GiveScenes(scenes, negatives=negatives), keep=KEPT)
 
 
-def names() -> tuple[str, ...]:
-    """What trains and is evaluated."""
-    return tuple(concept.name for concept in concepts(held_out=False))
+def names(count: int = 0) -> tuple[str, ...]:
+    """Names that train: `count` of them spread over the whole table, or all if 0."""
+    known = tuple(concept.name for concept in concepts(held_out=False))
+    count = min(count, len(known)) or len(known)
+    return tuple(known[k * len(known) // count] for k in range(count))
 
 
 def _scenes(config: GiveScenesConfig, split: str, seed: int, length: int) -> ScenesSource:
@@ -94,6 +100,7 @@ def _scenes(config: GiveScenesConfig, split: str, seed: int, length: int) -> Sce
         split=split,
         count=config.objects,
         size=config.size,
+        names=config.names,
         repeat=0.0,
         text=0.0,
         language="all",

@@ -23,9 +23,16 @@ from perception_jax.ops.image import normalise
 from perception_jax.ops.losses import unit
 from perception_jax.systems.give.adapter import Instruction
 from perception_jax.systems.give.backbone import LoadedBackbone, build_backbone, leaves_in_give
-from perception_jax.systems.give.encode import Encoder, InstructionConfig
+from perception_jax.systems.give.encode import GENERIC, Encoder, InstructionConfig
 from perception_jax.systems.give.losses import LossConfig, Rows, all_losses
 from perception_jax.systems.give.model import SHARDINGS, Give, GiveConfig
+from perception_jax.systems.give.plus import (
+    GENERIC_EVERY,
+    PlusConfig,
+    coverage,
+    dense_loss,
+    generic_loss,
+)
 from perception_jax.systems.give.training_data import TrainingData
 from perception_jax.train.task import Batch, Evaluator, Metrics
 
@@ -39,12 +46,14 @@ class GiveTaskConfig:
     batch_size: rows of the global batch; each is two images to encode.
     workers: data-loading processes; 0 loads in threads.
     remat: recompute activations in the backward pass.
+    plus: further losses, none by default.
     share: compute what comes before the first adapter once for both encodings of a row.
     """
 
     model: GiveConfig = dataclasses.field(default_factory=GiveConfig)
     losses: LossConfig = dataclasses.field(default_factory=LossConfig)
     instruction: InstructionConfig = dataclasses.field(default_factory=InstructionConfig)
+    plus: PlusConfig = dataclasses.field(default_factory=PlusConfig)
     batch_size: int
     workers: int = 0
     remat: bool = False
@@ -70,12 +79,15 @@ class GiveTask:
         self.data = data
         self.encoder = Encoder(backbone.processor, config.instruction)
         self._evaluators = dict(evaluators or {})
+        told = self.encoder.told(backbone.model.text, [GENERIC]) if config.plus.generic else None
+        self._generic = None if told is None else as_arrays(told)
 
     def init(self, key: jax.Array) -> Give:
         """A Give around a fresh backbone; `pretrained` then fills the backbone."""
         rngs = nnx.Rngs(params=key)
         backbone = build_backbone(self.backbone.config, rngs=rngs)
-        return Give(self.config.model, backbone, rngs=rngs)
+        model = dataclasses.replace(self.config.model, dense=self.config.plus.dense > 0)
+        return Give(model, backbone, rngs=rngs)
 
     def pretrained(self, params: Mapping[str, Any]) -> Mapping[str, jax.Array]:
         """The backbone's own leaves."""
@@ -98,9 +110,12 @@ class GiveTask:
             present_logit=present.logit,
             absent_logit=absent.logit,
             scale=jnp.exp(model.backbone.logit_scale[...].astype(jnp.float32)),
+            harder=self._harder(model, present, batch, dtype),
         )
+        more, further = self._plus(model, pixels, present, absent, batch)
         decided = jnp.concatenate([present.logit > 0, absent.logit < 0])
-        return found.total, {
+        return found.total + more, {
+            **further,
             "oitc": found.oitc,
             "oiic": found.oiic,
             "oid": found.oid,
@@ -143,20 +158,61 @@ class GiveTask:
         if not self.config.share:
             pixels, repeats = jnp.repeat(pixels, 2, axis=0), 1
         out = model(pixels, told, repeats=repeats, remat=self.config.remat)
-        return tuple(_Encoded(out.embedding[k::2], out.presence_logit[k::2]) for k in range(2))
+        grid = out.tower.grid
+        places = (None, None) if out.place_logits is None else _pair(out.place_logits)
+        return tuple(
+            _Encoded(*rows, grid)
+            for rows in zip(_pair(out.embedding), _pair(out.presence_logit), places, strict=True)
+        )
+
+    def _harder(
+        self, model: Give, present: _Encoded, batch: Batch, dtype: jnp.dtype
+    ) -> Array | None:
+        """Cosine of each image with its caption's altered form."""
+        if not self.config.plus.altered:
+            return None
+        text = unit(model.backbone.text(batch["altered_ids"], dtype=dtype).embedding)
+        cosine = jnp.sum(present.embedding * jax.lax.stop_gradient(text), axis=1, keepdims=True)
+        return jnp.where(batch["altered"][:, None], cosine, -jnp.inf)
+
+    def _plus(
+        self, model: Give, pixels: Array, present: _Encoded, absent: _Encoded, batch: Batch
+    ) -> tuple[Array, Metrics]:
+        """The further losses, weighted, and each of them."""
+        plus, metrics, total = self.config.plus, {}, jnp.float32(0.0)
+        if plus.dense:
+            covered = coverage(batch["box"], present.grid, pixels.shape[1])
+            metrics["dense"] = dense_loss(present.places, absent.places, covered)
+            total += plus.dense * metrics["dense"]
+        if plus.generic:
+            some = pixels[::GENERIC_EVERY]
+            told = jax.tree.map(
+                lambda x: jnp.broadcast_to(x, (len(some), *x.shape[1:])), self._generic
+            )
+            steered = model(some, Instruction(**told, strength=jnp.float32(1.0))).embedding
+            metrics["generic"] = generic_loss(steered, model(some).embedding)
+            total += plus.generic * metrics["generic"]
+        return total, metrics
 
 
 @dataclasses.dataclass(frozen=True)
 class _Encoded:
     embedding: Array
     logit: Array
+    places: Array | None
+    grid: tuple[int, int]
+
+
+def _pair(rows: Array) -> tuple[Array, Array]:
+    """What belongs to the present and to the absent instruction of each row."""
+    return rows[0::2], rows[1::2]
 
 
 class _Table:
     """Adds to a batch what its instructions' numbers stand for."""
 
     def __init__(self, told: Instruction):
-        self._told = {"states": told.states, "mask": told.mask, "embedding": told.embedding}
+        self._told = as_arrays(told)
 
     def __call__(self, batch: Batch) -> Batch:
         named = {"told": batch["instruction"], "told_absent": batch["absent_instruction"]}
@@ -165,6 +221,11 @@ class _Table:
             name: {part: values[index] for part, values in self._told.items()}
             for name, index in named.items()
         }
+
+
+def as_arrays(told: Instruction) -> dict[str, Array | np.ndarray]:
+    """The parts of instructions that have rows."""
+    return {"states": told.states, "mask": told.mask, "embedding": told.embedding}
 
 
 def _mean_cosine(encoded: _Encoded, told: Mapping[str, Array]) -> Array:
