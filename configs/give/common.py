@@ -174,8 +174,37 @@ def get_task(config: ml_collections.ConfigDict, loaded=None):
     return GiveTask(settings, backbone, training, evaluators=evaluators)
 
 
-def finish(config: ml_collections.ConfigDict, task, model, workdir: pathlib.Path) -> None:
-    """After training: the adapters as `workdir/give.safetensors`."""
-    from perception_jax.systems.give.checkpoint import save_give
+def report(config: ml_collections.ConfigDict, task, model, folder: pathlib.Path) -> None:
+    """Evaluates and writes `results.json` and `report.html` into `folder`.
 
-    save_give(workdir / "give.safetensors", model, backbone=config.backbone)
+    The pictures are of the records of `config.data.test`; without them there are none.
+    """
+    from perception_jax.systems.give import conclude
+
+    conclude.report(
+        task,
+        model,
+        folder,
+        config=config.to_dict(),
+        title=f"GiVE on {config.backbone}",
+        measured_on="images that were not trained on",
+        records=test_records(config),
+    )
+
+
+def finish(config: ml_collections.ConfigDict, task, model, workdir: pathlib.Path) -> None:
+    """After training: the adapters as `workdir/give.safetensors`, with their backbone as the folder
+    `workdir/hf`, and the report."""
+    from perception_jax.systems.give import conclude
+
+    conclude.save(task, model, workdir)
+    report(config, task, model, workdir)
+
+
+def test_records(config: ml_collections.ConfigDict):
+    """The source of `config.data.test`, or None."""
+    from perception_jax.data.sources import open_source
+
+    path = config.data.get("test")
+    options = {"images": config.data.images} if path and config.data.images else {}
+    return open_source(path, **options) if path else None

@@ -4,18 +4,19 @@
 
 Images of four artists with two to four objects each; measured on the fifth artist's drawings,
 beside the same CLIP without instructions. `:runlocal` is the same in a few steps;
-`:ablation=NAME` changes what `systems.give.ablations` says.
+`:ablation=NAME` changes what `systems.give.ablations` says, `:plus` adds the losses of
+`systems.give.plus`.
 """
 
 from __future__ import annotations
 
+import pathlib
+
 import ml_collections
 
 from configs.common import parse_arg, trainer
-from configs.give.common import RULES, blocks, finish, group_config, task_config
+from configs.give.common import RULES, blocks, group_config, task_config
 from perception_jax.systems.give.ablations import ablation
-
-__all__ = ["finish", "get_config", "get_task"]
 
 OPTIM = {
     # AdamW, with which GiVE trains elsewhere, sits several times longer on the plateau here.
@@ -29,7 +30,7 @@ OPTIM = {
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """The recipe of the shipped adapters; `runlocal` shrinks everything."""
-    chosen = parse_arg(arg, runlocal=False, ablation="full")
+    chosen = parse_arg(arg, runlocal=False, ablation="full", plus=False)
     tiny = chosen.runlocal
     groups, images = (4, 2) if tiny else (16, 6)
     # Adapters' heads are as wide as the backbone's: 64 would be two and a half of its 160.
@@ -64,6 +65,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.evaluation = ml_collections.ConfigDict(
         {"scenes": 12 if tiny else 400, "negatives": 5 if tiny else 30}
     )
+    if chosen.plus:
+        config.plus.update({"dense": 1.0, "altered": True, "generic": 1.0})
+        config.data.unnamed = True
     for path, value in ablation(chosen.ablation).overrides.items():
         config.update_from_flattened_dict({path: value})
     return config
@@ -86,28 +90,64 @@ def get_task(config: ml_collections.ConfigDict, loaded=None):
     backbone = load_backbone(config.backbone) if loaded is None else as_backbone(loaded)
     backbone = backbone.at_size(data.size)
     settings = task_config(config)
-    names = scenes.names(data.names)
-    shown = scenes.GiveScenesConfig(
-        canvas=data.size,
-        objects=data.objects,
-        size=data.sides,
-        names=names,
-        unnamed=data.unnamed,
-    )
     training = TrainingData(
-        scenes.training_scenes(shown, seed=config.train.seed, length=data.length),
+        scenes.training_scenes(_shown(config), seed=config.train.seed, length=data.length),
         group_config(config),
         processor=backbone.processor.image,
         tokenizer=backbone.processor.tokenizer,
         hold=True,
     )
     unseen = evaluation_of(
-        scenes.test_scenes(shown, length=asked.scenes, negatives=asked.negatives),
+        _test_scenes(config),
         backbone.processor,
-        classes=names,
+        classes=scenes.names(data.names),
         federated=asked.negatives > 0,
         instruction=settings.instruction,
         config=EvaluationConfig(batch_size=256),
         in_memory=True,
     )
     return GiveTask(settings, backbone, training, evaluators={"unseen": unseen})
+
+
+def report(config: ml_collections.ConfigDict, task, model, folder: pathlib.Path) -> None:
+    """Evaluates and writes `results.json` and `report.html` into `folder`."""
+    from perception_jax.systems.give import conclude
+
+    conclude.report(
+        task,
+        model,
+        folder,
+        config=config.to_dict(),
+        title="A small CLIP, told where to look",
+        measured_on="drawings of an artist that never trained",
+        records=_test_scenes(config),
+    )
+
+
+def finish(config: ml_collections.ConfigDict, task, model, workdir: pathlib.Path) -> None:
+    """After training: the adapters as `workdir/give.safetensors`, with their backbone as the folder
+    `workdir/hf`, and the report."""
+    from perception_jax.systems.give import conclude
+
+    conclude.save(task, model, workdir)
+    report(config, task, model, workdir)
+
+
+def _shown(config: ml_collections.ConfigDict):
+    from perception_jax.systems.give import scenes
+
+    data = config.data
+    return scenes.GiveScenesConfig(
+        canvas=data.size,
+        objects=data.objects,
+        size=data.sides,
+        names=scenes.names(data.names),
+        unnamed=data.unnamed,
+    )
+
+
+def _test_scenes(config: ml_collections.ConfigDict):
+    from perception_jax.systems.give import scenes
+
+    asked = config.evaluation
+    return scenes.test_scenes(_shown(config), length=asked.scenes, negatives=asked.negatives)

@@ -17,7 +17,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from perception_jax import api
-from perception_jax.data.processors import Mode
+from perception_jax.data.processors import ImageProcessor, Mode
 from perception_jax.data.tokenizers import ClipTokenizer
 from perception_jax.errors import ConfigError
 from perception_jax.interop.load import load_params
@@ -29,9 +29,18 @@ from perception_jax.models.dinov2.modeling import Dinov2
 from perception_jax.models.params import flatten, unflatten
 from perception_jax.models.registry import architecture_of
 from perception_jax.models.shardings import SHARDINGS
+from perception_jax.models.siglip.config import SiglipConfig
 from perception_jax.nn.text_tower import TextConfig, TextTower
 from perception_jax.shard.rules import shardings as make_shardings
 
+PUBLISHED = {
+    "openai/clip-vit-base-patch32": ClipConfig.vit_b32,
+    "openai/clip-vit-base-patch16": ClipConfig.vit_b16,
+    "openai/clip-vit-large-patch14": ClipConfig.vit_l14,
+    "openai/clip-vit-large-patch14-336": ClipConfig.vit_l14_336,
+    "google/siglip-so400m-patch14-384": SiglipConfig.so400m_384,
+}
+"""Configurations by hub id."""
 TEXT_SOURCE = "openai/clip-vit-large-patch14"
 """The text tower of a vision-only encoder."""
 
@@ -123,6 +132,25 @@ def as_backbone(loaded: api.Loaded, name: str = "") -> LoadedBackbone:
     return LoadedBackbone(
         name=name, model=loaded.model, config=loaded.config, processor=loaded.processor
     )
+
+
+def published_backbone(name: str) -> LoadedBackbone:
+    """A published backbone by shape alone, without its weights: to compile for before anyone
+    downloads or pays. It has no tokenizer.
+
+    Raises:
+      ConfigError: a name that is not among `PUBLISHED`.
+    """
+    if name not in PUBLISHED:
+        raise ConfigError(f"expected one of {', '.join(PUBLISHED)}, found {name!r}.")
+    config = PUBLISHED[name]()
+    model = nnx.eval_shape(lambda: build_backbone(config, rngs=nnx.Rngs(params=0)))
+    architecture = architecture_of(config)
+    image = ImageProcessor(
+        size=architecture.image_size(config), mean=architecture.mean, std=architecture.std
+    )
+    processor = api.Processor(image=image, tokenizer=None)
+    return LoadedBackbone(name=name, model=model, config=config, processor=processor)
 
 
 def build_backbone(config: Any, *, rngs: nnx.Rngs) -> nnx.Module:

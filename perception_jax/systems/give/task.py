@@ -8,6 +8,7 @@ width.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -70,17 +71,20 @@ class GiveTask:
         self,
         config: GiveTaskConfig,
         backbone: LoadedBackbone,
-        data: TrainingData,
+        data: TrainingData | None,
         *,
         evaluators: Mapping[str, Evaluator] | None = None,
     ):
+        """Args: data: None for a task whose step is compiled but not fed."""
         self.config = config
         self.backbone = backbone
         self.data = data
-        self.encoder = Encoder(backbone.processor, config.instruction)
         self._evaluators = dict(evaluators or {})
-        told = self.encoder.told(backbone.model.text, [GENERIC]) if config.plus.generic else None
-        self._generic = None if told is None else as_arrays(told)
+
+    @functools.cached_property
+    def encoder(self) -> Encoder:
+        """Reads instructions as this task is told to."""
+        return Encoder(self.backbone.processor, self.config.instruction)
 
     def init(self, key: jax.Array) -> Give:
         """A Give around a fresh backbone; `pretrained` then fills the backbone."""
@@ -145,6 +149,10 @@ class GiveTask:
     def evaluators(self) -> Mapping[str, Evaluator]:
         """Those that were given."""
         return self._evaluators
+
+    @functools.cached_property
+    def _generic(self) -> Mapping[str, np.ndarray]:
+        return as_arrays(self.encoder.told(self.backbone.model.text, [GENERIC]))
 
     def _encode(self, model: Give, pixels: Array, batch: Batch) -> tuple[_Encoded, _Encoded]:
         """Every image under both of its instructions."""

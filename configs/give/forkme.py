@@ -1,0 +1,90 @@
+"""GiVE on your own images: copy this file, point it to a JSONL file, run it.
+
+    python -m launch.train --config=configs/give/forkme.py --workdir=runs/mine \
+        --config.data.source=my/objects.jsonl
+
+One object a line; image, class and caption are needed, and an image may have several lines:
+
+    {"image": "photos/1.jpg", "class": "kite", "caption": "a red kite above the trees"}
+
+Fifty images are enough to run. Paths are relative to the file. `box` ([x1, y1, x2, y2] in pixels)
+and `instruction` are read where they are given; every tenth image is kept for testing.
+"""
+
+from __future__ import annotations
+
+import ml_collections
+
+from configs.common import parse_arg, trainer
+from configs.give.common import RULES, blocks, finish, group_config, task_config
+
+__all__ = ["finish", "get_config", "get_task"]
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+    """Takes no argument."""
+    parse_arg(arg)
+    config = blocks(groups=4, images=4)
+    # Hub id or folder of a CLIP, SigLIP or EVA-CLIP.
+    config.backbone = "openai/clip-vit-base-patch16"
+    config.train = trainer(
+        steps=500,
+        batch_size=32,
+        log_every=10,
+        evaluate_every=100,
+        checkpoint_every=100,
+        optim={
+            "name": "muon",
+            "learning_rate": 1e-3,
+            "weight_decay": 0.05,
+            "b2": 0.98,
+            "warmup_steps": 50,
+            "rules": RULES,
+        },
+    )
+    config.data = ml_collections.ConfigDict(
+        {
+            "source": "objects.jsonl",
+            # Side of the images in pixels; bars keep what a crop would cut off.
+            "size": 224,
+            "mode": "llava_pad",
+            "workers": 0,
+        }
+    )
+    return config
+
+
+def get_task(config: ml_collections.ConfigDict, loaded=None):
+    """GiVE on the lines of `config.data.source`.
+
+    Args:
+      loaded: a checkpoint from `perception_jax.load` to stand on instead of the config's backbone.
+    """
+    from perception_jax.data.sources.combine import split
+    from perception_jax.data.sources.objects import ObjectLines
+    from perception_jax.systems.give.backbone import as_backbone, load_backbone
+    from perception_jax.systems.give.benchmark import evaluation_of
+    from perception_jax.systems.give.task import GiveTask
+    from perception_jax.systems.give.training_data import TrainingData
+
+    data = config.data
+    backbone = load_backbone(config.backbone) if loaded is None else as_backbone(loaded)
+    backbone = backbone.at_size(data.size, mode=data.mode)
+    settings = task_config(config)
+    train, test = split(ObjectLines(data.source), every=10)
+    training = TrainingData(
+        train,
+        group_config(config),
+        processor=backbone.processor.image,
+        tokenizer=backbone.processor.tokenizer,
+        hold=True,
+    )
+    own = evaluation_of(
+        test,
+        backbone.processor,
+        classes=training.index.names,
+        federated=False,
+        instruction=settings.instruction,
+        in_memory=True,
+    )
+    return GiveTask(settings, backbone, training, evaluators={"own": own})

@@ -1,0 +1,200 @@
+"""What GiVE costs: sizes of its training step, what adapters add, what sharing saves.
+
+python tests/bench/give.py --sizes [--configs=clip_b16,clip_l14]      by shape alone, no weights
+python tests/bench/give.py --speed [--backbone=openai/clip-vit-large-patch14-336] [--batch=8]
+
+`--sizes` compiles each config's own training step for one device at its true size and prints what
+XLA says of it. `--speed` measures random weights: images/s of the plain tower and of the same with
+twelve adapters, turn by turn; then training steps/s with and without sharing what comes before the
+first adapter between the two instructions of a row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from configs.give.common import task_config
+from perception_jax.shard.mesh import make_mesh
+from perception_jax.systems.give.adapter import Instruction
+from perception_jax.systems.give.backbone import (
+    LoadedBackbone,
+    build_backbone,
+    joint_width,
+    published_backbone,
+)
+from perception_jax.systems.give.model import Give
+from perception_jax.systems.give.task import GiveTask
+from perception_jax.train.config import TrainConfig
+from perception_jax.train.optim import make_optimizer
+from perception_jax.train.state import abstract_model, abstract_state, state_shardings
+from perception_jax.train.step import compile_step, make_step
+
+CONFIGS = ("clip_b16", "clip_l14", "clip_l14_336", "siglip_so400m")
+INSTRUCTION = 16
+"""Tokens of the longest instruction; class names are short."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sizes", action="store_true")
+    parser.add_argument("--speed", action="store_true")
+    parser.add_argument("--configs", default=",".join(CONFIGS))
+    parser.add_argument("--backbone", default="openai/clip-vit-large-patch14-336")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--rows", type=int, default=8, help="rows of a training step")
+    parser.add_argument("--calls", type=int, default=5)
+    given = parser.parse_args()
+    if given.sizes:
+        for name in given.configs.split(","):
+            print(sizes(name), flush=True)
+    if given.speed:
+        backbone = published_backbone(given.backbone)
+        print(forward_speed(backbone, given.batch, given.calls), flush=True)
+        print(training_speed(backbone, given.rows, given.calls), flush=True)
+
+
+def sizes(name: str) -> str:
+    """One line about a config's training step."""
+    config = importlib.import_module(f"configs.give.{name}").get_config()
+    backbone = published_backbone(config.backbone).at_size(config.data.size)
+    task = GiveTask(task_config(config), backbone, data=None)
+    train = TrainConfig.from_mapping(config.train.to_dict())
+    model = abstract_model(task)
+    optimizer = make_optimizer(train.optim, train.steps, model.trainable)
+    state = abstract_state(model, optimizer.transform, ema=False)
+    step = make_step(task, model, optimizer, compute_dtype=train.compute_dtype, ema=None)
+    mesh = make_mesh(replica=1, fsdp=1, tensor=1, devices=jax.devices()[:1])
+    shardings = state_shardings(state, task.shardings, mesh)
+    batch = abstract_batch(backbone, config.train.batch_size, config.data.size)
+    start = time.perf_counter()
+    compiled = compile_step(step, state, shardings, batch, mesh)
+    took = time.perf_counter() - start
+    found = compiled.call.memory_analysis()
+    rows = config.train.batch_size
+    return (
+        f"{name:14} {rows} rows  trains {nbytes(state.trainable):8.3f} GiB  frozen "
+        f"{nbytes(state.frozen):6.3f} GiB  optimizer {nbytes(state.opt_state):6.3f} GiB  "
+        f"activations {found.temp_size_in_bytes / rows / 2**20:7.2f} MiB a row  "
+        f"{compiled.flops / rows / 1e9:8.1f} GFLOP a row  compiled in {took:.0f} s"
+    )
+
+
+def nbytes(tree: Any) -> float:
+    """GiB."""
+    leaves = (x for x in jax.tree.leaves(tree) if hasattr(x, "dtype"))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) / 2**30
+
+
+def abstract_batch(backbone: LoadedBackbone, rows: int, size: int) -> Mapping[str, Any]:
+    """Shapes of a batch."""
+    text = backbone.config.text
+
+    def told() -> dict[str, jax.ShapeDtypeStruct]:
+        return {
+            "states": jax.ShapeDtypeStruct((rows, INSTRUCTION, text.width), jnp.float32),
+            "mask": jax.ShapeDtypeStruct((rows, INSTRUCTION), bool),
+            "embedding": jax.ShapeDtypeStruct((rows, joint_width(backbone.model)), jnp.float32),
+        }
+
+    number = jax.ShapeDtypeStruct((rows,), jnp.int32)
+    return {
+        "pixels": jax.ShapeDtypeStruct((rows, size, size, 3), jnp.uint8),
+        **dict.fromkeys(("image", "kind", "absent", "caption"), number),
+        "ids": jax.ShapeDtypeStruct((rows, text.context), jnp.int32),
+        "told": told(),
+        "told_absent": told(),
+    }
+
+
+def forward_speed(backbone: LoadedBackbone, batch: int, calls: int) -> str:
+    """Images per second of the plain and of the steered tower."""
+    give = random_give(backbone)
+    size = backbone.processor.image.size
+    pixels = jnp.asarray(np.random.default_rng(0).normal(size=(batch, size, size, 3)), jnp.float32)
+    told = random_instruction(backbone, batch)
+    plain = jax.jit(lambda give, pixels: give(pixels).embedding)
+    steered = jax.jit(lambda give, pixels, told: give(pixels, told).embedding)
+    first, second = in_turns(
+        (lambda: plain(give, pixels), lambda: steered(give, pixels, told)), calls
+    )
+    return (
+        f"forward   batch {batch}: plain {batch / first:.2f} images/s, with 12 adapters "
+        f"{batch / second:.2f} ({first / second:.3f} of it)"
+    )
+
+
+def training_speed(backbone: LoadedBackbone, rows: int, calls: int) -> str:
+    """Gradients per second with and without sharing between the rows of an image."""
+    config = importlib.import_module("configs.give.clip_b16").get_config()
+    settings = dataclasses.replace(task_config(config), batch_size=rows, remat=False)
+    give = random_give(backbone)
+    batch = jax.tree.map(
+        lambda leaf: jnp.ones(leaf.shape, leaf.dtype),
+        abstract_batch(backbone, rows, backbone.processor.image.size),
+    )
+
+    def gradient(share: bool) -> Callable[[], Any]:
+        task = GiveTask(dataclasses.replace(settings, share=share), backbone, data=None)
+        graph, trains, frozen = nnx.split(give, task.trainable, ...)
+
+        def loss(trains: Any, frozen: Any, batch: Any) -> jax.Array:
+            return task.loss(nnx.merge(graph, trains, frozen), batch, jax.random.key(0))[0]
+
+        call = jax.jit(jax.grad(loss))
+        return lambda: call(trains, frozen, batch)
+
+    shared, naive = in_turns((gradient(True), gradient(False)), calls)
+    return (
+        f"training  {rows} rows: shared {1 / shared:.3f} steps/s, naive {1 / naive:.3f} "
+        f"({naive / shared:.3f}x)"
+    )
+
+
+def random_give(backbone: LoadedBackbone) -> Give:
+    """Random weights of the backbone's shapes."""
+    config = importlib.import_module("configs.give.clip_b16").get_config()
+    return jax.jit(
+        lambda: Give(
+            task_config(config).model,
+            build_backbone(backbone.config, rngs=nnx.Rngs(params=0)),
+            rngs=nnx.Rngs(params=1),
+        )
+    )()
+
+
+def random_instruction(backbone: LoadedBackbone, rows: int) -> Instruction:
+    rng = np.random.default_rng(1)
+    shape = (rows, INSTRUCTION, backbone.config.text.width)
+    return Instruction(
+        states=jnp.asarray(rng.normal(size=shape), jnp.float32),
+        mask=jnp.ones(shape[:2], bool),
+        embedding=jnp.zeros((rows, joint_width(backbone.model))),
+        strength=jnp.float32(1.0),
+    )
+
+
+def in_turns(calls: tuple[Callable[[], Any], ...], times: int) -> list[float]:
+    """Median seconds of each, taking turns after one warming call."""
+    found: list[list[float]] = [[] for _ in calls]
+    for turn in range(times + 1):
+        for call, seconds in zip(calls, found, strict=True):
+            start = time.perf_counter()
+            jax.block_until_ready(call())
+            if turn:
+                seconds.append(time.perf_counter() - start)
+    return [statistics.median(seconds) for seconds in found]
+
+
+if __name__ == "__main__":
+    main()
