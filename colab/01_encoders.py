@@ -46,13 +46,13 @@ import tqdm.auto
 
 import perception_jax
 from perception_jax import viz
+from perception_jax.data.image_paths import find_images
 from perception_jax.data.images import decode
 from perception_jax.data.scenes.render import render
 from perception_jax.data.scenes.source import portrait
 from perception_jax.data.scenes.spec import STYLES, Background, Placement, SceneSpec
 from perception_jax.evals.ranking import nearest, unit_rows
 from perception_jax.nn import maps
-from perception_jax.systems.encoder.files import find_images
 
 try:
     from IPython.display import display

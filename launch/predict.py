@@ -11,77 +11,137 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from launch import common
+from launch.flags_of import check_flags
+from launch.images import ImageRun, Seen
 
 
-def _encoder(flags: Mapping[str, Any]) -> int:
+def _encoder(flags: Mapping[str, Any], images: ImageRun) -> int:
     """Where an image encoder looks: maps, and how well texts fit."""
-    import tqdm
-
     import perception_jax
-    from perception_jax.errors import ImageError
-    from perception_jax.systems.encoder import files
+    from perception_jax.systems.encoder.picture import draw
     from perception_jax.systems.encoder.predict import Explainer
 
-    images, out = files.find_images(flags["image"]), flags["out"]
-    names = files.output_names(images, out)
     loaded = perception_jax.load(flags["model"])
     explain = Explainer(loaded, flags["text"], layer=flags["layer"], scale=flags["scale"])
-    skipped = 0
-    hidden = len(images) == 1 or not sys.stderr.isatty()
-    pairs = list(zip(images, names, strict=True))
-    for image, name in tqdm.tqdm(pairs, unit="image", dynamic_ncols=True, disable=hidden):
-        try:
-            prediction = explain(image)
-        except ImageError as error:
-            if not flags["image"].is_dir():
-                raise
-            skipped += 1
-            tqdm.tqdm.write(f"skipped {error}")
-            continue
-        files.save(prediction, image, out, name, {"model": flags["model"]})
+
+    def look(image: pathlib.Path) -> Seen:
+        prediction = explain(image)
         best = sorted(prediction.scores, key=lambda score: -score.cosine)[:3]
-        fits = "".join(f"  {score.text}: {score.cosine:.3f}" for score in best)
-        tqdm.tqdm.write(f"{image.name}{fits}")
-    print(f"{out}: pictures and JSON of {len(images) - skipped} images, {skipped} skipped")
-    return int(skipped == len(images))
+        return Seen(
+            picture=draw(prediction, image.name),
+            facts={"model": flags["model"], "image": str(image), **prediction.to_json()},
+            line="".join(f"  {score.text}: {score.cosine:.3f}" for score in best),
+        )
+
+    return images.run(look)
 
 
-SYSTEMS: Mapping[str, Callable[[Mapping[str, Any]], int]] = {"encoder": _encoder}
-"""By name: a function of the flags' values that gives the exit code. A new system adds its own."""
+def _give(flags: Mapping[str, Any], images: ImageRun) -> int:
+    """What GiVE sees under instructions: where it looks, whether the object is there."""
+    from perception_jax.data.text_lines import read_lines
+    from perception_jax.systems.give.picture import draw
+    from perception_jax.systems.give.predict import Predictor, load_encoder
+
+    candidates, captions = (
+        () if flags[name] is None else read_lines(flags[name])
+        for name in ("candidates", "captions")
+    )
+    encoder = load_encoder(flags["model"], backbone=flags["backbone"])
+    predict = Predictor(
+        encoder,
+        flags["instruction"],
+        candidates=candidates,
+        captions=captions,
+        alpha=flags["alpha"],
+        scale=flags["scale"],
+    )
+    facts = {"model": flags["model"], "backbone": encoder.backbone.name}
+
+    def look(image: pathlib.Path) -> Seen:
+        prediction = predict(image)
+        return Seen(
+            picture=draw(prediction, image.name),
+            facts={**facts, "image": str(image), **prediction.to_json()},
+            line="".join(f"  {name}: {chance:.0%}" for name, chance in prediction.presences()[:5]),
+        )
+
+    return images.run(look)
+
+
+SYSTEMS: Mapping[str, Callable[[Mapping[str, Any], ImageRun], int]] = {
+    "encoder": _encoder,
+    "give": _give,
+}
+"""By name: a function of the flags' values and the images that gives the exit code. A new system
+adds its own, and below what it takes."""
+FLAGS_OF = {
+    "encoder": ("text", "layer"),
+    "give": ("backbone", "instruction", "candidates", "captions", "alpha"),
+}
+"""Flags that not all systems take."""
 
 PROGRAM = common.Program(
     name="predict",
     description=(
         "Runs a system on an image, or on all images in a folder, and writes a picture and a JSON "
         "file for each. encoder: where an image encoder looks (attention, patches and pixels that "
-        "speak for each text, patch features), and how well the texts fit."
+        "speak for each text, patch features), and how well the texts fit. give: the same encoder "
+        "told by an instruction what to look for: where it then looks, whether the object is "
+        "there, and which of many objects are."
     ),
     config="none",
     positional=(common.Argument("SYSTEM", "What to run.", choices=tuple(SYSTEMS)),),
     flags=(
         common.Flag(
             "model",
-            help="A checkpoint folder, the name of shipped weights, or a hub id.",
+            help="A checkpoint folder, the name of shipped weights, or a hub id; give: adapters (a "
+            "file, their folder, or a shipped name).",
             required=True,
         ),
         common.Flag("image", pathlib.Path, help="An image, or a folder of them.", required=True),
         common.Flag("out", pathlib.Path, help="Folder for the results.", required=True),
-        common.Flag("text", default=(), help="A text to look for; any number.", repeated=True),
-        common.Flag("layer", int, -1, "Whose attention is shown; negative counts from the end."),
         common.Flag("scale", float, 1.0, "Side of the input as a multiple of the model's own."),
+        common.Flag(
+            "text", default=(), help="encoder: a text to look for; any number.", repeated=True
+        ),
+        common.Flag(
+            "layer", int, -1, "encoder: whose attention is shown; negative counts from the end."
+        ),
+        common.Flag(
+            "instruction",
+            default=(),
+            help='give: what to look for, e.g. "the kite", taken as it stands; any number.',
+            repeated=True,
+        ),
+        common.Flag(
+            "candidates", pathlib.Path, help="give: a file of objects to rank, one name a line."
+        ),
+        common.Flag(
+            "captions",
+            pathlib.Path,
+            help="give: a file of captions, one a line; the nearest are shown.",
+        ),
+        common.Flag(
+            "alpha", float, 1.0, "give: strength of the steering; 0 is the backbone alone."
+        ),
+        common.Flag("backbone", help="give: instead of the one that the adapters name."),
     ),
     examples=(
         "python -m launch.predict encoder --model=scenes-clip --image=photo.jpg --text=dog "
         "--text=bus --out=runs/maps",
         "python -m launch.predict encoder --model=facebook/dinov2-small --image=photos --scale=2 "
         "--out=runs/maps",
+        "python -m launch.predict give --model=runs/give_scenes --image=photo.jpg "
+        "--instruction=kite --candidates=names.txt --out=runs/told",
     ),
 )
 
 
 def run(parsed: common.Parsed) -> int:
     """Predicts; returns 0, or 1 if no image of a folder can be used."""
-    return SYSTEMS[parsed.positional["SYSTEM"]](parsed.flags)
+    system, flags = parsed.positional["SYSTEM"], parsed.flags
+    check_flags(PROGRAM, system, flags, FLAGS_OF)
+    return SYSTEMS[system](flags, ImageRun.plan(flags["image"], flags["out"]))
 
 
 if __name__ == "__main__":

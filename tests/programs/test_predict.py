@@ -23,8 +23,9 @@ from perception_jax.models.siglip.config import SiglipConfig, SiglipVisionConfig
 from perception_jax.models.siglip.modeling import Siglip
 from perception_jax.nn import maps
 from perception_jax.nn.text_tower import TextConfig
-from perception_jax.systems.encoder.picture import PICTURE, draw
+from perception_jax.systems.encoder.picture import draw
 from perception_jax.systems.encoder.predict import Explainer, Prediction, TextScore
+from perception_jax.viz.sheet import PANEL
 
 TEXTS = ("a drawing of a dog", "a drawing of a bus", "a banana")
 SIZES = {"patch_size": 8, "width": 32, "depth": 2, "heads": 4, "mlp_dim": 64}
@@ -107,7 +108,7 @@ def test_every_image_has_a_picture_and_json_of_the_models_own_numbers(results, p
         second_last = float(gradient[patch : 2 * patch, -patch:].mean())  # row, column
         assert found["texts"][2]["input_gradient"][1][-1] == pytest.approx(second_last, rel=1e-3)
         with PIL.Image.open(results / f"{name}.png") as picture:
-            assert picture.width == 3 * PICTURE + 4 * 14
+            assert picture.width == 3 * PANEL + 4 * 14
 
 
 def test_bad_images_of_a_folder_are_named_and_counted(photos, tmp_path, capsys):
@@ -215,7 +216,7 @@ def prediction(count):
     hot = np.zeros((4, 4), np.float32)
     hot[0, 3] = 1
     return Prediction(
-        picture=np.full((PICTURE, PICTURE, 3), 128, np.uint8),
+        picture=np.full((PANEL, PANEL, 3), 128, np.uint8),
         image_size=(40, 40),
         input_size=(32, 32),
         region=(0.0, 0.0, 40.0, 40.0),
@@ -231,18 +232,18 @@ def prediction(count):
 @pytest.mark.parametrize("count", [0, 1, 2, 5])
 def test_the_picture_shows_each_map_at_its_place(count):
     sheet = draw(prediction(count), "name.png").astype(int)
-    assert sheet.shape[1] == max(3, min(count, 4)) * (PICTURE + 14) + 14
+    assert sheet.shape[1] == max(3, min(count, 4)) * (PANEL + 14) + 14
     warm = (sheet[..., 0] - sheet[..., 2] > 60) & (sheet.min(axis=-1) > 60)
     spots = [
         (y, x)
-        for y in range(0, sheet.shape[0] - PICTURE // 4, PICTURE // 8)
-        for x in range(0, sheet.shape[1] - PICTURE // 4, PICTURE // 8)
-        if warm[y : y + PICTURE // 4, x : x + PICTURE // 4].mean() > 0.3
+        for y in range(0, sheet.shape[0] - PANEL // 4, PANEL // 8)
+        for x in range(0, sheet.shape[1] - PANEL // 4, PANEL // 8)
+        if warm[y : y + PANEL // 4, x : x + PANEL // 4].mean() > 0.3
     ]
     # The hot patch is the last of the first row: right above the middle of its panel.
     assert spots
     for _, x in spots:
-        assert (x + PICTURE // 8 - 14) % (PICTURE + 14) > PICTURE / 2
-    panels = warm[14 : 14 + PICTURE, 14 + PICTURE + 14 :][:, :PICTURE]
+        assert (x + PANEL // 8 - 14) % (PANEL + 14) > PANEL / 2
+    panels = warm[14 : 14 + PANEL, 14 + PANEL + 14 :][:, :PANEL]
     rows, columns = np.nonzero(panels)
-    assert rows.max() < PICTURE / 2 < columns.min()
+    assert rows.max() < PANEL / 2 < columns.min()

@@ -17,15 +17,14 @@ from jaxtyping import Array, Float, UInt8
 
 from perception_jax.api import Loaded
 from perception_jax.data import images as image_files
-from perception_jax.data.processors import ImageProcessor
+from perception_jax.data import views
 from perception_jax.data.records import Image
 from perception_jax.errors import ConfigError
 from perception_jax.nn import maps, stack
 from perception_jax.ops.image import normalise
 from perception_jax.ops.losses import unit
-
-PICTURE = 288
-"""C: pixels along the shown picture."""
+from perception_jax.viz.patch_maps import listed
+from perception_jax.viz.sheet import PANEL
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,14 +81,14 @@ class Prediction:
         ):
             patches = gradient.reshape(rows, gradient.shape[0] // rows, columns, -1)
             grids = {"relevance": relevance, "input_gradient": patches.mean(axis=(1, 3))}
-            texts.append(dataclasses.asdict(score) | {k: _listed(v) for k, v in grids.items()})
+            texts.append(dataclasses.asdict(score) | {k: listed(v) for k, v in grids.items()})
         return {
             "image_size": list(self.image_size),
             "input_size": list(self.input_size),
             "region": list(self.region),
             "grid": [rows, columns],
             "attention_of": self.attention_of,
-            "attention": _listed(self.attention),
+            "attention": listed(self.attention),
             "texts": texts,
         }
 
@@ -119,7 +118,7 @@ class Explainer:
         self._model, self._layer = loaded.model, layer
         tower = _image_tower(loaded.model)
         self._patch = tower.patch_embed.patch
-        self._processor = _scaled(loaded.processor.image, scale, self._patch)
+        self._processor = views.scaled(loaded.processor.image, scale, self._patch)
         depth = stack.depth_of(tower.blocks)
         self._attention_of = (
             f"class token, layer {layer % depth + 1} of {depth}" if tower.prefix else "pooling head"
@@ -140,18 +139,17 @@ class Explainer:
           ConfigError: the tower has no such layer.
         """
         original = image_files.decode(image, name=name)
-        processed = self._processor(original)
-        pixels = processed.pixels
+        seen = views.view(self._processor, original, patch=self._patch, side=PANEL)
+        pixels = seen.pixels
         found = self._run(self._model, jnp.asarray(pixels)[None], self._embeddings)
         found = {key: np.asarray(value) for key, value in found.items()}
         rows, columns = found["attention"].shape
         height, width = rows * self._patch, columns * self._patch
-        covered = np.array([[0.0, 0.0, width, height]])
         return Prediction(
-            picture=self._shown(original, height),
-            image_size=(original.shape[1], original.shape[0]),
+            picture=seen.picture,
+            image_size=seen.original_size,
             input_size=(pixels.shape[1], pixels.shape[0]),
-            region=tuple(processed.geometry.inverse_boxes(covered)[0].tolist()),
+            region=seen.region,
             attention_of=self._attention_of,
             scores=self._scores(found["cosines"]),
             attention=found["attention"],
@@ -173,13 +171,6 @@ class Explainer:
             "components": maps.patch_pca(out.patches, out.grid)[0],
             "cosines": unit(texts) @ unit(out.embedding)[0],
         }
-
-    def _shown(
-        self, original: UInt8[np.ndarray, "height width 3"], covered: int
-    ) -> UInt8[np.ndarray, "C C 3"]:
-        """The same part of the image that the patches cover, as large as it will be shown."""
-        side = round(PICTURE * self._processor.size / covered)
-        return _with_size(self._processor, side)(original).pixels[:PICTURE, :PICTURE]
 
     def _scores(self, cosines: Float[np.ndarray, "T"]) -> tuple[TextScore, ...]:
         probabilities: Sequence[float | None] = [None] * len(cosines)
@@ -218,22 +209,3 @@ def _embed(loaded: Loaded, texts: tuple[str, ...]) -> Float[Array, "T E"]:
         raise ConfigError(f"texts: expected words in each, found {list(texts)}.")
     ids = loaded.processor.texts(texts)
     return jax.jit(lambda model, ids: model.text(ids).embedding)(model, ids).astype(jnp.float32)
-
-
-def _scaled(processor: ImageProcessor, scale: float, patch: int) -> ImageProcessor:
-    if not 0 < scale < float("inf"):
-        raise ConfigError(f"scale: expected a number above 0, found {scale}.")
-    if scale == 1:
-        return processor
-    return _with_size(processor, max(1, round(processor.size * scale / patch)) * patch)
-
-
-def _with_size(processor: ImageProcessor, size: int) -> ImageProcessor:
-    """The same part of every image at another size."""
-    resize = processor.resize and max(size, round(processor.resize * size / processor.size))
-    return dataclasses.replace(processor, size=size, resize=resize)
-
-
-def _listed(grid: Float[np.ndarray, "rows columns"]) -> list[list[float]]:
-    """Numbers of five digits: a map has no more to say."""
-    return [[float(f"{value:.5g}") for value in row] for row in grid]

@@ -19,6 +19,7 @@ from jaxtyping import Array
 from perception_jax import api
 from perception_jax.data.processors import ImageProcessor, Mode
 from perception_jax.data.tokenizers import ClipTokenizer
+from perception_jax.data.views import at_size
 from perception_jax.errors import ConfigError
 from perception_jax.interop.load import load_params
 from perception_jax.interop.source import open_source
@@ -92,8 +93,9 @@ class LoadedBackbone:
         Args:
           mode: how images become squares; None keeps the processor's.
         """
-        image = self.processor.image
-        image = dataclasses.replace(image, size=size, mode=mode or image.mode, resize=None)
+        image = at_size(self.processor.image, size)
+        if mode not in (None, image.mode):
+            image = dataclasses.replace(image, mode=mode, resize=None)
         processor = dataclasses.replace(self.processor, image=image)
         return dataclasses.replace(self, processor=processor)
 

@@ -11,12 +11,14 @@ import dataclasses
 import os
 import pathlib
 import re
+import typing
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 from flax import nnx
 
+from perception_jax.data.processors import Mode
 from perception_jax.errors import CheckpointError
 from perception_jax.interop.export import export_params
 from perception_jax.interop.load import load_params
@@ -34,6 +36,8 @@ ADAPTERS = "ag_adapters"
 INSERTS = "backbone/vision/blocks/inserts"
 HEADS_KEY = "adapter_heads"
 """In the metadata: the one setting that no shape tells. Files without it have heads of 64."""
+SIZE_KEY, MODE_KEY = "image_size", "image_mode"
+"""What images the adapters trained on; a backbone's own processor may make others."""
 
 
 def adapter_rules(source: str, target: str, config: AdapterConfig) -> tuple[Rule, ...]:
@@ -85,12 +89,12 @@ def table(
 
 
 def save_give(
-    path: str | os.PathLike[str], give: Give, *, backbone: str, variant: str = ""
+    path: str | os.PathLike[str], give: Give, backbone: LoadedBackbone, *, variant: str = ""
 ) -> None:
     """Writes what trains, whole or not at all; an older file of that name is replaced.
 
     Args:
-      backbone: what the backbone was loaded from, e.g. a hub id.
+      backbone: its name and how it makes images, for the metadata.
       variant: a name for its kind, e.g. "clip_b16".
 
     Raises:
@@ -109,9 +113,11 @@ def save_give(
     ]
     metadata = {
         "format": "pt",
-        "backbone": backbone,
+        "backbone": backbone.name,
         "variant": variant,
         HEADS_KEY: str(blocks.inserts.heads),
+        SIZE_KEY: str(backbone.processor.image.size),
+        MODE_KEY: backbone.processor.image.mode,
     }
     write_file(pathlib.Path(path), tensors, metadata)
 
@@ -155,6 +161,24 @@ def load_give(
     placed = None if mesh is None else make_shardings(abstract, SHARDINGS, mesh)
     trained = load_params(names, file, abstract, shardings=placed).params
     return unflatten(give, leaves_in_give(backbone.model) | trained)
+
+
+def trained_on(path: str | os.PathLike[str], backbone: LoadedBackbone) -> LoadedBackbone:
+    """The backbone with the images that the adapters of a file trained on, if it says so.
+
+    Raises:
+      CheckpointError: the file is missing or damaged, or says nonsense.
+    """
+    metadata = SafetensorsFile(path).metadata
+    size, mode = metadata.get(SIZE_KEY), metadata.get(MODE_KEY)
+    if size is None:
+        return backbone
+    if not size.isdecimal() or mode not in (*typing.get_args(Mode), None):
+        raise CheckpointError(
+            f"Expected a side in pixels and one of {typing.get_args(Mode)} as {SIZE_KEY} and "
+            f"{MODE_KEY} in {os.fspath(path)}, found {size!r} and {mode!r}."
+        )
+    return backbone.at_size(int(size), mode=mode)
 
 
 def read_config(

@@ -117,6 +117,7 @@ class Give(nnx.Module):
     """
 
     def __init__(self, config: GiveConfig, backbone: Backbone, *, rngs: nnx.Rngs):
+        backbone = jax.tree.map(lambda leaf: leaf, backbone)  # the caller's stays as it is
         vision = backbone.vision
         width = vision.norm_post.scale.shape[0]
         embed_dim, text_width = joint_width(backbone), backbone.text.norm_final.scale.shape[0]
@@ -170,6 +171,7 @@ class Give(nnx.Module):
         return self.dense_head(patches)[..., 0].astype(jnp.float32)
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Steered:
     """An image tower that looks at the world with an instruction in mind.

@@ -30,7 +30,7 @@ from perception_jax.nn import stack
 from perception_jax.nn.taps import Taps
 from perception_jax.systems.give.adapter import Instruction
 from perception_jax.systems.give.backbone import TEXT_SOURCE, LoadedBackbone, load_backbone
-from perception_jax.systems.give.checkpoint import load_give
+from perception_jax.systems.give.checkpoint import load_give, trained_on
 from perception_jax.systems.give.encode import Encoder
 from perception_jax.systems.give.model import Give, GiveConfig, GiveOutput, Steered
 
@@ -109,6 +109,7 @@ class GiveEncoder:
         if path is None:
             rngs = nnx.Rngs(params=0)
             return cls(Give(config or GiveConfig(), loaded.model, rngs=rngs), loaded)
+        loaded = trained_on(path, loaded)
         return cls(load_give(path, loaded, renames=renames, mesh=mesh), loaded)
 
     def instructions(self, texts: Sequence[str]) -> Instruction:

@@ -1,0 +1,113 @@
+"""What programs that look at images share: which images, the run over them, where results go."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import pathlib
+import sys
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What a program found out about one image.
+
+    Attributes:
+      picture: to look at, uint8[height, width, 3].
+      facts: JSON values.
+      line: for the terminal, behind the image's name.
+    """
+
+    picture: np.ndarray
+    facts: Mapping[str, Any]
+    line: str
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageRun:
+    """Images and where the results of each go.
+
+    Attributes:
+      source: an image or a folder.
+      out: folder for the results.
+      images: those that `source` means.
+      names: of the results of each.
+    """
+
+    source: pathlib.Path
+    out: pathlib.Path
+    images: tuple[pathlib.Path, ...]
+    names: tuple[str, ...]
+
+    @classmethod
+    def plan(cls, source: pathlib.Path, out: pathlib.Path) -> ImageRun:
+        """Nothing is read yet.
+
+        Raises:
+          PerceptionError: no images, or results would lie among them.
+        """
+        from perception_jax.data.image_paths import find_images, output_names
+
+        images = find_images(source)
+        return cls(source, out, tuple(images), tuple(output_names(images, out)))
+
+    def run(self, look: Callable[[pathlib.Path], Seen]) -> int:
+        """Looks at each image and writes `NAME.png` and `NAME.json`.
+
+        An image of a folder that cannot be read is named, skipped and counted.
+
+        Returns:
+          0, or 1 if no image of the folder could be used.
+
+        Raises:
+          ImageError: a single image cannot be read.
+          PerceptionError: results cannot be written.
+        """
+        import tqdm
+
+        from perception_jax.errors import ImageError
+
+        skipped = 0
+        hidden = len(self.images) == 1 or not sys.stderr.isatty()
+        pairs = list(zip(self.images, self.names, strict=True))
+        for image, name in tqdm.tqdm(pairs, unit="image", dynamic_ncols=True, disable=hidden):
+            try:
+                seen = look(image)
+            except ImageError as error:
+                if not self.source.is_dir():
+                    raise
+                skipped += 1
+                tqdm.tqdm.write(f"skipped {error}")
+                continue
+            _save(seen, image, self.out, name)
+            tqdm.tqdm.write(f"{image.name}{seen.line}")
+        used = len(self.images) - skipped
+        print(f"{self.out}: pictures and JSON of {used} images, {skipped} skipped")
+        return int(used == 0)
+
+
+def _save(seen: Seen, image: pathlib.Path, out: pathlib.Path, name: str) -> None:
+    """Writes `out/name.png` and `out/name.json`, each whole or not at all."""
+    from PIL import Image
+
+    from perception_jax.errors import PerceptionError
+    from perception_jax.files import write_whole
+
+    picture = io.BytesIO()
+    Image.fromarray(seen.picture).save(picture, "PNG")
+    text = json.dumps(seen.facts, ensure_ascii=False)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_whole(out / f"{name}.png", picture.getvalue())
+        write_whole(out / f"{name}.json", text + "\n")
+    except OSError as error:
+        raise PerceptionError(
+            f"cannot write the results of {image} to {out}: {error}. Check the folder's "
+            "permissions and the free space."
+        ) from error

@@ -1,0 +1,67 @@
+"""A tiny CLIP on disk with random GiVE adapters that change what it sees."""
+
+from __future__ import annotations
+
+import pathlib
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+import perception_jax
+from perception_jax.api import Loaded, Processor
+from perception_jax.data.processors import ImageProcessor
+from perception_jax.data.tokenizers import ClipTokenizer
+from perception_jax.models.clip.config import ClipConfig, VisionConfig
+from perception_jax.models.clip.modeling import Clip
+from perception_jax.models.params import unflatten
+from perception_jax.nn.text_tower import TextConfig
+from perception_jax.systems.give.adapter import AdapterConfig
+from perception_jax.systems.give.backbone import LoadedBackbone, leaves_in_give, load_backbone
+from perception_jax.systems.give.checkpoint import save_give, trained_leaves
+from perception_jax.systems.give.model import Give, GiveConfig
+from perception_jax.systems.give.pretrained import ADAPTERS_FILE
+
+SIDE, PATCH, WIDTH, DEPTH = 16, 8, 32, 3
+VOCAB, CONTEXT = 600, 12
+LAYERS = (0, 2)
+"""Blocks with an adapter."""
+
+
+def tiny_clip(width: int = WIDTH) -> Loaded:
+    sizes = {"width": width, "depth": DEPTH, "heads": 2, "mlp_dim": 48}
+    config = ClipConfig(
+        vision=VisionConfig(image_size=SIDE, patch_size=PATCH, **sizes),
+        text=TextConfig(vocab_size=VOCAB, context=CONTEXT, width=24, depth=1, heads=2, mlp_dim=48),
+        embed_dim=12,
+    )
+    processor = Processor(
+        image=ImageProcessor(size=SIDE), tokenizer=ClipTokenizer.shipped(VOCAB, CONTEXT)
+    )
+    model = Clip(config, rngs=nnx.Rngs(params=0))
+    return Loaded(model=model, config=config, processor=processor)
+
+
+def shaken(leaves: dict, seed: int, scale: float = 0.1) -> dict:
+    """Fresh biases, norms and output projections are zeros and ones, which hide mistakes."""
+    rng = np.random.default_rng(seed)
+    return {
+        path: leaf + jnp.asarray(scale * rng.normal(size=leaf.shape), jnp.float32)
+        for path, leaf in leaves.items()
+    }
+
+
+def with_adapters(loaded: LoadedBackbone | Loaded, config: GiveConfig) -> Give:
+    """Random adapters and heads in a backbone."""
+    own = leaves_in_give(loaded.model)
+    give = Give(config, loaded.model, rngs=nnx.Rngs(params=1))
+    return unflatten(give, own | shaken(trained_leaves(give), 1))
+
+
+def write(root: pathlib.Path, *, dense: bool = False) -> pathlib.Path:
+    """`root/backbone`, and adapters for it in `root`, whose file is returned."""
+    perception_jax.export(tiny_clip(), root / "backbone")
+    config = GiveConfig(layers=LAYERS, adapter=AdapterConfig(heads=4), dense=dense)
+    backbone = load_backbone(root / "backbone")
+    save_give(root / ADAPTERS_FILE, with_adapters(backbone, config), backbone, variant="tiny")
+    return root / ADAPTERS_FILE

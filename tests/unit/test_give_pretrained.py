@@ -1,0 +1,227 @@
+"""GiVE loaded and used: without steering it is the backbone bit for bit, it stands where an image
+tower stands, and files that do not fit are named."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import perception_jax
+from perception_jax.errors import CheckpointError, ConfigError
+from perception_jax.interop.safetensors_io import SafetensorsFile
+from perception_jax.interop.tensors import LazyTensor
+from perception_jax.interop.writer import write_file
+from perception_jax.models.params import flatten
+from perception_jax.nn import maps
+from perception_jax.nn.taps import Taps
+from perception_jax.systems.give.adapter import AdapterConfig
+from perception_jax.systems.give.backbone import load_backbone
+from perception_jax.systems.give.checkpoint import load_give, trained_leaves
+from perception_jax.systems.give.export import export_merged
+from perception_jax.systems.give.model import GiveConfig
+from perception_jax.systems.give.pretrained import ADAPTERS_FILE, GiveEncoder, find_adapters
+from tests import tiny_give
+from tests.tiny_give import DEPTH, WIDTH
+
+IMAGES = list(np.random.default_rng(0).integers(0, 256, (2, 20, 30, 3), np.uint8))
+TOLD = ["the kite", "a small dog"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A backbone's folder, and adapters for it whose file names it."""
+    return tiny_give.write(tmp_path_factory.mktemp("give")).parent
+
+
+@pytest.fixture(scope="module")
+def encoder(folder) -> GiveEncoder:
+    return GiveEncoder.from_pretrained(folder / ADAPTERS_FILE)
+
+
+@pytest.fixture(scope="module")
+def plain(folder):
+    """The backbone's own output for `IMAGES`, with all hidden states."""
+    loaded = perception_jax.load(folder / "backbone")
+    taps = Taps(hidden=tuple(range(DEPTH + 1)))
+    run = jax.jit(lambda model, pixels: model.vision(pixels, taps=taps))
+    return run(loaded.model, loaded.processor.images(IMAGES))
+
+
+@pytest.mark.parametrize("alpha", [None, 0.0])
+def test_without_steering_it_is_the_backbone_bit_for_bit(encoder, plain, alpha):
+    options = {} if alpha is None else {"alpha": alpha}
+    told = None if alpha is None else TOLD
+    out = encoder.encode(IMAGES, told, hidden_states=True, **options)
+    np.testing.assert_array_equal(out.hidden_states, plain.hidden)
+    np.testing.assert_array_equal(out.tokens, plain.hidden[-1])
+    unit = plain.embedding / np.linalg.norm(plain.embedding, axis=1, keepdims=True)
+    np.testing.assert_allclose(out.embedding, unit, atol=1e-6)
+    assert (out.presence_logit is None) == (alpha is None)
+
+
+def test_steering_changes_every_image_and_grows_with_its_strength(encoder):
+    static = encoder.encode(IMAGES).embedding
+    moved = [
+        np.linalg.norm(encoder.encode(IMAGES, TOLD, alpha=alpha).embedding - static, axis=1)
+        for alpha in (0.0, 0.5, 1.0)
+    ]
+    assert (moved[0] == 0).all()
+    assert (moved[1] > 1e-3).all()
+    assert (moved[2] > moved[1]).all()
+
+
+def test_an_instruction_is_of_its_image_alone(encoder):
+    """Batch mates and longer instructions beside it, which pad it, change nothing."""
+    alone = encoder.encode(IMAGES[:1], TOLD[:1])
+    beside = encoder.encode(IMAGES, TOLD)
+    np.testing.assert_allclose(beside.embedding[0], alone.embedding[0], atol=1e-6)
+    np.testing.assert_allclose(beside.presence_logit[0], alone.presence_logit[0], atol=1e-6)
+
+
+def test_instructions_are_counted(encoder):
+    with pytest.raises(ConfigError, match="one instruction for each of 2 images, found 1"):
+        encoder.encode(IMAGES, TOLD[:1])
+
+
+def test_fresh_adapters_change_nothing(folder, plain):
+    config = GiveConfig(layers=(1,), adapter=AdapterConfig(heads=2))
+    fresh = GiveEncoder.from_pretrained(backbone=folder / "backbone", config=config)
+    out = fresh.encode(IMAGES, TOLD)
+    np.testing.assert_allclose(out.tokens, plain.hidden[-1], atol=1e-6)
+
+
+# --- Where an image tower stands ----------------------------------------------------------------
+
+
+def test_a_steered_tower_is_an_image_tower(encoder, plain):
+    def see(model, told, alpha, pixels):
+        tower = GiveEncoder(model, encoder.backbone).tower(told, alpha=alpha)
+        assert isinstance(tower, maps.Tower)
+        assert tower.prefix == 1
+        return tower(pixels), maps.class_attention(tower, pixels)
+
+    pixels, told = encoder.processor.images(IMAGES), encoder.instructions(TOLD)
+    see = jax.jit(see, static_argnums=2)
+    out, attention = see(encoder.model, told, 1.0, pixels)
+    assert (out.grid, out.prefix) == (plain.grid, plain.prefix) == ((2, 2), 1)
+    np.testing.assert_allclose(out.embedding, encoder.encode(IMAGES, told).embedding, atol=1e-6)
+    static = jax.jit(maps.class_attention)(encoder.model.backbone.vision, pixels)
+    assert attention.shape == static.shape == (2, 2, 2)
+    assert float(jnp.abs(attention - static).max()) > 1e-3
+    np.testing.assert_allclose(see(encoder.model, told, 0.0, pixels)[1], static, atol=1e-6)
+
+
+@dataclasses.dataclass
+class Projector:
+    """What stands between an image tower and a language model in LLaVA. It takes any tower that
+    has a `prefix` and can be called, and reads a hidden state from its first patch on."""
+
+    kernel: np.ndarray
+    layer: int = -2
+
+    def __call__(self, tower: maps.Tower, pixels: jax.Array) -> jax.Array:
+        out = tower(pixels, taps=Taps(hidden=(self.layer,)))
+        return out.hidden[0][:, tower.prefix :] @ self.kernel
+
+
+@pytest.mark.parametrize("layer", [-2, 1])
+def test_a_consumer_of_image_towers_reads_the_features_of_llava(encoder, layer):
+    project = Projector(np.eye(WIDTH, dtype=np.float32), layer)
+    pixels, told = encoder.processor.images(IMAGES), encoder.instructions(TOLD)
+
+    @jax.jit
+    def consume(model, told, pixels):
+        tower = GiveEncoder(model, encoder.backbone).tower(told, alpha=0.5)
+        return project(tower, pixels), project(model.backbone.vision, pixels)
+
+    read, static = consume(encoder.model, told, pixels)
+    features = encoder.llava_features(IMAGES, TOLD, layer=layer)
+    assert features.shape == (2, 4, WIDTH)
+    np.testing.assert_allclose(read, features, atol=1e-6)
+    unsteered = encoder.llava_features(IMAGES, None, layer=layer)
+    np.testing.assert_allclose(static, unsteered, atol=1e-6)
+    assert float(jnp.abs(features - unsteered).max()) > 1e-3
+
+
+# --- Files --------------------------------------------------------------------------------------
+
+
+def test_a_folder_with_adapters_is_as_good_as_their_file(folder):
+    assert find_adapters(folder) == folder / ADAPTERS_FILE
+    assert find_adapters(folder / "other.safetensors") == folder / "other.safetensors"
+
+
+def test_a_merged_folder_comes_back_bit_for_bit(encoder, tmp_path):
+    export_merged(tmp_path / "merged", encoder)
+    again = GiveEncoder.from_pretrained(tmp_path / "merged")
+    assert again.backbone.name == str(tmp_path / "merged")
+    before, after = flatten(encoder.model), flatten(again.model)
+    assert before.keys() == after.keys()
+    for path in before:
+        np.testing.assert_array_equal(before[path], after[path], err_msg=path)
+    np.testing.assert_array_equal(
+        again.encode(IMAGES, TOLD).embedding, encoder.encode(IMAGES, TOLD).embedding
+    )
+    plain = flatten(perception_jax.load(tmp_path / "merged").model)  # without knowing of GiVE
+    assert plain.keys() == flatten(tiny_give.tiny_clip().model).keys()
+    with pytest.raises(CheckpointError, match="an empty or new folder"):
+        export_merged(tmp_path / "merged", encoder)
+    assert [item.name for item in tmp_path.iterdir()] == ["merged"]
+
+
+def test_a_workdirs_settings_are_no_backbone(folder, tmp_path):
+    """A training leaves `config.json`, its settings, beside the adapters."""
+    (tmp_path / ADAPTERS_FILE).write_bytes((folder / ADAPTERS_FILE).read_bytes())
+    (tmp_path / "config.json").write_text("{}")
+    assert GiveEncoder.from_pretrained(tmp_path).backbone.name == str(folder / "backbone")
+
+
+def renamed(file: SafetensorsFile, rename) -> list[LazyTensor]:
+    return [
+        LazyTensor(rename(name), spec, lambda name=name: np.asarray(file[name]))
+        for name, spec in file.specs.items()
+    ]
+
+
+def test_foreign_names_are_mapped(folder, encoder, tmp_path):
+    file = SafetensorsFile(folder / ADAPTERS_FILE)
+    theirs = renamed(file, lambda name: "model." + name.replace("ag_adapters", "cross_attn"))
+    write_file(tmp_path / "theirs.safetensors", theirs, file.metadata)
+    renames = [(r"^model\.", ""), (r"^cross_attn\.", "ag_adapters.")]
+    mapped = GiveEncoder.from_pretrained(tmp_path / "theirs.safetensors", renames=renames)
+    for path, leaf in trained_leaves(encoder.model).items():
+        np.testing.assert_array_equal(trained_leaves(mapped.model)[path], leaf)
+    with pytest.raises(CheckpointError, match=r"ag_adapters\.1\.to_q.*renames"):
+        GiveEncoder.from_pretrained(tmp_path / "theirs.safetensors")
+
+
+def test_another_backbone_is_refused_by_name(folder):
+    perception_jax.export(tiny_give.tiny_clip(width=40), folder / "wider")
+    with pytest.raises(CheckpointError) as error:
+        GiveEncoder.from_pretrained(folder / ADAPTERS_FILE, backbone=folder / "wider")
+    assert "ag_adapters.0.norm.weight has shape (32,), expected (40,)" in str(error.value)
+
+
+def test_missing_and_unknown_names_are_all_listed(folder, tmp_path):
+    file = SafetensorsFile(folder / ADAPTERS_FILE)
+    swap = {"oid_head.fc1.bias": "oid_head.first.bias", "oid_head.fc2.bias": "oid_head.last.bias"}
+    write_file(tmp_path / "odd.safetensors", renamed(file, lambda n: swap.get(n, n)), file.metadata)
+    with pytest.raises(CheckpointError) as error:
+        load_give(tmp_path / "odd.safetensors", load_backbone(folder / "backbone"))
+    assert all(name in str(error.value) for name in (*swap, *swap.values()))
+
+
+def test_nothing_to_stand_on_is_said(folder, tmp_path):
+    with pytest.raises(ConfigError, match="the backbone, the adapters, or both"):
+        GiveEncoder.from_pretrained()
+    file = SafetensorsFile(folder / ADAPTERS_FILE)
+    nameless = {k: v for k, v in file.metadata.items() if k == "adapter_heads"}
+    write_file(tmp_path / "nameless.safetensors", renamed(file, str), nameless)
+    with pytest.raises(CheckpointError, match="does not name its backbone"):
+        GiveEncoder.from_pretrained(tmp_path / "nameless.safetensors")
+    with pytest.raises(CheckpointError, match=r"none\.safetensors"):
+        GiveEncoder.from_pretrained(tmp_path / "none.safetensors")
