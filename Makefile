@@ -21,7 +21,7 @@ PYTHON ?= $(firstword $(foreach python,python3 python3.13 python3.12 python3.11,
 .PHONY: help quickstart test parity lint clean
 
 help:
-	@echo "make quickstart [ARGS=...]  train a small CLIP on drawn scenes, evaluate it, write a report"
+	@echo "make quickstart [ARGS=...]  teach a small CLIP to look for what it is told (GiVE), write a report"
 	@echo "                            ARGS=--config=configs/quickstart.py:short takes about a minute"
 	@echo "make test [ARGS=...]        all tests but the slow ones; ARGS go to pytest"
 	@echo "make parity [ARGS=...]      the same numbers as PyTorch (installs torch, transformers, timm, open_clip)"

@@ -1,41 +1,68 @@
-"""The first thing to run: a small CLIP learns to name drawings of an artist it never saw.
+"""The first thing to run: a small CLIP learns to look for what it is told to look for.
 
     make quickstart                                          # up to ten minutes on two cores
     make quickstart ARGS=--config=configs/quickstart.py:short           # about a minute
 
-Trains on scenes of four artists (`configs/clip/scenes.py`, smaller and shorter), evaluates on the
-fifth, writes `runs/quickstart/report.html` and a Hugging Face folder `runs/quickstart/hf`. Ctrl-C
-saves; the same command goes on. `--config.data.source=DIR` trains on your own images and captions.
+GiVE's adapters train on scenes of four artists around the shipped CLIP (`configs/give/scenes.py`,
+smaller and shorter) and are measured on the fifth. Writes `runs/quickstart/report.html`, the
+adapters `give.safetensors` and a folder `hf` with both. Ctrl-C saves; the same command goes on.
 """
 
 from __future__ import annotations
 
 import ml_collections
 
-from configs.clip import scenes
-from configs.clip.scenes import finish, get_task, report
 from configs.common import parse_arg, trainer
+from configs.give import scenes
+from configs.give.scenes import finish, report
 
 __all__ = ["finish", "get_config", "get_task", "report"]
+
+SCENES = "scenes"
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """Seven minutes of training; the argument `short` stops after a few steps."""
     short = parse_arg(arg, short=False).short
     config = scenes.get_config()
+    groups, images = (4, 4) if short else (8, 6)
+    config.sampler.update({"groups": groups, "images": images})
     config.train = trainer(
         steps=20 if short else 1400,
-        batch_size=64 if short else 128,
-        log_every=5 if short else 50,
-        evaluate_every=0 if short else 350,
-        checkpoint_every=0 if short else 175,
-        optim={
-            **scenes.OPTIM,
-            "warmup_steps": 5 if short else 100,
-        },
+        batch_size=2 * groups * images,
+        log_every=5 if short else 25,
+        evaluate_every=10 if short else 350,
+        checkpoint_every=0 if short else 350,
+        optim={**scenes.OPTIM, "warmup_steps": 5 if short else 100},
     )
-    config.model.width = 128
-    config.data.length = 1_500 if short else 30_000
-    config.data.singles = 8
-    config.evaluation.update({"per_name": 1 if short else 2, "scenes": 100 if short else 300})
+    config.data.update(
+        {
+            # Drawn scenes are all there is; images of your own are for configs/give/forkme.py.
+            "source": SCENES,
+            "size": 48,
+            "objects": (2, 3),
+            "names": 60,
+            "sides": (0.3, 0.7),
+            "length": 300 if short else 3000,
+        }
+    )
+    config.evaluation.update({"scenes": 40 if short else 200})
     return config
+
+
+def get_task(config: ml_collections.ConfigDict, loaded=None):
+    """The task of `configs.give.scenes`.
+
+    Raises:
+      ConfigError: another source of data than scenes.
+    """
+    from perception_jax.errors import ConfigError
+
+    if config.data.source != SCENES:
+        raise ConfigError(
+            f"data.source: the quickstart trains on scenes that it draws, found "
+            f"{config.data.source!r}. For images of your own with named objects and their captions "
+            "take --config=configs/give/forkme.py, for images with a caption each "
+            "--config=configs/clip/scenes.py, with the same --config.data.source."
+        )
+    return scenes.get_task(config, loaded)

@@ -187,6 +187,7 @@ def report(config: ml_collections.ConfigDict, task, model, folder: pathlib.Path)
         folder,
         config=config.to_dict(),
         title=f"GiVE on {config.backbone}",
+        trained_on=config.data.source,
         measured_on="images that were not trained on",
         records=test_records(config),
     )
@@ -197,7 +198,7 @@ def finish(config: ml_collections.ConfigDict, task, model, workdir: pathlib.Path
     `workdir/hf`, and the report."""
     from perception_jax.systems.give import conclude
 
-    conclude.save(task, model, workdir)
+    conclude.save(model, task.backbone, workdir)
     report(config, task, model, workdir)
 
 

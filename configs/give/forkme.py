@@ -13,12 +13,12 @@ and `instruction` are read where they are given; every tenth image is kept for t
 
 from __future__ import annotations
 
+import pathlib
+
 import ml_collections
 
 from configs.common import parse_arg, trainer
-from configs.give.common import RULES, blocks, finish, group_config, task_config
-
-__all__ = ["finish", "get_config", "get_task"]
+from configs.give.common import RULES, blocks, group_config, task_config
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
@@ -60,8 +60,6 @@ def get_task(config: ml_collections.ConfigDict, loaded=None):
     Args:
       loaded: a checkpoint from `perception_jax.load` to stand on instead of the config's backbone.
     """
-    from perception_jax.data.sources.combine import split
-    from perception_jax.data.sources.objects import ObjectLines
     from perception_jax.systems.give.backbone import as_backbone, load_backbone
     from perception_jax.systems.give.benchmark import evaluation_of
     from perception_jax.systems.give.task import GiveTask
@@ -71,7 +69,7 @@ def get_task(config: ml_collections.ConfigDict, loaded=None):
     backbone = load_backbone(config.backbone) if loaded is None else as_backbone(loaded)
     backbone = backbone.at_size(data.size, mode=data.mode)
     settings = task_config(config)
-    train, test = split(ObjectLines(data.source), every=10)
+    train, test = _parts(data.source)
     training = TrainingData(
         train,
         group_config(config),
@@ -88,3 +86,35 @@ def get_task(config: ml_collections.ConfigDict, loaded=None):
         in_memory=True,
     )
     return GiveTask(settings, backbone, training, evaluators={"own": own})
+
+
+def report(config: ml_collections.ConfigDict, task, model, folder: pathlib.Path) -> None:
+    """Evaluates and writes `results.json` and `report.html` into `folder`."""
+    from perception_jax.systems.give import conclude
+
+    conclude.report(
+        task,
+        model,
+        folder,
+        config=config.to_dict(),
+        title="GiVE on your images",
+        trained_on=config.data.source,
+        measured_on="every tenth image, which was not trained on",
+        records=_parts(config.data.source)[1],
+    )
+
+
+def finish(config: ml_collections.ConfigDict, task, model, workdir: pathlib.Path) -> None:
+    """After training: adapters, the folder with their backbone, and the report."""
+    from perception_jax.systems.give import conclude
+
+    conclude.save(model, task.backbone, workdir)
+    report(config, task, model, workdir)
+
+
+def _parts(path: str):
+    """What trains, and every tenth image."""
+    from perception_jax.data.sources.combine import split
+    from perception_jax.data.sources.objects import ObjectLines
+
+    return split(ObjectLines(path), every=10)

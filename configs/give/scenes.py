@@ -119,6 +119,7 @@ def report(config: ml_collections.ConfigDict, task, model, folder: pathlib.Path)
         folder,
         config=config.to_dict(),
         title="A small CLIP, told where to look",
+        trained_on=_training_in_words(config),
         measured_on="drawings of an artist that never trained",
         records=_test_scenes(config),
     )
@@ -129,8 +130,18 @@ def finish(config: ml_collections.ConfigDict, task, model, workdir: pathlib.Path
     `workdir/hf`, and the report."""
     from perception_jax.systems.give import conclude
 
-    conclude.save(task, model, workdir)
+    conclude.save(model, task.backbone, workdir)
     report(config, task, model, workdir)
+
+
+def _training_in_words(config: ml_collections.ConfigDict) -> str:
+    shown, data = _shown(config), config.data
+    fewest, most = shown.objects
+    small, large = shown.size
+    return (
+        f"{data.length:,} scenes of four artists, each of {fewest} to {most} objects out of "
+        f"{len(shown.names)}, with sides from {small:g} to {large:g} of the image's"
+    )
 
 
 def _shown(config: ml_collections.ConfigDict):

@@ -1,0 +1,118 @@
+"""GiVE from training to report and folder, through the programs themselves."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+
+import numpy as np
+import pytest
+
+import perception_jax
+from launch import common, evaluate, train
+from perception_jax.errors import CheckpointError
+from perception_jax.systems.give import conclude
+from perception_jax.systems.give.pretrained import GiveEncoder
+from perception_jax.train.metrics import read_metrics
+
+CONFIG = "--config=configs/give/scenes.py:runlocal"
+SMALL = ["--config.train.steps=4", "--config.train.log_every=1", "--config.train.evaluate_every=2"]
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """Of a run, with what a first one left in the folder that the last one writes."""
+    workdir = tmp_path_factory.mktemp("give")
+    (workdir / "hf").mkdir()
+    (workdir / "hf" / "old").touch()
+    arguments = [CONFIG, *SMALL, f"--workdir={workdir}"]
+    assert common.main(train.PROGRAM, train.run, arguments) == 0
+    return workdir
+
+
+def test_training_leaves_results_that_are_those_of_its_last_evaluation(workdir):
+    results = json.loads((workdir / "results.json").read_text())
+    last = read_metrics(workdir)[-1]
+    logged = {k.removeprefix("evaluate/"): v for k, v in last.items() if "/" in k}
+    assert len(logged) > 15
+    assert {key: results[key] for key in logged} == pytest.approx(logged, abs=1e-5)
+    scores = results["scores"]
+    assert scores["diagnostics"]["oid_auc"]["all"] == pytest.approx(results["unseen/oid_auc_all"])
+    assert set(scores["p_protocol"]) == {"conditioned", "static", "copy_floor"}
+
+
+def test_the_report_has_curves_maps_and_what_the_settings_were(workdir):
+    page = html.unescape((workdir / "report.html").read_text())
+    sections = re.findall("<h2>(.*?)</h2>", page)
+    assert sections == [
+        "What an instruction changes",
+        "Side by side",
+        "Overlooked, found and missed",
+        "How it learned",
+        "Looking or copying",
+        "All numbers",
+        "How this was made",
+    ]
+    assert "has not left it by step 4" in page
+    for curve in ("OID: is the object there?", "copied while the lines are one", "copy floor"):
+        assert curve in page
+    assert page.count("<img ") > 6 * 6  # of six scenes at least six each
+    assert "200 scenes of four artists, each of 2 to 4 objects out of 443" in page
+    assert '"learning_rate": 0.003' in page
+    assert "n/a (unconfirmed)" in page
+
+
+def test_the_folder_holds_backbone_and_adapters_of_the_run(workdir):
+    assert not (workdir / "hf" / "old").exists()
+    image = np.random.default_rng(0).integers(0, 256, (60, 48, 3), np.uint8)
+    told = ["the kite"]
+    whole = GiveEncoder.from_pretrained(workdir / "hf")
+    apart = GiveEncoder.from_pretrained(workdir / "give.safetensors")
+    assert apart.backbone.name == "scenes-clip"
+    found, expected = (one.encode([image], told) for one in (whole, apart))
+    np.testing.assert_allclose(found.embedding, expected.embedding, atol=1e-5)
+    np.testing.assert_allclose(found.presence_logit, expected.presence_logit, atol=1e-5)
+    plain = perception_jax.load("scenes-clip")
+    static = plain.model.vision(plain.processor.images([image])).embedding[0]
+    assert abs(found.embedding[0] - static / np.linalg.norm(static)).max() > 1e-4
+
+
+def test_a_folder_that_gives_something_else_is_refused(workdir, tmp_path, monkeypatch):
+    """What is there stays."""
+    encoder = GiveEncoder.from_pretrained(workdir / "hf")
+    other = GiveEncoder.from_pretrained(workdir / "hf")
+    other.model.oid_head.fc2.bias[...] += 1e-3
+    monkeypatch.setattr(conclude.GiveEncoder, "from_pretrained", lambda folder: other)
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "old").touch()
+    with pytest.raises(CheckpointError, match=r"found a difference of 0\.001"):
+        conclude.save(encoder.model, encoder.backbone, tmp_path)
+    assert [item.name for item in (tmp_path / "hf").iterdir()] == ["old"]
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["give.safetensors", "hf"]
+
+
+def test_evaluate_gives_the_numbers_of_the_run(workdir, tmp_path):
+    arguments = [CONFIG, *SMALL, f"--checkpoint={workdir}", f"--out={tmp_path}"]
+    assert common.main(evaluate.PROGRAM, evaluate.run, arguments) == 0
+    found, expected = (
+        json.loads((folder / "results.json").read_text()) for folder in (tmp_path, workdir)
+    )
+    assert found.pop("scores").keys() == expected.pop("scores").keys()
+    assert found == pytest.approx(expected, abs=1e-5)
+    assert "How it learned" not in (tmp_path / "report.html").read_text()
+
+
+def test_a_backbone_alone_is_no_give(tmp_path, capsys):
+    arguments = [CONFIG, "--checkpoint=scenes-clip", f"--out={tmp_path}"]
+    assert common.main(evaluate.PROGRAM, evaluate.run, arguments) == 1
+    assert "expected a trained GiVE, found a Clip without adapters" in capsys.readouterr().err
+
+
+def test_the_quickstart_says_where_own_images_belong(tmp_path, capsys):
+    arguments = ["--config=configs/quickstart.py:short", f"--config.data.source={tmp_path}"]
+    assert common.main(train.PROGRAM, train.run, [*arguments, f"--workdir={tmp_path}"]) == 1
+    error = capsys.readouterr().err
+    assert "ConfigError: data.source: the quickstart trains on scenes" in error
+    for config in ("configs/give/forkme.py", "configs/clip/scenes.py"):
+        assert config in error
