@@ -24,6 +24,7 @@ from perception_jax.models.params import flatten, unflatten
 from perception_jax.nn.mlp import gelu
 from perception_jax.nn.taps import Taps
 from perception_jax.systems.give.adapter import AdapterConfig, AgAdapter, Instruction
+from perception_jax.systems.give.backbone import leaves_in_give
 from perception_jax.systems.give.checkpoint import adapter_rules, table, trained_leaves
 from perception_jax.systems.give.losses import Rows, oid, oiic, oitc
 from perception_jax.systems.give.model import Give, GiveConfig, instruct, instruction_mask
@@ -52,6 +53,19 @@ def close(found, expected, tolerance=1e-5):
     np.testing.assert_allclose(np.float64(found), expected, rtol=0, atol=tolerance)
 
 
+def clip(config=DEEP):
+    return Clip(config, rngs=nnx.Rngs(params=1))
+
+
+def make_give(layers, config=DEEP, **adapter):
+    adapter = AdapterConfig(**{"heads": 2, **adapter})
+    return Give(GiveConfig(layers=layers, adapter=adapter), clip(config), rngs=nnx.Rngs(params=2))
+
+
+call = jax.jit(Give.__call__, static_argnames="repeats")
+read = jax.jit(instruct, static_argnames="strength")
+
+
 # --- Written-out numbers ------------------------------------------------------------------------
 
 ADAPTER_NAMES = (
@@ -71,7 +85,7 @@ def adapter_weights(shapes, prefix, phase):
 
 def filled_adapter():
     config = AdapterConfig(heads=2)
-    fresh = AgAdapter(config, 8, 6, rngs=nnx.Rngs(params=0))
+    fresh = nnx.eval_shape(lambda: AgAdapter(config, 8, 6, rngs=nnx.Rngs(params=0)))
     names = RuleTable(rules=adapter_rules("ag_adapters.0", "a", config))
     leaves = {f"a/{path}": leaf for path, leaf in flatten(fresh).items()}
     shapes = source_shapes(names, {path: leaf.shape for path, leaf in leaves.items()})
@@ -138,46 +152,36 @@ def test_the_losses_by_numbers():
 @pytest.fixture(scope="module")
 def filled():
     """The tiny CLIP with two adapters, every parameter by its place in the list of names."""
-    give = Give(
-        GiveConfig(layers=(0, 1), adapter=AdapterConfig(heads=2)),
-        Clip(CONFIG, rngs=nnx.Rngs(params=0)),
-        rngs=nnx.Rngs(params=0),
-    )
-    plain = flatten(Clip(CONFIG, rngs=nnx.Rngs(params=0)))
-    shapes = source_shapes(hf_table(), {path: leaf.shape for path, leaf in plain.items()})
+    plain, give = nnx.eval_shape(lambda: (clip(CONFIG), make_give((0, 1), config=CONFIG)))
+    leaves = flatten(plain)
+    shapes = source_shapes(hf_table(), {path: leaf.shape for path, leaf in leaves.items()})
     assert len(shapes) == 78
     theirs = {}
     for j, name in enumerate(sorted(shapes)):
         value = fill(shapes[name], 0.4, 0.7, 0.1 * j)
         theirs[name] = np.float32(value + ("norm" in name and name.endswith("weight")))
-    theirs["logit_scale"] = np.float32(2.0)
-    backbone = unflatten(
-        Clip(CONFIG, rngs=nnx.Rngs(params=0)), load_params(hf_table(), theirs, plain).params
-    )
+    theirs["logit_scale"] = np.array(2.0, np.float32)
+    backbone = unflatten(plain, load_params(hf_table(), theirs, leaves).params)
 
     leaves = trained_leaves(give)
-    names = table(AdapterConfig(heads=2), (0, 1), joint=True)
+    names = table(AdapterConfig(heads=2), (0, 1), joint=True, dense=False)
     shapes = source_shapes(names, {path: leaf.shape for path, leaf in leaves.items()})
     theirs = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
     for block in range(2):
         theirs |= adapter_weights(shapes, f"ag_adapters.{block}", 20 * block)
     own = load_params(names, theirs, leaves).params
-    base = {
-        path.replace("vision/blocks/", "vision/blocks/base/"): leaf
-        for path, leaf in flatten(backbone).items()
-    }
-    return unflatten(give, {f"backbone/{path}": leaf for path, leaf in base.items()} | own)
+    return unflatten(give, leaves_in_give(backbone) | own)
 
 
 PIXELS = jnp.asarray(fill((2, 3, 8, 8), 1, 0.11, 0.4).transpose(0, 2, 3, 1), jnp.float32)
 
 
 def test_a_steered_clip_by_numbers(filled):
-    named = instruct(filled.backbone.text, IDS)
+    named = read(filled.backbone.text, IDS)
     e = """-0.079955 0.290659 0.386348 -0.225257 0.069842
            -0.299071 -0.482000 0.535621 0.305304 -0.048725"""
     close(named.embedding[0], numbers(e))
-    static, steered = filled(PIXELS), filled(PIXELS, named)
+    static, steered = call(filled, PIXELS), call(filled, PIXELS, named)
     v = """0.375384 0.371158 0.104785 -0.227976 -0.110879
            0.406313 0.555107 -0.022989 -0.101674 0.402469"""
     close(static.embedding[0], numbers(v))
@@ -190,11 +194,11 @@ def test_a_steered_clip_by_numbers(filled):
     for out, expected in ((static, 335.803591), (steered, 358.343024)):
         total = np.abs(np.float64(out.tower.tokens)).sum()
         close(total / expected, 1.0, 1e-6)  # 160 float32 numbers
-    swapped = filled(PIXELS, jax.tree.map(lambda x: x[::-1] if x.ndim else x, named))
+    swapped = call(filled, PIXELS, jax.tree.map(lambda x: x[::-1] if x.ndim else x, named))
     close((steered.embedding * swapped.embedding).sum(axis=1), [0.997257, 0.996477])
 
 
-# --- Where adapters go, and how many parameters they have -------------------------------------------
+# --- Where adapters go, and how many parameters they have ---------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -256,50 +260,61 @@ def test_parameter_counts(config, each, head):
     assert len(flatten(give)) == len(flatten(plain)) + len(sizes)
 
 
-# --- What adapters change ---------------------------------------------------------------------------
+# --- What adapters change -----------------------------------------------------------------------
 
 
 @functools.cache
-def random_give(layers, adapter=AdapterConfig(heads=2), config=DEEP):
-    """Adapters that do something: fresh ones with random output projections."""
-    give = fresh_give(layers, adapter, config)
-    out = give.backbone.vision.blocks.inserts.to_out
-    out.kernel[...] = 0.3 * jax.random.normal(jax.random.key(5), out.kernel.shape)
-    out.bias[...] = 0.3 * jax.random.normal(jax.random.key(6), out.bias.shape)
-    return give
+def backbone_leaves():
+    """Random ones, without compiling a fresh model's random numbers."""
+    rng = np.random.default_rng(0)
+    found = {}
+    for path, leaf in flatten(nnx.eval_shape(clip)).items():
+        scale = (leaf.shape[-2] if leaf.ndim > 1 else 4) ** -0.5
+        value = path.endswith("/scale") + scale * rng.normal(size=leaf.shape)
+        found[path] = jnp.asarray(value, jnp.float32)
+    return found
 
 
-def fresh_give(layers="all", adapter=AdapterConfig(heads=2), config=DEEP):
-    return jax.jit(
-        lambda: Give(
-            GiveConfig(layers=layers, adapter=adapter),
-            Clip(config, rngs=nnx.Rngs(params=1)),
-            rngs=nnx.Rngs(params=2),
-        )
-    )()
+@functools.cache
+def fresh_give(layers="all", **adapter):
+    """Adapters as they start, in a random backbone."""
+    own = jax.jit(lambda: trained_leaves(make_give(layers, **adapter)))()
+    backbone = unflatten(nnx.eval_shape(clip), backbone_leaves())
+    abstract = nnx.eval_shape(lambda: make_give(layers, **adapter))
+    return unflatten(abstract, leaves_in_give(backbone) | own)
 
 
-call = jax.jit(Give.__call__, static_argnames=("repeats", "depth", "remat"))
+@functools.cache
+def random_give(layers):
+    """Adapters that do something."""
+    rng = np.random.default_rng(1)
+    abstract = nnx.eval_shape(lambda: make_give(layers))
+    own = {
+        path: jnp.asarray(0.3 * rng.normal(size=leaf.shape), jnp.float32)
+        for path, leaf in trained_leaves(abstract).items()
+    }
+    backbone = unflatten(nnx.eval_shape(clip), backbone_leaves())
+    return unflatten(abstract, leaves_in_give(backbone) | own)
 
 
 @pytest.mark.parametrize("gate", ["none", "tanh"])
 def test_fresh_adapters_change_nothing(gate):
-    give = fresh_give(adapter=AdapterConfig(heads=2, gate=gate))
-    plain = jax.jit(lambda: Clip(DEEP, rngs=nnx.Rngs(params=1)))()
+    give = fresh_give(gate=gate)
+    plain = unflatten(nnx.eval_shape(clip), backbone_leaves())
     expected = jax.jit(lambda tower, pixels: tower(pixels))(plain.vision, PIXELS)
-    steered = call(give, PIXELS, instruct(give.backbone.text, IDS))
+    steered = call(give, PIXELS, read(give.backbone.text, IDS))
     chex.assert_trees_all_close(steered.tower, expected, atol=1e-6)
     assert bool(jnp.any(steered.presence_logit != 0))
     # Without an instruction, bit for bit: also adapters that do something are left out.
-    for give in (give, random_give("all")):
-        static = call(give, PIXELS)
+    for model in (give, random_give("all")):
+        static = call(model, PIXELS)
         chex.assert_trees_all_equal(static.tower, expected)
         assert static.presence_logit is None
 
 
 def test_strength_zero_is_the_backbone_and_its_logit_stays():
     give = random_give("all")
-    named = instruct(give.backbone.text, IDS, strength=0.0)
+    named = read(give.backbone.text, IDS, strength=0.0)
     static, steered = call(give, PIXELS), call(give, PIXELS, named)
     chex.assert_trees_all_equal(steered.tower, static.tower)
     expected = give.oid_head(static.tower.pooled, named.embedding)
@@ -314,8 +329,9 @@ def test_what_an_adapter_adds_is_linear_in_the_strength():
         chex.assert_trees_all_close(added, strength * whole, atol=1e-6)
     # In a whole tower it moves the embedding further.
     give = random_give("all")
+    named = read(give.backbone.text, IDS)
     moves = [
-        call(give, PIXELS, instruct(give.backbone.text, IDS, strength=s)).embedding
+        call(give, PIXELS, dataclasses.replace(named, strength=jnp.float32(s))).embedding
         for s in (0.0, 0.1, 0.2)
     ]
     near, far = (jnp.linalg.norm(move - moves[0], axis=1) for move in moves[1:])
@@ -353,10 +369,8 @@ def test_a_linear_connector_is_one_layer():
 
 def _by_hand(adapter, h, text):
     """Head by head, row by row; padding is left out, not masked."""
-    q, k, v = (
-        np.float64(x)
-        for x in (adapter.to_q(adapter.norm(h)), adapter.to_k(text), adapter.to_v(text))
-    )
+    rows = adapter.to_q(adapter.norm(h)), adapter.to_k(text), adapter.to_v(text)
+    q, k, v = map(np.float64, rows)
     mixed = np.zeros(h.shape)
     for b, n, head in np.ndindex(2, 5, 2):
         part, seen = slice(4 * head, 4 * head + 4), np.array(MASK[b], bool)
@@ -370,7 +384,7 @@ def test_fresh_adapters_can_learn():
     """The zero projection has a gradient at once; behind it the rest follows a step later."""
     give = fresh_give()
     graph, trained, frozen = nnx.split(give, nnx.Param, ...)
-    named = instruct(give.backbone.text, IDS)
+    named = read(give.backbone.text, IDS)
 
     def score(trained):
         return jnp.sum(nnx.merge(graph, trained, frozen)(PIXELS, named).embedding[:, :3])
@@ -391,12 +405,12 @@ def test_padding_changes_nothing():
 
     def steered(pad, length):
         ids = [row + [pad] * (length - len(row)) for row in short]
-        return call(give, PIXELS, instruct(give.backbone.text, jnp.array(ids)))
+        return call(give, PIXELS, read(give.backbone.text, jnp.array(ids)))
 
     expected = steered(END, 4)
     assert float(jnp.abs(expected.embedding[0] - expected.embedding[1]).max()) > 1e-2
-    for length in (4, 5, 8):
-        zeros, ends = (dataclasses.replace(steered(pad, length)) for pad in (0, END))
+    for length in (4, 8):
+        zeros, ends = (steered(pad, length) for pad in (0, END))
         chex.assert_trees_all_equal(zeros, ends)
         chex.assert_trees_all_close(zeros, expected, atol=1e-6)
 
@@ -410,16 +424,17 @@ def test_masks_end_with_the_first_end_token():
     np.testing.assert_array_equal(instruction_mask(siglip, "last"), np.array(expected, bool))
 
 
-# --- Several instructions an image ------------------------------------------------------------------
+# --- Several instructions an image --------------------------------------------------------------
 
 
-@pytest.mark.parametrize("layers", ["all", (2, 3), (1,), (3,)], ids=str)
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize(
+    ("layers", "remat"), [("all", False), ((2, 3), True), ((1,), False)], ids=str
+)
 def test_sharing_what_comes_before_is_the_plain_way(layers, remat):
     give = random_give(layers)
     graph, state = nnx.split(give)
     ids = jnp.concatenate([IDS, IDS[::-1, :]])
-    named = instruct(give.backbone.text, ids)
+    named = read(give.backbone.text, ids)
     readout = jax.random.normal(jax.random.key(7), (4, CONFIG.embed_dim))
 
     def seen(state, pixels, states, share):
@@ -437,13 +452,13 @@ def test_sharing_what_comes_before_is_the_plain_way(layers, remat):
 
 def test_taps_before_the_batch_grows_are_refused():
     give = random_give((1, 3))
-    named = instruct(give.backbone.text, jnp.concatenate([IDS, IDS]))
+    named = read(give.backbone.text, jnp.concatenate([IDS, IDS]))
     for taps in (Taps(hidden=(0,)), Taps(hidden=(1,)), Taps(attention=(0,)), Taps(attention=(1,))):
         with pytest.raises(ConfigError, match="record the batch before it grows"):
             give(PIXELS, named, repeats=2, taps=taps)
     taps = Taps(hidden=(2, -1), attention=(2, 3), inserts=(1, 3))
-    shared = give(PIXELS, named, repeats=2, taps=taps)
-    plain = give(jnp.repeat(PIXELS, 2, axis=0), named, taps=taps)
+    shared = call(give, PIXELS, named, repeats=2, taps=taps)
+    plain = call(give, jnp.repeat(PIXELS, 2, axis=0), named, taps=taps)
     chex.assert_trees_all_close(shared, plain, atol=1e-6)
     with pytest.raises(ConfigError, match=r"inserts of layers \[2\]; this call uses .* \[1, 3\]"):
         give(PIXELS, named, repeats=2, taps=Taps(inserts=(2,)))

@@ -1,0 +1,207 @@
+"""GiVE on a mesh: its losses are those of the global batch, and only what it adds trains."""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from perception_jax.api import Processor
+from perception_jax.data.processors import ImageProcessor
+from perception_jax.data.records import ObjectAnnotation, Record
+from perception_jax.data.tokenizers import ClipTokenizer
+from perception_jax.models.clip.modeling import Clip
+from perception_jax.models.params import flatten, unflatten
+from perception_jax.shard import mesh as mesh_lib
+from perception_jax.shard import rules
+from perception_jax.systems.give.adapter import AdapterConfig
+from perception_jax.systems.give.backbone import LoadedBackbone, leaves_in_give
+from perception_jax.systems.give.model import GiveConfig
+from perception_jax.systems.give.sampler import GroupConfig
+from perception_jax.systems.give.task import GiveTask, GiveTaskConfig
+from perception_jax.systems.give.training_data import TrainingData
+from perception_jax.testing import tiny_clip
+from perception_jax.train import loop, state
+from perception_jax.train.config import TrainConfig
+from perception_jax.train.metrics import read_metrics
+from perception_jax.train.optim import make_optimizer
+from tests import tiny_training
+
+GROUPS = GroupConfig(groups=2, images=4, seed=3)
+MESHES = {
+    "one": ({}, 1),
+    "fsdp": ({"replica": 2, "fsdp": 4}, 8),
+    "all": ({"replica": 2, "fsdp": 2, "tensor": 2}, 8),
+}
+OPTIM = {"learning_rate": 0.01, "weight_decay": 0.05, "schedule": "constant"}
+STEPS = 5
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compile_once(tmp_path_factory: pytest.TempPathFactory):
+    """Some tests here train the same program; they share its executable."""
+    with tiny_training.compilation_cache(tmp_path_factory.mktemp("cache")):
+        yield
+
+
+@functools.cache
+def backbone_leaves() -> dict[str, np.ndarray]:
+    model = jax.jit(lambda: Clip(tiny_clip.CONFIG, rngs=nnx.Rngs(params=7)))()
+    return jax.device_get(flatten(model))
+
+
+def make_task() -> GiveTask:
+    abstract = nnx.eval_shape(lambda: Clip(tiny_clip.CONFIG, rngs=nnx.Rngs(params=0)))
+    processor = Processor(
+        image=ImageProcessor(size=tiny_clip.SIZE),
+        tokenizer=ClipTokenizer.shipped(tiny_clip.VOCAB, tiny_clip.CONTEXT),
+    )
+    loaded = LoadedBackbone(
+        name="tiny",
+        model=unflatten(abstract, jax.tree.map(jnp.asarray, backbone_leaves())),
+        config=tiny_clip.CONFIG,
+        processor=processor,
+    )
+    data = TrainingData(records(), GROUPS, processor=processor.image, tokenizer=processor.tokenizer)
+    config = GiveTaskConfig(
+        model=GiveConfig(adapter=AdapterConfig(heads=2)), batch_size=GROUPS.batch_size
+    )
+    return GiveTask(config, loaded, data)
+
+
+def records() -> list[Record]:
+    """Left half in one colour, right half in another."""
+    names, half = list(tiny_clip.COLOURS), tiny_clip.SIZE // 2
+    made = []
+    for k in range(24):
+        rng = np.random.default_rng(k)
+        image = rng.integers(0, 256, (tiny_clip.SIZE, tiny_clip.SIZE, 3)).astype(np.uint8)
+        shown = rng.choice(len(names), 2, replace=False)
+        for side, kind in enumerate(shown):
+            image[:, side * half : (side + 1) * half] //= 2
+            image[:, side * half : (side + 1) * half] += (
+                np.uint8(tiny_clip.COLOURS[names[kind]]) // 2
+            )
+        objects = tuple(
+            ObjectAnnotation(name=names[kind], box=None, caption=f"{names[kind]} number {k % 5}")
+            for kind in shown
+        )
+        made.append(Record(id=f"halves-{k}", image=image, objects=objects))
+    return made
+
+
+def train(
+    workdir: pathlib.Path, mesh: str = "one", task: GiveTask | None = None, **more: Any
+) -> loop.TrainResult:
+    sizes, devices = MESHES[mesh]
+    settings = {"batch_size": GROUPS.batch_size, "log_every": 1, "checkpoint_every": 0}
+    config = TrainConfig.from_mapping({**settings, "steps": STEPS, "optim": OPTIM, "mesh": sizes})
+    task = make_task() if task is None else task
+    return loop.run(task, config, workdir, devices=jax.devices()[:devices], **more)
+
+
+def curve(workdir: pathlib.Path) -> np.ndarray:
+    """Total, its three parts and the norm of the gradient, step by step."""
+    names = ("loss", "oitc", "oiic", "oid", "grad_norm")
+    lines = [line for line in read_metrics(workdir) if "loss" in line]
+    return np.array([[line[name] for name in names] for line in lines])
+
+
+@pytest.fixture(scope="module")
+def on_one(tmp_path_factory: pytest.TempPathFactory) -> tuple[loop.TrainResult, np.ndarray]:
+    workdir = tmp_path_factory.mktemp("one")
+    return train(workdir), curve(workdir)
+
+
+def test_values_and_gradients_do_not_depend_on_the_mesh():
+    """With adapters that do something: fresh ones pass their gradient on to nothing."""
+    task = make_task()
+    batch = dict(next(iter(task.datasets()["train"])))
+    batch.pop("id")
+    model = state.abstract_model(task)
+    rng = np.random.default_rng(0)
+    trainable = {
+        path: np.float32(0.2 * rng.normal(size=leaf.shape))
+        for path, leaf in model.trainable.items()
+    }
+    frozen = dict(task.pretrained({}))
+
+    def loss(trainable, frozen, batch):
+        return task.loss(model.merge(trainable, frozen), batch, jax.random.key(0))
+
+    found = {}
+    for name, (sizes, devices) in MESHES.items():
+        mesh = mesh_lib.make_mesh(**sizes, devices=jax.devices()[:devices])
+        placed = rules.shardings({**model.trainable, **model.frozen}, task.shardings, mesh)
+        with jax.set_mesh(mesh):
+            found[name] = jax.jit(jax.value_and_grad(loss, has_aux=True))(
+                {path: jax.device_put(leaf, placed[path]) for path, leaf in trainable.items()},
+                {path: jax.device_put(leaf, placed[path]) for path, leaf in frozen.items()},
+                jax.device_put(batch, mesh_lib.batch_sharding(mesh)),
+            )
+    (value, metrics), gradient = jax.device_get(found.pop("one"))
+    assert min(np.abs(leaf).max() for leaf in gradient.values()) > 1e-6
+    assert min(float(metrics[name]) for name in ("oitc", "oiic", "oid")) > 0
+    for (other, its_metrics), its_gradient in jax.device_get(list(found.values())):
+        np.testing.assert_allclose(other, value, atol=1e-5, rtol=0)
+        for theirs, ours in ((its_metrics, metrics), (its_gradient, gradient)):
+            for name in ours:
+                np.testing.assert_allclose(
+                    theirs[name], ours[name], atol=1e-5, rtol=1e-5, err_msg=name
+                )
+
+
+def test_same_curve_on_one_and_eight_devices(tmp_path, on_one):
+    _, expected = on_one
+    task = make_task()
+    train(tmp_path, "all", task)
+    assert expected.shape == (STEPS, 5)
+    np.testing.assert_allclose(curve(tmp_path), expected, atol=1e-5, rtol=1e-5)
+    assert expected[0, 0] - expected[-1, 0] > 0.01
+    # The step gives its state's memory back, not that of the backbone it came from.
+    given = flatten(task.backbone.model)
+    assert [path for path, leaf in given.items() if leaf.is_deleted()] == []
+
+
+def test_only_what_give_adds_trains(on_one):
+    result, _ = on_one
+    task = make_task()
+    found, given = flatten(result.model), leaves_in_give(task.backbone.model)
+    for path, leaf in given.items():
+        np.testing.assert_array_equal(found[path], leaf, err_msg=path)
+    model = state.abstract_model(task)
+    assert set(model.frozen) == set(given)
+    assert set(model.trainable) == set(found) - set(given)
+    assert {path.split("/")[0] for path in model.trainable} == {"backbone", "oid_head"}
+    assert all("/inserts/" in path for path in model.trainable if path.startswith("backbone"))
+    fresh = jax.jit(lambda: flatten(task.init(jax.random.key(0))))()
+    zero = [path for path in model.trainable if "to_out" in path]
+    assert len(zero) == 2
+    for path in zero:
+        assert float(jnp.abs(fresh[path]).max()) == 0 < float(jnp.abs(found[path]).max())
+    # Two moments of each leaf that trains, counters, and nothing of the frozen ones.
+    config = TrainConfig.from_mapping({"steps": 1, "batch_size": 16, "optim": OPTIM})
+    optimizer = make_optimizer(config.optim, 1, model.trainable)
+    abstract = state.abstract_state(model, optimizer.transform, ema=False)
+    kept = [leaf for leaf in jax.tree.leaves(abstract.opt_state) if leaf.ndim]
+    assert len(kept) == 2 * sum(leaf.ndim > 0 for leaf in model.trainable.values())
+    assert sum(leaf.size for leaf in kept) == 2 * sum(x.size for x in model.trainable.values())
+
+
+def test_a_run_that_stopped_goes_on_bit_for_bit(tmp_path, on_one):
+    """The sampler's place is part of the checkpoint."""
+    whole, expected = on_one
+    stopped = train(tmp_path, stop=lambda step: step == 2)
+    assert (stopped.step, stopped.finished) == (2, False)
+    resumed = train(tmp_path)
+    assert (resumed.step, resumed.finished) == (STEPS, True)
+    np.testing.assert_array_equal(curve(tmp_path), expected)
+    ours = flatten(resumed.model)
+    for path, leaf in flatten(whole.model).items():
+        np.testing.assert_array_equal(ours[path], leaf, err_msg=path)
