@@ -117,7 +117,7 @@ def _read_header(path: pathlib.Path) -> tuple[dict[str, Any], int, int]:
                 raise CheckpointError(
                     f"Expected a safetensors header of at most {max(size - _PREFIX, 0)} bytes in "
                     f"{path}, found a length of {length}: the file is truncated or of another "
-                    f"format. Copy it again."
+                    f"format, e.g. a Git LFS pointer that was never fetched. Copy it again."
                 )
             raw = file.read(length)
     except OSError as error:

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from perception_jax.errors import ConfigError
+
 
 class Linear(nnx.Module):
     """`x @ kernel + bias`; `kernel` is [in, out].
@@ -48,8 +50,18 @@ class PatchEmbed(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((width,))) if bias else None
 
     def grid(self, pixels: Float[Array, "B H W 3"]) -> tuple[int, int]:
-        """Rows and columns of patches."""
-        return pixels.shape[1] // self.patch, pixels.shape[2] // self.patch
+        """Rows and columns of patches.
+
+        Raises:
+          ConfigError: the images are smaller than one patch.
+        """
+        height, width = pixels.shape[1:3]
+        if min(height, width) < self.patch:
+            raise ConfigError(
+                f"expected images of at least one patch, {self.patch}×{self.patch} pixels, found "
+                f"{height}×{width} (height × width). Resize them with the checkpoint's processor."
+            )
+        return height // self.patch, width // self.patch
 
     def __call__(self, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B P D"]:
         """Patches in row-major order (y slow, x fast)."""

@@ -77,6 +77,10 @@ def with_torch(*patterns: str) -> tuple[str, ...]:
     return patterns if found else ()
 
 
+def give(folder: pathlib.Path) -> Mapping[str, Any]:
+    return {"BACKBONE": "scenes-clip", "SIZE": 48, "STEPS": 12, "OUT": f"{folder}/out"}
+
+
 TRIALS = {
     "01_encoders": Trial(
         settings=encoders,
@@ -88,6 +92,16 @@ TRIALS = {
             r"rank correlation of all cosines: -?0\.\d\d",
             *(f"{name}: read back, the same numbers" for name in ("clip", "dinov2")),
             *with_torch(*(rf"{n}: in transformers, .* \d\.\de-0[6-9]" for n in ("clip", "dinov2"))),
+        ),
+    ),
+    "02_give": Trial(
+        settings=give,
+        pictures=tuple(f"out/{name}.png" for name in ("images", "maps")),
+        says=(
+            r"largest change by fresh adapters: 0\.0e\+00",
+            r"\d+ objects \(\d+ pairs\) of 12 classes in 40 images",
+            r"present or absent, all: AUC 0\.\d\d, without an instruction 0\.\d\d",
+            r"read back: embeddings differ by 0\.0e\+00",
         ),
     ),
 }

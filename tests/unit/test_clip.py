@@ -78,6 +78,12 @@ def test_bfloat16_input_computes_in_bfloat16_with_float32_weights():
     chex.assert_trees_all_close(out.tokens.astype(jnp.float32), exact, atol=0.1)
 
 
+def test_an_image_smaller_than_a_patch_is_refused():
+    model = Clip(TINY, rngs=nnx.Rngs(params=0))
+    with pytest.raises(ConfigError, match=r"at least one patch, 8×8 pixels, found 4×32"):
+        model.vision(jnp.zeros((1, 4, 32, 3)))
+
+
 def test_foreign_configurations_are_refused():
     with pytest.raises(ConfigError, match="vision_config"):
         ClipConfig.from_hf({"model_type": "bert"})
