@@ -188,9 +188,9 @@ def _overlay(task: Task, trainable: Leaves, frozen: Leaves) -> None:
                 f"pretrained: {path} has shape {old.shape}, the given array {tuple(value.shape)}."
             )
         if value is not old:
-            home[path] = jax.device_put(
-                jnp.asarray(value, old.dtype), old.sharding, may_alias=False
-            )
+            # A copy: steps donate the state, and the caller's array must outlive them.
+            # (With `may_alias=False` one device still shared the buffer, jax 0.10.2.)
+            home[path] = jax.device_put(jnp.array(value, old.dtype, copy=True), old.sharding)
 
 
 def _flatten(state: Mapping[Any, Any]) -> Leaves:
