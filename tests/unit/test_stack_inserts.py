@@ -109,16 +109,19 @@ def test_a_stack_with_inserts_is_a_loop_over_its_layers(places):
     chex.assert_trees_all_close(run(blocks, X, given()), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("places", ["odd", "aperiodic"])
+TAPPED = {
+    "odd": {"attention": tuple(range(DEPTH)), "hidden": (0,), "inserts": (1, 3, 5, 7)},
+    "aperiodic": {"attention": (1, 4, 5), "hidden": (0, 2, 3, 6), "inserts": (4, 6)},
+}
+"""Two tapped layers in a pattern that repeats; and hardly two layers alike."""
+
+
+@pytest.mark.parametrize("places", TAPPED)
 def test_taps_probes_and_gradients_are_the_loops(places):
-    blocks = blocks_of(DEPTH, PLACES[places])
-    taps = Taps(
-        attention=(1, 4, 5),
-        hidden=(0, 2, 3, 6),
-        rows=jnp.array([4, 1]),
-        inserts=blocks.layers[-2:],
-        probes=jax.random.normal(jax.random.key(4), (3, BATCH, HEADS, 2, TOKENS)),
-    )
+    blocks, tapped = blocks_of(DEPTH, PLACES[places]), TAPPED[places]
+    shape = (len(tapped["attention"]), BATCH, HEADS, 2, TOKENS)
+    probes = jax.random.normal(jax.random.key(4), shape)
+    taps = Taps(**tapped, rows=jnp.array([4, 1]), probes=probes)
 
     def run(blocks, x, given, taps):
         return stack.run(blocks, x, context=stack.Context(given=given), taps=taps)
