@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from launch import common
+from launch.flags_of import check_flags
 
 FLAGS_OF = {
     "published": ("train", "test", "categories", "images", "boxes", "exclude"),
@@ -78,26 +79,19 @@ PROGRAM = common.Program(
 def run(parsed: common.Parsed) -> int:
     """Runs the step; returns 0."""
     step, flags = parsed.positional["STEP"], parsed.flags
-    _check_flags(step, flags)
+    _check(step, flags)
     flags["out"].mkdir(parents=True, exist_ok=True)
     _STEPS[step](flags)
     return 0
 
 
-def _check_flags(step: str, flags: Mapping[str, Any]) -> None:
+def _check(step: str, flags: Mapping[str, Any]) -> None:
     from perception_jax.errors import ConfigError
 
     for name in REQUIRED[step]:
         if flags[name] is None:
             raise ConfigError(f"{step}: --{name} is missing.")
-    taken = {name for names in FLAGS_OF.values() for name in names}
-    defaults = {flag.name: flag.default for flag in PROGRAM.flags}
-    for name in sorted(taken - set(FLAGS_OF[step])):
-        if flags[name] != defaults[name]:
-            raise ConfigError(
-                f"{step}: --{name} is of another step; this one takes "
-                f"{', '.join(f'--{known}' for known in FLAGS_OF[step])}."
-            )
+    check_flags(PROGRAM, step, flags, FLAGS_OF)
 
 
 def _published(flags: Mapping[str, Any]) -> None:

@@ -159,6 +159,7 @@ def get_task(config: ml_collections.ConfigDict, loaded=None):
         tokenizer=processor.tokenizer,
         template=data.template or None,
         hold=data.hold,
+        altered=settings.plus.altered,
     )
     evaluators = {}
     if data.test:

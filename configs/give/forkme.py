@@ -76,6 +76,7 @@ def get_task(config: ml_collections.ConfigDict, loaded=None):
         processor=backbone.processor.image,
         tokenizer=backbone.processor.tokenizer,
         hold=True,
+        altered=settings.plus.altered,
     )
     own = evaluation_of(
         test,

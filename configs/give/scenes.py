@@ -96,6 +96,7 @@ def get_task(config: ml_collections.ConfigDict, loaded=None):
         processor=backbone.processor.image,
         tokenizer=backbone.processor.tokenizer,
         hold=True,
+        altered=settings.plus.altered,
     )
     unseen = evaluation_of(
         _test_scenes(config),

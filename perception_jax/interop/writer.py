@@ -54,15 +54,14 @@ def write_checkpoint(
     if config is not None:
         files["config.json"] = config
     shards = _split(list(tensors), max_shard_bytes)
-    _check_target(target, overwrite)
     for name in files:
         if not is_plain_name(name):
             raise CheckpointError(f"Expected plain names of extra files, found {name!r}.")
-    with _replacing(target, sum(t.spec.nbytes for shard in shards for t in shard)) as folder:
+    nbytes = sum(t.spec.nbytes for shard in shards for t in shard)
+    with replacing_folder(target, nbytes=nbytes, overwrite=overwrite) as folder:
         _write_shards(folder, shards, weights)
         for name, content in files.items():
             _write_file(folder / name, content)
-        _sync(folder)
 
 
 def write_file(
@@ -111,8 +110,19 @@ def _split(tensors: Sequence[LazyTensor], limit: int) -> list[list[LazyTensor]]:
 
 
 @contextlib.contextmanager
-def _replacing(target: pathlib.Path, nbytes: int) -> Iterator[pathlib.Path]:
-    """A temporary folder that becomes `target` if the body succeeds, and is removed if not."""
+def replacing_folder(
+    target: pathlib.Path, *, nbytes: int = 0, overwrite: bool = False
+) -> Iterator[pathlib.Path]:
+    """A temporary folder that becomes `target` if the body succeeds, and is removed if not.
+
+    Args:
+      target: new or empty, unless `overwrite`; its parents are made.
+      nbytes: that the body will write; checked against what is free.
+
+    Raises:
+      CheckpointError: the folder is not empty, the disk is full or it cannot be written.
+    """
+    _check_target(target, overwrite)
     folder = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -121,6 +131,7 @@ def _replacing(target: pathlib.Path, nbytes: int) -> Iterator[pathlib.Path]:
             raise OSError(errno.ENOSPC, f"{nbytes} bytes needed, {free} free")
         folder = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         yield folder
+        _sync(folder)
         _swap(folder, target)
     except OSError as error:
         raise _failure(target, nbytes, error) from error
@@ -131,8 +142,9 @@ def _replacing(target: pathlib.Path, nbytes: int) -> Iterator[pathlib.Path]:
 
 def _failure(target: pathlib.Path, nbytes: int, error: OSError) -> CheckpointError:
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    size = f"{nbytes / 2**20:,.1f} MiB to " if nbytes else ""
     return CheckpointError(
-        f"Expected to write {nbytes / 2**20:,.1f} MiB to {target}: {error}. "
+        f"Expected to write {size}{target}: {error}. "
         + ("Free some space or choose another disk. " if full else "")
         + "Nothing was written."
     )

@@ -11,12 +11,13 @@ from flax import nnx
 Model = TypeVar("Model", bound=nnx.Module)
 
 
-def flatten(model: nnx.Module) -> dict[str, Any]:
+def flatten(model: nnx.Module, only: type[nnx.Variable] = nnx.Variable) -> dict[str, Any]:
     """Every leaf by its "/"-joined path, e.g. `vision/blocks/attention/q_proj/kernel`.
 
-    For an abstract model (`nnx.eval_shape`) the values are `jax.ShapeDtypeStruct`s.
+    `only` keeps those of one kind, e.g. `AdapterParam`. For an abstract model (`nnx.eval_shape`)
+    the values are `jax.ShapeDtypeStruct`s.
     """
-    flat = nnx.to_flat_state(nnx.state(model))
+    flat = nnx.to_flat_state(nnx.state(model, only))
     return {"/".join(map(str, path)): variable.get_value() for path, variable in flat}
 
 

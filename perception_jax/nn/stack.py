@@ -341,7 +341,12 @@ def _kinds(
             f"taps ask for the inserts of layers {sorted(missing)}; this call uses inserts in "
             f"layers {list(steered)}."
         )
-    first = min(steered, default=depth) if context is not None and context.repeats > 1 else -1
+    first = min(steered) if context is not None and context.repeats > 1 else -1
+    if first >= depth:
+        raise ConfigError(
+            f"the first insert is in layer {first}, but only {depth} layers run: the batch never "
+            "grows to the context's rows. Run more layers, or give one row an example."
+        )
     if first >= 0 and (
         min(attention, default=depth) <= first or min(hidden, default=depth) <= first
     ):

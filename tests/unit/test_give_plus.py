@@ -81,7 +81,9 @@ def rows():
         "tokenizer": ClipTokenizer.shipped(1024, 16),
     }
     config = GroupConfig(groups=3, images=2, seed=5)
-    return [TrainingData(source, config, hold=hold, **common) for hold in (False, True)]
+    return [
+        TrainingData(source, config, hold=hold, altered=True, **common) for hold in (False, True)
+    ]
 
 
 def test_held_batches_equal_those_read_row_by_row(rows):

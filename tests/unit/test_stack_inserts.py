@@ -163,6 +163,12 @@ def test_without_a_context_it_is_the_stack_itself():
         stack.run(blocks.base, X, context=stack.Context(given=given()))
 
 
+def test_a_batch_that_never_grows_is_refused():
+    blocks, context = make_blocks(4, (2,)), stack.Context(given=given(2 * BATCH), repeats=2)
+    with pytest.raises(ConfigError, match="first insert is in layer 2, but only 2 layers run"):
+        stack.run(blocks, X, context=context, depth=2)
+
+
 def scans(blocks_in_all, layers, *, repeats=1, steered=True, **options):
     """Lengths of the scans that a stack becomes."""
     blocks = jax.eval_shape(lambda: make_blocks(blocks_in_all, layers))

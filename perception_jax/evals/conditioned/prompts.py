@@ -17,9 +17,13 @@ TEMPLATES = ("a photo of a {}.", "a photo of the {}.", "there is a {} in the sce
 """Their mean, scaled to length 1, is a class's text prototype."""
 
 
-def instruction(name: str) -> str:
-    """What an image is steered by where a record has no instruction of its own."""
-    return f"the {clean_name(name)}"
+INSTRUCTION = "the {}"
+"""What an image is steered by where a record has no instruction of its own."""
+
+
+def instruction(name: str, form: str = INSTRUCTION) -> str:
+    """The instruction that names a class; "bead_(jewelry)" → "the bead"."""
+    return form.replace("{}", clean_name(name))
 
 
 def prototypes(encode_texts: EncodeTexts, names: Sequence[str]) -> Float[np.ndarray, "c d"]:

@@ -5,7 +5,7 @@ Letters: B batch, S image side, T text tokens, E embedding width, N all of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from perception_jax.data.processors import ImageProcessor
 from perception_jax.data.tokenizers import ClipTokenizer
+from perception_jax.evals.batches import in_batches
 from perception_jax.ops.image import normalise
 from perception_jax.ops.losses import unit
 
@@ -40,12 +41,12 @@ class Encoder:
         self, model: nnx.Module, pixels: UInt8[np.ndarray, "N S S 3"]
     ) -> Float[np.ndarray, "N E"]:
         """Unit vectors of processed images."""
-        return _in_batches(lambda part: self._image(model, part), pixels, self.batch_size)
+        return in_batches(lambda part: self._image(model, part), pixels, self.batch_size)
 
     def texts(self, model: nnx.Module, texts: Sequence[str]) -> Float[np.ndarray, "N E"]:
         """Unit vectors of texts."""
         ids = np.asarray(self.tokenizer(texts).ids)
-        return _in_batches(lambda part: self._text(model, part), ids, self.batch_size)
+        return in_batches(lambda part: self._text(model, part), ids, self.batch_size)
 
     def _embed_images(
         self, model: nnx.Module, pixels: UInt8[Array, "B S S 3"]
@@ -56,16 +57,3 @@ class Encoder:
 
 def _embed_texts(model: nnx.Module, ids: Int[Array, "B T"]) -> Float[Array, "B E"]:
     return unit(model.text(ids).embedding)
-
-
-def _in_batches(
-    embed: Callable[[np.ndarray], jax.Array], rows: np.ndarray, size: int
-) -> Float[np.ndarray, "N E"]:
-    done = []
-    for start in range(0, len(rows), size):
-        part = rows[start : start + size]
-        missing = size - len(part)
-        if missing:
-            part = np.concatenate([part, np.repeat(part[-1:], missing, axis=0)])
-        done.append(np.asarray(embed(part))[: size - missing])
-    return np.concatenate(done)

@@ -25,7 +25,7 @@ from perception_jax.interop.load import load_params
 from perception_jax.interop.rules import Rename, Rule, RuleTable, linear, norm
 from perception_jax.interop.safetensors_io import SafetensorsFile
 from perception_jax.interop.writer import write_file
-from perception_jax.models.params import unflatten
+from perception_jax.models.params import flatten, unflatten
 from perception_jax.nn.variables import AdapterParam
 from perception_jax.shard.rules import shardings as make_shardings
 from perception_jax.systems.give.adapter import AdapterConfig
@@ -213,8 +213,7 @@ def read_config(
 
 def trained_leaves(give: Give) -> dict[str, Any]:
     """Every leaf that trains, by its path."""
-    flat = nnx.to_flat_state(nnx.state(give, AdapterParam))
-    return {"/".join(map(str, path)): variable.get_value() for path, variable in flat}
+    return flatten(give, AdapterParam)
 
 
 _NUMBER = re.compile(rf"{ADAPTERS}\.(\d+)\.")

@@ -7,10 +7,7 @@ backbone has a Hugging Face layout.
 from __future__ import annotations
 
 import json
-import os
 import pathlib
-import shutil
-import tempfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +17,7 @@ from flax import nnx
 from perception_jax.data.records import Source
 from perception_jax.errors import CheckpointError, ConfigError
 from perception_jax.files import write_whole
+from perception_jax.interop.writer import replacing_folder
 from perception_jax.nn import stack
 from perception_jax.systems.give import report as report_page
 from perception_jax.systems.give.backbone import LoadedBackbone
@@ -114,18 +112,14 @@ def save(model: Give, backbone: LoadedBackbone, workdir: pathlib.Path) -> None:
     adapters = workdir / ADAPTERS_FILE
     save_give(adapters, model, backbone)
     print(f"adapters    {adapters} (for the backbone {backbone.name})")
-    target = workdir / FOLDER
-    with tempfile.TemporaryDirectory(prefix=f".{FOLDER}.", dir=workdir) as place:
-        fresh = pathlib.Path(place) / FOLDER
-        encoder = GiveEncoder(model, backbone)
-        try:
+    target, encoder = workdir / FOLDER, GiveEncoder(model, backbone)
+    try:
+        with replacing_folder(target, overwrite=True) as fresh:
             export_merged(fresh, encoder)
-        except ConfigError as error:
-            print(f"no folder of both: {error}")
-            return
-        _verify(encoder, fresh)
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(fresh, target)
+            _verify(encoder, fresh)
+    except ConfigError as error:
+        print(f"no folder of both: {error}")
+        return
     print(f"checkpoint  {target} (backbone and adapters; loads back with equal outputs)")
 
 

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from perception_jax.api import Processor
 from perception_jax.errors import CheckpointError
+from perception_jax.evals.batches import in_batches
 from perception_jax.nn.text_tower import TextTower
 from perception_jax.ops.image import normalise
 from perception_jax.ops.losses import unit
@@ -121,15 +122,7 @@ class Encoder:
         return normalise(pixels, image.mean, image.std)
 
     def _in_batches(self, call: Callable[[np.ndarray], Any], texts: Sequence[str]) -> Any:
-        """Numpy arrays of all texts; every call but that of few texts has the same shape."""
-        ids = np.asarray(self.processor.texts(list(texts)))
-        size = self.batch_size
-        done = []
-        for start in range(0, len(ids), size):
-            part = ids[start : start + size]
-            padding = np.repeat(part[-1:], size - len(part), axis=0)
-            done.append(call(np.concatenate([part, padding])))
-        return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(ids)], *done)
+        return in_batches(call, np.asarray(self.processor.texts(list(texts))), self.batch_size)
 
 
 def pick(told: Instruction, index: Int[Array, " B"]) -> Instruction:
@@ -142,6 +135,10 @@ def pick(told: Instruction, index: Int[Array, " B"]) -> Instruction:
     )
 
 
-def _instruct(tower: TextTower, ids: Int[Array, "n T"]) -> dict[str, Array]:
-    told = instruct(tower, ids)
+def as_arrays(told: Instruction) -> dict[str, Array | np.ndarray]:
+    """The parts of instructions that have rows."""
     return {"states": told.states, "mask": told.mask, "embedding": told.embedding}
+
+
+def _instruct(tower: TextTower, ids: Int[Array, "n T"]) -> dict[str, Array]:
+    return as_arrays(instruct(tower, ids))

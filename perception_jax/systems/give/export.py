@@ -6,20 +6,17 @@ it, and a README has the reader for PyTorch.
 
 from __future__ import annotations
 
-import contextlib
 import importlib.resources
 import os
 import pathlib
-import shutil
-import tempfile
-from collections.abc import Iterator
 
 import jax
 from flax import nnx
 
 from perception_jax import api
-from perception_jax.errors import CheckpointError, ConfigError
+from perception_jax.errors import ConfigError
 from perception_jax.files import write_whole
+from perception_jax.interop.writer import replacing_folder
 from perception_jax.nn import stack
 from perception_jax.systems.give.backbone import is_joint
 from perception_jax.systems.give.checkpoint import save_give
@@ -28,11 +25,13 @@ from perception_jax.systems.give.pretrained import ADAPTERS_FILE, GiveEncoder
 README = "merged_folder.md"
 
 
-def export_merged(directory: str | os.PathLike[str], encoder: GiveEncoder) -> None:
+def export_merged(
+    directory: str | os.PathLike[str], encoder: GiveEncoder, *, overwrite: bool = False
+) -> None:
     """Writes the folder, whole or not at all.
 
     Args:
-      directory: new or empty.
+      directory: new or empty, unless `overwrite`.
 
     Raises:
       CheckpointError: the folder is not empty or cannot be written.
@@ -50,7 +49,7 @@ def export_merged(directory: str | os.PathLike[str], encoder: GiveEncoder) -> No
         processor=encoder.processor,
     )
     readme = importlib.resources.files("perception_jax.systems.give").joinpath(README)
-    with _appearing(pathlib.Path(directory).resolve()) as folder:
+    with replacing_folder(pathlib.Path(directory).resolve(), overwrite=overwrite) as folder:
         api.export(loaded, folder)
         save_give(folder / ADAPTERS_FILE, encoder.model, encoder.backbone)
         write_whole(folder / "README.md", readme.read_text("utf-8"))
@@ -61,26 +60,3 @@ def plain_backbone(backbone: nnx.Module) -> nnx.Module:
     plain = jax.tree.map(lambda leaf: leaf, backbone)
     plain.vision.blocks = stack.base_of(plain.vision.blocks)
     return plain
-
-
-@contextlib.contextmanager
-def _appearing(target: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A folder beside the target that takes its place once the block has ended."""
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise CheckpointError(
-            f"Expected an empty or new folder at {target}, found something there. Choose another."
-        )
-    temporary = None
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent)
-        folder = pathlib.Path(temporary) / "folder"
-        yield folder
-        os.replace(folder, target)
-    except OSError as error:
-        raise CheckpointError(
-            f"Expected to write {target}: {error}. Nothing was written."
-        ) from error
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)

@@ -14,15 +14,13 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int32
 
-from perception_jax.data.moinst.names import clean_name
+from perception_jax.evals.conditioned.prompts import INSTRUCTION
+from perception_jax.evals.conditioned.prompts import instruction as instruction_for
 
-FORMS = ("the {}", "{}", "a photo of the {}", "focus on the {}")
+__all__ = ["FORMS", "InstructionTable", "instruction_for"]
+
+FORMS = (INSTRUCTION, "{}", "a photo of the {}", "focus on the {}")
 """In training one of them at random; in evaluation the first."""
-
-
-def instruction_for(name: str, form: str = FORMS[0]) -> str:
-    """The instruction that names a class; "bead_(jewelry)" → "the bead"."""
-    return form.replace("{}", clean_name(name))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -29,7 +29,7 @@ from perception_jax.systems.give.looking import Look, look
 from perception_jax.systems.give.model import SIGLIP_END, Give, GiveConfig, instruction_mask
 from perception_jax.systems.give.plan import Rows
 from perception_jax.systems.give.prediction import Candidate, CaptionScore, Prediction, Told
-from perception_jax.systems.give.pretrained import SHIPPED, GiveEncoder, find_adapters
+from perception_jax.systems.give.pretrained import GiveEncoder, find_adapters
 from perception_jax.viz.sheet import PANEL
 
 BATCH = 64
@@ -142,9 +142,9 @@ class Predictor:
         if not self._trained and (self._alpha > 0 or self._names):
             raise ConfigError(
                 "this is a backbone with fresh adapters: they change nothing and know of no "
-                "presence, so there is nothing to see. Give trained ones (a file of adapters, a "
-                f"folder that it lies in, or one of {', '.join(SHIPPED)}), or look at the backbone "
-                "alone with instructions at alpha 0."
+                "presence, so there is nothing to see. Give trained ones (a file of adapters, or "
+                "a folder that it lies in), or look at the backbone alone with instructions at "
+                "alpha 0."
             )
 
     def _embed(self, texts: Sequence[str]) -> Float[np.ndarray, "k E"]:

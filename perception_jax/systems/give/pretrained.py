@@ -1,6 +1,6 @@
 """GiVE in five lines: load, then encode images with or without instructions.
 
-    encoder = GiveEncoder.from_pretrained("scenes-give")
+    encoder = GiveEncoder.from_pretrained("runs/give_scenes")   # a folder or file of adapters
     out = encoder.encode([image, image], ["the kite", "the dog"])
     out.embedding @ out.embedding.T          # the same image, looked at in two ways
     out.presence_logit > 0                   # is it there?
@@ -11,7 +11,6 @@ Letters: B batch, N image tokens, P patches, D image width, L blocks, E embeddin
 from __future__ import annotations
 
 import dataclasses
-import importlib.resources
 import os
 import pathlib
 from collections.abc import Sequence
@@ -34,8 +33,6 @@ from perception_jax.systems.give.checkpoint import load_give, trained_on
 from perception_jax.systems.give.encode import Encoder
 from perception_jax.systems.give.model import Give, GiveConfig, GiveOutput, Steered
 
-SHIPPED = ("scenes-give",)
-"""Adapters inside the package, by name."""
 ADAPTERS_FILE = "give.safetensors"
 LLAVA_STRENGTH = 0.5
 """In front of a language model that was trained on features without instructions."""
@@ -88,9 +85,9 @@ class GiveEncoder:
         """Loads a backbone and the adapters for it.
 
         Args:
-          give: adapters: a file (`checkpoint.save_give`), a folder that it lies in (of a training,
-            or from `export.export_merged`), or the name of shipped ones; None makes fresh ones,
-            which change nothing until they are trained.
+          give: adapters: a file (`checkpoint.save_give`), or a folder that it lies in (of a
+            training, or from `export.export_merged`); None makes fresh ones, which change nothing
+            until they are trained.
           backbone: folder, hub id or shipped name; None takes the one in the adapters' folder, or
             else what their file names.
           text: for a vision-only backbone, the CLIP whose text tower it gets.
@@ -197,10 +194,8 @@ class GiveEncoder:
 
 
 def find_adapters(give: str | os.PathLike[str]) -> pathlib.Path:
-    """The file of adapters: a path, the folder that it is in, or the name of shipped ones."""
+    """The file of adapters: a path, or the folder that it is in."""
     path = pathlib.Path(give)
-    if os.fspath(give) in SHIPPED and not path.exists():
-        path = pathlib.Path(str(importlib.resources.files("perception_jax"))) / "weights" / path
     return path / ADAPTERS_FILE if path.is_dir() else path
 
 

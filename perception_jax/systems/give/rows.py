@@ -34,12 +34,13 @@ class GroupTransform:
     - "ids" (int32[T]), "mask" (bool[T]): the caption's tokens;
     - "instruction", "absent_instruction": places in `ObjectIndex.instructions.strings`, int32;
     - "box": float32[4], the object's box in the model's image, xyxy; zeros where there is none;
-    - "altered_ids", "altered": the caption's tokens with one attribute changed, and whether there
-      is such a one.
+    - with `altered`, "altered_ids", "altered": the caption's tokens with one attribute changed, and
+      whether there is such a one.
     """
 
     processor: ImageProcessor
     tokenizer: Tokenizer
+    altered: bool = False
 
     def __call__(self, record: Record, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """See the class; nothing is left to chance here.
@@ -59,14 +60,13 @@ class GroupTransform:
 
     def texts(self, captions: Sequence[str]) -> dict[str, np.ndarray]:
         """The arrays of captions, one row each."""
+        tokens = self.tokenizer(list(captions))
+        found = {"ids": tokens.ids, "mask": tokens.mask}
+        if not self.altered:
+            return found
         other = [altered(caption) for caption in captions]
-        tokens, changed = self.tokenizer(list(captions)), self.tokenizer(other)
-        return {
-            "ids": tokens.ids,
-            "mask": tokens.mask,
-            "altered_ids": changed.ids,
-            "altered": np.array([bool(text) for text in other]),
-        }
+        there = np.array([bool(text) for text in other])
+        return found | {"altered_ids": self.tokenizer(other).ids, "altered": there}
 
 
 def model_boxes(record: Record, shown: ProcessedImage) -> Float32[np.ndarray, "n 4"]:

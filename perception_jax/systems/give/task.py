@@ -24,7 +24,12 @@ from perception_jax.ops.image import normalise
 from perception_jax.ops.losses import unit
 from perception_jax.systems.give.adapter import Instruction
 from perception_jax.systems.give.backbone import LoadedBackbone, build_backbone, leaves_in_give
-from perception_jax.systems.give.encode import GENERIC, Encoder, InstructionConfig
+from perception_jax.systems.give.encode import (
+    GENERIC,
+    Encoder,
+    InstructionConfig,
+    as_arrays,
+)
 from perception_jax.systems.give.losses import LossConfig, Rows, all_losses
 from perception_jax.systems.give.model import SHARDINGS, Give, GiveConfig
 from perception_jax.systems.give.plus import (
@@ -229,11 +234,6 @@ class _Table:
             name: {part: values[index] for part, values in self._told.items()}
             for name, index in named.items()
         }
-
-
-def as_arrays(told: Instruction) -> dict[str, Array | np.ndarray]:
-    """The parts of instructions that have rows."""
-    return {"states": told.states, "mask": told.mask, "embedding": told.embedding}
 
 
 def _mean_cosine(encoded: _Encoded, told: Mapping[str, Array]) -> Array:

@@ -35,12 +35,14 @@ class TrainingData:
         template: str | None = None,
         own_instructions: bool = True,
         hold: bool = False,
+        altered: bool = False,
     ):
         """Indexes the source; see `annotations.index_objects` for `template` and
         `own_instructions`, and for what it raises.
 
         Args:
           hold: process every image once and keep it, for data that fit in memory.
+          altered: add captions with one attribute changed (`PlusConfig.altered`).
         """
         self.tokenizer = tokenizer
         self.index: ObjectIndex = index_objects(
@@ -49,7 +51,7 @@ class TrainingData:
         self._planner = BatchPlanner(self.index, config)
         self._records, self._hold = records, hold
         self._groups = ClassGroups(records, self._planner)
-        self._transform = GroupTransform(processor=processor, tokenizer=tokenizer)
+        self._transform = GroupTransform(processor=processor, tokenizer=tokenizer, altered=altered)
 
     @property
     def batches_per_epoch(self) -> int:
