@@ -51,18 +51,18 @@ from perception_jax import viz
 from perception_jax.data.images import decode
 from perception_jax.data.sources.combine import split
 from perception_jax.data.sources.objects import ObjectLines
-from perception_jax.systems.give import scenes
 from perception_jax.systems.give.backbone import load_backbone
-from perception_jax.systems.give.benchmark import evaluation_of
 from perception_jax.systems.give.checkpoint import save_give
+from perception_jax.systems.give.data import scenes
+from perception_jax.systems.give.data.instructions import instruction_for
+from perception_jax.systems.give.data.sampler import GroupConfig
+from perception_jax.systems.give.data.training_data import TrainingData
+from perception_jax.systems.give.evaluation.benchmark import evaluation_of
 from perception_jax.systems.give.export import export_merged
-from perception_jax.systems.give.instructions import instruction_for
-from perception_jax.systems.give.looking import look
 from perception_jax.systems.give.model import Give, GiveConfig
 from perception_jax.systems.give.pretrained import GiveEncoder
-from perception_jax.systems.give.sampler import GroupConfig
+from perception_jax.systems.give.showing.looking import look
 from perception_jax.systems.give.task import GiveTask, GiveTaskConfig
-from perception_jax.systems.give.training_data import TrainingData
 from perception_jax.train.config import TrainConfig
 from perception_jax.train.loop import run
 

@@ -14,9 +14,9 @@ import ml_collections
 
 from configs.common import parse_arg, trainer
 from configs.give import scenes
-from configs.give.scenes import finish, report
+from configs.give.scenes import finish, load, report
 
-__all__ = ["finish", "get_config", "get_task", "report"]
+__all__ = ["finish", "get_config", "get_task", "load", "report"]
 
 SCENES = "scenes"
 

@@ -22,7 +22,7 @@ PROGRAM = common.Program(
         common.Flag(
             "checkpoint",
             help="A training workdir (or one of its checkpoints), a checkpoint folder, the name of "
-            "shipped weights, or a hub id.",
+            "shipped weights, or a hub id; for GiVE also a file of adapters.",
             required=True,
         ),
         common.Flag("out", pathlib.Path, help="Folder for the results.", required=True),
@@ -74,7 +74,7 @@ def _task_and_model(parsed: common.Parsed):
         return task, model
     if step is not None:
         raise ConfigError(f"--step={step} goes with a training workdir; {source} is none.")
-    loaded = api.load(source)
+    loaded = getattr(parsed.module, "load", api.load)(source)
     return parsed.module.get_task(parsed.config, loaded), loaded.model
 
 

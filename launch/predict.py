@@ -39,8 +39,8 @@ def _encoder(flags: Mapping[str, Any], images: ImageRun) -> int:
 def _give(flags: Mapping[str, Any], images: ImageRun) -> int:
     """What GiVE sees under instructions: where it looks, whether the object is there."""
     from perception_jax.data.text_lines import read_lines
-    from perception_jax.systems.give.picture import draw
     from perception_jax.systems.give.predict import Predictor, load_encoder
+    from perception_jax.systems.give.showing.picture import draw
 
     candidates, captions = (
         () if flags[name] is None else read_lines(flags[name])

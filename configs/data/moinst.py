@@ -44,8 +44,8 @@ def get_task(config: ml_collections.ConfigDict, loaded=None):
     from perception_jax.data.processors import ImageProcessor
     from perception_jax.data.sources import open_source
     from perception_jax.data.tokenizers import ClipTokenizer
-    from perception_jax.systems.give.sampler import GroupConfig
-    from perception_jax.systems.give.training_data import TrainingData
+    from perception_jax.systems.give.data.sampler import GroupConfig
+    from perception_jax.systems.give.data.training_data import TrainingData
 
     del loaded  # no model looks at this
     data = config.data

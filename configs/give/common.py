@@ -105,7 +105,7 @@ def published(
 def task_config(config: ml_collections.ConfigDict):
     """The settings of the task, whatever its data are."""
     from perception_jax.systems.give.adapter import AdapterConfig
-    from perception_jax.systems.give.encode import InstructionConfig
+    from perception_jax.systems.give.encoding.encode import InstructionConfig
     from perception_jax.systems.give.losses import LossConfig
     from perception_jax.systems.give.model import GiveConfig
     from perception_jax.systems.give.plus import PlusConfig
@@ -129,7 +129,7 @@ def task_config(config: ml_collections.ConfigDict):
 
 def group_config(config: ml_collections.ConfigDict):
     """How batches are drawn."""
-    from perception_jax.systems.give.sampler import GroupConfig
+    from perception_jax.systems.give.data.sampler import GroupConfig
 
     return GroupConfig(**config.sampler, seed=config.train.seed)
 
@@ -138,16 +138,16 @@ def get_task(config: ml_collections.ConfigDict, loaded=None):
     """GiVE on records of `config.data`.
 
     Args:
-      loaded: a checkpoint from `perception_jax.load` to stand on instead of the config's backbone.
+      loaded: a `GiveEncoder` to evaluate (see `load`); its backbone then replaces the config's.
     """
     from perception_jax.data.sources import open_source
-    from perception_jax.systems.give.backbone import as_backbone, load_backbone
-    from perception_jax.systems.give.benchmark import evaluation_of
+    from perception_jax.systems.give.backbone import load_backbone
+    from perception_jax.systems.give.data.training_data import TrainingData
+    from perception_jax.systems.give.evaluation.benchmark import evaluation_of
     from perception_jax.systems.give.task import GiveTask
-    from perception_jax.systems.give.training_data import TrainingData
 
     data = config.data
-    backbone = load_backbone(config.backbone) if loaded is None else as_backbone(loaded)
+    backbone = load_backbone(config.backbone) if loaded is None else loaded.backbone
     backbone = backbone.at_size(data.size, mode=data.mode)
     processor = backbone.processor
     settings = task_config(config)
@@ -175,12 +175,19 @@ def get_task(config: ml_collections.ConfigDict, loaded=None):
     return GiveTask(settings, backbone, training, evaluators=evaluators)
 
 
+def load(source: str):
+    """What `launch.evaluate` measures: adapters as a file, a folder or a shipped name."""
+    from perception_jax.systems.give.pretrained import GiveEncoder
+
+    return GiveEncoder.from_pretrained(source)
+
+
 def report(config: ml_collections.ConfigDict, task, model, folder: pathlib.Path) -> None:
     """Evaluates and writes `results.json` and `report.html` into `folder`.
 
     The pictures are of the records of `config.data.test`; without them there are none.
     """
-    from perception_jax.systems.give import conclude
+    from perception_jax.systems.give.showing import conclude
 
     conclude.report(
         task,
@@ -197,7 +204,7 @@ def report(config: ml_collections.ConfigDict, task, model, folder: pathlib.Path)
 def finish(config: ml_collections.ConfigDict, task, model, workdir: pathlib.Path) -> None:
     """After training: the adapters as `workdir/give.safetensors`, with their backbone as the folder
     `workdir/hf`, and the report."""
-    from perception_jax.systems.give import conclude
+    from perception_jax.systems.give.showing import conclude
 
     conclude.save(model, task.backbone, workdir)
     report(config, task, model, workdir)

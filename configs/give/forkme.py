@@ -18,7 +18,9 @@ import pathlib
 import ml_collections
 
 from configs.common import parse_arg, trainer
-from configs.give.common import RULES, blocks, group_config, task_config
+from configs.give.common import RULES, blocks, group_config, load, task_config
+
+__all__ = ["finish", "get_config", "get_task", "load", "report"]
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
@@ -58,15 +60,15 @@ def get_task(config: ml_collections.ConfigDict, loaded=None):
     """GiVE on the lines of `config.data.source`.
 
     Args:
-      loaded: a checkpoint from `perception_jax.load` to stand on instead of the config's backbone.
+      loaded: a `GiveEncoder` to evaluate (see `load`); its backbone then replaces the config's.
     """
-    from perception_jax.systems.give.backbone import as_backbone, load_backbone
-    from perception_jax.systems.give.benchmark import evaluation_of
+    from perception_jax.systems.give.backbone import load_backbone
+    from perception_jax.systems.give.data.training_data import TrainingData
+    from perception_jax.systems.give.evaluation.benchmark import evaluation_of
     from perception_jax.systems.give.task import GiveTask
-    from perception_jax.systems.give.training_data import TrainingData
 
     data = config.data
-    backbone = load_backbone(config.backbone) if loaded is None else as_backbone(loaded)
+    backbone = load_backbone(config.backbone) if loaded is None else loaded.backbone
     backbone = backbone.at_size(data.size, mode=data.mode)
     settings = task_config(config)
     train, test = _parts(data.source)
@@ -91,7 +93,7 @@ def get_task(config: ml_collections.ConfigDict, loaded=None):
 
 def report(config: ml_collections.ConfigDict, task, model, folder: pathlib.Path) -> None:
     """Evaluates and writes `results.json` and `report.html` into `folder`."""
-    from perception_jax.systems.give import conclude
+    from perception_jax.systems.give.showing import conclude
 
     conclude.report(
         task,
@@ -107,7 +109,7 @@ def report(config: ml_collections.ConfigDict, task, model, folder: pathlib.Path)
 
 def finish(config: ml_collections.ConfigDict, task, model, workdir: pathlib.Path) -> None:
     """After training: adapters, the folder with their backbone, and the report."""
-    from perception_jax.systems.give import conclude
+    from perception_jax.systems.give.showing import conclude
 
     conclude.save(model, task.backbone, workdir)
     report(config, task, model, workdir)

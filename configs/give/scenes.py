@@ -4,7 +4,7 @@
 
 Images of four artists with two to four objects each; measured on the fifth artist's drawings,
 beside the same CLIP without instructions. `:runlocal` is the same in a few steps;
-`:ablation=NAME` changes what `systems.give.ablations` says, `:plus` adds the losses of
+`:ablation=NAME` changes what `systems.give.evaluation.ablations` says, `:plus` adds the losses of
 `systems.give.plus`.
 """
 
@@ -15,8 +15,10 @@ import pathlib
 import ml_collections
 
 from configs.common import parse_arg, trainer
-from configs.give.common import RULES, blocks, group_config, task_config
-from perception_jax.systems.give.ablations import ablation
+from configs.give.common import RULES, blocks, group_config, load, task_config
+
+__all__ = ["finish", "get_config", "get_task", "load", "report"]
+from perception_jax.systems.give.evaluation.ablations import ablation
 
 OPTIM = {
     # AdamW, with which GiVE trains elsewhere, sits several times longer on the plateau here.
@@ -77,17 +79,17 @@ def get_task(config: ml_collections.ConfigDict, loaded=None):
     """The GiVE task of this config.
 
     Args:
-      loaded: a checkpoint from `perception_jax.load` to stand on instead of the config's backbone.
+      loaded: a `GiveEncoder` to evaluate (see `load`); its backbone then replaces the config's.
     """
-    from perception_jax.systems.give import scenes
-    from perception_jax.systems.give.backbone import as_backbone, load_backbone
-    from perception_jax.systems.give.benchmark import evaluation_of
-    from perception_jax.systems.give.evaluate import EvaluationConfig
+    from perception_jax.systems.give.backbone import load_backbone
+    from perception_jax.systems.give.data import scenes
+    from perception_jax.systems.give.data.training_data import TrainingData
+    from perception_jax.systems.give.evaluation.benchmark import evaluation_of
+    from perception_jax.systems.give.evaluation.evaluate import EvaluationConfig
     from perception_jax.systems.give.task import GiveTask
-    from perception_jax.systems.give.training_data import TrainingData
 
     data, asked = config.data, config.evaluation
-    backbone = load_backbone(config.backbone) if loaded is None else as_backbone(loaded)
+    backbone = load_backbone(config.backbone) if loaded is None else loaded.backbone
     backbone = backbone.at_size(data.size)
     settings = task_config(config)
     training = TrainingData(
@@ -112,7 +114,7 @@ def get_task(config: ml_collections.ConfigDict, loaded=None):
 
 def report(config: ml_collections.ConfigDict, task, model, folder: pathlib.Path) -> None:
     """Evaluates and writes `results.json` and `report.html` into `folder`."""
-    from perception_jax.systems.give import conclude
+    from perception_jax.systems.give.showing import conclude
 
     conclude.report(
         task,
@@ -129,7 +131,7 @@ def report(config: ml_collections.ConfigDict, task, model, folder: pathlib.Path)
 def finish(config: ml_collections.ConfigDict, task, model, workdir: pathlib.Path) -> None:
     """After training: the adapters as `workdir/give.safetensors`, with their backbone as the folder
     `workdir/hf`, and the report."""
-    from perception_jax.systems.give import conclude
+    from perception_jax.systems.give.showing import conclude
 
     conclude.save(model, task.backbone, workdir)
     report(config, task, model, workdir)
@@ -146,7 +148,7 @@ def _training_in_words(config: ml_collections.ConfigDict) -> str:
 
 
 def _shown(config: ml_collections.ConfigDict):
-    from perception_jax.systems.give import scenes
+    from perception_jax.systems.give.data import scenes
 
     data = config.data
     return scenes.GiveScenesConfig(
@@ -159,7 +161,7 @@ def _shown(config: ml_collections.ConfigDict):
 
 
 def _test_scenes(config: ml_collections.ConfigDict):
-    from perception_jax.systems.give import scenes
+    from perception_jax.systems.give.data import scenes
 
     asked = config.evaluation
     return scenes.test_scenes(_shown(config), length=asked.scenes, negatives=asked.negatives)

@@ -31,11 +31,11 @@ from perception_jax.nn.towers import TowerOutput
 from perception_jax.nn.variables import AdapterParam
 from perception_jax.ops.losses import softmax_contrastive, unit
 from perception_jax.systems.give.adapter import AdapterConfig, Instruction
-from perception_jax.systems.give.annotations import index_objects
-from perception_jax.systems.give.encode import pick
+from perception_jax.systems.give.data.annotations import index_objects
+from perception_jax.systems.give.data.sampler import BatchPlanner, GroupConfig
+from perception_jax.systems.give.encoding.encode import pick
 from perception_jax.systems.give.losses import LossConfig, Rows, all_losses
 from perception_jax.systems.give.model import Give, GiveConfig
-from perception_jax.systems.give.sampler import BatchPlanner, GroupConfig
 
 SIDE, LARGE, SMALL = 32, 16, 7
 CORNERS = ((1, 1), (1, 24), (24, 1), (24, 24))

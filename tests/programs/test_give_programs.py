@@ -12,8 +12,8 @@ import pytest
 import perception_jax
 from launch import common, evaluate, train
 from perception_jax.errors import CheckpointError
-from perception_jax.systems.give import conclude
 from perception_jax.systems.give.pretrained import GiveEncoder
+from perception_jax.systems.give.showing import conclude
 from perception_jax.train.metrics import read_metrics
 
 CONFIG = "--config=configs/give/scenes.py:runlocal"
@@ -92,8 +92,9 @@ def test_a_folder_that_gives_something_else_is_refused(workdir, tmp_path, monkey
     assert sorted(item.name for item in tmp_path.iterdir()) == ["give.safetensors", "hf"]
 
 
-def test_evaluate_gives_the_numbers_of_the_run(workdir, tmp_path):
-    arguments = [CONFIG, *SMALL, f"--checkpoint={workdir}", f"--out={tmp_path}"]
+@pytest.mark.parametrize("of", [".", "give.safetensors"])
+def test_evaluate_gives_the_numbers_of_the_run(workdir, tmp_path, of):
+    arguments = [CONFIG, *SMALL, f"--checkpoint={workdir / of}", f"--out={tmp_path}"]
     assert common.main(evaluate.PROGRAM, evaluate.run, arguments) == 0
     found, expected = (
         json.loads((folder / "results.json").read_text()) for folder in (tmp_path, workdir)
@@ -106,7 +107,7 @@ def test_evaluate_gives_the_numbers_of_the_run(workdir, tmp_path):
 def test_a_backbone_alone_is_no_give(tmp_path, capsys):
     arguments = [CONFIG, "--checkpoint=scenes-clip", f"--out={tmp_path}"]
     assert common.main(evaluate.PROGRAM, evaluate.run, arguments) == 1
-    assert "expected a trained GiVE, found a Clip without adapters" in capsys.readouterr().err
+    assert "scenes-clip: no adapters there" in capsys.readouterr().err
 
 
 def test_the_quickstart_says_where_own_images_belong(tmp_path, capsys):

@@ -16,13 +16,13 @@ from perception_jax.errors import ConfigError
 from perception_jax.evals.conditioned.prompts import TEMPLATES
 from perception_jax.nn import maps
 from perception_jax.nn.taps import Taps
-from perception_jax.systems.give.galleries import blank_image
-from perception_jax.systems.give.looking import PRESENT, PresenceTower
+from perception_jax.systems.give.encoding.galleries import blank_image
 from perception_jax.systems.give.model import Steered
-from perception_jax.systems.give.picture import draw
 from perception_jax.systems.give.predict import Predictor
-from perception_jax.systems.give.prediction import Candidate, CaptionScore, Prediction, Told
 from perception_jax.systems.give.pretrained import GiveEncoder
+from perception_jax.systems.give.showing.looking import PRESENT, PresenceTower
+from perception_jax.systems.give.showing.picture import draw
+from perception_jax.systems.give.showing.prediction import Candidate, CaptionScore, Prediction, Told
 from perception_jax.viz.sheet import FONT, GAP, PANEL
 from tests import tiny_give
 from tests.tiny_give import LAYERS

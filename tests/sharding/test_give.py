@@ -22,10 +22,10 @@ from perception_jax.shard import mesh as mesh_lib
 from perception_jax.shard import rules
 from perception_jax.systems.give.adapter import AdapterConfig
 from perception_jax.systems.give.backbone import LoadedBackbone, leaves_in_give
+from perception_jax.systems.give.data.sampler import GroupConfig
+from perception_jax.systems.give.data.training_data import TrainingData
 from perception_jax.systems.give.model import GiveConfig
-from perception_jax.systems.give.sampler import GroupConfig
 from perception_jax.systems.give.task import GiveTask, GiveTaskConfig
-from perception_jax.systems.give.training_data import TrainingData
 from perception_jax.testing import tiny_clip
 from perception_jax.train import loop, state
 from perception_jax.train.config import TrainConfig

@@ -30,20 +30,24 @@ from perception_jax.evals.conditioned.annotations import (
 from perception_jax.evals.conditioned.report import report
 from perception_jax.nn.variables import AdapterParam
 from perception_jax.shard.mesh import make_mesh
-from perception_jax.systems.give.ablations import ABLATIONS, ablation
 from perception_jax.systems.give.adapter import AdapterConfig
-from perception_jax.systems.give.evaluate import Evaluation, EvaluationConfig, main_numbers
-from perception_jax.systems.give.galleries import (
+from perception_jax.systems.give.data.labels import read_labels
+from perception_jax.systems.give.encoding.galleries import (
     Galleries,
     PixelsInMemory,
     PixelsOfSource,
     Steered,
     blank_image,
 )
-from perception_jax.systems.give.labels import read_labels
+from perception_jax.systems.give.encoding.plan import block_rows, make_plan
+from perception_jax.systems.give.encoding.search import search
+from perception_jax.systems.give.evaluation.ablations import ABLATIONS, ablation
+from perception_jax.systems.give.evaluation.evaluate import (
+    Evaluation,
+    EvaluationConfig,
+    main_numbers,
+)
 from perception_jax.systems.give.losses import LossConfig
-from perception_jax.systems.give.plan import block_rows, make_plan
-from perception_jax.systems.give.search import search
 
 SIDE, WIDTH, COUNT = 2, 8, 13
 PROCESSOR = ImageProcessor(size=SIDE)

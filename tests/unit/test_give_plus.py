@@ -16,10 +16,11 @@ from perception_jax.data.sources.objects import ObjectLines
 from perception_jax.data.tokenizers import ClipTokenizer
 from perception_jax.errors import DataError
 from perception_jax.ops.losses import softmax_contrastive, unit
-from perception_jax.systems.give import plus, scenes
-from perception_jax.systems.give.altered import GROUPS, altered
-from perception_jax.systems.give.sampler import GroupConfig
-from perception_jax.systems.give.training_data import TrainingData
+from perception_jax.systems.give import plus
+from perception_jax.systems.give.data import scenes
+from perception_jax.systems.give.data.altered import GROUPS, altered
+from perception_jax.systems.give.data.sampler import GroupConfig
+from perception_jax.systems.give.data.training_data import TrainingData
 
 
 def test_coverage_is_the_share_of_each_patch():

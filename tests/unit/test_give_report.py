@@ -14,17 +14,17 @@ import pytest
 from perception_jax.api import Loaded
 from perception_jax.data.records import ObjectAnnotation, Record
 from perception_jax.evals.conditioned.tables import tables
-from perception_jax.systems.give import report, report_pictures
-from perception_jax.systems.give import report_curves as curves
 from perception_jax.systems.give.adapter import AdapterConfig
 from perception_jax.systems.give.backbone import as_backbone
-from perception_jax.systems.give.benchmark import evaluation_of
-from perception_jax.systems.give.encode import Encoder
-from perception_jax.systems.give.evaluate import Evaluated, EvaluationConfig
+from perception_jax.systems.give.encoding.encode import Encoder
+from perception_jax.systems.give.evaluation.benchmark import evaluation_of
+from perception_jax.systems.give.evaluation.evaluate import Evaluated, EvaluationConfig
 from perception_jax.systems.give.model import GiveConfig
 from perception_jax.systems.give.pretrained import GiveEncoder
-from perception_jax.systems.give.report import Story, write
-from perception_jax.systems.give.report_pictures import Pictures
+from perception_jax.systems.give.showing import report, report_pictures
+from perception_jax.systems.give.showing import report_curves as curves
+from perception_jax.systems.give.showing.report import Story, write
+from perception_jax.systems.give.showing.report_pictures import Pictures
 from perception_jax.viz.axes import format_number
 from perception_jax.viz.sheet import PANEL
 from tests import tiny_give

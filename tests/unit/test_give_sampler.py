@@ -22,11 +22,11 @@ from perception_jax.data.sources.coco import CocoSource
 from perception_jax.data.sources.memory import InMemory
 from perception_jax.data.tokenizers import ClipTokenizer
 from perception_jax.errors import ConfigError, DataError
-from perception_jax.systems.give.annotations import index_objects
-from perception_jax.systems.give.instructions import FORMS, instruction_for
-from perception_jax.systems.give.sampler import BatchPlanner, ClassGroups, GroupConfig
-from perception_jax.systems.give.training_data import TrainingData
-from perception_jax.systems.give.visibility import kept_share
+from perception_jax.systems.give.data.annotations import index_objects
+from perception_jax.systems.give.data.instructions import FORMS, instruction_for
+from perception_jax.systems.give.data.sampler import BatchPlanner, ClassGroups, GroupConfig
+from perception_jax.systems.give.data.training_data import TrainingData
+from perception_jax.systems.give.data.visibility import kept_share
 
 GREY = np.zeros((4, 6, 3), np.uint8)
 WHOLE = (0.0, 0.0, 6.0, 4.0)

@@ -417,7 +417,10 @@ def test_program_faults_are_one_line(tmp_path, capsys):
     out = f"--out={tmp_path / 'out'}"
     for words, said in (
         (("lvis", out), "--lvis is missing"),
-        (("lvis", "--lvis=x.json", "--train=y", out), "--train belongs to published; lvis takes --lvis"),
+        (
+            ("lvis", "--lvis=x.json", "--train=y", out),
+            "--train belongs to published",
+        ),
         (("lvis", "--lvis=gone.json", out), "gone.json: expected a readable file"),
         (("published", "--train=gone.json", out), "gone.json: expected a readable file"),
         (

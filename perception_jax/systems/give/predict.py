@@ -22,14 +22,19 @@ from perception_jax.errors import ConfigError
 from perception_jax.evals.conditioned import prompts
 from perception_jax.nn import maps, stack
 from perception_jax.systems.give.adapter import AdapterConfig, Instruction
-from perception_jax.systems.give.encode import Encoder, pick
-from perception_jax.systems.give.galleries import Galleries, PixelsInMemory, Steered, blank_image
-from perception_jax.systems.give.instructions import instruction_for
-from perception_jax.systems.give.looking import Look, look
+from perception_jax.systems.give.data.instructions import instruction_for
+from perception_jax.systems.give.encoding.encode import Encoder, pick
+from perception_jax.systems.give.encoding.galleries import (
+    Galleries,
+    PixelsInMemory,
+    Steered,
+    blank_image,
+)
+from perception_jax.systems.give.encoding.plan import Rows
 from perception_jax.systems.give.model import SIGLIP_END, Give, GiveConfig, instruction_mask
-from perception_jax.systems.give.plan import Rows
-from perception_jax.systems.give.prediction import Candidate, CaptionScore, Prediction, Told
 from perception_jax.systems.give.pretrained import GiveEncoder, find_adapters
+from perception_jax.systems.give.showing.looking import Look, look
+from perception_jax.systems.give.showing.prediction import Candidate, CaptionScore, Prediction, Told
 from perception_jax.viz.sheet import PANEL
 
 BATCH = 64

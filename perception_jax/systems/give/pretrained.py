@@ -30,7 +30,7 @@ from perception_jax.nn.taps import Taps
 from perception_jax.systems.give.adapter import Instruction
 from perception_jax.systems.give.backbone import TEXT_SOURCE, LoadedBackbone, load_backbone
 from perception_jax.systems.give.checkpoint import load_give, trained_on
-from perception_jax.systems.give.encode import Encoder
+from perception_jax.systems.give.encoding.encode import Encoder
 from perception_jax.systems.give.model import Give, GiveConfig, GiveOutput, Steered
 
 ADAPTERS_FILE = "give.safetensors"
@@ -100,6 +100,11 @@ class GiveEncoder:
           CheckpointError: files that are missing, damaged, or do not fit each other.
         """
         path = None if give is None else find_adapters(give)
+        if path is not None and not path.is_file():
+            raise CheckpointError(
+                f"{path}: no adapters there. Expected a file of them, or a folder that holds "
+                f"{ADAPTERS_FILE}; an encoder without adapters is given as `backbone`."
+            )
         if backbone is None:
             backbone = named_backbone(path)
         loaded = load_backbone(backbone, text=text, dtype=dtype, mesh=mesh)

@@ -24,7 +24,8 @@ from perception_jax.ops.image import normalise
 from perception_jax.ops.losses import unit
 from perception_jax.systems.give.adapter import Instruction
 from perception_jax.systems.give.backbone import LoadedBackbone, build_backbone, leaves_in_give
-from perception_jax.systems.give.encode import (
+from perception_jax.systems.give.data.training_data import TrainingData
+from perception_jax.systems.give.encoding.encode import (
     GENERIC,
     Encoder,
     InstructionConfig,
@@ -39,7 +40,6 @@ from perception_jax.systems.give.plus import (
     dense_loss,
     generic_loss,
 )
-from perception_jax.systems.give.training_data import TrainingData
 from perception_jax.train.task import Batch, Evaluator, Metrics
 
 

@@ -25,7 +25,7 @@ from perception_jax.data.records import Record, Source
 from perception_jax.data.sources.combine import Subset
 from perception_jax.errors import ConfigError
 from perception_jax.shard import mesh as mesh_lib
-from perception_jax.systems.give.plan import Rows
+from perception_jax.systems.give.encoding.plan import Rows
 
 _IN_FLIGHT = 2
 """Steps on the device before the first one's result is fetched."""

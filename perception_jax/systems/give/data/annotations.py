@@ -18,10 +18,10 @@ from perception_jax.data import images
 from perception_jax.data.processors import ImageProcessor
 from perception_jax.data.records import Record, Source
 from perception_jax.errors import DataError, ImageError
-from perception_jax.systems.give.instructions import InstructionTable, instruction_for
-from perception_jax.systems.give.lists import Lists
-from perception_jax.systems.give.object_index import Counts, ObjectIndex
-from perception_jax.systems.give.visibility import MIN_VISIBLE, kept_share
+from perception_jax.systems.give.data.instructions import InstructionTable, instruction_for
+from perception_jax.systems.give.data.lists import Lists
+from perception_jax.systems.give.data.object_index import Counts, ObjectIndex
+from perception_jax.systems.give.data.visibility import MIN_VISIBLE, kept_share
 
 
 def index_objects(

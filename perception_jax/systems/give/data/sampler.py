@@ -25,8 +25,8 @@ from jaxtyping import Bool, Float, Int, Int32
 
 from perception_jax.data.records import Instruction, Record, Source
 from perception_jax.errors import ConfigError
-from perception_jax.systems.give.instructions import FORMS
-from perception_jax.systems.give.object_index import ObjectIndex
+from perception_jax.systems.give.data.instructions import FORMS
+from perception_jax.systems.give.data.object_index import ObjectIndex
 
 CANDIDATES = 16
 """Absent classes among which a hard one is chosen."""

@@ -21,7 +21,7 @@ from perception_jax.nn.text_tower import TextTower
 from perception_jax.ops.image import normalise
 from perception_jax.ops.losses import unit
 from perception_jax.systems.give.adapter import Instruction
-from perception_jax.systems.give.galleries import Steered
+from perception_jax.systems.give.encoding.galleries import Steered
 from perception_jax.systems.give.model import Give, instruct
 
 GENERIC = "the image"

@@ -16,8 +16,8 @@ from perception_jax.data.processors import ImageProcessor, ProcessedImage
 from perception_jax.data.records import Record
 from perception_jax.data.siglip_tokenizer import SiglipTokenizer
 from perception_jax.data.tokenizers import ClipTokenizer
-from perception_jax.systems.give.altered import altered
-from perception_jax.systems.give.sampler import Row
+from perception_jax.systems.give.data.altered import altered
+from perception_jax.systems.give.data.sampler import Row
 
 Tokenizer = ClipTokenizer | SiglipTokenizer
 

@@ -20,9 +20,9 @@ from perception_jax.evals.conditioned.accumulate import Measured
 from perception_jax.evals.conditioned.annotations import ABSENT
 from perception_jax.nn import maps
 from perception_jax.systems.give.adapter import Instruction
-from perception_jax.systems.give.encode import Encoder, pick
-from perception_jax.systems.give.looking import look
+from perception_jax.systems.give.encoding.encode import Encoder, pick
 from perception_jax.systems.give.model import Give, Steered
+from perception_jax.systems.give.showing.looking import look
 from perception_jax.viz import ImageCard, draw_boxes, patch_maps
 from perception_jax.viz.sheet import PANEL
 

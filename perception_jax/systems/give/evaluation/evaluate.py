@@ -22,8 +22,13 @@ from perception_jax.evals.conditioned.accumulate import TOP, Accumulator, Measur
 from perception_jax.evals.conditioned.annotations import Annotations
 from perception_jax.evals.conditioned.report import Report, report
 from perception_jax.nn.variables import AdapterParam
-from perception_jax.systems.give.galleries import Galleries, Pixels, Steered, SteeredEncoder
-from perception_jax.systems.give.plan import Plan, Rows, block_rows, make_plan
+from perception_jax.systems.give.encoding.galleries import (
+    Galleries,
+    Pixels,
+    Steered,
+    SteeredEncoder,
+)
+from perception_jax.systems.give.encoding.plan import Plan, Rows, block_rows, make_plan
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

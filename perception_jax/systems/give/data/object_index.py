@@ -14,8 +14,8 @@ import dataclasses
 import numpy as np
 from jaxtyping import Int32
 
-from perception_jax.systems.give.instructions import InstructionTable
-from perception_jax.systems.give.lists import Lists
+from perception_jax.systems.give.data.instructions import InstructionTable
+from perception_jax.systems.give.data.lists import Lists
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

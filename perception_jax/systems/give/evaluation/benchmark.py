@@ -9,10 +9,10 @@ import jax
 from perception_jax.api import Processor
 from perception_jax.data.records import Source
 from perception_jax.evals.conditioned.annotations import EvaluatedClass
-from perception_jax.systems.give.encode import Encoder, InstructionConfig
-from perception_jax.systems.give.evaluate import Evaluation, EvaluationConfig
-from perception_jax.systems.give.galleries import PixelsOfSource, blank_image, hold
-from perception_jax.systems.give.labels import read_labels
+from perception_jax.systems.give.data.labels import read_labels
+from perception_jax.systems.give.encoding.encode import Encoder, InstructionConfig
+from perception_jax.systems.give.encoding.galleries import PixelsOfSource, blank_image, hold
+from perception_jax.systems.give.evaluation.evaluate import Evaluation, EvaluationConfig
 
 
 def evaluation_of(

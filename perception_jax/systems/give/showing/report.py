@@ -18,9 +18,9 @@ from perception_jax.evals.conditioned.annotations import ABSENT
 from perception_jax.evals.conditioned.bootstrap import paired_interval, statistic
 from perception_jax.evals.conditioned.report import Report as Scores
 from perception_jax.evals.conditioned.tables import PAPER, tables
-from perception_jax.systems.give import report_curves as curves
-from perception_jax.systems.give.evaluate import Evaluated
-from perception_jax.systems.give.report_pictures import Pictures, percent
+from perception_jax.systems.give.evaluation.evaluate import Evaluated
+from perception_jax.systems.give.showing import report_curves as curves
+from perception_jax.systems.give.showing.report_pictures import Pictures, percent
 from perception_jax.viz import Bar, Metric, Report, bar_chart
 
 STATIC = "without an instruction"

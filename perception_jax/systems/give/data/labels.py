@@ -13,7 +13,7 @@ from perception_jax.data.processors import ImageProcessor
 from perception_jax.data.records import Record, Source
 from perception_jax.evals.conditioned.annotations import Annotations, EvaluatedClass
 from perception_jax.evals.conditioned.convert import from_record
-from perception_jax.systems.give.visibility import MIN_VISIBLE, kept_share
+from perception_jax.systems.give.data.visibility import MIN_VISIBLE, kept_share
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -9,11 +9,11 @@ from perception_jax.data.loader import make_loader
 from perception_jax.data.processors import ImageProcessor
 from perception_jax.data.records import Record, Source
 from perception_jax.errors import ConfigError
-from perception_jax.systems.give.annotations import index_objects
-from perception_jax.systems.give.held import HeldBatches
-from perception_jax.systems.give.object_index import ObjectIndex
-from perception_jax.systems.give.rows import GroupTransform, Tokenizer
-from perception_jax.systems.give.sampler import BatchPlanner, ClassGroups, GroupConfig
+from perception_jax.systems.give.data.annotations import index_objects
+from perception_jax.systems.give.data.held import HeldBatches
+from perception_jax.systems.give.data.object_index import ObjectIndex
+from perception_jax.systems.give.data.rows import GroupTransform, Tokenizer
+from perception_jax.systems.give.data.sampler import BatchPlanner, ClassGroups, GroupConfig
 
 
 class TrainingData:

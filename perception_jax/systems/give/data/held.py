@@ -15,8 +15,8 @@ import numpy as np
 
 from perception_jax.data import images, workers
 from perception_jax.data.records import Source
-from perception_jax.systems.give.rows import NUMBERS, GroupTransform, mirrored, model_boxes
-from perception_jax.systems.give.sampler import BATCHES, BatchPlanner
+from perception_jax.systems.give.data.rows import NUMBERS, GroupTransform, mirrored, model_boxes
+from perception_jax.systems.give.data.sampler import BATCHES, BatchPlanner
 
 
 class HeldBatches:

@@ -19,14 +19,14 @@ from perception_jax.errors import CheckpointError, ConfigError
 from perception_jax.files import write_whole
 from perception_jax.interop.writer import replacing_folder
 from perception_jax.nn import stack
-from perception_jax.systems.give import report as report_page
 from perception_jax.systems.give.backbone import LoadedBackbone
 from perception_jax.systems.give.checkpoint import save_give
-from perception_jax.systems.give.evaluate import Evaluated, Evaluation, main_numbers
+from perception_jax.systems.give.evaluation.evaluate import Evaluated, Evaluation, main_numbers
 from perception_jax.systems.give.export import export_merged
 from perception_jax.systems.give.model import Give
 from perception_jax.systems.give.pretrained import ADAPTERS_FILE, GiveEncoder
-from perception_jax.systems.give.report_pictures import Pictures
+from perception_jax.systems.give.showing import report as report_page
+from perception_jax.systems.give.showing.report_pictures import Pictures
 from perception_jax.systems.give.task import GiveTask
 from perception_jax.train.metrics import read_metrics
 
@@ -59,15 +59,7 @@ def report(
 
     Returns:
       What was measured; None if the task has nothing to evaluate on.
-
-    Raises:
-      ConfigError: the model has no adapters.
     """
-    if not isinstance(model, Give):
-        raise ConfigError(
-            f"expected a trained GiVE, found a {type(model).__name__} without adapters: name the "
-            "work directory of a training."
-        )
     evaluators = {k: v for k, v in task.evaluators().items() if isinstance(v, Evaluation)}
     if not evaluators:
         print("nothing to evaluate on, so there is no report")

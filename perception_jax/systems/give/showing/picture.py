@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import UInt8
 
-from perception_jax.systems.give.prediction import Candidate, Prediction, Told
+from perception_jax.systems.give.showing.prediction import Candidate, Prediction, Told
 from perception_jax.viz import patch_maps, sheet
 from perception_jax.viz.share_bars import ShareBar, share_bars
 

@@ -13,8 +13,8 @@ from flax import nnx
 from jaxtyping import Float
 
 from perception_jax.evals.ranking import Neighbours, nearest
-from perception_jax.systems.give.galleries import Galleries, Pixels
-from perception_jax.systems.give.plan import Rows
+from perception_jax.systems.give.encoding.galleries import Galleries, Pixels
+from perception_jax.systems.give.encoding.plan import Rows
 
 
 def search(

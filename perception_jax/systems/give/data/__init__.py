@@ -1,0 +1,1 @@
+"""From what records say to batches of class groups."""

@@ -1,0 +1,1 @@
+"""Many images under many instructions, in steps of one shape."""

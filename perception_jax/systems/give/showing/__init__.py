@@ -1,0 +1,1 @@
+"""What a person sees: the report, and a prediction's picture."""
