@@ -48,6 +48,28 @@ def test_only_the_sigmoid_loss_has_a_logit_bias():
     assert float(sigmoid.logit_bias[...]) == -10.0
 
 
+def test_towers_compute_in_the_dtype_of_the_parameters(monkeypatch):
+    task = tiny_clip.task()
+    model = task.init(jax.random.key(0))
+    nnx.update(model, jax.tree.map(lambda x: x.astype(jnp.bfloat16), nnx.state(model)))
+    found = {}
+    for name in ("vision", "text"):
+        kind = type(getattr(model, name))
+
+        def recorded(self, *args, real=kind.__call__, name=name, **options):
+            out = real(self, *args, **options)
+            found[name] = out.embedding.dtype
+            return out
+
+        monkeypatch.setattr(kind, "__call__", recorded)
+    batch = {
+        k: jnp.asarray(v) for k, v in next(iter(task.datasets()["train"])).items() if k != "id"
+    }
+    loss, metrics = task.loss(model, batch, jax.random.key(0))
+    assert found == {"vision": jnp.bfloat16, "text": jnp.bfloat16}
+    assert loss.dtype == metrics["scale"].dtype == jnp.float32
+
+
 def test_encoder_pads_the_last_batch_and_compiles_once():
     model = Clip(tiny_clip.CONFIG, rngs=nnx.Rngs(params=0))
     task = tiny_clip.task()

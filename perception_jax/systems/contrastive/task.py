@@ -90,10 +90,12 @@ class ContrastiveTask:
     def loss(self, model: nnx.Module, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         """The contrastive loss, and how often the own text ranks first within the batch."""
         del key  # no dropout
-        pixels = normalise(batch["image"], self.processor.mean, self.processor.std)
+        dtype = model.logit_scale.dtype  # the trainer's compute dtype
+        pixels = normalise(batch["image"], self.processor.mean, self.processor.std, dtype)
         image = unit(model.vision(pixels, remat=self.config.remat).embedding)
-        text = unit(model.text(batch["ids"], remat=self.config.remat).embedding)
-        scale = jnp.exp(jnp.minimum(model.logit_scale[...], MAX_LOG_SCALE))
+        text = unit(model.text(batch["ids"], dtype=dtype, remat=self.config.remat).embedding)
+        log_scale = model.logit_scale[...].astype(jnp.float32)
+        scale = jnp.exp(jnp.minimum(log_scale, MAX_LOG_SCALE))
         same = equal_rows(batch["ids"])
         if self.config.loss == "softmax":
             loss = softmax_contrastive(image, text, scale, ignore=same)
