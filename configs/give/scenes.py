@@ -37,6 +37,10 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     groups, images = (4, 2) if tiny else (16, 6)
     # Adapters' heads are as wide as the backbone's: 64 would be two and a half of its 160.
     config = blocks(groups=groups, images=images, heads=5)
+    # With equal weights the two contrasts, which copying an instruction nearly solves, keep the
+    # gradient to themselves: 1,200 steps of 96 rows give an AUC of 0.71 on overlooked objects, 0.75
+    # with three times the weight on presence, no more with ten times.
+    config.losses.oid = 3.0
     config.train = trainer(
         steps=8 if tiny else 1500,
         batch_size=2 * groups * images,

@@ -22,11 +22,12 @@ def scene_captions(scene: SceneFacts, draw: random.Random) -> list[str]:
 
 
 def object_captions(item: Fact, draw: random.Random) -> tuple[str, str]:
-    """A caption of the object alone with its class name and one without it."""
-    named = _noun_phrase(item, draw, item.name) + _facing(item)
+    """All that can be said of the object alone, with its class name and without it."""
+    colour = item.colour if phrases.colour_fits(item) else None
+    noun = phrases.described(item.name, phrases.size_adjective(item), colour)
     where = phrases.sides(item)
-    if where and draw.random() < 0.5:
-        named += f" {phrases.place(where)} of the picture"
+    place = f" {phrases.place(where)} of the picture" if where else ""
+    named = phrases.indefinite(noun) + _facing(item) + place
     return named, _unnamed_object(item, draw)
 
 
