@@ -176,7 +176,7 @@ def get_task(config: ml_collections.ConfigDict, loaded=None):
 
 
 def load(source: str):
-    """What `launch.evaluate` measures: adapters as a file, a folder or a shipped name."""
+    """What `launch.evaluate` measures: a file of adapters, or the folder that it lies in."""
     from perception_jax.systems.give.pretrained import GiveEncoder
 
     return GiveEncoder.from_pretrained(source)

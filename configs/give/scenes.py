@@ -16,9 +16,9 @@ import ml_collections
 
 from configs.common import parse_arg, trainer
 from configs.give.common import RULES, blocks, group_config, load, task_config
+from perception_jax.systems.give.evaluation.ablations import ablation
 
 __all__ = ["finish", "get_config", "get_task", "load", "report"]
-from perception_jax.systems.give.evaluation.ablations import ablation
 
 OPTIM = {
     # AdamW, with which GiVE trains elsewhere, sits several times longer on the plateau here.
