@@ -4,7 +4,7 @@
     make quickstart ARGS=--config=configs/quickstart.py:short           # about a minute
 
 GiVE's adapters train on scenes of four artists around the shipped CLIP (`configs/give/scenes.py`,
-smaller and shorter) and are measured on the fifth. Writes `runs/quickstart/report.html`, the
+shorter) and are measured on the fifth. Writes `runs/quickstart/report.html`, the
 adapters `give.safetensors` and a folder `hf` with both. Ctrl-C saves; the same command goes on.
 """
 
@@ -28,24 +28,16 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     groups, images = (4, 4) if short else (8, 6)
     config.sampler.update({"groups": groups, "images": images})
     config.train = trainer(
-        steps=20 if short else 1400,
+        steps=20 if short else 1500,
         batch_size=2 * groups * images,
         log_every=5 if short else 25,
-        evaluate_every=10 if short else 350,
-        checkpoint_every=0 if short else 350,
+        evaluate_every=10 if short else 500,
+        checkpoint_every=0 if short else 500,
         optim={**scenes.OPTIM, "warmup_steps": 5 if short else 100},
     )
-    config.data.update(
-        {
-            # Drawn scenes are all there is; images of your own are for configs/give/forkme.py.
-            "source": SCENES,
-            "size": 48,
-            "objects": (2, 3),
-            "names": 60,
-            "sides": (0.3, 0.7),
-            "length": 300 if short else 3000,
-        }
-    )
+    # Drawn scenes are all there is; images of your own are for configs/give/forkme.py.
+    config.data.source = SCENES
+    config.data.length = 300 if short else 8_000
     config.evaluation.update({"scenes": 40 if short else 200})
     return config
 

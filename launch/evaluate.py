@@ -22,7 +22,7 @@ PROGRAM = common.Program(
         common.Flag(
             "checkpoint",
             help="A training workdir (or one of its checkpoints), a checkpoint folder, the name of "
-            "shipped weights, or a hub id; for GiVE also a file of adapters.",
+            "shipped weights, or a hub id; for GiVE also adapters.",
             required=True,
         ),
         common.Flag("out", pathlib.Path, help="Folder for the results.", required=True),

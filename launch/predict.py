@@ -95,7 +95,7 @@ PROGRAM = common.Program(
         common.Flag(
             "model",
             help="A checkpoint folder, the name of shipped weights, or a hub id; give: adapters (a "
-            "file, or their folder).",
+            "file, their folder, or scenes-give).",
             required=True,
         ),
         common.Flag("image", pathlib.Path, help="An image, or a folder of them.", required=True),

@@ -2,7 +2,7 @@
 
     python -m launch.train --config=configs/give/scenes.py --workdir=runs/give_scenes
 
-Images of four artists with two to four objects each; measured on the fifth artist's drawings,
+Images of four artists with two or three objects each; measured on the fifth artist's drawings,
 beside the same CLIP without instructions. `:runlocal` is the same in a few steps;
 `:ablation=NAME` changes what `systems.give.evaluation.ablations` says, `:plus` adds the losses of
 `systems.give.plus`.
@@ -34,7 +34,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """The recipe of the shipped adapters; `runlocal` shrinks everything."""
     chosen = parse_arg(arg, runlocal=False, ablation="full", plus=False)
     tiny = chosen.runlocal
-    groups, images = (4, 2) if tiny else (16, 6)
+    groups, images = (4, 2) if tiny else (8, 6)
     # Adapters' heads are as wide as the backbone's: 64 would be two and a half of its 160.
     config = blocks(groups=groups, images=images, heads=5)
     # With equal weights the two contrasts, which copying an instruction nearly solves, keep the
@@ -42,28 +42,28 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     # with three times the weight on presence, no more with ten times.
     config.losses.oid = 3.0
     config.train = trainer(
-        steps=8 if tiny else 1500,
+        steps=8 if tiny else 3000,
         batch_size=2 * groups * images,
         log_every=4 if tiny else 50,
-        evaluate_every=0 if tiny else 750,
-        checkpoint_every=0 if tiny else 500,
+        evaluate_every=0 if tiny else 1500,
+        checkpoint_every=0 if tiny else 1500,
         optim={**OPTIM, "warmup_steps": 2 if tiny else 100},
     )
     config.backbone = "scenes-clip"
     config.data = ml_collections.ConfigDict(
         {
-            # Side of the images in pixels, twice what the backbone trained on, and how many
-            # objects they show.
-            "size": 48 if tiny else 96,
-            "objects": (2, 4),
+            # Side of the images in pixels, that of the backbone's training, and how many objects
+            # they show.
+            "size": 48,
+            "objects": (2, 3),
             # How many different things there are; 0 for all 443.
             "names": 0,
             # Shortest and longest side of an object, in sides of the image.
-            "sides": (0.15, 0.7),
+            "sides": (0.3, 0.7),
             # Whether half of the captions leave the name out.
             "unnamed": False,
             # Different scenes; they stay in memory and come again.
-            "length": 200 if tiny else 8_000,
+            "length": 200 if tiny else 16_000,
             "workers": 0,
         }
     )

@@ -58,7 +58,7 @@ def test_the_report_has_curves_maps_and_what_the_settings_were(workdir):
     for curve in ("OID: is the object there?", "copied while the lines are one", "copy floor"):
         assert curve in page
     assert page.count("<img ") > 6 * 6  # of six scenes at least six each
-    assert "200 scenes of four artists, each of 2 to 4 objects out of 443" in page
+    assert "200 scenes of four artists, each of 2 to 3 objects out of 443" in page
     assert '"learning_rate": 0.003' in page
     assert "n/a (unconfirmed)" in page
 

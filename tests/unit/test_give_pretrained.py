@@ -4,6 +4,7 @@ tower stands, and files that do not fit are named."""
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 import perception_jax
+from perception_jax.data.scenes.source import portrait
 from perception_jax.errors import CheckpointError, ConfigError
 from perception_jax.interop.safetensors_io import SafetensorsFile
 from perception_jax.interop.tensors import LazyTensor
@@ -20,7 +22,8 @@ from perception_jax.nn import maps
 from perception_jax.nn.taps import Taps
 from perception_jax.systems.give.adapter import AdapterConfig
 from perception_jax.systems.give.backbone import load_backbone
-from perception_jax.systems.give.checkpoint import load_give, trained_leaves
+from perception_jax.systems.give.checkpoint import load_give, save_give, trained_leaves
+from perception_jax.systems.give.data.scenes import names as scene_names
 from perception_jax.systems.give.export import export_merged
 from perception_jax.systems.give.model import GiveConfig
 from perception_jax.systems.give.pretrained import ADAPTERS_FILE, GiveEncoder, find_adapters
@@ -29,6 +32,7 @@ from tests.tiny_give import DEPTH, WIDTH
 
 IMAGES = list(np.random.default_rng(0).integers(0, 256, (2, 20, 30, 3), np.uint8))
 TOLD = ["the kite", "a small dog"]
+NAMES = scene_names(16)
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +152,38 @@ def test_a_consumer_of_image_towers_reads_the_features_of_llava(encoder, layer):
 
 
 # --- Files --------------------------------------------------------------------------------------
+
+
+def test_the_shipped_adapters_tell_what_is_there_in_drawings_that_never_trained():
+    """Each name is asked of every drawing; chance puts a drawing's own first in one of sixteen."""
+    encoder = GiveEncoder.from_pretrained("scenes-give")
+    assert encoder.backbone.name == "scenes-clip"
+    size = encoder.processor.image.size
+    images = [portrait(name, "twemoji", canvas=size, seed=0) for name in NAMES for _ in NAMES]
+    asked = [f"the {name}" for _ in NAMES for name in NAMES]
+    logits = encoder.encode(images, asked).presence_logit.reshape(len(NAMES), len(NAMES))
+    assert (logits.argmax(axis=1) == np.arange(len(NAMES))).mean() >= 0.3
+    own = np.diagonal(logits)
+    others = logits[~np.eye(len(NAMES), dtype=bool)]
+    assert own.mean() > others.mean() + 2
+
+
+def test_what_lies_in_a_folder_of_a_shipped_name_comes_first(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pathlib.Path("scenes-give").mkdir()
+    with pytest.raises(CheckpointError, match=r"scenes-give/give\.safetensors: no adapters there"):
+        GiveEncoder.from_pretrained("scenes-give")
+
+
+def test_adapters_in_half_the_bytes_say_nearly_the_same(encoder, tmp_path):
+    path = tmp_path / "half.safetensors"
+    save_give(path, encoder.model, encoder.backbone, dtype="bfloat16")
+    whole = tmp_path / "whole.safetensors"
+    save_give(whole, encoder.model, encoder.backbone)
+    assert path.stat().st_size < 0.7 * whole.stat().st_size
+    half = GiveEncoder.from_pretrained(path, backbone=encoder.backbone.name)
+    found, expected = (one.encode(IMAGES, TOLD) for one in (half, encoder))
+    np.testing.assert_allclose(found.embedding, expected.embedding, atol=0.01)
 
 
 def test_a_folder_with_adapters_is_as_good_as_their_file(folder):

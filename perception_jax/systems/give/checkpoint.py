@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 
 from perception_jax.data.processors import Mode
@@ -89,13 +90,19 @@ def table(
 
 
 def save_give(
-    path: str | os.PathLike[str], give: Give, backbone: LoadedBackbone, *, variant: str = ""
+    path: str | os.PathLike[str],
+    give: Give,
+    backbone: LoadedBackbone,
+    *,
+    variant: str = "",
+    dtype: np.typing.DTypeLike | None = None,
 ) -> None:
     """Writes what trains, whole or not at all; an older file of that name is replaced.
 
     Args:
       backbone: its name and how it makes images, for the metadata.
       variant: a name for its kind, e.g. "clip_b16".
+      dtype: of the file; None keeps that of each leaf.
 
     Raises:
       CheckpointError: the file cannot be written.
@@ -107,9 +114,12 @@ def save_give(
         joint=give.visual_proj is None,
         dense=give.dense_head is not None,
     )
+    leaves = trained_leaves(give)
+    if dtype is not None:
+        leaves = {name: leaf.astype(dtype) for name, leaf in leaves.items()}
     tensors = [
         dataclasses.replace(tensor, name=_by_block(tensor.name, blocks.layers))
-        for tensor in export_params(names, trained_leaves(give))
+        for tensor in export_params(names, leaves)
     ]
     metadata = {
         "format": "pt",

@@ -1,6 +1,6 @@
 """GiVE in five lines: load, then encode images with or without instructions.
 
-    encoder = GiveEncoder.from_pretrained("runs/give_scenes")   # a folder or file of adapters
+    encoder = GiveEncoder.from_pretrained("scenes-give")   # or a folder or file of adapters
     out = encoder.encode([image, image], ["the kite", "the dog"])
     out.embedding @ out.embedding.T          # the same image, looked at in two ways
     out.presence_logit > 0                   # is it there?
@@ -11,6 +11,7 @@ Letters: B batch, N image tokens, P patches, D image width, L blocks, E embeddin
 from __future__ import annotations
 
 import dataclasses
+import importlib.resources
 import os
 import pathlib
 from collections.abc import Sequence
@@ -34,6 +35,8 @@ from perception_jax.systems.give.encoding.encode import Encoder
 from perception_jax.systems.give.model import Give, GiveConfig, GiveOutput, Steered
 
 ADAPTERS_FILE = "give.safetensors"
+SHIPPED = ("scenes-give",)
+"""Adapters in the package: `configs/give/scenes.py`, for "scenes-clip"."""
 LLAVA_STRENGTH = 0.5
 """In front of a language model that was trained on features without instructions."""
 
@@ -85,9 +88,9 @@ class GiveEncoder:
         """Loads a backbone and the adapters for it.
 
         Args:
-          give: adapters: a file (`checkpoint.save_give`), or a folder that it lies in (of a
-            training, or from `export.export_merged`); None makes fresh ones, which change nothing
-            until they are trained.
+          give: adapters: a file (`checkpoint.save_give`), a folder that it lies in (of a
+            training, or from `export.export_merged`), or a shipped name (`SHIPPED`); None makes
+            fresh ones, which change nothing until they are trained.
           backbone: folder, hub id or shipped name; None takes the one in the adapters' folder, or
             else what their file names.
           text: for a vision-only backbone, the CLIP whose text tower it gets.
@@ -102,8 +105,9 @@ class GiveEncoder:
         path = None if give is None else find_adapters(give)
         if path is not None and not path.is_file():
             raise CheckpointError(
-                f"{path}: no adapters there. Expected a file of them, or a folder that holds "
-                f"{ADAPTERS_FILE}; an encoder without adapters is given as `backbone`."
+                f"{path}: no adapters there. Expected a file of them, a folder that holds "
+                f"{ADAPTERS_FILE}, or shipped ones ({', '.join(SHIPPED)}); an encoder without "
+                "adapters is given as `backbone`."
             )
         if backbone is None:
             backbone = named_backbone(path)
@@ -199,8 +203,10 @@ class GiveEncoder:
 
 
 def find_adapters(give: str | os.PathLike[str]) -> pathlib.Path:
-    """The file of adapters: a path, or the folder that it is in."""
+    """The file of adapters: a path, the folder that it is in, or a shipped name."""
     path = pathlib.Path(give)
+    if not path.exists() and os.fspath(give) in SHIPPED:
+        path = pathlib.Path(str(importlib.resources.files("perception_jax"))) / "weights" / path
     return path / ADAPTERS_FILE if path.is_dir() else path
 
 
