@@ -59,15 +59,15 @@ def table(recipes: dict[str, list[dict[str, float]]]) -> list[str]:
 
 def row(title: str, runs: list[dict[str, float]], keys: list[str | None]) -> str:
     """Every number as "mean ± spread"."""
-    cells = [cell([run[key] for run in runs if key in run]) if key else "" for key in keys]
+    cells = [cell([run[key] for run in runs if key in run], key) if key else "" for key in keys]
     return f"| {title} | " + " | ".join(cells) + " |"
 
 
-def cell(values: list[float]) -> str:
+def cell(values: list[float], key: str) -> str:
     """AUC with three decimals, percentages with one."""
     if not values:
         return ""
-    digits = 3 if max(values) <= 1 else 1
+    digits = 3 if "auc" in key else 1
     mean = f"{statistics.mean(values):.{digits}f}"
     if len(values) < 2:
         return mean
