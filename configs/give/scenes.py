@@ -57,7 +57,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             "size": 48,
             "objects": (2, 3),
             # How many different things there are; 0 for all 443.
-            "names": 0,
+            "names": 20 if tiny else 0,
             # Shortest and longest side of an object, in sides of the image.
             "sides": (0.3, 0.7),
             # Whether half of the captions leave the name out.

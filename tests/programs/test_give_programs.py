@@ -58,7 +58,7 @@ def test_the_report_has_curves_maps_and_what_the_settings_were(workdir):
     for curve in ("OID: is the object there?", "copied while the lines are one", "copy floor"):
         assert curve in page
     assert page.count("<img ") > 6 * 6  # of six scenes at least six each
-    assert "200 scenes of four artists, each of 2 to 3 objects out of 443" in page
+    assert "200 scenes of four artists, each of 2 to 3 objects out of 20" in page
     assert '"learning_rate": 0.003' in page
     assert "n/a (unconfirmed)" in page
 
@@ -117,3 +117,15 @@ def test_the_quickstart_says_where_own_images_belong(tmp_path, capsys):
     assert "ConfigError: data.source: the quickstart trains on scenes" in error
     for config in ("configs/give/forkme.py", "configs/clip/scenes.py"):
         assert config in error
+
+
+def test_the_plus_profile_trains_from_end_to_end(tmp_path):
+    arguments = [f"{CONFIG},plus", "--config.train.steps=2", "--config.train.log_every=1"]
+    assert common.main(train.PROGRAM, train.run, [*arguments, f"--workdir={tmp_path}"]) == 0
+    last = [row for row in read_metrics(tmp_path) if "loss" in row][-1]
+    assert last["dense"] > 0
+    assert last["generic"] >= 0
+    total = 3 * last["oid"] + last["oitc"] + last["oiic"] + last["dense"] + last["generic"]
+    assert last["loss"] == pytest.approx(total, rel=1e-3)
+    encoder = GiveEncoder.from_pretrained(tmp_path)
+    assert encoder.model.dense_head is not None

@@ -157,7 +157,8 @@ class GiveTask:
 
     @functools.cached_property
     def _generic(self) -> Mapping[str, np.ndarray]:
-        return as_arrays(self.encoder.told(self.backbone.model.text, [GENERIC]))
+        with jax.ensure_compile_time_eval():  # the first to ask is the loss, while it is traced
+            return as_arrays(self.encoder.told(self.backbone.model.text, [GENERIC]))
 
     def _encode(self, model: Give, pixels: Array, batch: Batch) -> tuple[_Encoded, _Encoded]:
         """Every image under both of its instructions."""
