@@ -4,8 +4,8 @@
     make quickstart ARGS=--config=configs/quickstart.py:short           # about a minute
 
 GiVE's adapters train on scenes of four artists around the shipped CLIP (`configs/give/scenes.py`,
-shorter) and are measured on the fifth. Writes `runs/quickstart/report.html`, the
-adapters `give.safetensors` and a folder `hf` with both. Ctrl-C saves; the same command goes on.
+shorter) and are measured on the fifth. Writes `runs/quickstart/report.html`, the adapters
+`give.safetensors` and a folder `hf` with both. Ctrl-C saves; the same command goes on.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SCENES = "scenes"
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-    """Seven minutes of training; the argument `short` stops after a few steps."""
+    """About five minutes of training; the argument `short` stops after a few steps."""
     short = parse_arg(arg, short=False).short
     config = scenes.get_config()
     groups, images = (4, 4) if short else (8, 6)

@@ -240,7 +240,7 @@ def find(source: str | os.PathLike[str]) -> pathlib.Path:
         return path
     name = os.fspath(source)
     if name in SHIPPED:
-        return pathlib.Path(str(importlib.resources.files("perception_jax") / "weights" / name))
+        return shipped_folder(name)
     if path.is_file():
         return path
     if name.count("/") != 1 or name.startswith((".", "/")) or name.endswith(WEIGHT_SUFFIXES):
@@ -249,6 +249,11 @@ def find(source: str | os.PathLike[str]) -> pathlib.Path:
             "nor a hub id of the form owner/name."
         )
     return hub.fetch(name)
+
+
+def shipped_folder(name: str) -> pathlib.Path:
+    """Where weights of that name lie in the package."""
+    return pathlib.Path(str(importlib.resources.files("perception_jax") / "weights" / name))
 
 
 def _table(arch: Architecture, layout: str, config: Any, leaves: Mapping[str, Any]) -> RuleTable:

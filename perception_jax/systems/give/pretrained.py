@@ -11,7 +11,6 @@ Letters: B batch, N image tokens, P patches, D image width, L blocks, E embeddin
 from __future__ import annotations
 
 import dataclasses
-import importlib.resources
 import os
 import pathlib
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from perception_jax.api import shipped_folder
 from perception_jax.data.records import Image
 from perception_jax.errors import CheckpointError, ConfigError
 from perception_jax.interop.checkpoint_dir import INDEX, SINGLE
@@ -206,7 +206,7 @@ def find_adapters(give: str | os.PathLike[str]) -> pathlib.Path:
     """The file of adapters: a path, the folder that it is in, or a shipped name."""
     path = pathlib.Path(give)
     if not path.exists() and os.fspath(give) in SHIPPED:
-        path = pathlib.Path(str(importlib.resources.files("perception_jax"))) / "weights" / path
+        path = shipped_folder(os.fspath(give))
     return path / ADAPTERS_FILE if path.is_dir() else path
 
 
