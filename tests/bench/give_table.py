@@ -4,7 +4,7 @@ python tests/bench/give_table.py runs/full_s0 runs/full_s1 runs/no_oid_s0 ...
 
 Reads `results.json` of each work directory. Folders that differ in a last `_sN` alone are seeds of
 one recipe; the spread is their standard deviation. The first row is the backbone without an
-instruction.
+instruction; with `--floors`, a row after each recipe has what a blank image reaches.
 """
 
 from __future__ import annotations
@@ -17,25 +17,31 @@ import statistics
 import sys
 
 COLUMNS = {
-    "AUC, overlooked": ("oid_auc_overlooked", "static_auc_overlooked"),
-    "AUC, all": ("oid_auc_all", "static_auc_all"),
-    "L-mAP, overlooked": ("l_map_presence_overlooked", "l_map_static_overlooked"),
-    "L-mAP, all": ("l_map_presence_all", "l_map_static_all"),
-    "same-class R@1": ("same_class_r1_conditioned", "same_class_r1_static"),
-    "P acc@1": ("p_acc1_conditioned", None),
-    "P acc@1, blank image": ("p_acc1_copy_floor", None),
+    "AUC, overlooked": "{}_auc_overlooked",
+    "AUC, all": "{}_auc_all",
+    "L-mAP, overlooked": "l_map_{}_overlooked",
+    "L-mAP, all": "l_map_{}_all",
+    "same-class R@1": "same_class_r1_{}",
+    "P acc@1": "p_acc1_{}",
 }
-"""Title, and the number's name with and without an instruction."""
+SYSTEMS = {
+    "steered": ("oid", "presence", "conditioned"),
+    "static": ("static",),
+    "blank": ("blank", "copy_floor"),
+}
+"""What each of them is called in the names of numbers."""
 SEED = re.compile(r"_s\d+$")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", type=pathlib.Path)
+    parser.add_argument("--floors", action="store_true")
+    given = parser.parse_args()
     recipes: dict[str, list[dict[str, float]]] = {}
-    for folder in parser.parse_args().runs:
+    for folder in given.runs:
         recipes.setdefault(SEED.sub("", folder.name), []).append(numbers_of(folder))
-    print("\n".join(table(recipes)))
+    print("\n".join(table(recipes, floors=given.floors)))
 
 
 def numbers_of(folder: pathlib.Path) -> dict[str, float]:
@@ -47,19 +53,24 @@ def numbers_of(folder: pathlib.Path) -> dict[str, float]:
     return {key.split("/", 1)[1]: value for key, value in found.items() if "/" in key}
 
 
-def table(recipes: dict[str, list[dict[str, float]]]) -> list[str]:
+def table(recipes: dict[str, list[dict[str, float]]], *, floors: bool) -> list[str]:
     """Lines of Markdown."""
     every = [run for runs in recipes.values() for run in runs]
     lines = ["| | " + " | ".join(COLUMNS) + " |", "| --- " * (len(COLUMNS) + 1) + "|"]
-    lines.append(row("static", every, [plain for _, plain in COLUMNS.values()]))
+    lines.append(row("static", every, "static"))
     for name, runs in recipes.items():
-        lines.append(row(name, runs, [told for told, _ in COLUMNS.values()]))
+        lines.append(row(name, runs, "steered"))
+        if floors:
+            lines.append(row(f"{name}, blank image", runs, "blank"))
     return lines
 
 
-def row(title: str, runs: list[dict[str, float]], keys: list[str | None]) -> str:
-    """Every number as "mean ± spread"."""
-    cells = [cell([run[key] for run in runs if key in run], key) if key else "" for key in keys]
+def row(title: str, runs: list[dict[str, float]], system: str) -> str:
+    """Every number as "mean ± spread"; those that a run lacks are left empty."""
+    keys = [[key.format(name) for name in SYSTEMS[system]] for key in COLUMNS.values()]
+    cells = [
+        cell([run[key] for run in runs for key in names if key in run], names[0]) for names in keys
+    ]
     return f"| {title} | " + " | ".join(cells) + " |"
 
 

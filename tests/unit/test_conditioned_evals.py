@@ -208,6 +208,7 @@ class World:
     conditioned: np.ndarray  # [U, N, d]
     presence: np.ndarray  # [U, N]
     blank: np.ndarray  # [U, d]
+    blank_presence: np.ndarray  # [U]
 
 
 def make_world(seed: int, *, federated: bool, captions: bool, count: int = 9) -> World:
@@ -240,6 +241,7 @@ def make_world(seed: int, *, federated: bool, captions: bool, count: int = 9) ->
         conditioned=draw(u, n),
         presence=rng.integers(-2, 3, (u, n)).astype(np.float32),
         blank=draw(u),
+        blank_presence=rng.integers(-2, 3, u).astype(np.float32),
     )
 
 
@@ -250,7 +252,12 @@ def measure(world: World, *, order: np.random.Generator | None = None) -> Measur
     for u in (made if order is None else order.permutation(made)).tolist():
         chosen = np.arange(world.notes.count) if order is None else accumulator.needs.images[u]
         accumulator.add(
-            u, chosen, world.conditioned[u, chosen], world.presence[u, chosen], world.blank[u]
+            u,
+            chosen,
+            world.conditioned[u, chosen],
+            world.presence[u, chosen],
+            world.blank[u],
+            float(world.blank_presence[u]),
         )
     return accumulator.finish()
 
@@ -311,12 +318,17 @@ def restated(w: World, stratum: str) -> dict[str, dict[str, float | None]]:
                 strict.append(plain(scores, [j == i for j in n], [True] * len(n)))
                 relaxed.append(plain(scores, labels[:, c] == 1, labels[:, c] >= 0))
         found["text_to_image"] = means(strict) | {"map": means(relaxed)["map"]}
-    by_class = []
+    by_class, by_blank, there, missing = [], [], [], []
     for c, u in enumerate(notes.class_instruction.tolist()):
         allowed = [(i, c) in kept or labels[i, c] == 0 for i in n]
         right = [(i, c) in kept for i in n]
         by_class.append(plain(w.presence[u].tolist(), right, allowed))
-    found["decided"] = means(by_class)
+        by_blank.append(plain([0.0] * len(n), right, allowed))
+        there += [w.blank_presence[u]] * sum(right)
+        missing += [w.blank_presence[u]] * int(np.count_nonzero(labels[:, c] == 0))
+    found["decided"], found["decided_blank"] = means(by_class), means(by_blank)
+    above = [(a > b) + (a == b) / 2 for a in there for b in missing]
+    found["blank_auc"] = np.mean(above) if above else None
     return found
 
 
@@ -331,7 +343,9 @@ def test_the_report_is_the_definition_in_any_order_of_galleries(seed, federated,
     for stratum in STRATA:
         expected = restated(world, stratum)
         close(found.p_protocol["conditioned"][stratum], {"acc@1": expected["named"]["r@1"]})
-        close(found.l_protocol["presence"][stratum], {"map": expected["decided"]["map"]})
+        for system, name in (("presence", "decided"), ("blank", "decided_blank")):
+            close(found.l_protocol[system][stratum], {"map": expected[name]["map"]})
+        close(found.diagnostics["blank_auc"], {stratum: expected["blank_auc"]})
         close(found.image_to_image["conditioned"][stratum], expected["image_to_image"])
         if len(world.texts.captions):
             texts = {k: v for k, v in expected["image_to_text"].items() if k != "map"}
@@ -402,7 +416,8 @@ def test_without_retrieval_only_present_pairs_and_candidates_are_needed():
     assert sum(map(len, lean.needs.images)) < sum(map(len, whole.needs.images))
     for u in lean.needs.made.tolist():
         rows = lean.needs.images[u]
-        lean.add(u, rows, world.conditioned[u, rows], world.presence[u, rows], world.blank[u])
+        asked = world.conditioned[u, rows], world.presence[u, rows]
+        lean.add(u, rows, *asked, world.blank[u], float(world.blank_presence[u]))
     found, full = report(lean.finish()), report(measure(world))
     assert (found.text_to_image, found.image_to_image, found.two_stage) == (None, None, None)
     assert found.l_protocol == full.l_protocol

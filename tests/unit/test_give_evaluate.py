@@ -139,7 +139,9 @@ def whole(notes: Annotations, *, retrieval: bool = True) -> dict:
         index = jnp.full(COUNT + 1, u)
         out = fake.steered(model, pixels, jnp.arange(COUNT + 1), states, index)
         embedding, presence = np.asarray(out.embedding), np.asarray(out.presence)
-        accumulator.add(u, np.arange(COUNT), embedding[:-1], presence[:-1], embedding[-1])
+        accumulator.add(
+            u, np.arange(COUNT), embedding[:-1], presence[:-1], embedding[-1], float(presence[-1])
+        )
     return report(accumulator.finish()).to_dict()
 
 

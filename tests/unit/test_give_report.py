@@ -245,13 +245,22 @@ def test_no_number_stands_without_what_it_is_compared_to(tmp_path, evaluated, pi
     found = scores.diagnostics
     assert metric(text, "Overlooked objects: present or absent") == (
         shown(found["oid_auc"]["overlooked"]),
-        [f"without an instruction {shown(found['static_auc']['overlooked'])}", "chance 50 %"],
+        [
+            f"without an instruction {shown(found['static_auc']['overlooked'])}",
+            f"an image of one colour {shown(found['blank_auc']['overlooked'])}",
+            "chance 50 %",
+        ],
     )
     for what, stratum in (("Overlooked", "overlooked"), ("All", "all")):
-        steered, static = (scores.l_protocol[s][stratum]["map"] for s in ("presence", "static"))
+        steered, static, blank = (
+            scores.l_protocol[s][stratum]["map"] for s in ("presence", "static", "blank")
+        )
         assert metric(text, f"{what} objects: finding the images that show one (mAP)") == (
             shown(steered / 100),
-            [f"without an instruction {shown(static / 100)}"],
+            [
+                f"without an instruction {shown(static / 100)}",
+                f"an image of one colour {shown(blank / 100)}",
+            ],
         )
         assert f"{steered - static:+.1f} points against the same backbone" in text
     value, baselines = metric(text, "Own caption among those of the same thing (R@1)")

@@ -56,6 +56,8 @@ class Measured:
       cosine: `<v(x|u_c), prototype_c>`.
       static: `<v(x), prototype_c>`.
       blank: `<v(blank|u_c), prototype_c>`.
+      blank_presence: presence logit of the blank image under each class's instruction; NaN where
+        none was given.
       naming: per system, outcomes of all pairs among the prototypes.
       tasks: retrieval task, then system: "text_to_image" (of captions, where there are any),
         "image_to_text", "same_class" (of pairs, where there are captions) and "image_to_image" (of
@@ -68,6 +70,7 @@ class Measured:
     cosine: Float32[np.ndarray, "N C"]
     static: Float32[np.ndarray, "N C"]
     blank: Float32[np.ndarray, " C"]
+    blank_presence: Float32[np.ndarray, " C"]
     naming: Mapping[str, Outcomes]
     tasks: Mapping[str, Mapping[str, Outcomes]]
     top: int
@@ -76,6 +79,18 @@ class Measured:
     def calibrated(self) -> Float32[np.ndarray, "N C"]:
         """Cosine with the prototype, less what the instruction alone gives."""
         return self.cosine - self.blank
+
+    @property
+    def deciding(self) -> dict[str, Float32[np.ndarray, "N C"]]:
+        """Every score of a candidate, by system; "blank" where its presence logits were given."""
+        found = {
+            "presence": self.presence,
+            "calibrated_cosine": self.calibrated,
+            "static": self.static,
+        }
+        if not np.isnan(self.blank_presence).all():
+            found["blank"] = np.broadcast_to(self.blank_presence, self.presence.shape)
+        return found
 
 
 class Needs:
@@ -143,7 +158,7 @@ class Accumulator:
         shape = annotations.labels.shape
         self._presence = np.full(shape, np.nan, np.float32)
         self._cosine = np.full(shape, np.nan, np.float32)
-        self._blank = np.full(shape[1], np.nan, np.float32)
+        self._blank, self._blank_presence = np.full((2, shape[1]), np.nan, np.float32)
         width = static.shape[1]
         self._asked = np.zeros((len(annotations.pairs.image), width), np.float32)
         self._asked_blank = np.zeros((len(annotations.instructions), width), np.float32)
@@ -156,6 +171,7 @@ class Accumulator:
         embeddings: Float[np.ndarray, "n d"],
         presence: Real[np.ndarray, " n"],
         blank: Float[np.ndarray, " d"],
+        blank_presence: float | None = None,
     ) -> None:
         """Takes the gallery of one instruction.
 
@@ -165,6 +181,7 @@ class Accumulator:
           embeddings: conditioned on the instruction; any lengths.
           presence: presence logits.
           blank: the embedding of the blank image under the instruction.
+          blank_presence: its presence logit; without it the floor of deciding is not scored.
 
         Raises:
           DataError: an instruction that was not asked for or came before, images that are missing,
@@ -182,6 +199,8 @@ class Accumulator:
             self._presence[images, kind] = presence
             self._cosine[images, kind] = similarity(gallery.conditioned, prototype)[:, 0]
             self._blank[kind] = similarity(gallery.blank, prototype)[0, 0]
+            if blank_presence is not None:
+                self._blank_presence[kind] = blank_presence
         pairs = self.needs.pairs[instruction]
         own = gallery.rows(self.annotations.pairs.image[pairs])
         self._asked[pairs] = gallery.conditioned[own]
@@ -219,6 +238,7 @@ class Accumulator:
             cosine=self._cosine,
             static=similarity(self._static, self._prototypes),
             blank=self._blank,
+            blank_presence=self._blank_presence,
             naming=naming,
             tasks=tasks,
             top=self._top,

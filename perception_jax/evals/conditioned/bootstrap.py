@@ -202,10 +202,9 @@ def _naming(measured: Measured, system: str, metric: str, stratum: str) -> Stati
 
 
 def _deciding(measured: Measured, system: str, metric: str, stratum: str) -> Statistic | None:
-    notes, systems = measured.annotations, ("presence", "calibrated_cosine", "static")
-    if system not in systems:
+    notes, scores = measured.annotations, measured.deciding.get(system)
+    if scores is None:
         return None
-    scores = (measured.presence, measured.calibrated, measured.static)[systems.index(system)]
     relevant, allowed = notes.relevant(stratum), notes.allowed(stratum)
     if metric == "map":
         return ClassMean.of(scores, relevant, allowed)

@@ -21,10 +21,13 @@ def diagnostics(measured: Measured) -> dict[str, Any]:
     Returns:
       "cosine_present", "cosine_absent", and "cosine_blank" over the classes of the present pairs;
       "oid_auc" per stratum of the present pairs, and beside it "static_auc" by the cosine without
-      an instruction; "n_absent" pairs. None where there is nothing.
+      an instruction and, if they were given, "blank_auc" by the presence logits of a blank image;
+      "n_absent" pairs. None where there is nothing.
     """
     pairs, absent = measured.annotations.pairs, measured.annotations.labels == ABSENT
     present = pairs.image, pairs.class_id
+    deciding = measured.deciding
+    systems = {"oid_auc": "presence", "static_auc": "static", "blank_auc": "blank"}
 
     def areas(scores: np.ndarray) -> dict[str, float | None]:
         return {
@@ -36,8 +39,7 @@ def diagnostics(measured: Measured) -> dict[str, Any]:
         "cosine_present": _mean(measured.cosine[present]),
         "cosine_absent": _mean(measured.cosine[absent]),
         "cosine_blank": _mean(measured.blank[pairs.class_id]),
-        "oid_auc": areas(measured.presence),
-        "static_auc": areas(measured.static),
+        **{name: areas(deciding[key]) for name, key in systems.items() if key in deciding},
         "n_absent": int(np.count_nonzero(absent)),
     }
 

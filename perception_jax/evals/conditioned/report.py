@@ -29,7 +29,8 @@ class Report:
       strata: (image id, class id, stratum or None) of each pair.
       num_pairs: pairs per stratum.
       p_protocol: naming by "conditioned", "static" and the "copy_floor" (a blank image).
-      l_protocol: deciding by "presence", "calibrated_cosine" and "static".
+      l_protocol: deciding by "presence", "calibrated_cosine", "static" and, if its presence logits
+        were given, "blank": what the instruction alone says.
       text_to_image, image_to_image: by "conditioned", "static" and "blank"; None if left out.
       image_to_text: the same; None without captions, where naming takes its place.
       two_stage: "top", and "text_to_image" and "image_to_image" per stratum; None if left out.
@@ -59,11 +60,6 @@ def report(measured: Measured) -> Report:
     """Scores what was measured."""
     notes, naming = measured.annotations, measured.naming
     floors = {"conditioned": "conditioned", "static": "static", "copy_floor": "blank"}
-    deciding = {
-        "presence": measured.presence,
-        "calibrated_cosine": measured.calibrated,
-        "static": measured.static,
-    }
     tasks = measured.tasks
     from_text = _text_to_image(measured) if tasks else None
     from_image = _by_pair(notes, tasks["image_to_image"]) if tasks else None
@@ -83,7 +79,7 @@ def report(measured: Measured) -> Report:
         },
         l_protocol={
             name: classification.candidate_scores(notes, scores)
-            for name, scores in deciding.items()
+            for name, scores in measured.deciding.items()
         },
         text_to_image=from_text,
         image_to_text=_image_to_text(measured) if "image_to_text" in tasks else None,

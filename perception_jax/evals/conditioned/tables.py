@@ -94,7 +94,7 @@ def candidate_table(report: Report) -> Table:
     """Deciding for each evaluated class of each image."""
     titles = {"presence logit": "presence", "calibrated cosine": "calibrated_cosine"}
     columns = {title: report.l_protocol[name] for title, name in titles.items()}
-    columns["static"] = report.l_protocol["static"]
+    columns |= {key: part for key, part in report.l_protocol.items() if key in ("static", "blank")}
     return _table("Candidate-conditioned classification (L-protocol)", columns)
 
 
@@ -102,8 +102,10 @@ def diagnostics_table(report: Report) -> Table:
     """Cosines with the class prototype; how well presence logits, and the cosine without an
     instruction, tell present from absent."""
     found, pairs = report.diagnostics, report.num_pairs
+    systems = [name for name in ("oid_auc", "static_auc", "blank_auc") if name in found]
+    none = [NOTHING] * (len(systems) - 1)
     rows = [
-        ("all", f"cosine, {kind}", str(count), _plain(found[f"cosine_{kind}"]), NOTHING, PAPER)
+        ("all", f"cosine, {kind}", str(count), _plain(found[f"cosine_{kind}"]), *none, PAPER)
         for kind, count in (
             ("present", pairs["all"]),
             ("absent", found["n_absent"]),
@@ -115,13 +117,12 @@ def diagnostics_table(report: Report) -> Table:
             stratum,
             "AUC, present against absent",
             f"{pairs[stratum]} / {found['n_absent']}",
-            _plain(found["oid_auc"][stratum]),
-            _plain(found["static_auc"][stratum]),
+            *(_plain(found[name][stratum]) for name in systems),
             PAPER,
         )
         for stratum in STRATA
     ]
-    header = ("stratum", "metric", "n", "steered", "static", "paper")
+    header = ("stratum", "metric", "n", *("steered", "static", "blank")[: len(systems)], "paper")
     return Table(title="Copy diagnostics", header=header, rows=tuple(rows))
 
 

@@ -19,7 +19,7 @@ from perception_jax.evals.conditioned.report import report
 from tests.parity.cases import Case, assert_close, check
 
 TOLERANCE = 1e-6
-OURS = ("static_auc", "two_stage", "n_map", "n_map_r", "n_map_c", "n_map_f")
+OURS = ("static_auc", "blank_auc", "two_stage", "n_map", "n_map_r", "n_map_c", "n_map_f")
 """What a report has and the stored results do not."""
 
 

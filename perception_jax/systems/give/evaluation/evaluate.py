@@ -203,7 +203,7 @@ def encode_distinct(
 def main_numbers(scores: Report) -> dict[str, float]:
     """A few numbers of a report by flat name; those without a query are left out."""
     found: dict[str, Any] = {}
-    for name in ("presence", "static"):
+    for name in ("presence", "static", "blank"):
         for stratum in ("all", "overlooked"):
             found[f"l_map_{name}_{stratum}"] = scores.l_protocol[name][stratum]["map"]
     for name in ("conditioned", "copy_floor"):
@@ -214,11 +214,11 @@ def main_numbers(scores: Report) -> dict[str, float]:
             for name in ("conditioned", "static"):
                 found[f"{task}_r1_{name}_overlooked"] = part[name]["overlooked"]["r@1"]
     if scores.image_to_text is not None:
-        for name in ("conditioned", "static"):
+        for name in ("conditioned", "static", "blank"):
             found[f"same_class_r1_{name}"] = scores.image_to_text[name]["all"]["same_class_r@1"]
     seen = scores.diagnostics
     found |= {key: seen[key] for key in ("cosine_present", "cosine_absent", "cosine_blank")}
-    for name in ("oid_auc", "static_auc"):
+    for name in ("oid_auc", "static_auc", "blank_auc"):
         found |= {f"{name}_{stratum}": seen[name][stratum] for stratum in ("all", "overlooked")}
     return {key: float(value) for key, value in found.items() if value is not None}
 
@@ -235,4 +235,5 @@ def _fold(accumulator: Accumulator, rows: Rows, found: Steered) -> None:
             embedding[:-1],
             np.asarray(found.presence[mine[:-1]], np.float32),
             embedding[-1],
+            float(found.presence[mine[-1]]),
         )

@@ -25,8 +25,10 @@ from perception_jax.viz import Bar, Metric, Report, bar_chart
 
 STATIC = "without an instruction"
 """What the unsteered backbone is called."""
-_DECIDING = ("l_protocol", "presence", "static", "map")
-_CAPTION = ("image_to_text", "conditioned", "static", "same_class_r@1")
+BLANK = "an image of one colour"
+"""What the copy floor of a number is called: all that the instruction alone gives."""
+_DECIDING = ("l_protocol", "presence", "map")
+_CAPTION = ("image_to_text", "conditioned", "same_class_r@1")
 _RETRIEVAL = {
     "text_to_image": "Finding the image of a caption (R@1)",
     "image_to_image": "Finding another image with the object (R@1)",
@@ -103,13 +105,14 @@ def _add_headline(page: Report, evaluated: Evaluated, story: Story) -> None:
 
 
 def _presence_row(scores: Scores) -> Metric | None:
-    found, static = (scores.diagnostics[f"{name}_auc"]["overlooked"] for name in ("oid", "static"))
+    systems = ("oid", "static", "blank")
+    found, static, blank = (scores.diagnostics[f"{one}_auc"]["overlooked"] for one in systems)
     if found is None:
         return None
     return Metric(
         name="Overlooked objects: present or absent",
         value=found,
-        baselines={STATIC: static, "chance": 0.5},
+        baselines={STATIC: static, BLANK: blank, "chance": 0.5},
         meaning="Chance that an overlooked object that is there gets a higher score than one that "
         "is absent (AUC of the presence logit; without an instruction, of the cosine).",
     )
@@ -146,7 +149,7 @@ def _caption_row(measured: Measured, scores: Scores) -> Metric | None:
 def _compared(
     measured: Measured,
     scores: Scores,
-    number: tuple[str, str, str, str],
+    number: tuple[str, str, str],
     stratum: str,
     *,
     name: str,
@@ -154,13 +157,13 @@ def _compared(
     baselines: Mapping[str, float] | None = None,
 ) -> Metric | None:
     """A number steered and not, with the interval of the difference; None without a query."""
-    task, system, static, metric = number
+    task, steered, metric = number
     part = getattr(scores, task)
-    values = [part[one][stratum][metric] for one in (system, static)]
+    values = [part[one][stratum][metric] for one in (steered, "static", "blank")]
     if None in values:
         return None
     found = paired_interval(
-        *(statistic(measured, task, one, metric, stratum) for one in (system, static)),
+        *(statistic(measured, task, one, metric, stratum) for one in (steered, "static")),
         measured.annotations.count,
     )
     gain = (
@@ -170,7 +173,7 @@ def _compared(
     return Metric(
         name=name,
         value=values[0] / 100,
-        baselines={STATIC: values[1] / 100, **(baselines or {})},
+        baselines={STATIC: values[1] / 100, BLANK: values[2] / 100, **(baselines or {})},
         meaning=f"{meaning} {gain}",
     )
 
@@ -210,7 +213,7 @@ def _bars(scores: Scores) -> dict[str, list[Bar]]:
         "Own caption among those of the same thing (R@1)": _by_stratum(scores, *_CAPTION),
     }
     for task, title in _RETRIEVAL.items():
-        groups[title] = _by_stratum(scores, task, "conditioned", "static", "r@1")
+        groups[title] = _by_stratum(scores, task, "conditioned", "r@1")
     bars = {
         title: [
             Bar(stratum, values[stratum][0], baselines={STATIC: values[stratum][1]})
@@ -223,7 +226,7 @@ def _bars(scores: Scores) -> dict[str, list[Bar]]:
 
 
 def _by_stratum(
-    scores: Scores, task: str, system: str, static: str, metric: str
+    scores: Scores, task: str, steered: str, metric: str
 ) -> dict[str, tuple[float | None, float | None]]:
     """A number steered and not, as shares; {} if the task was left out."""
     part = getattr(scores, task)
@@ -232,9 +235,9 @@ def _by_stratum(
     return {
         stratum: tuple(
             None if part[one][stratum][metric] is None else part[one][stratum][metric] / 100
-            for one in (system, static)
+            for one in (steered, "static")
         )
-        for stratum in part[system]
+        for stratum in part[steered]
     }
 
 
