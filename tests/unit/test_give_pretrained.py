@@ -209,6 +209,19 @@ def test_a_merged_folder_comes_back_bit_for_bit(encoder, tmp_path):
     assert [item.name for item in tmp_path.iterdir()] == ["merged"]
 
 
+def test_a_merged_folder_is_made_for_the_size_that_was_trained_on(encoder, tmp_path):
+    own = encoder.processor.image.size
+    larger = GiveEncoder(encoder.model, encoder.backbone.at_size(2 * own))
+    export_merged(tmp_path / "merged", larger)
+    plain = perception_jax.load(tmp_path / "merged")
+    assert plain.config.vision.image_size == plain.processor.image.size == 2 * own
+    again = GiveEncoder.from_pretrained(tmp_path / "merged")
+    found, expected = (one.encode(IMAGES, TOLD) for one in (again, larger))
+    np.testing.assert_allclose(found.embedding, expected.embedding, atol=1e-6)
+    np.testing.assert_allclose(found.presence_logit, expected.presence_logit, atol=1e-6)
+    assert abs(found.embedding - encoder.encode(IMAGES, TOLD).embedding).max() > 1e-3
+
+
 def test_a_workdirs_settings_are_no_backbone(folder, tmp_path):
     """A training leaves `config.json`, its settings, beside the adapters."""
     (tmp_path / ADAPTERS_FILE).write_bytes((folder / ADAPTERS_FILE).read_bytes())

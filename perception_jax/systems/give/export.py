@@ -1,7 +1,8 @@
 """A backbone and its adapters as one folder, for `GiveEncoder.from_pretrained` and for PyTorch.
 
-The backbone is a Hugging Face folder as `perception_jax.export` writes it, the adapters lie beside
-it, and a README has the reader for PyTorch.
+The backbone is a Hugging Face folder as `perception_jax.export` writes it, made for images of the
+size on which the adapters trained; the adapters lie beside it, and a README has the reader for
+PyTorch.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from perception_jax import api
 from perception_jax.errors import ConfigError
 from perception_jax.files import write_whole
 from perception_jax.interop.writer import replacing_folder
+from perception_jax.models.registry import architecture_of
+from perception_jax.models.resized import resized
 from perception_jax.nn import stack
 from perception_jax.systems.give.backbone import is_joint
 from perception_jax.systems.give.checkpoint import save_give
@@ -43,11 +46,11 @@ def export_merged(
             "and a Hugging Face folder holds one: keep the adapters' own file "
             "(systems.give.checkpoint.save_give) and name both when you load it."
         )
-    loaded = api.Loaded(
-        model=plain_backbone(encoder.model.backbone),
-        config=encoder.backbone.config,
-        processor=encoder.processor,
-    )
+    model, config = plain_backbone(encoder.model.backbone), encoder.backbone.config
+    size = encoder.processor.image.size
+    if size != architecture_of(config).image_size(config):
+        model, config = resized(model, config, size)
+    loaded = api.Loaded(model=model, config=config, processor=encoder.processor)
     readme = importlib.resources.files("perception_jax.systems.give").joinpath(README)
     with replacing_folder(pathlib.Path(directory).resolve(), overwrite=overwrite) as folder:
         api.export(loaded, folder)
