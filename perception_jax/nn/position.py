@@ -21,7 +21,8 @@ def resample(
 ) -> Float[Array, "M D"]:
     """A table of `prefix` extra rows (kept) and a square grid (resized bicubically to `grid`).
 
-    A table whose grid already is `grid` is returned as it is.
+    A table whose grid already is `grid` is returned as it is; a resized one is float32, so that one
+    of half precision is not rounded a second time before the tower adds it.
 
     Args:
       prefix: rows of class or register tokens in front.
@@ -40,5 +41,5 @@ def resample(
         return table
     stored = table[prefix:].reshape(side, side, -1)
     scale = ((grid[0] + offset) / side, (grid[1] + offset) / side) if offset else None
-    resized = bicubic(stored, grid, antialias=antialias, scale=scale)
+    resized = bicubic(stored.astype(jnp.float32), grid, antialias=antialias, scale=scale)
     return jnp.concatenate([table[:prefix], resized.reshape(grid[0] * grid[1], -1)])
