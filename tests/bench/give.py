@@ -6,7 +6,8 @@ python tests/bench/give.py --speed [--backbone=openai/clip-vit-large-patch14-336
 `--sizes` compiles each config's own training step for one device at its true size and prints what
 XLA says of it. `--speed` measures random weights: images/s of the plain tower and of the same with
 twelve adapters, turn by turn; then training steps/s with and without sharing what comes before the
-first adapter between the two instructions of a row.
+first adapter between the two instructions of a row, for adapters spread over all blocks and in the
+last half.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ from perception_jax.systems.give.backbone import (
     joint_width,
     published_backbone,
 )
-from perception_jax.systems.give.model import Give
-from perception_jax.systems.give.task import GiveTask
+from perception_jax.systems.give.model import Give, GiveConfig
+from perception_jax.systems.give.task import GiveTask, GiveTaskConfig
 from perception_jax.train.config import TrainConfig
 from perception_jax.train.optim import make_optimizer
 from perception_jax.train.state import abstract_model, abstract_state, state_shardings
@@ -61,7 +62,8 @@ def main() -> None:
     if given.speed:
         backbone = published_backbone(given.backbone)
         print(forward_speed(backbone, given.batch, given.calls), flush=True)
-        print(training_speed(backbone, given.rows, given.calls), flush=True)
+        for layers in ("spread", "last half"):
+            print(training_speed(backbone, given.rows, given.calls, layers), flush=True)
 
 
 def sizes(name: str) -> str:
@@ -119,7 +121,7 @@ def abstract_batch(backbone: LoadedBackbone, rows: int, size: int) -> Mapping[st
 
 def forward_speed(backbone: LoadedBackbone, batch: int, calls: int) -> str:
     """Images per second of the plain and of the steered tower."""
-    give = random_give(backbone)
+    give = random_give(backbone, settings_of().model)
     size = backbone.processor.image.size
     pixels = jnp.asarray(np.random.default_rng(0).normal(size=(batch, size, size, 3)), jnp.float32)
     told = random_instruction(backbone, batch)
@@ -134,11 +136,11 @@ def forward_speed(backbone: LoadedBackbone, batch: int, calls: int) -> str:
     )
 
 
-def training_speed(backbone: LoadedBackbone, rows: int, calls: int) -> str:
+def training_speed(backbone: LoadedBackbone, rows: int, calls: int, layers: str) -> str:
     """Gradients per second with and without sharing between the rows of an image."""
-    config = importlib.import_module("configs.give.clip_b16").get_config()
-    settings = dataclasses.replace(task_config(config), batch_size=rows, remat=False)
-    give = random_give(backbone)
+    settings = settings_of(layers)
+    settings = dataclasses.replace(settings, batch_size=rows, remat=False)
+    give = random_give(backbone, settings.model)
     batch = jax.tree.map(
         lambda leaf: jnp.ones(leaf.shape, leaf.dtype),
         abstract_batch(backbone, rows, backbone.processor.image.size),
@@ -156,17 +158,23 @@ def training_speed(backbone: LoadedBackbone, rows: int, calls: int) -> str:
 
     shared, naive = in_turns((gradient(True), gradient(False)), calls)
     return (
-        f"training  {rows} rows: shared {1 / shared:.3f} steps/s, naive {1 / naive:.3f} "
-        f"({naive / shared:.3f}x)"
+        f"training  {rows} rows, adapters {layers}: shared {1 / shared:.3f} steps/s, "
+        f"naive {1 / naive:.3f} ({naive / shared:.3f}x)"
     )
 
 
-def random_give(backbone: LoadedBackbone) -> Give:
-    """Random weights of the backbone's shapes."""
+def settings_of(layers: str = "spread") -> GiveTaskConfig:
+    """A task's settings with that choice of blocks."""
     config = importlib.import_module("configs.give.clip_b16").get_config()
+    config.adapter.layers = layers
+    return task_config(config)
+
+
+def random_give(backbone: LoadedBackbone, config: GiveConfig) -> Give:
+    """Random weights of the backbone's shapes."""
     return jax.jit(
         lambda: Give(
-            task_config(config).model,
+            config,
             build_backbone(backbone.config, rngs=nnx.Rngs(params=0)),
             rngs=nnx.Rngs(params=1),
         )
@@ -185,14 +193,15 @@ def random_instruction(backbone: LoadedBackbone, rows: int) -> Instruction:
 
 
 def in_turns(calls: tuple[Callable[[], Any], ...], times: int) -> list[float]:
-    """Median seconds of each, taking turns after one warming call."""
+    """Median seconds of each, taking turns. A turn's first call does not count: it pays for memory
+    that the other program has given back."""
     found: list[list[float]] = [[] for _ in calls]
-    for turn in range(times + 1):
+    for _ in range(times):
         for call, seconds in zip(calls, found, strict=True):
+            jax.block_until_ready(call())
             start = time.perf_counter()
             jax.block_until_ready(call())
-            if turn:
-                seconds.append(time.perf_counter() - start)
+            seconds.append(time.perf_counter() - start)
     return [statistics.median(seconds) for seconds in found]
 
 
