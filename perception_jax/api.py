@@ -22,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
@@ -195,7 +196,10 @@ def export(
             f"{', '.join(dict.fromkeys(known))}. Use one of these."
         )
     params = flatten(loaded.model)
-    files = _settings_files(arch, layout, write(loaded.config), loaded.processor.image)
+    settings = write(loaded.config)
+    if layout == "hf":
+        settings = settings | _mixed_dtype(params)
+    files = _settings_files(arch, layout, settings, loaded.processor.image)
     write_checkpoint(
         directory,
         export_params(_table(arch, layout, loaded.config, params), params),
@@ -210,6 +214,13 @@ def export(
 def table_of(loaded: Loaded, layout: Layout) -> RuleTable:
     """The name rules by which `export` writes a model in a layout."""
     return _table(architecture_of(loaded.config), layout, loaded.config, flatten(loaded.model))
+
+
+def _mixed_dtype(params: Mapping[str, Any]) -> dict[str, str]:
+    """The dtype that holds all leaves, where they differ: transformers loads every leaf as the
+    first one in the file unless the settings say otherwise."""
+    dtypes = {x.dtype for x in params.values() if jnp.issubdtype(x.dtype, jnp.floating)}
+    return {"torch_dtype": jnp.result_type(*dtypes).name} if len(dtypes) > 1 else {}
 
 
 def _settings_files(

@@ -4,6 +4,7 @@ tower stands, and files that do not fit are named."""
 from __future__ import annotations
 
 import dataclasses
+import json
 import pathlib
 
 import jax
@@ -209,10 +210,15 @@ def test_a_merged_folder_comes_back_bit_for_bit(encoder, tmp_path):
     assert [item.name for item in tmp_path.iterdir()] == ["merged"]
 
 
-def test_a_merged_folder_is_made_for_the_size_that_was_trained_on(encoder, tmp_path):
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_a_merged_folder_is_made_for_the_size_that_was_trained_on(folder, tmp_path, dtype):
+    encoder = GiveEncoder.from_pretrained(folder / ADAPTERS_FILE, dtype=dtype)
     own = encoder.processor.image.size
     larger = GiveEncoder(encoder.model, encoder.backbone.at_size(2 * own))
     export_merged(tmp_path / "merged", larger)
+    # Resized positions are float32; transformers would round them to what the other leaves are.
+    settings = json.loads((tmp_path / "merged" / "config.json").read_text())
+    assert settings.get("torch_dtype") == (dtype and "float32")
     plain = perception_jax.load(tmp_path / "merged")
     assert plain.config.vision.image_size == plain.processor.image.size == 2 * own
     again = GiveEncoder.from_pretrained(tmp_path / "merged")
