@@ -12,29 +12,22 @@ from typing import Any, TypeVar
 import jax
 from flax import nnx
 
-from perception_jax.nn import position
-
 Model = TypeVar("Model", bound=nnx.Module)
 Config = TypeVar("Config")
 
 
 def resized(model: Model, config: Config, size: int) -> tuple[Model, Config]:
-    """A CLIP, SigLIP or EVA-CLIP and its configuration for square images of another size.
+    """A model of two towers and its configuration for square images of another size.
 
     Other leaves are shared. Images of that size give what they gave before.
 
     Args:
-      model: has `vision`, whose positions are a square grid after `prefix` extra rows.
+      model: has `vision`, a tower that resizes its `positions`.
       config: has `vision` with `image_size` and `patch_size`.
       size: pixels.
     """
     vision: Any = dataclasses.replace(config.vision, image_size=size)
     grid = size // vision.patch_size
     changed = jax.tree.map(lambda leaf: leaf, model)
-    tower = changed.vision
-    # As these towers do when they run: open_clip's way.
-    table = position.resample(
-        tower.position_embedding[...], (grid, grid), prefix=tower.prefix, antialias=True
-    )
-    tower.position_embedding = nnx.Param(table)
+    changed.vision.position_embedding = nnx.Param(model.vision.positions((grid, grid)))
     return changed, dataclasses.replace(config, vision=vision)

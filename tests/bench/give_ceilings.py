@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jaxtyping import Array, Float, Int
 from PIL import Image
 
@@ -24,6 +25,7 @@ from perception_jax.data.records import Record
 from perception_jax.data.scenes.sample import SceneConfig
 from perception_jax.data.scenes.source import ScenesSource
 from perception_jax.evals.conditioned.diagnostics import area_under_curve
+from perception_jax.evals.ranking import unit_rows
 from perception_jax.nn import stack
 from perception_jax.nn.taps import Taps
 from perception_jax.ops.image import normalise
@@ -76,7 +78,7 @@ def main() -> None:
         print(f"  a crop of the object            AUC {auc(shown.crop @ look.texts.T, shown):.3f}")
         for layer in range(learned.patch.shape[1]):
             guess = ridge(learned.patch[:, layer], look.centred[learned.name])
-            scores = unit_rows(guess(shown.patch[:, layer])) @ unit_rows(look.centred).T
+            scores = unit_rows(guess(shown.patch[:, layer]), "guesses") @ look.directions.T
             print(f"  the patch after {layer} blocks        AUC {auc(scores, shown):.3f}")
 
 
@@ -91,6 +93,7 @@ class Looking:
         text = jax.jit(lambda model, ids: unit(model.text(ids).embedding))
         self.texts = np.asarray(text(backbone.model, texts))
         self.centred = self.texts - self.texts.mean(axis=0)
+        self.directions = unit_rows(self.centred, "names")
         layers = range(stack.depth_of(backbone.model.vision.blocks) + 1)
         taps = Taps(hidden=tuple(layers))
         self._hidden = jax.jit(lambda model, pixels: model.vision(pixels, taps=taps).hidden)
@@ -116,7 +119,8 @@ class Looking:
         )
 
     def _step(self, records: list[Record], rng: np.random.Generator) -> Things:
-        hidden = np.stack([np.asarray(h) for h in self._hidden(*self._pixels(records))], axis=2)
+        given = self._given([np.asarray(record.image) for record in records])
+        hidden = np.stack([np.asarray(h) for h in self._hidden(*given)], axis=2)
         grid = round((hidden.shape[1] - 1) ** 0.5)
         rows = []
         for number, record in enumerate(records):
@@ -128,13 +132,12 @@ class Looking:
                 token = hidden[number, 1 + centre_patch(thing.box, grid, self.size)]
                 rows.append((name, area < max(areas), absent, token, self._crop(record, thing.box)))
         name, overlooked, absent, patch, crops = map(np.stack, zip(*rows, strict=True))
-        model, pixels = self._pixels(list(crops))
         return Things(
             name=name,
             overlooked=overlooked,
             absent=absent,
             patch=patch,
-            crop=np.asarray(self._embed(model, pixels)),
+            crop=np.asarray(self._embed(*self._given(crops))),
         )
 
     def _crop(self, record: Record, box: tuple[float, ...]) -> np.ndarray:
@@ -146,10 +149,10 @@ class Looking:
         whole = Image.fromarray(np.asarray(record.image)).crop(window)
         return np.asarray(whole.resize((self.size, self.size), Image.Resampling.BICUBIC))
 
-    def _pixels(self, shown: list[Record] | list[np.ndarray]) -> tuple[object, Array]:
+    def _given(self, images: Sequence[np.ndarray]) -> tuple[nnx.Module, Array]:
+        """The backbone and what it is shown."""
         image = self.backbone.processor.image
-        raw = [np.asarray(getattr(one, "image", one)) for one in shown]
-        pixels = normalise(jnp.asarray(np.stack(raw)), image.mean, image.std, jnp.float32)
+        pixels = normalise(jnp.asarray(np.stack(images)), image.mean, image.std, jnp.float32)
         return self.backbone.model, pixels
 
 
@@ -176,10 +179,6 @@ def ridge(
     known = rows(given)
     weights = np.linalg.solve(known.T @ known + RIDGE * np.eye(known.shape[1]), known.T @ wanted)
     return lambda values: rows(values) @ weights
-
-
-def unit_rows(rows: np.ndarray) -> np.ndarray:
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
 def auc(scores: Float[np.ndarray, "n C"], things: Things) -> float:

@@ -99,10 +99,11 @@ def candidate_table(report: Report) -> Table:
 
 
 def diagnostics_table(report: Report) -> Table:
-    """Cosines with the class prototype; how well presence logits, and the cosine without an
-    instruction, tell present from absent."""
+    """Cosines with the class prototype; how well presence logits, the cosine without an
+    instruction, and a blank image's presence logits tell present from absent."""
     found, pairs = report.diagnostics, report.num_pairs
-    systems = [name for name in ("oid_auc", "static_auc", "blank_auc") if name in found]
+    names = {"steered": "oid_auc", "static": "static_auc", "blank": "blank_auc"}
+    systems = {title: name for title, name in names.items() if name in found}
     none = [NOTHING] * (len(systems) - 1)
     rows = [
         ("all", f"cosine, {kind}", str(count), _plain(found[f"cosine_{kind}"]), *none, PAPER)
@@ -117,12 +118,12 @@ def diagnostics_table(report: Report) -> Table:
             stratum,
             "AUC, present against absent",
             f"{pairs[stratum]} / {found['n_absent']}",
-            *(_plain(found[name][stratum]) for name in systems),
+            *(_plain(found[name][stratum]) for name in systems.values()),
             PAPER,
         )
         for stratum in STRATA
     ]
-    header = ("stratum", "metric", "n", *("steered", "static", "blank")[: len(systems)], "paper")
+    header = ("stratum", "metric", "n", *systems, "paper")
     return Table(title="Copy diagnostics", header=header, rows=tuple(rows))
 
 

@@ -47,6 +47,16 @@ class Dinov2(nnx.Module):
         self.blocks = stack.init(functools.partial(_block, config), config.depth, rngs=rngs)
         self.norm_post = LayerNorm(width, eps=config.eps)
 
+    def positions(self, grid: tuple[int, int]) -> Float[Array, "N D"]:
+        """What is added to the tokens of a grid of patches, resized as the settings say."""
+        return position.resample(
+            self.position_embedding[...],
+            grid,
+            prefix=1,
+            antialias=self.position_antialias,
+            offset=self.position_offset,
+        )
+
     def __call__(
         self,
         pixels: Float[Array, "B H W 3"],
@@ -65,13 +75,7 @@ class Dinov2(nnx.Module):
         """
         refuse_pool(taps)
         grid = self.patch_embed.grid(pixels)
-        positions = position.resample(
-            self.position_embedding[...],
-            grid,
-            prefix=1,
-            antialias=self.position_antialias,
-            offset=self.position_offset,
-        )
+        positions = self.positions(grid)
         registers = None if self.register_tokens is None else self.register_tokens[...]
         patches = self.patch_embed(pixels)
         x = with_class_token(patches, self.class_embedding[...], positions, registers)

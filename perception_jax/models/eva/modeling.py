@@ -46,6 +46,10 @@ class VisionTower(nnx.Module):
         self.norm_post = LayerNorm(width, eps=config.eps)
         self.projection = Linear(width, embed_dim, rngs=rngs)
 
+    def positions(self, grid: tuple[int, int]) -> Float[Array, "N D"]:
+        """What is added to the tokens of a grid of patches, resized as open_clip does."""
+        return position.resample(self.position_embedding[...], grid, prefix=1, antialias=True)
+
     def __call__(
         self,
         pixels: Float[Array, "B H W 3"],
@@ -62,7 +66,7 @@ class VisionTower(nnx.Module):
         """
         refuse_pool(taps)
         grid = self.patch_embed.grid(pixels)
-        positions = position.resample(self.position_embedding[...], grid, prefix=1, antialias=True)
+        positions = self.positions(grid)
         x = with_class_token(self.patch_embed(pixels), self.class_embedding[...], positions)
         out = stack.run(
             self.blocks,

@@ -48,6 +48,10 @@ class VisionTower(nnx.Module):
             width, config.heads, config.mlp_dim, act=config.act, eps=config.eps, rngs=rngs
         )
 
+    def positions(self, grid: tuple[int, int]) -> Float[Array, "N D"]:
+        """What is added to the tokens of a grid of patches, resized as open_clip does."""
+        return position.resample(self.position_embedding[...], grid, prefix=0, antialias=True)
+
     def __call__(
         self,
         pixels: Float[Array, "B H W 3"],
@@ -65,7 +69,7 @@ class VisionTower(nnx.Module):
         """
         grid = self.patch_embed.grid(pixels)
         x = self.patch_embed(pixels)
-        positions = position.resample(self.position_embedding[...], grid, prefix=0, antialias=True)
+        positions = self.positions(grid)
         x = x + positions.astype(x.dtype)
         out = stack.run(self.blocks, x, taps=taps, context=context, depth=depth, remat=remat)
         tokens = self.norm_post(out.x)
