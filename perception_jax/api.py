@@ -31,8 +31,7 @@ from perception_jax.data import images as image_files
 from perception_jax.data import processor_formats
 from perception_jax.data.processors import ImageProcessor
 from perception_jax.data.records import Image
-from perception_jax.data.siglip_tokenizer import ForeignVocabularyError, SiglipTokenizer
-from perception_jax.data.tokenizers import ClipTokenizer
+from perception_jax.data.tokenization import ClipTokenizer, ForeignVocabularyError, SiglipTokenizer
 from perception_jax.errors import CheckpointError, ConfigError
 from perception_jax.interop import hub
 from perception_jax.interop.checkpoint_dir import (

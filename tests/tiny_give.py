@@ -11,7 +11,7 @@ from flax import nnx
 import perception_jax
 from perception_jax.api import Loaded, Processor
 from perception_jax.data.processors import ImageProcessor
-from perception_jax.data.tokenizers import ClipTokenizer
+from perception_jax.data.tokenization import ClipTokenizer
 from perception_jax.models.clip.config import ClipConfig, VisionConfig
 from perception_jax.models.clip.modeling import Clip
 from perception_jax.models.params import unflatten

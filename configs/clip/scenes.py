@@ -94,7 +94,7 @@ def get_task(config: ml_collections.ConfigDict, loaded=None):
         tokenizer then replace the config's.
     """
     from perception_jax.data.processors import ImageProcessor
-    from perception_jax.data.tokenizers import ClipTokenizer
+    from perception_jax.data.tokenization import ClipTokenizer
     from perception_jax.systems.contrastive.task import ContrastiveConfig, ContrastiveTask
 
     model, data = config.model, config.data

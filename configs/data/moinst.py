@@ -43,7 +43,7 @@ def get_task(config: ml_collections.ConfigDict, loaded=None):
     """The training data alone, with the `source` and `transform` that `check_data` asks for."""
     from perception_jax.data.processors import ImageProcessor
     from perception_jax.data.sources import open_source
-    from perception_jax.data.tokenizers import ClipTokenizer
+    from perception_jax.data.tokenization import ClipTokenizer
     from perception_jax.systems.give.data.sampler import GroupConfig
     from perception_jax.systems.give.data.training_data import TrainingData
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from perception_jax.data.processors import ImageProcessor
 from perception_jax.data.records import Record
-from perception_jax.data.tokenizers import ClipTokenizer
+from perception_jax.data.tokenization import ClipTokenizer
 from perception_jax.models.clip.config import ClipConfig, TextConfig, VisionConfig
 from perception_jax.systems.contrastive.task import ContrastiveConfig, ContrastiveTask
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import perception_jax
-from perception_jax.data.siglip_tokenizer import SiglipTokenizer, canonical
+from perception_jax.data.tokenization.siglip import SiglipTokenizer, canonical
 from tests.parity.torch_code import open_clip
 
 TEXTS = (

@@ -24,7 +24,7 @@ import numpy as np
 from perception_jax.data import images
 from perception_jax.data.processors import ImageProcessor
 from perception_jax.data.sources import open_source
-from perception_jax.data.tokenizers import ClipTokenizer
+from perception_jax.data.tokenization import ClipTokenizer
 
 
 def get_config(arg=None):

@@ -15,7 +15,7 @@ from launch import common, predict
 from perception_jax.api import Loaded, Processor
 from perception_jax.data.processors import ImageProcessor
 from perception_jax.data.scenes.source import portrait
-from perception_jax.data.tokenizers import ClipTokenizer
+from perception_jax.data.tokenization import ClipTokenizer
 from perception_jax.errors import ConfigError
 from perception_jax.models.dinov2.config import Dinov2Config
 from perception_jax.models.dinov2.modeling import Dinov2

@@ -15,7 +15,7 @@ from flax import nnx
 from perception_jax.api import Processor
 from perception_jax.data.processors import ImageProcessor
 from perception_jax.data.records import ObjectAnnotation, Record
-from perception_jax.data.tokenizers import ClipTokenizer
+from perception_jax.data.tokenization import ClipTokenizer
 from perception_jax.models.clip.modeling import Clip
 from perception_jax.models.params import flatten, unflatten
 from perception_jax.shard import mesh as mesh_lib

@@ -18,7 +18,7 @@ from perception_jax.data import records
 from perception_jax.data.loader import make_eval_loader, make_loader
 from perception_jax.data.processors import ImageProcessor
 from perception_jax.data.sources.folder import ImageFolder
-from perception_jax.data.tokenizers import ClipTokenizer
+from perception_jax.data.tokenization import ClipTokenizer
 from perception_jax.data.transforms import Augment, ImageTextTransform
 from perception_jax.errors import ConfigError, DataError
 

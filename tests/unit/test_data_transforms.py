@@ -7,7 +7,7 @@ import pytest
 
 from perception_jax.data.processors import ImageProcessor
 from perception_jax.data.records import Record
-from perception_jax.data.tokenizers import ClipTokenizer
+from perception_jax.data.tokenization import ClipTokenizer
 from perception_jax.data.transforms import Augment, ImageTextTransform
 from perception_jax.errors import ConfigError, DataError
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from perception_jax.data.processors import ImageProcessor
 from perception_jax.data.sources.objects import ObjectLines
-from perception_jax.data.tokenizers import ClipTokenizer
+from perception_jax.data.tokenization import ClipTokenizer
 from perception_jax.errors import DataError
 from perception_jax.ops.losses import softmax_contrastive, unit
 from perception_jax.systems.give import plus

@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 from perception_jax.data.loader import make_loader
 from perception_jax.data.processors import ImageProcessor
 from perception_jax.data.records import Record, Source
-from perception_jax.data.tokenizers import ClipTokenizer
+from perception_jax.data.tokenization import ClipTokenizer
 from perception_jax.data.transforms import Augment, ImageTextTransform
 from perception_jax.models.clip.config import ClipConfig
 from perception_jax.models.clip.modeling import Clip

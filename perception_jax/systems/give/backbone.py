@@ -18,7 +18,7 @@ from jaxtyping import Array
 
 from perception_jax import api
 from perception_jax.data.processors import ImageProcessor, Mode
-from perception_jax.data.tokenizers import ClipTokenizer
+from perception_jax.data.tokenization import ClipTokenizer
 from perception_jax.data.views import at_size
 from perception_jax.errors import ConfigError
 from perception_jax.interop.load import load_params

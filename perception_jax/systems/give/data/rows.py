@@ -14,8 +14,7 @@ from jaxtyping import Bool, Float32
 from perception_jax.data import images
 from perception_jax.data.processors import ImageProcessor, ProcessedImage
 from perception_jax.data.records import Record
-from perception_jax.data.siglip_tokenizer import SiglipTokenizer
-from perception_jax.data.tokenizers import ClipTokenizer
+from perception_jax.data.tokenization import ClipTokenizer, SiglipTokenizer
 from perception_jax.systems.give.data.altered import altered
 from perception_jax.systems.give.data.sampler import Row
 

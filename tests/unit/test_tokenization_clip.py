@@ -8,7 +8,7 @@ import pickle
 import numpy as np
 import pytest
 
-from perception_jax.data.tokenizers import ClipTokenizer, clean
+from perception_jax.data.tokenization.clip import ClipTokenizer, clean
 from perception_jax.errors import CheckpointError, ConfigError
 
 FULL = ClipTokenizer.shipped()

@@ -20,8 +20,8 @@ import numpy as np
 from jaxtyping import Int
 from tokenizers import Tokenizer
 
-from perception_jax.data.sentencepiece import SPACE, read_unigram, unigram_tokenizer
-from perception_jax.data.tokenizers import Tokens
+from perception_jax.data.tokenization.protocol import Tokens
+from perception_jax.data.tokenization.sentencepiece import SPACE, read_unigram, unigram_tokenizer
 from perception_jax.errors import CheckpointError, ConfigError
 
 END = "</s>"

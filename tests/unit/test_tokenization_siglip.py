@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perception_jax.data.sentencepiece import read_unigram
-from perception_jax.data.siglip_tokenizer import (
+from perception_jax.data.tokenization.sentencepiece import read_unigram
+from perception_jax.data.tokenization.siglip import (
     ForeignVocabularyError,
     SiglipTokenizer,
     canonical,

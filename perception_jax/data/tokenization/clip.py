@@ -24,7 +24,7 @@ from typing import Any
 
 import ftfy
 import numpy as np
-from jaxtyping import Bool, Int, Int32
+from jaxtyping import Int
 from tokenizers import (
     AddedToken,
     Regex,
@@ -36,6 +36,7 @@ from tokenizers import (
     processors,
 )
 
+from perception_jax.data.tokenization.protocol import Tokens
 from perception_jax.errors import CheckpointError, ConfigError
 from perception_jax.files import write_whole
 
@@ -46,19 +47,6 @@ FULL_VOCAB_SIZE = 49408
 _WORD_END = "</w>"
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 _BYTES_AND_SPECIALS = 2 * 256 + 2
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Tokens:
-    """Encoded texts.
-
-    Attributes:
-      ids: start, tokens, end, padding.
-      mask: True up to and including the first end token.
-    """
-
-    ids: Int32[np.ndarray, "B T"]
-    mask: Bool[np.ndarray, "B T"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
