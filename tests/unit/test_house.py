@@ -37,7 +37,7 @@ def run_python(code: str) -> subprocess.CompletedProcess[str]:
 # --- Rooms --------------------------------------------------------------------------------------
 
 
-FOR_ALL = {"errors", "files", "version"}
+FOR_ALL = {"errors", "files", "settings", "version"}
 """Modules that every room may import."""
 
 
