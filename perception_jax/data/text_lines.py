@@ -1,27 +1,162 @@
-"""Lists of texts, one a line: names, captions, prompts."""
+r"""Text files: one reader for annotation files, captions, names and prompts.
+
+- UTF-8, with or without a byte order mark; other encodings are refused, never guessed.
+- A line ends at "\n", "\r\n" or "\r" and nowhere else: U+2028, U+0085 and other separators that
+  `str.splitlines` knows are part of a text.
+- What stands on a line is found again by the offset of its first byte.
+"""
 
 from __future__ import annotations
 
+import codecs
+import dataclasses
+import os
 import pathlib
+from collections.abc import Iterator
+from typing import BinaryIO
 
 from perception_jax.errors import DataError
 
+MAX_LINE = 2**26
+"""Bytes of one line; a longer one is not a file of lines."""
 
-def read_lines(path: pathlib.Path) -> tuple[str, ...]:
-    """The different lines of a UTF-8 file in their order, without space around them and without
-    empty ones.
+_OTHER_MARKS = {
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Line:
+    """One line of a file.
+
+    Attributes:
+      number: from 1, blank lines counted.
+      offset: of its first byte in the file; see `line_at`.
+      text: without the line end.
+    """
+
+    number: int
+    offset: int
+    text: str
+
+
+def read_text(path: str | os.PathLike) -> str:
+    """The whole text of a file, line ends as they are.
 
     Raises:
-      DataError: there is no such file, it is no text, or nothing is in it.
+      DataError: it cannot be read, or is not UTF-8.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{path}: expected a text file in UTF-8 with one text a line, found: {error}."
-        ) from error
-    lines = dict.fromkeys(line.strip() for line in text.splitlines())
-    lines.pop("", None)
-    if not lines:
+    with _opened(path) as file:
+        try:
+            content = file.read()
+        except OSError as error:
+            raise _unreadable(path, error) from None
+    _check_mark(content[:4], path)
+    return _decoded(content, path, 1)
+
+
+def lines(path: str | os.PathLike) -> Iterator[Line]:
+    """The lines of a file that are not blank, read one after the other.
+
+    Raises:
+      DataError: it cannot be read, is not UTF-8 (naming the line), or has a line above `MAX_LINE`.
+    """
+    with _opened(path) as file:
+        _check_mark(_read(file, 4, path), path)
+        file.seek(0)
+        for number, (offset, content) in enumerate(_raw_lines(file, path), 1):
+            text = _decoded(content, path, number)
+            if text.strip():
+                yield Line(number, offset, text)
+
+
+def line_at(path: str | os.PathLike, offset: int, number: int) -> str:
+    """The text of a line that `lines` found.
+
+    Args:
+      number: for the message.
+
+    Raises:
+      DataError: as `lines`.
+    """
+    with _opened(path) as file:
+        file.seek(offset)
+        _, content = next(_raw_lines(file, path), (offset, b""))
+        return _decoded(content, path, number)
+
+
+def read_lines(path: pathlib.Path) -> tuple[str, ...]:
+    """The different lines of a file in their order, without space around them and without empty
+    ones.
+
+    Raises:
+      DataError: as `lines`; also if there is none.
+    """
+    found = tuple(dict.fromkeys(line.text.strip() for line in lines(path)))
+    if not found:
         raise DataError(f"{path}: expected one text a line, found none.")
-    return tuple(lines)
+    return found
+
+
+def _opened(path: str | os.PathLike) -> BinaryIO:
+    try:
+        return open(path, "rb")
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: str | os.PathLike, error: Exception) -> DataError:
+    reason = error.strerror if isinstance(error, OSError) else error
+    return DataError(f"{path}: expected a readable file of text, found: {reason}.")
+
+
+def _read(file: BinaryIO, count: int, path: str | os.PathLike) -> bytes:
+    try:
+        return file.read(count)
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
+def _raw_lines(file: BinaryIO, path: str | os.PathLike) -> Iterator[tuple[int, bytes]]:
+    """Offset and bytes of each line from here on."""
+    offset = file.tell()
+    while content := file.readline(MAX_LINE + 1):
+        if len(content) > MAX_LINE:
+            raise DataError(
+                f"{path}: expected lines of at most {MAX_LINE:,} bytes, found a longer one at byte "
+                f"{offset:,}. Is it a file of lines?"
+            )
+        start = offset
+        for part in content.splitlines(keepends=True):  # of bytes: at "\n", "\r\n" and "\r" alone
+            yield start, part.rstrip(b"\r\n")
+            start += len(part)
+        offset += len(content)
+
+
+def _check_mark(start: bytes, path: str | os.PathLike) -> None:
+    for mark, name in _OTHER_MARKS.items():
+        if start.startswith(mark):
+            raise DataError(
+                f"{path}: expected UTF-8 text, found {name} (it begins with "
+                f"{mark.hex(' ').upper()}). Save it as UTF-8."
+            )
+
+
+def _decoded(content: bytes, path: str | os.PathLike, first: int) -> str:
+    """Text of the lines from number `first` on, without byte order marks at its start."""
+    if b"\0" in content:
+        raise DataError(
+            f"{path}: expected UTF-8 text, found NUL bytes. If it is UTF-16, save it as UTF-8."
+        )
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        number = first - 1 + len((content[: error.start] + b"x").splitlines())
+        raise DataError(
+            f"{path}:{number}: expected UTF-8 text, found the byte 0x{content[error.start]:02X} "
+            "where none such may be. If the file is Latin-1 or Windows-1252, save it as UTF-8."
+        ) from None
+    return text.lstrip("\ufeff")  # also inside a file: joined files have one at each start

@@ -18,22 +18,16 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import json
 import os
-import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from perception_jax.data import text_lines
 from perception_jax.data.geometry import clip_boxes
 from perception_jax.data.moinst.names import clean_name, mentions
-from perception_jax.data.moinst.record import (
-    MoinstClass,
-    MoinstImage,
-    MoinstObject,
-    read_lines,
-)
+from perception_jax.data.moinst.record import MoinstClass, MoinstImage, MoinstObject
 from perception_jax.data.records import Box
 from perception_jax.data.sources import fields
 from perception_jax.errors import DataError
@@ -105,12 +99,9 @@ def read_answers(path: str | os.PathLike) -> tuple[Answer, ...]:
       DataError: naming file, line and key.
     """
     answers = []
-    for number, _, line in read_lines(pathlib.Path(path)):
-        where = f"{path}:{number}"
-        try:
-            value = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{where}: not JSON ({error}).") from None
+    for line in text_lines.lines(path):
+        where = f"{path}:{line.number}"
+        value = fields.parse_json(line.text, where)
         found = fields.entries(value, where, _ANSWER, ("image_id", "object_id", "caption"))
         answers.append(Answer(**found))
     return tuple(answers)
@@ -213,12 +204,8 @@ def _number(value: Any, where: str) -> float:
     return fields.numbers(1)([value], where)[0]
 
 
-def _image_id(value: Any, where: str) -> int | str:
-    return value if isinstance(value, str) else fields.integer(value, where)
-
-
 _ANSWER: Mapping[str, fields.Check] = {
-    "image_id": _image_id,
+    "image_id": fields.identity,
     "object_id": fields.integer,
     "caption": fields.text,
     "cosine": fields.optional(_number),

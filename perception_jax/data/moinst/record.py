@@ -22,6 +22,7 @@ import pathlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from perception_jax.data import text_lines
 from perception_jax.data.moinst.tables import CategoryId
 from perception_jax.data.sources import fields
 from perception_jax.errors import DataError
@@ -126,33 +127,9 @@ def read_images(path: str | os.PathLike) -> Iterator[MoinstImage]:
     Raises:
       DataError: naming file, line and key.
     """
-    for number, _, line in read_lines(pathlib.Path(path)):
-        yield parse_line(line, f"{path}:{number}")
-
-
-def read_lines(path: pathlib.Path) -> Iterator[tuple[int, int, bytes]]:
-    """Number, offset and content of each line of a file that is not blank.
-
-    Raises:
-      DataError: no such file.
-    """
-    if not path.is_file():
-        raise DataError(f"{path}: expected a JSONL file, found no such file.")
-    with open(path, "rb") as file:
-        offset = 0
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                yield number, offset, line
-            offset += len(line)
-
-
-def parse_line(line: bytes, where: str) -> MoinstImage:
-    """As `from_json`, of a line's bytes."""
-    try:
-        value = json.loads(line)
-    except ValueError as error:  # bad UTF-8 included
-        raise DataError(f"{where}: not JSON ({error}).") from None
-    return from_json(value, where)
+    for line in text_lines.lines(path):
+        where = f"{path}:{line.number}"
+        yield from_json(fields.parse_json(line.text, where), where)
 
 
 def write_images(path: pathlib.Path, images: Iterable[MoinstImage]) -> None:
@@ -208,28 +185,16 @@ def _object(value: Any, where: str) -> MoinstObject:
     )
 
 
-def _identity(value: Any, where: str) -> int | str:
-    if isinstance(value, str):
-        return fields.text(value, where)
-    return fields.integer(value, where)
-
-
 def _class_id(value: Any, where: str) -> int:
     if fields.integer(value, where) < 0:
         raise fields.fail(where, "0 or more", value)
     return value
 
 
-def _side(value: Any, where: str) -> int:
-    if fields.integer(value, where) < 1:
-        raise fields.fail(where, "at least 1 pixel", value)
-    return value
-
-
 _OBJECT: Mapping[str, fields.Check] = {
     "class": fields.text,
     "class_id": _class_id,
-    "source_category_id": fields.optional(_identity),
+    "source_category_id": fields.optional(fields.identity),
     "object_id": fields.optional(fields.integer),
     "captions": fields.list_of(fields.text),
     "instruction": fields.optional(fields.text),
@@ -237,17 +202,17 @@ _OBJECT: Mapping[str, fields.Check] = {
     "salient": fields.optional(fields.boolean),
 }
 _IMAGE: Mapping[str, fields.Check] = {
-    "image_id": _identity,
-    "file": fields.text,
-    "width": fields.optional(_side),
-    "height": fields.optional(_side),
+    "image_id": fields.identity,
+    "file": fields.file_name,
+    "width": fields.optional(fields.side),
+    "height": fields.optional(fields.side),
     "objects": fields.list_of(_object),
     "neg_class_ids": fields.optional(fields.list_of(_class_id)),
     "nonexhaustive_class_ids": fields.optional(fields.list_of(_class_id)),
 }
 _CLASS: Mapping[str, fields.Check] = {
     "class_id": _class_id,
-    "source_category_id": fields.optional(_identity),
+    "source_category_id": fields.optional(fields.identity),
     "class": fields.text,
     "frequency": fields.optional(fields.text),
     "synonyms": fields.list_of(fields.text),

@@ -14,7 +14,6 @@ Names are lower case with spaces; `ObjectAnnotation.category_id` is the class id
 
 from __future__ import annotations
 
-import json
 import os
 import pathlib
 from collections.abc import Iterable, Iterator
@@ -22,14 +21,13 @@ from typing import Any
 
 import numpy as np
 
-from perception_jax.data import records
+from perception_jax.data import records, text_lines
 from perception_jax.data.moinst.record import (
     CLASSES_FILE,
     MoinstImage,
     MoinstObject,
-    parse_line,
+    from_json,
     read_classes,
-    read_lines,
 )
 from perception_jax.data.sources import fields
 from perception_jax.data.sources.fields import Outside
@@ -66,8 +64,8 @@ class MoinstSource:
         if given.is_file():
             self._names = {one.class_id: _words(one.name) for one in read_classes(given)}
         offsets, lines, seen = [], [], {}
-        for number, offset, line in read_lines(self._path):
-            image = parse_line(line, self._where(number))
+        for line in text_lines.lines(self._path):
+            number, image = line.number, self._parse(line.text, line.number)
             first = seen.setdefault(image.image_id, number)
             if first != number:
                 raise DataError(
@@ -75,7 +73,7 @@ class MoinstSource:
                     f"line {first}."
                 )
             self._learn_names(image, number)
-            offsets.append(offset)
+            offsets.append(line.offset)
             lines.append(number)
         if not offsets:
             raise DataError(f"{path}: expected at least one line, found none.")
@@ -88,17 +86,21 @@ class MoinstSource:
 
     def __getitem__(self, index: int) -> records.Record:
         fields.check_index(index, len(self))
-        with open(self._path, "rb") as file:
-            file.seek(int(self._offsets[index]))
-            return self._record(file.readline(), int(self._lines[index]))
+        number = int(self._lines[index])
+        line = text_lines.line_at(self._path, int(self._offsets[index]), number)
+        return self._record(line, number)
 
     def __iter__(self) -> Iterator[records.Record]:
         """All records in one reading of the file."""
-        for number, _, line in read_lines(self._path):
-            yield self._record(line, number)
+        for line in text_lines.lines(self._path):
+            yield self._record(line.text, line.number)
 
     def _where(self, number: int) -> str:
         return f"{self._path}:{number}"
+
+    def _parse(self, line: str, number: int) -> MoinstImage:
+        where = self._where(number)
+        return from_json(fields.parse_json(line, where), where)
 
     def _learn_names(self, image: MoinstImage, number: int) -> None:
         for k, one in enumerate(image.objects):
@@ -110,10 +112,10 @@ class MoinstSource:
                 )
 
     def _check_absent_names(self) -> None:
-        for number, _, line in read_lines(self._path):
-            image = parse_line(line, self._where(number))
+        for line in text_lines.lines(self._path):
+            image = self._parse(line.text, line.number)
             for key in ("neg_class_ids", "nonexhaustive_class_ids"):
-                self._names_of(getattr(image, key) or (), f"{self._where(number)}: {key}")
+                self._names_of(getattr(image, key) or (), f"{self._where(line.number)}: {key}")
 
     def _names_of(self, ids: Iterable[int], where: str) -> tuple[str, ...]:
         for number in ids:
@@ -125,9 +127,8 @@ class MoinstSource:
                 )
         return tuple(self._names[number] for number in ids)
 
-    def _record(self, line: bytes, number: int) -> records.Record:
-        where = self._where(number)
-        image = parse_line(line, where)
+    def _record(self, line: str, number: int) -> records.Record:
+        where, image = self._where(number), self._parse(line, number)
         size = None if None in (image.width, image.height) else (image.width, image.height)
         placed = [
             (one, _box(one, size, self._outside, f"{where}: objects[{k}]: bbox"))
@@ -159,10 +160,10 @@ class MoinstSource:
 
 def is_canonical(path: pathlib.Path) -> bool:
     """Whether a JSONL file's first line has the keys of a canonical record."""
-    first = next(read_lines(path), None)
+    first = next(text_lines.lines(path), None)
     try:
-        content = json.loads(first[2]) if first else None
-    except ValueError:
+        content = fields.parse_json(first.text, str(path)) if first else None
+    except DataError:
         return False
     return isinstance(content, dict) and {"image_id", "file", "objects"} <= content.keys()
 

@@ -48,8 +48,8 @@ Table = Mapping[CategoryId, Category]
 @functools.cache
 def bundled(name: str) -> Table:
     """One of the tables `BUNDLED`."""
-    text = importlib.resources.files(__package__).joinpath("assets", f"{name}.tsv").read_text()
-    rows = (line.split("\t") for line in text.splitlines())
+    file = importlib.resources.files(__package__).joinpath("assets", f"{name}.tsv")
+    rows = (line.split("\t") for line in file.read_text(encoding="utf-8").splitlines())
     found = (_bundled_category(int(row[0]), row[1], row[2:]) for row in rows)
     return {category.id: category for category in found}
 

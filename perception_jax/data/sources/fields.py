@@ -1,16 +1,21 @@
-"""Checks of what annotation files say; a failure names the place, what was expected and found."""
+"""JSON and checks of what it says; a failure names the place, what was expected and found.
+
+Every value that a reader takes from a file goes through one of these checks, so that no type, range
+or depth of a value leads to another error than `DataError`.
+"""
 
 from __future__ import annotations
 
+import collections
 import difflib
 import json
 import math
 import os
-import pathlib
+import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
-from perception_jax.data import records
+from perception_jax.data import records, text_lines
 from perception_jax.errors import DataError
 
 Outside = Literal["error", "clip"]
@@ -19,6 +24,15 @@ nothing remains."""
 
 BOX_SLACK = 1.0
 """Pixels by which a box may leave its image and is cut without a word: rounding."""
+
+MAX_NUMBER = 1e12
+"""Largest absolute value of a coordinate or an area: below it sums and products stay finite."""
+
+MAX_DEPTH = 32
+"""Levels of nesting of a value that is kept as it is."""
+
+_MAX_INTEGER = 2**63 - 1
+_MAX_SIDE = 2**31 - 1
 
 Check = Callable[[Any, str], Any]
 """Takes a JSON value and where it stands; returns it in our types or raises `DataError`."""
@@ -32,35 +46,79 @@ def check_index(index: int, count: int) -> None:
 
 def fail(where: str, expected: str, value: Any) -> DataError:
     """The error to raise for `value` at `where`."""
-    found = repr(value)
-    found = found if len(found) <= 80 else f"{found[:77]}..."
-    return DataError(f"{where}: expected {expected}, found {found}.")
+    return DataError(f"{where}: expected {expected}, found {_SHORT.repr(value)}.")
+
+
+def fail_without(where: str, key: str, entry: Mapping[str, Any]) -> DataError:
+    """The error to raise for an object that lacks a key."""
+    return DataError(f"{where}: expected the key {key!r}, found only {keys_of(entry)}.")
+
+
+def keys_of(entry: Mapping[str, Any]) -> str:
+    """The keys of an object for a message, not all if they are many."""
+    return _SHORT.repr(sorted(entry)) if entry else "none"
 
 
 def text(value: Any, where: str) -> str:
     """A string that is not blank."""
     if not isinstance(value, str) or not value.strip():
         raise fail(where, "a text that is not blank", value)
-    return value
+    return any_text(value, where)
 
 
 def any_text(value: Any, where: str) -> str:
-    """A string."""
+    """A string of whole Unicode characters: escapes of JSON can also make halves of them."""
     if not isinstance(value, str):
         raise fail(where, "a text", value)
+    if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise fail(where, "a text without lone surrogates", value)
+    return value
+
+
+def file_name(value: Any, where: str) -> str:
+    """A string that can be a path."""
+    if "\0" in text(value, where):
+        raise fail(where, "a path without NUL characters", value)
     return value
 
 
 def integer(value: Any, where: str) -> int:
-    """A whole number."""
+    """A whole number of 64 bits."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise fail(where, "a whole number", value)
+    if abs(value) > _MAX_INTEGER:
+        raise fail(where, "a whole number of at most 64 bits", value)
     return value
+
+
+def identity(value: Any, where: str) -> int | str:
+    """An id: a whole number of 64 bits, or a text that is not blank."""
+    if isinstance(value, str):
+        return text(value, where)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise fail(where, "a whole number or a text", value)
+    return integer(value, where)
+
+
+def side(value: Any, where: str) -> int:
+    """A width or a height in pixels."""
+    if integer(value, where) < 1:
+        raise fail(where, "at least 1 pixel", value)
+    if value > _MAX_SIDE:
+        raise fail(where, f"at most {_MAX_SIDE} pixels", value)
+    return value
+
+
+def area(value: Any, where: str) -> float:
+    """A finite number that is not negative."""
+    if not _is_number(value) or value < 0:
+        raise fail(where, "a finite number of at least 0", value)
+    return float(value)
 
 
 def boolean(value: Any, where: str) -> bool:
     """True, False, or COCO's 0 and 1."""
-    if value not in (True, False):
+    if not isinstance(value, int) or value not in (0, 1):
         raise fail(where, "true or false", value)
     return bool(value)
 
@@ -70,8 +128,8 @@ def numbers(count: int) -> Check:
 
     def check(value: Any, where: str) -> tuple[float, ...]:
         good = isinstance(value, list) and len(value) == count
-        if not good or not all(_is_finite(number) for number in value):
-            raise fail(where, f"a list of {count} finite numbers", value)
+        if not good or not all(_is_number(number) for number in value):
+            raise fail(where, f"a list of {count} finite numbers below {MAX_NUMBER:g}", value)
         return tuple(float(number) for number in value)
 
     return check
@@ -100,6 +158,17 @@ def mapping(value: Any, where: str) -> Mapping[str, Any]:
     return value
 
 
+def plain_mapping(value: Any, where: str) -> Mapping[str, Any]:
+    """A JSON object that is kept as it is: of bounded depth."""
+    level = [mapping(value, where)]
+    for _ in range(MAX_DEPTH):
+        inner = (one.values() if isinstance(one, Mapping) else one for one in level)
+        level = [one for values in inner for one in values if isinstance(one, Mapping | list)]
+        if not level:
+            return value
+    raise fail(where, f"at most {MAX_DEPTH} levels of nesting", value)
+
+
 def text_mapping(value: Any, where: str) -> dict[str, str]:
     """A JSON object of texts."""
     return {key: any_text(item, f"{where}.{key}") for key, item in mapping(value, where).items()}
@@ -116,12 +185,11 @@ def entries(
     found = mapping(value, where)
     for key in found:
         if key not in known:
-            raise DataError(f"{where}: unknown key {key!r}{nearest(key, known)}")
+            short = _SHORT.repr(key)
+            raise DataError(f"{where}: unknown key {short}{nearest(key[:_SHOWN], known)}")
     for key in required:
         if key not in found:
-            raise DataError(
-                f"{where}: expected the key {key!r}, found only {sorted(found) or 'none'}."
-            )
+            raise fail_without(where, key, found)
     return {key: known[key](item, f"{where}: {key}") for key, item in found.items()}
 
 
@@ -170,17 +238,46 @@ def read_json(path: str | os.PathLike) -> Any:
     """A whole JSON file.
 
     Raises:
-      DataError: missing, not UTF-8, or not JSON.
+      DataError: missing, not UTF-8, or not JSON; see `parse_json`.
+    """
+    return parse_json(text_lines.read_text(path), str(path), " Is the file complete?")
+
+
+def parse_json(content: str, where: str, hint: str = "") -> Any:
+    """A JSON value.
+
+    Args:
+      hint: a sentence for the end of the message if it is none.
+
+    Raises:
+      DataError: not JSON, nested too deeply to be read, or with a key twice in one object.
     """
     try:
-        return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{path}: expected a readable file, found: {error.strerror}.") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: expected UTF-8 text ({error}).") from None
-    except ValueError as error:
-        raise DataError(f"{path}: not JSON ({error}). Is the file complete?") from None
+        return json.loads(content, object_pairs_hook=_object)
+    except RecursionError:
+        raise DataError(f"{where}: the JSON is nested too deeply. Is it an annotation?") from None
+    except ValueError as error:  # numbers of thousands of digits included
+        raise DataError(f"{where}: not JSON ({error}).{hint}") from None
 
 
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        counts = collections.Counter(key for key, _ in pairs)
+        twice = counts.most_common(1)[0][0]
+        raise ValueError(f"the key {_SHORT.repr(twice)} is twice in one object")
+    return found
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is a number of bounded size: no NaN, no infinity, no boolean."""
+    return (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and -MAX_NUMBER <= value <= MAX_NUMBER
+    )
+
+
+_SHOWN = 77
+_SHORT = reprlib.Repr()
+_SHORT.maxlist, _SHORT.maxstring, _SHORT.maxother = 20, _SHOWN, _SHOWN

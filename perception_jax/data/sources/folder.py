@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 
-from perception_jax.data import images, records
+from perception_jax.data import images, records, text_lines
 from perception_jax.data.sources import fields
 from perception_jax.errors import DataError
 
@@ -72,10 +72,6 @@ def _image_files(root: pathlib.Path, *, only_one: bool = False) -> list[str]:
 
 
 def _caption_lines(path: pathlib.Path) -> tuple[str, ...] | None:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
+    if not path.is_file():
         return None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: expected UTF-8 text ({error}).") from None
-    return tuple(line.strip() for line in lines if line.strip())
+    return tuple(line.text.strip() for line in text_lines.lines(path))

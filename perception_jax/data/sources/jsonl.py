@@ -19,7 +19,6 @@ One image per line; only "image" is required:
 from __future__ import annotations
 
 import functools
-import json
 import os
 import pathlib
 from collections.abc import Mapping
@@ -28,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from perception_jax.data import images as image_files
-from perception_jax.data import records
+from perception_jax.data import records, text_lines
 from perception_jax.data.sources import fields
 from perception_jax.data.sources.fields import Outside
 from perception_jax.errors import DataError
@@ -62,15 +61,11 @@ class JsonlSource:
         if not self._path.is_file():
             raise DataError(f"{path}: expected a JSONL file, found no such file.")
         offsets, lines, seen = [], [], {}
-        with open(self._path, "rb") as file:
-            offset = 0
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    offsets.append(offset)
-                    lines.append(number)
-                    record = self._parse(line, number, check_size=False)
-                    self._check_unique(record.id, number, seen)
-                offset += len(line)
+        for line in text_lines.lines(self._path):
+            offsets.append(line.offset)
+            lines.append(line.number)
+            record = self._parse(line.text, line.number, check_size=False)
+            self._check_unique(record.id, line.number, seen)
         if not offsets:
             raise DataError(f"{path}: expected at least one line, found none.")
         self._offsets = np.array(offsets, np.int64)
@@ -81,9 +76,9 @@ class JsonlSource:
 
     def __getitem__(self, index: int) -> records.Record:
         fields.check_index(index, len(self))
-        with open(self._path, "rb") as file:
-            file.seek(int(self._offsets[index]))
-            return self._parse(file.readline(), int(self._lines[index]), check_size=True)
+        number = int(self._lines[index])
+        line = text_lines.line_at(self._path, int(self._offsets[index]), number)
+        return self._parse(line, number, check_size=True)
 
     def _check_unique(self, name: str, number: int, seen: dict[str, int]) -> None:
         first = seen.setdefault(name, number)
@@ -92,15 +87,14 @@ class JsonlSource:
                 f"{self._path}:{number}: id: {name!r} is already the id of line {first}."
             )
 
-    def _parse(self, line: bytes, number: int, *, check_size: bool) -> records.Record:
+    def _parse(self, line: str, number: int, *, check_size: bool) -> records.Record:
         where = f"{self._path}:{number}"
-        try:
-            content = json.loads(line)
-        except ValueError as error:  # bad UTF-8 included
-            raise DataError(f"{where}: not JSON ({error}).") from None
+        content = fields.parse_json(line, where)
         known = fields.entries(content, where, _RECORD, required=("image",))
         if "caption" in known and "captions" in known:
             raise DataError(f'{where}: expected "caption" or "captions", found both.')
+        if ("width" in known) != ("height" in known):
+            raise DataError(f'{where}: expected "width" and "height" or neither, found one.')
         path = self._images / known["image"]
         size = (known["width"], known["height"]) if {"width", "height"} <= known.keys() else None
         if size is None and check_size and known.get("objects"):
@@ -164,12 +158,6 @@ def _question(value: Any, where: str) -> records.Question:
     return records.Question(**fields.entries(value, where, known, ("text", "answer")))
 
 
-def _side(value: Any, where: str) -> int:
-    if fields.integer(value, where) < 1:
-        raise fields.fail(where, "at least 1 pixel", value)
-    return value
-
-
 def _class_name(value: Any, where: str) -> str:
     return fields.text(value, where).strip().lower().replace("_", " ")
 
@@ -186,10 +174,10 @@ _OBJECT = {
 _REFERRING = {"text": fields.text, "target": fields.integer}
 _INSTRUCTION = {"text": fields.text, "target": fields.optional(fields.integer)}
 _RECORD = {
-    "image": fields.text,
+    "image": fields.file_name,
     "id": fields.text,
-    "width": _side,
-    "height": _side,
+    "width": fields.side,
+    "height": fields.side,
     "caption": fields.text,
     "captions": fields.list_of(fields.text),
     "objects": fields.list_of(_entry(_OBJECT, "name", "box")),
@@ -197,5 +185,5 @@ _RECORD = {
     "questions": fields.list_of(_question),
     "instructions": fields.list_of(_entry(_INSTRUCTION, "text", "target")),
     "absent": fields.list_of(_class_name),
-    "extras": fields.mapping,
+    "extras": fields.plain_mapping,
 }

@@ -9,18 +9,17 @@ they stand, make one record.
 
 from __future__ import annotations
 
-import json
 import os
 import pathlib
 from typing import Any
 
 from perception_jax.data import images as image_files
-from perception_jax.data import records
+from perception_jax.data import records, text_lines
 from perception_jax.data.sources import fields
 from perception_jax.errors import DataError
 
 _LINE = {
-    "image": fields.text,
+    "image": fields.file_name,
     "class": fields.text,
     "caption": fields.text,
     "box": fields.numbers(4),
@@ -45,10 +44,9 @@ class ObjectLines:
         if not self._path.is_file():
             raise DataError(f"{path}: expected a JSONL file of objects, found no such file.")
         self._lines: dict[str, list[tuple[int, dict[str, Any]]]] = {}
-        for number, line in enumerate(self._path.read_text("utf-8").splitlines(), 1):
-            if line.strip():
-                content = self._parse(line, number)
-                self._lines.setdefault(content["image"], []).append((number, content))
+        for line in text_lines.lines(self._path):
+            content = self._parse(line.text, line.number)
+            self._lines.setdefault(content["image"], []).append((line.number, content))
         if not self._lines:
             raise DataError(f"{path}: expected at least one line, found none.")
         self._names = tuple(self._lines)
@@ -75,10 +73,7 @@ class ObjectLines:
 
     def _parse(self, line: str, number: int) -> dict[str, Any]:
         where = f"{self._path}:{number}"
-        try:
-            content = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{where}: not JSON ({error}).") from None
+        content = fields.parse_json(line, where)
         required = ("image", "class", "caption")
         return dict(fields.entries(content, where, _LINE, required=required))
 
