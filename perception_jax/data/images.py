@@ -34,7 +34,10 @@ MAX_PIXELS = 100_000_000
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """Pillow's names of the formats that are read."""
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".mpo"),
+    *(".png", ".apng", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
+)
 """File name endings, in lower case, by which image files are found in folders."""
 
 _ORIENTATION_TAG = 0x0112

@@ -11,12 +11,14 @@ import PIL.Image
 import pytest
 
 from perception_jax.data import images
+from perception_jax.data.image_paths import find_images
 from perception_jax.data.records import Instruction, ObjectAnnotation, Question, ReferringExpression
 from perception_jax.data.sources import open_source
 from perception_jax.data.sources.coco import CocoSource
 from perception_jax.data.sources.folder import ImageFolder
 from perception_jax.data.sources.jsonl import JsonlSource
 from perception_jax.data.sources.memory import InMemory
+from perception_jax.data.sources.names import display_names
 from perception_jax.data.sources.parquet import ParquetSource
 from perception_jax.data.sources.tfds import FeatureMap, TfdsSource
 from perception_jax.errors import ConfigError, DataError, ImageError
@@ -70,8 +72,54 @@ def test_image_folder(tmp_path):
         ("a photo of a red fox.",),
         ("a photo of a red fox.",),
     ]
-    assert source[0].extras == {"class": "owl"}
+    assert source[0].extras == {"class": "owl", "raw_class": "owl"}
+    assert source[2].extras == {"class": "red fox", "raw_class": "red_fox"}
     assert open_source(tmp_path, template="{}")[2].captions == ("red fox",)
+
+
+def test_image_folder_follows_links_but_not_in_circles(tmp_path):
+    write(tmp_path / "data/dog/a.jpg", png())
+    write(tmp_path / "store/cat/b.jpg", png())
+    (tmp_path / "data/cat").symlink_to(tmp_path / "store/cat")
+    (tmp_path / "data/dog/c.png").symlink_to(tmp_path / "store/cat/b.jpg")
+    (tmp_path / "data/dog/again").symlink_to(tmp_path / "data")
+    (tmp_path / "data/gone").symlink_to(tmp_path / "nowhere")
+    source = open_source(tmp_path / "data")
+    assert [record.id for record in source] == ["cat/b.jpg", "dog/a.jpg", "dog/c.png"]
+    assert source.left_out == ("dog/again", "gone")
+
+
+def test_image_folder_says_what_it_leaves_out(tmp_path, caplog):
+    endings = ("jpg", "jpe", "JFIF", "jif", "apng", "avif", "AVIF", "json", "txt", "notes")
+    for name in (*(f"a.{ending}" for ending in endings), "b.txt", ".hidden.json"):
+        write(tmp_path / name, "a text" if name.endswith("txt") else png())
+    source = open_source(tmp_path)
+    assert [record.id for record in source] == ["a.JFIF", "a.apng", "a.jif", "a.jpe", "a.jpg"]
+    assert source.left_out == ("a.AVIF", "a.avif", "a.json", "a.notes", "b.txt")
+    assert "5 images; left out: 2 .avif (as a.AVIF), 1 .json (as a.json)" in caplog.text
+    assert find_images(tmp_path) == [tmp_path / record.id for record in source]
+    assert caplog.text.count("left out") == 2
+    (tmp_path / "only").mkdir()
+    write(tmp_path / "only/a.heic", png())
+    for read in (ImageFolder, find_images):
+        with pytest.raises(DataError, match=r"found none: only 1 \.heic \(as a\.heic\)"):
+            read(tmp_path / "only")
+
+
+@pytest.mark.parametrize(
+    ("raw", "shown"),
+    [
+        (("Red_fox", "owl"), ("red fox", "owl")),
+        (("Q", "q", "R"), ("Q", "q", "r")),
+        (("a_b", "a b", "A b"), ("a_b", "a b", "A b")),
+        (("Q", "q", "q "), ("Q", "q", "q ")),
+        (("dog", "dog"), ("dog", "dog")),
+        (("", "  ", "dog"), ("class 0", "class 1", "dog")),
+        (("", "class_0"), ("class 0 ('')", "class 0")),
+    ],
+)
+def test_display_names_are_as_different_as_the_names(raw, shown):
+    assert tuple(display_names(dict(enumerate(raw))).values()) == shown
 
 
 def test_image_folder_faults(tmp_path):
