@@ -119,6 +119,27 @@ def clip_boxes(
     return np.clip(boxes, 0.0, np.array([width, height, width, height], np.float64))
 
 
+def turn_boxes(
+    boxes: Float[np.ndarray, "*N 4"], orientation: int, stored: tuple[int, int]
+) -> Float[np.ndarray, "*N 4"]:
+    """Boxes (xyxy) of a file's stored pixels as those of the picture with EXIF's orientation.
+
+    Args:
+      orientation: EXIF's, in [1, 8].
+      stored: width and height of the stored pixels.
+    """
+    mirrored_x = orientation in (2, 3, 7, 8)
+    mirrored_y = orientation in (3, 4, 6, 7)
+    turned = np.array(boxes, np.float64)
+    if mirrored_x:
+        turned[..., 0::2] = stored[0] - turned[..., 0::2]
+    if mirrored_y:
+        turned[..., 1::2] = stored[1] - turned[..., 1::2]
+    if orientation >= 5:
+        turned = turned[..., [1, 0, 3, 2]]
+    return _ordered(turned)
+
+
 def _ordered(boxes: np.ndarray) -> np.ndarray:
     """Restores x1 ≤ x2, y1 ≤ y2 after a mirrored axis."""
     first, second = boxes[..., :2], boxes[..., 2:]

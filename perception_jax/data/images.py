@@ -14,8 +14,11 @@ Letters: H W image.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import os
+import stat
+import struct
 import threading
 import warnings
 from collections.abc import Iterator
@@ -54,6 +57,25 @@ _TURNED = (5, 6, 7, 8)
 """Orientations that exchange width and height."""
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Header:
+    """What an image file says of its size.
+
+    Attributes:
+      stored: width and height of the pixels in the file.
+      orientation: EXIF's, in [1, 8]; 1 for none.
+    """
+
+    stored: tuple[int, int]
+    orientation: int = 1
+
+    @property
+    def shown(self) -> tuple[int, int]:
+        """Width and height of the picture with the orientation applied."""
+        width, height = self.stored
+        return (height, width) if self.orientation in _TURNED else (width, height)
+
+
 def decode(
     image: records.Image, *, name: str = "", max_pixels: int = MAX_PIXELS
 ) -> UInt8[np.ndarray, "H W 3"]:
@@ -74,7 +96,8 @@ def decode(
         return _check_array(image, where, max_pixels)
     with _opened(image, where) as picture:
         _check_size(*picture.size, where, max_pixels)
-        orientation = _orientation(picture)
+        # Pillow turns TIFF files itself when it loads them.
+        orientation = 1 if picture.format == "TIFF" else _orientation(picture)
         rgb = _to_rgb(picture, where)
         if orientation in _TRANSPOSES:
             rgb = rgb.transpose(_TRANSPOSES[orientation])
@@ -87,13 +110,19 @@ def read_size(image: records.Image, *, name: str = "") -> tuple[int, int]:
     Raises:
       ImageError: empty, not an image, or of an unsupported kind.
     """
+    return read_header(image, name=name).shown
+
+
+def read_header(image: records.Image, *, name: str = "") -> Header:
+    """Size and orientation of an image; of an array, its own size. Raises as `read_size`."""
     where = _where(image, name)
     if isinstance(image, np.ndarray):
         height, width = _check_array(image, where, image.size).shape[:2]
-        return width, height
+        return Header((width, height))
     with _opened(image, where) as picture:
-        width, height = picture.size
-        return (height, width) if _orientation(picture) in _TURNED else (width, height)
+        header = Header(picture.size, _orientation(picture))
+        # Pillow already gives the size of a TIFF file with the orientation applied.
+        return Header(header.shown, header.orientation) if picture.format == "TIFF" else header
 
 
 @contextlib.contextmanager
@@ -160,14 +189,41 @@ def _check_size(width: int, height: int, where: str, max_pixels: int) -> None:
 
 
 def _open_file(image: bytes | os.PathLike) -> io.BufferedIOBase:
-    return io.BytesIO(image) if isinstance(image, bytes) else open(image, "rb")
+    if isinstance(image, bytes):
+        return io.BytesIO(image)
+    mode = os.stat(image).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # reading a named pipe may never end
+        raise ImageError(f"{image}: expected an image file, found a pipe, socket or device.")
+    return open(image, "rb")
 
 
 def _orientation(picture: PIL.Image.Image) -> int:
     try:
-        return picture.getexif().get(_ORIENTATION_TAG, 1)
+        if picture.format == "PNG" and not _png_text_behind_pixels(picture.fp):
+            # Pillow's own method for PNG decodes the whole picture to look behind it.
+            exif = PIL.Image.Image.getexif(picture)
+        else:
+            exif = picture.getexif()
+        found = exif.get(_ORIENTATION_TAG, 1)
     except Exception:  # damaged metadata does not make the pixels bad
         return 1
+    return found if found in _TRANSPOSES else 1
+
+
+def _png_text_behind_pixels(file: io.BufferedIOBase) -> bool:
+    """Whether a PNG file has chunks behind its pixels that may hold an orientation."""
+    place, pixels = file.tell(), False
+    try:
+        file.seek(len(b"\x89PNG\r\n\x1a\n"))
+        while len(start := file.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", start)
+            if pixels and kind in (b"eXIf", b"tEXt", b"zTXt", b"iTXt"):
+                return True
+            pixels = pixels or kind == b"IDAT"
+            file.seek(length + 4, os.SEEK_CUR)
+        return False
+    finally:
+        file.seek(place)
 
 
 def _to_rgb(picture: PIL.Image.Image, where: str) -> PIL.Image.Image:

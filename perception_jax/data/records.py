@@ -25,8 +25,14 @@ class ObjectAnnotation:
     """One object of an image.
 
     Attributes:
-      name: class name in lower case with spaces.
+      name: display name of the class: the source's own in lower case with spaces, and nearer to it
+        where two classes would otherwise share one; "" for a region without a class. Two objects
+        are of one class if and only if their names are equal.
+      raw_name: the source's own name of the class, verbatim, blank ones included; None takes
+        `name`.
       box: xyxy float pixels, or None where the source has none.
+      area: the object's own, pixels (of its mask, as COCO's "area"), or None where the source does
+        not give it.
       mask: bool[H, W] of visible pixels, or None.
       caption: a sentence about this object alone, or "".
       attributes: e.g. {"colour": "red", "size": "tiny", "facing": "left"}.
@@ -37,12 +43,18 @@ class ObjectAnnotation:
 
     name: str
     box: Box | None
+    raw_name: str | None = None
+    area: float | None = None
     mask: np.ndarray | None = None
     caption: str = ""
     attributes: Mapping[str, str] = dataclasses.field(default_factory=dict)
     category_id: int | None = None
-    object_id: int | None = None
+    object_id: int | str | None = None
     crowd: bool = False
+
+    def __post_init__(self) -> None:
+        if self.raw_name is None:
+            object.__setattr__(self, "raw_name", self.name)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import struct
 import threading
 import warnings
@@ -11,6 +12,7 @@ import zlib
 
 import numpy as np
 import PIL.Image
+import PIL.PngImagePlugin
 import pytest
 
 from perception_jax.data import images
@@ -72,11 +74,15 @@ def test_transparency_becomes_white():
     assert images.decode(encoded(keyed, "PNG", transparency=(1, 2, 3))).tolist() == [[[255] * 3]]
 
 
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_applied(orientation):
+def test_exif_orientation_is_applied(orientation, kind):
     exif = PIL.Image.Exif()
     exif[0x0112] = orientation
-    pixels = images.decode(encoded(PIL.Image.fromarray(GRADIENT), "PNG", exif=exif))
+    data = encoded(PIL.Image.fromarray(GRADIENT), kind, exif=exif)
+    pixels = images.decode(data)
+    assert images.read_header(data) == images.Header((40, 30), orientation)
+    assert images.read_size(data) == pixels.shape[1::-1]
     expected = {
         1: GRADIENT,
         2: GRADIENT[:, ::-1],
@@ -88,6 +94,26 @@ def test_exif_orientation_is_applied(orientation):
         8: np.rot90(GRADIENT),
     }[orientation]
     np.testing.assert_array_equal(pixels, expected)
+
+
+def test_the_size_of_a_png_is_read_without_its_pixels(monkeypatch):
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    turned, plain = (
+        encoded(PIL.Image.fromarray(GRADIENT), "PNG", **more) for more in ({"exif": exif}, {})
+    )
+    start = turned.index(b"eXIf") - 4
+    end = start + 12 + struct.unpack(">I", turned[start : start + 4])[0]
+    behind = plain[: plain.index(b"IEND") - 4] + turned[start:end] + plain[-12:]
+    assert images.read_size(behind) == (30, 40)
+    assert images.decode(behind).shape == (40, 30, 3)
+
+    def load(self):
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr(PIL.PngImagePlugin.PngImageFile, "load", load)
+    assert images.read_size(plain) == (40, 30)
+    assert images.read_size(turned) == (30, 40)
 
 
 def test_damaged_exif_is_no_reason_to_lose_the_pixels():
@@ -135,6 +161,13 @@ def test_broken_files_are_named(name, tmp_path):
     assert "record-7" in str(caught.value)
     with pytest.raises(ImageError, match="record-7"):
         images.decode(content, name="record-7")
+
+
+def test_a_named_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    for read in (images.decode, images.read_size):
+        with pytest.raises(ImageError, match=r"a\.png: expected an image file, found a pipe"):
+            read(tmp_path / "a.png")
 
 
 def test_what_is_not_a_file_or_not_an_image_array(tmp_path):

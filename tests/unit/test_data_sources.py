@@ -167,7 +167,12 @@ def test_jsonl(tmp_path):
     record = source[0]
     assert (record.id, record.captions, record.absent) == ("first", ("two dogs", "dogs"), ("cat",))
     assert record.objects == (
-        ObjectAnnotation(name="big dog", box=(0.0, 0.0, 4.5, 6.0), attributes={"colour": "red"}),
+        ObjectAnnotation(
+            name="big dog",
+            raw_name="Big_dog",
+            box=(0.0, 0.0, 4.5, 6.0),
+            attributes={"colour": "red"},
+        ),
         ObjectAnnotation(
             name="dog", box=(4.0, 1.0, 8.0, 6.0), caption="a dog", object_id=7, crowd=True
         ),
@@ -278,7 +283,11 @@ def test_coco_instances_and_captions(tmp_path):
     # 1.5 + 7 is half a pixel too wide: rounding, cut without a word.
     assert source[0].objects == (
         ObjectAnnotation(
-            name="fire hydrant", box=(1.5, 0.0, 8.0, 6.0), category_id=1, object_id=12
+            name="fire hydrant",
+            raw_name="fire_hydrant",
+            box=(1.5, 0.0, 8.0, 6.0),
+            category_id=1,
+            object_id=12,
         ),
     )
     assert [(o.name, o.box, o.crowd) for o in source[1].objects] == [

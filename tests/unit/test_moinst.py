@@ -265,9 +265,14 @@ def test_records_read_back_and_become_a_source(tmp_path):
     assert record.image == tmp_path / "pictures/x/5.png"
     assert record.objects == (
         ObjectAnnotation(
-            name="dog", box=(1.0, 2.0, 4.0, 6.0), caption="a dog", category_id=0, object_id=7
+            name="dog",
+            raw_name="Dog",
+            box=(1.0, 2.0, 4.0, 6.0),
+            caption="a dog",
+            category_id=0,
+            object_id=7,
         ),
-        ObjectAnnotation(name="cup (trophy)", box=None, category_id=1),
+        ObjectAnnotation(name="cup (trophy)", raw_name="cup_(trophy)", box=None, category_id=1),
     )
     assert record.instructions == (Instruction(text="look", target=1),)
     assert record.absent == ("wine glass",)

@@ -9,7 +9,9 @@ What a `Record` has no field for is in its `extras`:
   `data.sources.coco` gives them, and those of objects that `outside` left out.
 
 Verified absent classes are `Record.absent`; an object's own instruction is a `Record.instruction`.
-Names are lower case with spaces; `ObjectAnnotation.category_id` is the class id.
+Objects have the classes' names and display names (see `data.sources.names`);
+`ObjectAnnotation.category_id` is the class id. Sizes are compared with the image files as
+`data.sources.sizes` says.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from perception_jax.data.moinst.record import (
     from_json,
     read_classes,
 )
-from perception_jax.data.sources import fields
+from perception_jax.data.sources import fields, names, sizes
 from perception_jax.data.sources.fields import Outside
 from perception_jax.errors import DataError
 
@@ -60,9 +62,9 @@ class MoinstSource:
         self._path = pathlib.Path(path)
         self._images = self._path.parent if images is None else pathlib.Path(images)
         self._outside = outside
-        self._names, given = {}, self._path.parent / CLASSES_FILE
+        self._raw, given = {}, self._path.parent / CLASSES_FILE
         if given.is_file():
-            self._names = {one.class_id: _words(one.name) for one in read_classes(given)}
+            self._raw = {one.class_id: one.name for one in read_classes(given)}
         offsets, lines, seen = [], [], {}
         for line in text_lines.lines(self._path):
             number, image = line.number, self._parse(line.text, line.number)
@@ -77,6 +79,7 @@ class MoinstSource:
             lines.append(number)
         if not offsets:
             raise DataError(f"{path}: expected at least one line, found none.")
+        self._names = names.display_names(self._raw)
         self._offsets, self._lines = np.array(offsets, np.int64), np.array(lines, np.int64)
         if not given.is_file():
             self._check_absent_names()
@@ -104,11 +107,12 @@ class MoinstSource:
 
     def _learn_names(self, image: MoinstImage, number: int) -> None:
         for k, one in enumerate(image.objects):
-            name = _words(one.name)
-            if self._names.setdefault(one.class_id, name) != name:
+            first = self._raw.setdefault(one.class_id, one.name)
+            known, found = names.words(first), names.words(one.name)
+            if known != found:
                 raise DataError(
-                    f"{self._where(number)}: objects[{k}]: class_id {one.class_id} is "
-                    f"{self._names[one.class_id]!r} elsewhere, here {name!r}. Import the set again."
+                    f"{self._where(number)}: objects[{k}]: class_id {one.class_id} is {known!r} "
+                    f"elsewhere, here {found!r}. Import the set again."
                 )
 
     def _check_absent_names(self) -> None:
@@ -129,14 +133,17 @@ class MoinstSource:
 
     def _record(self, line: str, number: int) -> records.Record:
         where, image = self._where(number), self._parse(line, number)
-        size = None if None in (image.width, image.height) else (image.width, image.height)
+        size, path = _size(image), self._images / image.file
         placed = [
             (one, _box(one, size, self._outside, f"{where}: objects[{k}]: bbox"))
             for k, one in enumerate(image.objects)
         ]
+        frame = None
+        if size is not None and any(box is not None for _, box in placed):
+            frame = sizes.compare(path, size, where, str(self._path))
         kept = [(one, box) for one, box in placed if box is not None or one.bbox is None]
         objects = [one for one, _ in kept]
-        left_out = tuple(_words(one.name) for one, box in placed if (one, box) not in kept)
+        left_out = tuple(self._names[one.class_id] for one, box in placed if (one, box) not in kept)
         negative, not_exhaustive = (
             self._names_of(ids or (), f"{where}: {key}")
             for key, ids in (
@@ -146,15 +153,29 @@ class MoinstSource:
         )
         return records.Record(
             id=str(image.image_id),
-            image=self._images / image.file,
-            objects=tuple(_annotation(one, box) for one, box in kept),
+            image=path,
+            objects=tuple(self._annotation(one, box, frame) for one, box in kept),
             instructions=tuple(
                 records.Instruction(text=one.instruction, target=k)
                 for k, one in enumerate(objects)
                 if one.instruction is not None
             ),
             absent=negative,
-            extras=_extras(image, objects, size, not_exhaustive + left_out),
+            extras=_extras(
+                image, objects, size if frame is None else frame.size, not_exhaustive + left_out
+            ),
+        )
+
+    def _annotation(
+        self, one: MoinstObject, box: records.Box | None, frame: sizes.Frame | None
+    ) -> records.ObjectAnnotation:
+        return records.ObjectAnnotation(
+            name=self._names[one.class_id],
+            raw_name=one.name,
+            box=box if box is None or frame is None else frame.box(box),
+            caption=one.captions[0] if one.captions else "",
+            category_id=one.class_id,
+            object_id=one.object_id,
         )
 
 
@@ -168,8 +189,8 @@ def is_canonical(path: pathlib.Path) -> bool:
     return isinstance(content, dict) and {"image_id", "file", "objects"} <= content.keys()
 
 
-def _words(name: str) -> str:
-    return name.strip().lower().replace("_", " ")
+def _size(image: MoinstImage) -> tuple[int, int] | None:
+    return None if None in (image.width, image.height) else (image.width, image.height)
 
 
 def _box(
@@ -179,16 +200,6 @@ def _box(
         return None
     x, y, width, height = one.bbox
     return fields.fit_box((x, y, x + width, y + height), size, outside, where)
-
-
-def _annotation(one: MoinstObject, box: records.Box | None) -> records.ObjectAnnotation:
-    return records.ObjectAnnotation(
-        name=_words(one.name),
-        box=box,
-        caption=one.captions[0] if one.captions else "",
-        category_id=one.class_id,
-        object_id=one.object_id,
-    )
 
 
 def _extras(

@@ -1,31 +1,45 @@
-"""COCO and LVIS annotation files (instances or captions JSON) beside image files.
+"""COCO and LVIS annotation files beside image files, and files like them.
 
-Boxes are "bbox" = [x, y, width, height] in pixels; segmentations are not read. LVIS is federated: a
-class is known to be absent only from images that list it in "neg_category_ids"; those become
-`Record.absent`, and "not_exhaustive_category_ids" become `extras["not_exhaustive"]`.
-`extras["size"]` is (width, height), so that boxes can be judged without the image.
+- Boxes are "bbox" = [x, y, width, height] in pixels; segmentations and keypoints are not read. An
+  annotation with "bbox" is an object, its "caption" a sentence about that object (Visual Genome,
+  RefCOCO-g); one with "caption" alone is a sentence about its image (COCO captions), as is a
+  "caption" in "images" (MDETR, GLIP).
+- Images are numbered or named: ids are whole numbers or texts.
+- Classes keep their own names (`ObjectAnnotation.raw_name`) beside display names (see `names`).
+- LVIS is federated: a class is known to be absent only from images that list it in
+  "neg_category_ids"; those become `Record.absent`, and "not_exhaustive_category_ids" become
+  `extras["not_exhaustive"]`.
+- Sizes are compared with the image files of records with boxes (see `sizes`); `extras["size"]` of
+  such a record is the picture's (width, height). `extras["image_id"]` is the image's id.
 """
 
 from __future__ import annotations
 
+import collections
+import logging
 import os
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from perception_jax.data import records
-from perception_jax.data.sources import fields
+from perception_jax.data.sources import fields, names, sizes
 from perception_jax.data.sources.fields import Outside
 from perception_jax.errors import DataError
+
+_LOGGER = logging.getLogger(__name__)
+_FEDERATED = ("neg_category_ids", "not_exhaustive_category_ids")
+_NO_ID = np.iinfo(np.int64).min
+_PROBES = 8
 
 
 class CocoSource:
     """One record per image, those without annotations included, in the file's order.
 
     Args:
-      path: a JSON file with "images" and "annotations"; with boxes ("categories" too) or captions.
+      path: a JSON file with "images" and "annotations", and "categories" if it has classes.
       images: the folder of the image files; None looks beside the JSON file, as COCO lays it out.
       captions: a captions JSON for the same images, to add to the boxes of `path`.
       outside: what to do with boxes that leave their image or have no area (COCO has some).
@@ -43,17 +57,15 @@ class CocoSource:
         outside: Outside = "error",
     ) -> None:
         self._path = pathlib.Path(path)
-        content = _read(self._path)
-        self._names = _category_names(content.get("categories", []), self._path)
-        self._images = _Images(content["images"], self._names, self._path)
-        entries = content["annotations"]
-        has_captions = bool(entries) and "caption" in entries[0]
-        boxed = [] if has_captions else entries
-        self._boxes = _Boxes(boxed, self._images, self._names, outside, self._path)
-        caption_files = [(self._path, entries)] if has_captions else []
+        content = read_tables(self._path)
+        self._categories = _Categories(content.get("categories", []), self._path)
+        self._images = _Images(content["images"], self._categories, self._path)
+        found = _Annotations(self._images, self._categories, outside)
+        found.add(content["annotations"], self._path)
         if captions is not None:
-            caption_files.append((pathlib.Path(captions), _read(captions)["annotations"]))
-        self._captions = _captions(caption_files, self._images)
+            found.add(read_tables(captions)["annotations"], captions, boxes=False)
+        self._captions = found.captions
+        self._objects = _Objects(found, len(self._images.ids))
         self._root = _find_images(self._path, images, self._images.files)
 
     def __len__(self) -> int:
@@ -61,97 +73,229 @@ class CocoSource:
 
     def __getitem__(self, index: int) -> records.Record:
         fields.check_index(index, len(self))
-        image_id = self._images.ids[index]
-        size = tuple(self._images.sizes[index].tolist())
-        extras: dict[str, Any] = {"image_id": image_id, "size": size}
+        image_id, names_of = self._images.ids[index], self._categories.display
+        image = self._root.of(self._images.files[index])
+        extras: dict[str, Any] = {"image_id": image_id}
+        objects = ()
+        if self._objects.count(index):
+            annotated = tuple(self._images.sizes[index].tolist())
+            where = f"{self._path}: images[{index}]"
+            frame = sizes.compare(image, annotated, where, str(self._path))
+            objects = self._objects.of(index, self._categories, frame)
+            extras["size"] = frame.size
         negative, not_exhaustive = self._images.federated[index]
         if not_exhaustive:
-            extras["not_exhaustive"] = tuple(self._names[k] for k in not_exhaustive)
+            extras["not_exhaustive"] = tuple(names_of[k] for k in not_exhaustive)
         return records.Record(
             id=str(image_id),
-            image=self._root.of(self._images.files[index]),
-            captions=self._captions.get(image_id, ()),
-            objects=self._boxes.of(index, self._names),
-            absent=tuple(self._names[k] for k in negative),
+            image=image,
+            captions=self._images.captions[index] + self._captions.get(index, ()),
+            objects=objects,
+            absent=tuple(names_of[k] for k in negative),
             extras=extras,
         )
 
 
-_FEDERATED = ("neg_category_ids", "not_exhaustive_category_ids")
+def read_tables(path: str | os.PathLike) -> Mapping[str, Any]:
+    """The content of a COCO or LVIS file, whose tables are lists.
+
+    Raises:
+      DataError: not such a file.
+    """
+    content = fields.mapping(fields.read_json(path), str(path))
+    for key in ("images", "annotations"):
+        if not isinstance(content.get(key), list):
+            raise DataError(
+                f"{path}: expected a COCO or LVIS file with lists 'images' and 'annotations', "
+                f"found the keys {fields.keys_of(content)}. A file of another kind is opened with "
+                "`kind`; see perception_jax.data.sources."
+            )
+    if not isinstance(content.get("categories", []), list):
+        raise fields.fail(f"{path}: categories", "a list", content["categories"])
+    return content
+
+
+class _Categories:
+    """Names by category id."""
+
+    def __init__(self, entries: Sequence[Any], path: pathlib.Path) -> None:
+        self.raw: dict[int, str] = {}
+        first: dict[int, int] = {}
+        for k, entry in enumerate(entries):
+            where = f"{path}: categories[{k}]"
+            name = _get(entry, "name", fields.any_text, where)
+            number = _get(entry, "id", fields.integer, where)
+            if number in first:
+                raise DataError(
+                    f"{where}: id: expected one that no other category has, found {number}, the "
+                    f"id of categories[{first[number]}] ({self.raw[number]!r})."
+                )
+            first[number] = k
+            self.raw[number] = name
+        self.display = names.display_names(self.raw, lambda number: f"category {number}")
+        shared = collections.Counter(self.display.values())
+        twice = [name for name, count in shared.items() if count > 1]
+        if twice:
+            _LOGGER.warning(
+                "%s: categories: several have one name and are one class by it: %s.",
+                path,
+                ", ".join(map(repr, twice[:5])) + (", …" if len(twice) > 5 else ""),
+            )
+
+    def check(self, number: int, where: str) -> None:
+        """Raises `DataError` for an id that is none of the categories'."""
+        if number not in self.raw:
+            raise fields.fail(where, "an id of the categories", number)
 
 
 class _Images:
     """The "images" table as columns."""
 
-    def __init__(
-        self, entries: Sequence[Mapping[str, Any]], names: Mapping[int, str], path: pathlib.Path
-    ) -> None:
-        self.ids: list[int] = []
+    def __init__(self, entries: Sequence[Any], categories: _Categories, path: pathlib.Path) -> None:
+        self.ids: list[int | str] = []
         self.files: list[tuple[str, ...]] = []
-        self.federated: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
-        sizes = []
+        self.captions: list[tuple[str, ...]] = []
+        self.federated: list[tuple[tuple[int, ...], ...]] = []
+        sides = []
         for k, entry in enumerate(entries):
             where = f"{path}: images[{k}]"
-            self.ids.append(_get(entry, "id", fields.integer, where))
-            sizes.append([_get(entry, side, fields.integer, where) for side in ("width", "height")])
+            self.ids.append(_get(entry, "id", fields.identity, where))
+            sides.append([_get(entry, side, fields.side, where) for side in ("width", "height")])
             self.files.append(_file_names(entry, where))
+            self.captions.append(_image_captions(entry, where))
             self.federated.append(
-                tuple(_category_list(entry, key, names, where) for key in _FEDERATED)
+                tuple(_category_list(entry, key, categories, where) for key in _FEDERATED)
             )
-        self.sizes = np.array(sizes, np.int64).reshape(-1, 2)
+        self.sizes = np.array(sides, np.int64).reshape(-1, 2)
         self.row = {image_id: row for row, image_id in enumerate(self.ids)}
         if not self.ids:
             raise DataError(f"{path}: images: expected at least one, found none.")
-        if len(self.row) < len(self.ids):
+        if len(set(map(str, self.ids))) < len(self.ids):
             raise DataError(f"{path}: images: expected unique ids, found some twice.")
 
+    def row_of(self, entry: Any, where: str) -> int:
+        """The row of the image that an annotation belongs to."""
+        image_id = _get(entry, "image_id", fields.identity, where)
+        if image_id not in self.row:
+            raise fields.fail(f"{where}: image_id", "an id of the images", image_id)
+        return self.row[image_id]
 
-class _Boxes:
-    """The boxes of all images as arrays sorted by image: small in memory, quick to pickle."""
 
-    def __init__(
-        self,
-        entries: Sequence[Mapping[str, Any]],
-        images: _Images,
-        names: Mapping[int, str],
-        outside: Outside,
-        path: pathlib.Path,
-    ) -> None:
-        rows, boxes, ids = [], [], []
+class _Annotations:
+    """What annotation tables say, in their order.
+
+    Attributes:
+      captions: of images, by row.
+      rows: the row of each object's image; the lists that follow are of the objects too.
+    """
+
+    def __init__(self, images: _Images, categories: _Categories, outside: Outside) -> None:
+        self._images, self._categories, self._outside = images, categories, outside
+        self.captions: dict[int, tuple[str, ...]] = {}
+        self.rows: list[int] = []
+        self.boxes: list[records.Box] = []
+        self.areas: list[float] = []
+        self.classes: list[int] = []
+        self.crowds: list[bool] = []
+        self.ids: list[int | str | None] = []
+        self.texts: list[str] = []
+
+    def add(self, entries: Sequence[Any], path: str | os.PathLike, *, boxes: bool = True) -> None:
+        """One table. `boxes`: whether its boxes count; without, all are captions of images."""
         for k, entry in enumerate(entries):
             where = f"{path}: annotations[{k}]"
-            row = _image_row(entry, images, where)
-            category = _get(entry, "category_id", fields.integer, where)
-            _check_category(category, names, f"{where}: category_id")
-            x, y, width, height = _get(entry, "bbox", fields.numbers(4), where)
-            size = (int(images.sizes[row, 0]), int(images.sizes[row, 1]))
-            corners = (x, y, x + width, y + height)
-            box = fields.fit_box(corners, size, outside, f"{where}: bbox")
-            if box is not None:
-                crowd = fields.boolean(entry.get("iscrowd", 0), f"{where}: iscrowd")
-                rows.append(row)
-                boxes.append(box)
-                ids.append((category, entry.get("id", -1), int(crowd)))
-        order = np.argsort(np.array(rows, np.int64), kind="stable")
-        self._boxes = np.array(boxes, np.float64).reshape(-1, 4)[order]
-        self._ids = np.array(ids, np.int64).reshape(-1, 3)[order]
-        counts = np.bincount(np.array(rows, np.int64), minlength=len(images.ids))
-        self._starts = np.concatenate([[0], np.cumsum(counts)])
+            row = self._images.row_of(entry, where)
+            if boxes and entry.get("bbox") is not None:
+                self._add_object(entry, row, where)
+            elif boxes and "caption" not in entry:
+                raise DataError(
+                    f"{where}: expected the key 'bbox' or 'caption', found only "
+                    f"{fields.keys_of(entry)}."
+                )
+            else:
+                caption = _get(entry, "caption", fields.text, where).strip()
+                self.captions[row] = (*self.captions.get(row, ()), caption)
 
-    def of(self, row: int, names: Mapping[int, str]) -> tuple[records.ObjectAnnotation, ...]:
-        part = slice(self._starts[row], self._starts[row + 1])
-        return tuple(
-            records.ObjectAnnotation(
-                name=names[category],
-                box=tuple(box),
-                category_id=category,
-                object_id=None if object_id < 0 else object_id,
-                crowd=bool(crowd),
-            )
-            for box, (category, object_id, crowd) in zip(
-                self._boxes[part].tolist(), self._ids[part].tolist(), strict=True
-            )
+    def _add_object(self, entry: Mapping[str, Any], row: int, where: str) -> None:
+        number, text = self._class_of(entry, where), _text_of(entry, where)
+        x, y, width, height = fields.numbers(4)(entry["bbox"], f"{where}: bbox")
+        size = (int(self._images.sizes[row, 0]), int(self._images.sizes[row, 1]))
+        corners = (x, y, x + width, y + height)
+        box = fields.fit_box(corners, size, self._outside, f"{where}: bbox")
+        area = fields.optional(fields.area)(entry.get("area"), f"{where}: area")
+        crowd = fields.boolean(entry.get("iscrowd", 0), f"{where}: iscrowd")
+        own_id = fields.optional(fields.identity)(entry.get("id"), f"{where}: id")
+        if box is not None:
+            self.rows.append(row)
+            self.boxes.append(box)
+            self.areas.append(np.nan if area is None else area)
+            self.classes.append(number)
+            self.crowds.append(crowd)
+            self.ids.append(own_id)
+            self.texts.append(text)
+
+    def _class_of(self, entry: Mapping[str, Any], where: str) -> int:
+        """The category id; `_NO_ID` for a captioned region of a file without categories."""
+        if not self._categories.raw and "caption" in entry and "category_id" not in entry:
+            return _NO_ID
+        number = _get(entry, "category_id", fields.integer, where)
+        self._categories.check(number, f"{where}: category_id")
+        return number
+
+
+class _Objects:
+    """The objects of all images as arrays sorted by image: small in memory, quick to pickle."""
+
+    def __init__(self, found: _Annotations, images: int) -> None:
+        rows = np.array(found.rows, np.int64)
+        order = np.argsort(rows, kind="stable")
+        self._boxes = np.array(found.boxes, np.float64).reshape(-1, 4)[order]
+        self._areas = np.array(found.areas, np.float64)[order]
+        self._classes = np.array(found.classes, np.int64)[order]
+        self._crowds = np.array(found.crowds, bool)[order]
+        self._ids = _sorted_ids(found.ids, order)
+        self._texts = tuple(found.texts[k] for k in order) if any(found.texts) else None
+        self._starts = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=images))])
+
+    def count(self, row: int) -> int:
+        """How many objects an image has."""
+        return int(self._starts[row + 1] - self._starts[row])
+
+    def of(
+        self, row: int, categories: _Categories, frame: sizes.Frame
+    ) -> tuple[records.ObjectAnnotation, ...]:
+        """The objects of an image."""
+        places = range(self._starts[row], self._starts[row + 1])
+        return tuple(self._object(k, categories, frame) for k in places)
+
+    def _object(
+        self, k: int, categories: _Categories, frame: sizes.Frame
+    ) -> records.ObjectAnnotation:
+        number, area, own_id = int(self._classes[k]), float(self._areas[k]), self._ids[k]
+        return records.ObjectAnnotation(
+            name=categories.display.get(number, ""),
+            raw_name=categories.raw.get(number, ""),
+            box=frame.box(tuple(self._boxes[k].tolist())),
+            area=None if np.isnan(area) else area,
+            caption="" if self._texts is None else self._texts[k],
+            category_id=None if number == _NO_ID else number,
+            object_id=_plain_id(own_id),
+            crowd=bool(self._crowds[k]),
         )
+
+
+def _sorted_ids(
+    ids: Sequence[int | str | None], order: np.ndarray
+) -> np.ndarray | tuple[int | str | None, ...]:
+    if any(isinstance(one, str) for one in ids):
+        return tuple(ids[k] for k in order)
+    return np.array([_NO_ID if one is None else one for one in ids], np.int64)[order]
+
+
+def _plain_id(own_id: np.int64 | int | str | None) -> int | str | None:
+    if own_id is None or isinstance(own_id, str):
+        return own_id
+    return None if own_id == _NO_ID else int(own_id)
 
 
 class _Root:
@@ -160,77 +304,52 @@ class _Root:
     def __init__(self, folder: pathlib.Path, form: int) -> None:
         self._folder, self._form = folder, form
 
-    def of(self, names: tuple[str, ...]) -> pathlib.Path:
-        return self._folder / names[min(self._form, len(names) - 1)]
+    def of(self, file_names: tuple[str, ...]) -> pathlib.Path:
+        return self._folder / file_names[min(self._form, len(file_names) - 1)]
 
 
-def _get(entry: Mapping[str, Any], key: str, check: fields.Check, where: str) -> Any:
+def _get(entry: Any, key: str, check: fields.Check, where: str) -> Any:
     if key not in fields.mapping(entry, where):
-        raise DataError(f"{where}: expected the key {key!r}, found only {sorted(entry)}.")
+        raise fields.fail_without(where, key, entry)
     return check(entry[key], f"{where}: {key}")
 
 
-def _read(path: str | os.PathLike) -> Mapping[str, Any]:
-    content = fields.mapping(fields.read_json(path), str(path))
-    for key in ("images", "annotations"):
-        if not isinstance(content.get(key), list):
-            raise DataError(
-                f"{path}: expected a COCO or LVIS file with lists 'images' and 'annotations', "
-                f"found the keys {sorted(content)}."
-            )
-    return content
-
-
-def _category_names(entries: Iterable[Any], path: pathlib.Path) -> dict[int, str]:
-    names = {}
-    for k, entry in enumerate(entries):
-        where = f"{path}: categories[{k}]"
-        name = _get(entry, "name", fields.text, where)
-        names[_get(entry, "id", fields.integer, where)] = name.replace("_", " ").lower()
-    return names
-
-
-def _check_category(category: int, names: Mapping[int, str], where: str) -> None:
-    if category not in names:
-        raise fields.fail(where, "an id of the categories", category)
-
-
 def _category_list(
-    entry: Mapping[str, Any], key: str, names: Mapping[int, str], where: str
+    entry: Mapping[str, Any], key: str, categories: _Categories, where: str
 ) -> tuple[int, ...]:
     found = fields.list_of(fields.integer)(entry.get(key, []), f"{where}: {key}")
-    for category in found:
-        _check_category(category, names, f"{where}: {key}")
+    for number in found:
+        categories.check(number, f"{where}: {key}")
     return found
 
 
 def _file_names(entry: Mapping[str, Any], where: str) -> tuple[str, ...]:
     """The names under which an image's file may be found: as given, with its folder, alone."""
-    url = entry.get("coco_url", "")
-    given = entry.get("file_name") or "/".join(url.split("/")[-2:])
+    given = ""
+    if entry.get("file_name"):
+        given = fields.file_name(entry["file_name"], f"{where}: file_name")
+    elif entry.get("coco_url"):
+        url = fields.file_name(entry["coco_url"], f"{where}: coco_url")
+        given = "/".join(url.split("/")[-2:])
     if not given:
-        raise DataError(f"{where}: expected 'file_name' or 'coco_url', found {sorted(entry)}.")
+        raise DataError(
+            f"{where}: expected 'file_name' or 'coco_url', found {fields.keys_of(entry)}."
+        )
     return given, given.split("/")[-1]
 
 
-def _image_row(entry: Mapping[str, Any], images: _Images, where: str) -> int:
-    image_id = _get(entry, "image_id", fields.integer, where)
-    if image_id not in images.row:
-        raise fields.fail(f"{where}: image_id", "an id of the images", image_id)
-    return images.row[image_id]
+def _image_captions(entry: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    """Captions that stand in "images": a "caption", or a list of "captions"."""
+    found = [_text_of(entry, where)]
+    several = entry.get("captions")
+    if several is not None:
+        found += fields.list_of(fields.any_text)(several, f"{where}: captions")
+    return tuple(text.strip() for text in found if text.strip())
 
 
-def _captions(
-    files: Iterable[tuple[pathlib.Path, Sequence[Mapping[str, Any]]]], images: _Images
-) -> dict[int, tuple[str, ...]]:
-    found: dict[int, tuple[str, ...]] = {}
-    for path, entries in files:
-        for k, entry in enumerate(entries):
-            where = f"{path}: annotations[{k}]"
-            image_id = images.ids[_image_row(entry, images, where)]
-            caption = _get(entry, "caption", fields.text, where).strip()
-            found[image_id] = (*found.get(image_id, ()), caption)
-    return found
+def _text_of(entry: Mapping[str, Any], where: str) -> str:
+    caption = fields.optional(fields.any_text)(entry.get("caption"), f"{where}: caption")
+    return (caption or "").strip()
 
 
 def _find_images(
@@ -241,11 +360,11 @@ def _find_images(
     near = (path.parent, path.parent.parent)
     folders = [f / sub for f in near for sub in ("", split, "images")] if images is None else []
     folders += [] if images is None else [pathlib.Path(images), pathlib.Path(images) / split]
-    probes = files[:: max(1, len(files) // 8)][:8]
+    probes = files[:: max(1, len(files) // _PROBES)][:_PROBES]
     for folder in folders:
         for form in range(2):
             root = _Root(folder, form)
-            if any(root.of(names).is_file() for names in probes):
+            if any(os.path.isfile(root.of(file_names)) for file_names in probes):
                 return root
     raise DataError(
         f"{path}: none of {len(probes)} images looked for was found, e.g. {probes[0][0]!r} in "

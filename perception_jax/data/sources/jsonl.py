@@ -7,13 +7,17 @@ One image per line; only "image" is required:
      "caption": "two dogs",                or "captions": ["two dogs", "dogs at play"]
      "objects": [{"name": "dog", "box": [x1, y1, x2, y2],        pixels of the image as shown
                   "caption": "a brown dog", "attributes": {"colour": "brown"},
-                  "category_id": 18, "object_id": 7, "crowd": false}],
+                  "category_id": 18, "object_id": 7, "area": 812.5, "crowd": false}],
      "referring": [{"text": "the dog on the left", "target": 0}],           index of an object
      "questions": [{"text": "How many dogs?", "answer": "2", "options": ["1", "2"],
                     "kind": "count"}],
      "instructions": [{"text": "Look at the cat.", "target": null}],        null: it is absent
      "absent": ["cat"],
      "extras": {"source": "mine"}}
+
+Names of classes are kept as they stand beside display names (see `names`). "width" and "height" are
+compared with the image file when a record with boxes is read; boxes of a file's stored pixels are
+turned as its EXIF orientation turns the picture (see `sizes`).
 """
 
 from __future__ import annotations
@@ -28,7 +32,7 @@ import numpy as np
 
 from perception_jax.data import images as image_files
 from perception_jax.data import records, text_lines
-from perception_jax.data.sources import fields
+from perception_jax.data.sources import fields, names, sizes
 from perception_jax.data.sources.fields import Outside
 from perception_jax.errors import DataError
 
@@ -60,12 +64,16 @@ class JsonlSource:
         self._outside = outside
         if not self._path.is_file():
             raise DataError(f"{path}: expected a JSONL file, found no such file.")
-        offsets, lines, seen = [], [], {}
+        self._names: dict[str, str] = {}
+        offsets, lines, seen, raw = [], [], {}, set()
         for line in text_lines.lines(self._path):
             offsets.append(line.offset)
             lines.append(line.number)
-            record = self._parse(line.text, line.number, check_size=False)
+            record = self._parse(line.text, line.number, read_image=False)
             self._check_unique(record.id, line.number, seen)
+            raw.update(one.raw_name for one in record.objects)
+            raw.update(record.absent)  # as they stand, while display names are not known
+        self._names = names.display_names_of(raw)
         if not offsets:
             raise DataError(f"{path}: expected at least one line, found none.")
         self._offsets = np.array(offsets, np.int64)
@@ -78,7 +86,7 @@ class JsonlSource:
         fields.check_index(index, len(self))
         number = int(self._lines[index])
         line = text_lines.line_at(self._path, int(self._offsets[index]), number)
-        return self._parse(line, number, check_size=True)
+        return self._parse(line, number, read_image=True)
 
     def _check_unique(self, name: str, number: int, seen: dict[str, int]) -> None:
         first = seen.setdefault(name, number)
@@ -87,7 +95,7 @@ class JsonlSource:
                 f"{self._path}:{number}: id: {name!r} is already the id of line {first}."
             )
 
-    def _parse(self, line: str, number: int, *, check_size: bool) -> records.Record:
+    def _parse(self, line: str, number: int, *, read_image: bool) -> records.Record:
         where = f"{self._path}:{number}"
         content = fields.parse_json(line, where)
         known = fields.entries(content, where, _RECORD, required=("image",))
@@ -96,10 +104,7 @@ class JsonlSource:
         if ("width" in known) != ("height" in known):
             raise DataError(f'{where}: expected "width" and "height" or neither, found one.')
         path = self._images / known["image"]
-        size = (known["width"], known["height"]) if {"width", "height"} <= known.keys() else None
-        if size is None and check_size and known.get("objects"):
-            size = image_files.read_size(path)
-        objects, kept = self._objects(known.get("objects", ()), size, where)
+        objects, kept = self._objects(known, path if read_image else None, where)
         captions = (known["caption"],) if "caption" in known else known.get("captions", ())
         return records.Record(
             id=known.get("id", f"{self._path.name}:{number}"),
@@ -109,20 +114,36 @@ class JsonlSource:
             referring=_targeted(records.ReferringExpression, known, "referring", kept, where),
             questions=known.get("questions", ()),
             instructions=_targeted(records.Instruction, known, "instructions", kept, where),
-            absent=known.get("absent", ()),
+            absent=tuple(self._display(name) for name in known.get("absent", ())),
             extras=known.get("extras", {}),
         )
 
+    def _display(self, name: str) -> str:
+        return self._names.get(name, name)
+
     def _objects(
-        self, found: tuple[Mapping[str, Any], ...], size: tuple[int, int] | None, where: str
+        self, known: Mapping[str, Any], image: pathlib.Path | None, where: str
     ) -> tuple[tuple[records.ObjectAnnotation, ...], dict[int, int]]:
-        """The objects, and where each one of the file went (those left out are missing)."""
+        """The objects, and where each one of the file went (those left out are missing).
+
+        Args:
+          image: to compare sizes with; None takes what the line says.
+        """
+        entries = known.get("objects", ())
+        size, frame = (known["width"], known["height"]) if "width" in known else None, None
+        if entries and image is not None:
+            if size is None:
+                size = image_files.read_size(image)
+            else:
+                frame = sizes.compare(image, size, where, str(self._path))
         objects, kept = [], {}
-        for k, entry in enumerate(found):
+        for k, entry in enumerate(entries):
             box = fields.fit_box(entry["box"], size, self._outside, f"{where}: objects[{k}]: box")
             if box is not None:
-                kept[k] = len(objects)
-                objects.append(records.ObjectAnnotation(**{**entry, "box": box}))
+                kept[k], raw = len(objects), entry["name"]
+                placed = box if frame is None else frame.box(box)
+                more = {"name": self._display(raw), "raw_name": raw, "box": placed}
+                objects.append(records.ObjectAnnotation(**{**entry, **more}))
         return tuple(objects), kept
 
 
@@ -158,17 +179,14 @@ def _question(value: Any, where: str) -> records.Question:
     return records.Question(**fields.entries(value, where, known, ("text", "answer")))
 
 
-def _class_name(value: Any, where: str) -> str:
-    return fields.text(value, where).strip().lower().replace("_", " ")
-
-
 _OBJECT = {
-    "name": _class_name,
+    "name": fields.text,
     "box": fields.numbers(4),
     "caption": fields.any_text,
     "attributes": fields.text_mapping,
     "category_id": fields.integer,
-    "object_id": fields.integer,
+    "object_id": fields.identity,
+    "area": fields.area,
     "crowd": fields.boolean,
 }
 _REFERRING = {"text": fields.text, "target": fields.integer}
@@ -184,6 +202,6 @@ _RECORD = {
     "referring": fields.list_of(_entry(_REFERRING, "text", "target")),
     "questions": fields.list_of(_question),
     "instructions": fields.list_of(_entry(_INSTRUCTION, "text", "target")),
-    "absent": fields.list_of(_class_name),
+    "absent": fields.list_of(fields.text),
     "extras": fields.plain_mapping,
 }

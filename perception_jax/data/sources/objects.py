@@ -15,7 +15,7 @@ from typing import Any
 
 from perception_jax.data import images as image_files
 from perception_jax.data import records, text_lines
-from perception_jax.data.sources import fields
+from perception_jax.data.sources import fields, names
 from perception_jax.errors import DataError
 
 _LINE = {
@@ -49,14 +49,16 @@ class ObjectLines:
             self._lines.setdefault(content["image"], []).append((line.number, content))
         if not self._lines:
             raise DataError(f"{path}: expected at least one line, found none.")
-        self._names = tuple(self._lines)
+        self._images_in_order = tuple(self._lines)
+        rows = (content for found in self._lines.values() for _, content in found)
+        self._names = names.display_names_of({content["class"] for content in rows})
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._images_in_order)
 
     def __getitem__(self, index: int) -> records.Record:
         fields.check_index(index, len(self))
-        name = self._names[index]
+        name = self._images_in_order[index]
         path, rows = self._images / name, self._lines[name]
         boxed = any("box" in content for _, content in rows)
         size = image_files.read_size(path) if boxed else None
@@ -84,5 +86,7 @@ class ObjectLines:
         if box is not None:
             where = f"{self._path}:{number}: box"
             box = fields.fit_box(box, size, "error", where)
-        name = content["class"].replace("_", " ").lower().strip()
-        return records.ObjectAnnotation(name=name, box=box, caption=content["caption"])
+        raw = content["class"]
+        return records.ObjectAnnotation(
+            name=self._names[raw], raw_name=raw, box=box, caption=content["caption"]
+        )
