@@ -4,6 +4,10 @@ Python's own unpickler imports whatever a file names and calls it. This one neve
 calls anything from outside: a global name in the file is looked up in a table of inert stand-ins,
 and a name that is not there is an error at once. Instructions come from `pickletools`, which only
 parses. Objects of TorchScript archives become `ScriptObject`s: attributes without behaviour.
+
+A few bytes of pickle can describe endless work: values that hold themselves, copies of copies,
+numbers of a million digits. So instructions and all that they copy are counted, and nothing is
+turned into text, hashed or compared that is not a plain string or number.
 """
 
 from __future__ import annotations
@@ -15,8 +19,18 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from perception_jax.errors import CheckpointError
+from perception_jax.settings import shown
 
 SCRIPT_PREFIX = "__torch__"
+MAX_BYTES = 64 * 2**20
+"""Of one pickle; that of a large model takes 1 MB."""
+_MAX_STEPS = 2_000_000
+"""Instructions, of which a tensor takes about 40, and values that calls copy."""
+_COPY = 8
+"""Steps that copying a value counts for; it takes more memory than most instructions."""
+_MAX_MEMO = 2**32
+_MAX_KEY = 2**60
+"""Larger integers have the hash of a smaller one, so that a dict of them takes quadratic time."""
 _MARK = object()
 
 
@@ -42,6 +56,23 @@ class ScriptObject:
     attributes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
+class _Window:
+    """The next bytes of a file: a length that it claims allocates no more than there may be."""
+
+    def __init__(self, file: io.BufferedIOBase):
+        self._file, self._left = file, MAX_BYTES
+
+    def read(self, size: int) -> bytes:
+        return self._took(self._file.read(min(size, self._left)))
+
+    def readline(self) -> bytes:
+        return self._took(self._file.readline(self._left))
+
+    def _took(self, raw: bytes) -> bytes:
+        self._left -= len(raw)
+        return raw
+
+
 class PickleData:
     """One pickle read as data.
 
@@ -59,26 +90,29 @@ class PickleData:
     ):
         self._where, self._known, self._persistent = where, known, persistent
         self._stack: list[Any] = []
+        self._marks: list[int] = []
         self._memo: dict[int, Any] = {}
+        self._steps = 0
 
     def read(self, file: io.BufferedIOBase) -> Any:
         """The pickled value; the file is left after it.
 
         Raises:
           CheckpointError: the pickle names something that is not tensor data, uses an instruction
-            that none of torch's files needs, or is damaged.
+            that none of torch's files needs, is too long, or is damaged.
         """
         try:
-            for opcode, argument, _ in pickletools.genops(file):
+            for opcode, argument, _ in pickletools.genops(_Window(file)):
                 if opcode.name == "STOP":
                     return self._pop()
+                self._count(1)
                 self._run(opcode.name, argument)
         except CheckpointError:
             raise
         except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
             raise CheckpointError(
-                f"Expected a well-formed pickle in {self._where}: {error!r}. The file is damaged "
-                f"or not made by torch.save."
+                f"Expected a well-formed pickle in {self._where}: {error!r:.200}. The file is "
+                f"damaged or not made by torch.save."
             ) from error
         raise CheckpointError(f"Expected the end of the pickle in {self._where}: truncated.")
 
@@ -90,11 +124,22 @@ class PickleData:
         elif name in _MEMO_READS:
             self._push(self._memo[int(argument)])
         elif name in _MEMO_WRITES:
-            self._memo[len(self._memo) if argument is None else int(argument)] = self._stack[-1]
+            index = len(self._memo) if argument is None else int(argument)
+            if not 0 <= index < _MAX_MEMO:
+                raise ValueError("a place in the memo that no pickle needs")
+            self._memo[index] = self._top()
         elif method := _METHODS.get(name):
             method(self, argument)
         elif name not in _NOTHING:
             raise self._refused(f"the pickle instruction {name}")
+
+    def _count(self, steps: int) -> None:
+        self._steps += steps
+        if self._steps > _MAX_STEPS:
+            raise CheckpointError(
+                f"Expected a pickle of at most {_MAX_STEPS} steps in {self._where}, found more: "
+                "it describes far more than the tensors of a model."
+            )
 
     def _push(self, value: Any) -> None:
         self._stack.append(value)
@@ -106,19 +151,21 @@ class PickleData:
         return value
 
     def _pop_to_mark(self) -> list[Any]:
-        start = max(k for k, value in enumerate(self._stack) if value is _MARK)
+        start = self._marks.pop()
         values = self._stack[start + 1 :]
         del self._stack[start:]
         return values
 
     def _mark(self, _: Any) -> None:
+        self._marks.append(len(self._stack))
         self._push(_MARK)
 
     def _pop_top(self, _: Any) -> None:
-        self._stack.pop()
+        if self._stack.pop() is _MARK:
+            self._marks.pop()
 
     def _duplicate(self, _: Any) -> None:
-        self._push(self._stack[-1])
+        self._push(self._top())
 
     def _tuple_to_mark(self, _: Any) -> None:
         self._push(tuple(self._pop_to_mark()))
@@ -136,21 +183,26 @@ class PickleData:
 
     def _append(self, _: Any) -> None:
         value = self._pop()
-        self._top(list).append(value)
+        self._top_of(list).append(value)
 
     def _appends(self, _: Any) -> None:
         values = self._pop_to_mark()
-        self._top(list).extend(values)
+        self._top_of(list).extend(values)
 
     def _set_item(self, _: Any) -> None:
         value, key = self._pop(), self._pop()
-        self._top(dict).update(plain_dict([(key, value)]))
+        self._top_of(dict).update(plain_dict([(key, value)]))
 
     def _set_items(self, _: Any) -> None:
         items = self._pop_to_mark()
-        self._top(dict).update(plain_dict(zip(items[::2], items[1::2], strict=True)))
+        self._top_of(dict).update(plain_dict(zip(items[::2], items[1::2], strict=True)))
 
-    def _top(self, kind: type) -> Any:
+    def _top(self) -> Any:
+        if self._stack[-1] is _MARK:
+            raise ValueError("a mark where a value was expected")
+        return self._stack[-1]
+
+    def _top_of(self, kind: type) -> Any:
         if type(self._stack[-1]) is not kind:
             raise ValueError(f"expected a {kind.__name__}, found a {type(self._stack[-1])}")
         return self._stack[-1]
@@ -161,19 +213,23 @@ class PickleData:
 
     def _stack_global(self, _: Any) -> None:
         name, module = self._pop(), self._pop()
+        if not isinstance(name, str) or not isinstance(module, str):
+            raise ValueError("a global whose name is no string")
         self._push(self._look_up(f"{module}.{name}"))
 
     def _look_up(self, name: str) -> Symbol | Function:
         if name.startswith(SCRIPT_PREFIX + "."):
             return Function(name, lambda *_: ScriptObject())
         if name not in self._known:
-            raise self._refused(f"the global {name}")
+            raise self._refused(f"the global {name:.200}")
         return self._known[name]
 
     def _apply(self, _: Any) -> None:
         arguments, function = self._pop(), self._pop()
         if not isinstance(function, Function) or not isinstance(arguments, tuple):
             raise self._refused(f"a call of something that is a {type(function).__name__}")
+        sized = (item for item in arguments if isinstance(item, str | list | tuple | dict))
+        self._count(_COPY * (len(arguments) + sum(map(len, sized))))
         self._push(function.make(*arguments))
 
     def _build(self, _: Any) -> None:
@@ -200,6 +256,8 @@ def plain_dict(items: Iterable[Any] = ()) -> dict[Any, Any]:
     for key, value in items:
         if not isinstance(key, str | int | float | bytes | None):
             raise TypeError(f"a dict key of type {type(key).__name__}")
+        if isinstance(key, int) and not -_MAX_KEY < key < _MAX_KEY:
+            raise ValueError(f"the dict key {shown(key)}")
         result[key] = value
     return result
 

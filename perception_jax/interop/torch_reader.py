@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import math
 import os
 import pathlib
-import zipfile
-import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from perception_jax.errors import CheckpointError
 from perception_jax.interop.pickle_data import (
+    MAX_BYTES,
     Function,
     PickleData,
     ScriptObject,
@@ -27,15 +27,25 @@ from perception_jax.interop.pickle_data import (
     plain_dict,
 )
 from perception_jax.interop.tensors import DTYPES, MAX_RANK, TensorFiles, TensorSpec
-from perception_jax.interop.torch_storage import LegacyStorages, Storages, ZipStorages
+from perception_jax.interop.torch_storage import (
+    LegacyStorages,
+    Storages,
+    ZipStorages,
+    check_total,
+    open_archive,
+    read_entry,
+)
+from perception_jax.settings import shown
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
-_MAX_PICKLE = 256 * 2**20
 _MAX_NESTING = 3
 """Dicts around a state dict."""
-_MAX_OBJECTS = 1_000_000
-"""Dicts or modules looked into; a small file can describe endlessly many."""
+_MAX_VALUES = 200_000
+"""Values of dicts or modules looked at; a small file can describe endlessly many."""
+_MAX_NAME = 1024
+_MAX_NAMES = 2**26
+"""Characters of one name and of all of them."""
 _SECTIONS = ("state_dict", "model", "model_state_dict", "module")
 """Where training scripts put the weights, in order of preference."""
 
@@ -80,6 +90,11 @@ class TensorRef:
             return 0
         return 1 + sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
 
+    @property
+    def nbytes(self) -> int:
+        """Of the tensor, whatever part of it repeats."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
 
 class TorchFiles(TensorFiles):
     """The tensors of one torch checkpoint."""
@@ -88,6 +103,7 @@ class TorchFiles(TensorFiles):
         self.path, self._refs, self._storages = path, refs, storages
         for name, ref in refs.items():
             _check_bounds(path, name, ref, storages)
+        check_total(path, sum(ref.nbytes for ref in refs.values()))
         self.specs = {name: TensorSpec(ref.shape, ref.dtype) for name, ref in refs.items()}
 
     def __getitem__(self, name: str) -> np.ndarray:
@@ -125,29 +141,25 @@ def open_torch(path: str | os.PathLike[str], *, section: str | None = None) -> T
 
 
 def _read_zip(path: pathlib.Path) -> tuple[Any, Storages]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            pickles = [
-                n for n in archive.namelist() if n.count("/") == 1 and n.endswith("/data.pkl")
-            ]
-            if len(pickles) != 1:
-                raise CheckpointError(
-                    f"Expected one data.pkl in the archive {path}, found {pickles}: this zip file "
-                    f"was not made by torch."
-                )
-            prefix = pickles[0].removesuffix("data.pkl")
-            if archive.getinfo(pickles[0]).file_size > _MAX_PICKLE:
-                raise CheckpointError(f"Expected a data.pkl of at most {_MAX_PICKLE} B in {path}.")
-            order = prefix + "byteorder"
-            if order in archive.namelist() and archive.read(order) != b"little":
-                raise CheckpointError(f"Expected little-endian tensors in {path}.")
-            # Reading it whole compares its checksum.
-            value = _pickle(path, {}).read(io.BytesIO(archive.read(pickles[0])))
-            return value, ZipStorages(path, archive.infolist(), prefix + "data/")
-    except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, ValueError) as error:
-        raise CheckpointError(
-            f"Expected a whole zip archive in {path}: {error}. Copy the file again."
-        ) from error
+    with open_archive(path) as archive:
+        names = [info.filename for info in archive.infolist()]
+        pickles = [n for n in names if n.count("/") == 1 and n.endswith("/data.pkl")]
+        if len(pickles) != 1:
+            raise CheckpointError(
+                f"Expected one data.pkl in the archive {path}, found {shown(pickles)}: this zip "
+                f"file was not made by torch."
+            )
+        if len(set(names)) != len(names):
+            raise CheckpointError(f"Expected each entry once in the archive {path}.")
+        prefix = pickles[0].removesuffix("data.pkl")
+        order = prefix + "byteorder"
+        if order in names and read_entry(path, archive, order, 16) != b"little":
+            raise CheckpointError(f"Expected little-endian tensors in {path}.")
+        limit = min(MAX_BYTES, 2**20 + 16 * path.stat().st_size)
+        # Reading it whole compares its checksum.
+        raw = read_entry(path, archive, pickles[0], limit)
+        value = _pickle(path, {}).read(io.BytesIO(raw))
+        return value, ZipStorages(path, archive.infolist(), prefix + "data/")
 
 
 def _read_legacy(path: pathlib.Path, file: io.BufferedIOBase) -> tuple[Any, Storages]:
@@ -233,12 +245,20 @@ def _size(value: Any) -> int:
 
 
 def _check_bounds(path: pathlib.Path, name: str, ref: TensorRef, storages: Storages) -> None:
+    storage = ref.storage
     needed = (ref.offset + ref.span) * ref.dtype.itemsize
-    found = storages.nbytes(ref.storage.key)
-    if found is None or needed > found:
+    announced = storage.size * (1 if storage.dtype is None else storage.dtype.itemsize)
+    found = storages.nbytes(storage.key)
+    if found is None or max(needed, announced) > found:
         raise CheckpointError(
-            f"Expected {needed} bytes of storage {ref.storage.key!r} for {name!r} in {path}, found "
-            f"{found}: the file is truncated or damaged. Copy it again."
+            f"Expected {max(needed, announced)} bytes of storage {shown(storage.key)} for "
+            f"{shown(name)} in {path}, found {found}: the file is truncated or damaged. Copy it "
+            f"again."
+        )
+    if math.prod(size or 1 for size in ref.shape) >= 2**48:
+        raise CheckpointError(
+            f"Expected a shape that fits memory for {shown(name)} in {path}, found "
+            f"{shown(ref.shape)}."
         )
 
 
@@ -260,37 +280,80 @@ def _find_tensors(path: pathlib.Path, value: Any, section: str | None) -> dict[s
 
 def _state_dicts(path: pathlib.Path, value: Any) -> dict[str, dict[str, TensorRef]]:
     """Dotted name and tensors of every dict that holds some."""
-    found = {}
-    pending = [("", value, 0)]
-    for name, item, depth in _drain(path, pending):
-        if not isinstance(item, dict) or depth > _MAX_NESTING:
-            continue
-        tensors = {k: v for k, v in item.items() if isinstance(v, TensorRef) and type(k) is str}
-        if tensors:
-            found[name] = tensors
-        pending += [(f"{name}.{k}".removeprefix("."), v, depth + 1) for k, v in item.items()]
+    found: dict[str, dict[str, TensorRef]] = {}
+    walk = _Walk(path)
+    pending = [("", value, 0)] if isinstance(value, dict) else []
+    while pending:
+        prefix, item, depth = pending.pop()
+        walk.enter(item)
+        if tensors := {
+            k: v for k, v in item.items() if isinstance(v, TensorRef) and type(k) is str
+        }:
+            walk.add(found, prefix, tensors)
+        inner = [(k, v) for k, v in item.items() if isinstance(v, dict)]
+        if depth < _MAX_NESTING:
+            pending += [(walk.name(prefix, k), v, depth + 1) for k, v in inner]
     return found
 
 
 def _script_tensors(path: pathlib.Path, root: ScriptObject) -> dict[str, TensorRef]:
     """Parameters and buffers of a scripted module, named as its state dict names them."""
-    tensors = {}
+    tensors: dict[str, TensorRef] = {}
+    walk = _Walk(path)
     pending = [("", root)]
-    for prefix, value in _drain(path, pending):
-        if isinstance(value, TensorRef):
-            tensors[prefix.removesuffix(".")] = value
-        elif isinstance(value, ScriptObject):
-            pending += [(f"{prefix}{name}.", item) for name, item in value.attributes.items()]
+    while pending:
+        prefix, module = pending.pop()
+        walk.enter(module.attributes)
+        for key, value in module.attributes.items():
+            if isinstance(value, TensorRef):
+                walk.add(tensors, walk.name(prefix, key), value)
+            elif isinstance(value, ScriptObject):
+                pending.append((walk.name(prefix, key), value))
     return tensors
 
 
-def _drain(path: pathlib.Path, pending: list[tuple]) -> Iterator[tuple]:
-    """Takes items until none is left; the caller adds to `pending` while it iterates."""
-    for _ in range(_MAX_OBJECTS):
-        if not pending:
-            return
-        yield pending.pop()
-    raise CheckpointError(f"Expected at most {_MAX_OBJECTS} nested values in {path}, found more.")
+class _Walk:
+    """Counts what is looked at and named: values may hold themselves, or each other many times."""
+
+    def __init__(self, path: pathlib.Path):
+        self._path, self._values, self._characters = path, 0, 0
+
+    def enter(self, container: Mapping[Any, Any]) -> None:
+        self._values += len(container)
+        if self._values > _MAX_VALUES:
+            raise CheckpointError(
+                f"Expected at most {_MAX_VALUES} nested values in {self._path}, found more."
+            )
+
+    def name(self, prefix: str, key: Any) -> str:
+        """The dotted name of a value in a container called `prefix`."""
+        name = f"{prefix}.{key}" if prefix else str(key)
+        self._characters += len(name)
+        if len(name) > _MAX_NAME or self._characters > _MAX_NAMES:
+            raise CheckpointError(
+                f"Expected names of at most {_MAX_NAME} characters, {_MAX_NAMES} in all, in "
+                f"{self._path}, found {shown(name)}."
+            )
+        return name
+
+    def add(self, found: dict[str, Any], name: str, value: Any) -> None:
+        if name in found:
+            raise CheckpointError(
+                f"Expected one value for each name in {self._path}, found two for {name!r}."
+            )
+        found[name] = value
+
+
+def _sizes(values: Any = ()) -> tuple[int, ...]:
+    if not isinstance(values, list | tuple) or len(values) > MAX_RANK:
+        raise ValueError("a torch.Size that is no short list")
+    return tuple(map(_size, values))
+
+
+def _device(*names: Any) -> str:
+    if not all(isinstance(name, str | int) for name in names):
+        raise ValueError("a device that is no name")
+    return ":".join(map(str, names))
 
 
 def _plain_list(items: list) -> list:
@@ -320,8 +383,8 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
     "torch._utils._rebuild_tensor_v3": _rebuild_tensor_v3,
     "torch._utils._rebuild_parameter": _rebuild_parameter,
-    "torch.Size": tuple,
-    "torch.device": lambda *names: ":".join(map(str, names)),
+    "torch.Size": _sizes,
+    "torch.device": _device,
     "torch.jit._pickle.build_intlist": _plain_list,
     "torch.jit._pickle.build_doublelist": _plain_list,
     "torch.jit._pickle.build_boollist": _plain_list,

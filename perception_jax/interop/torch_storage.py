@@ -2,24 +2,82 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import os
 import pathlib
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from perception_jax.errors import CheckpointError
 from perception_jax.interop.tensors import TensorSpec, map_array
+from perception_jax.settings import shown
 
 _LOCAL_HEADER = 30
 """Bytes of a zip entry's local header before its name and extra field."""
-_MAX_COMPRESSED = 4 * 2**30
-"""Bytes a compressed entry may grow to; torch stores its entries uncompressed."""
+_SPARE, _INFLATION = 64 * 2**20, 32
+"""Bytes that a file may describe beyond its own size, and in multiples of it."""
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+
+
+def check_total(path: pathlib.Path, nbytes: int) -> None:
+    """Refuses a small file that describes far more than it holds: by tensors that share a storage,
+    strides of zero, or compression (torch stores uncompressed).
+
+    Raises:
+      CheckpointError: `nbytes`, of all that the file describes, is out of proportion.
+    """
+    size = path.stat().st_size
+    if nbytes > _SPARE + _INFLATION * size:
+        raise CheckpointError(
+            f"Expected at most {_SPARE + _INFLATION * size} bytes of tensors in {path}, a file of "
+            f"{size} bytes; found {nbytes}. If you trust it, load it in torch and save its state "
+            f"dict as safetensors."
+        )
+
+
+@contextlib.contextmanager
+def open_archive(path: pathlib.Path) -> Iterator[zipfile.ZipFile]:
+    """A zip archive; what is wrong with it becomes a `CheckpointError`."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            yield archive
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, ValueError) as error:
+        raise CheckpointError(
+            f"Expected a whole zip archive in {path}: {error}. Copy the file again."
+        ) from error
+
+
+def read_entry(path: pathlib.Path, archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
+    """All of an entry; its checksum is compared.
+
+    Args:
+      limit: bytes, whatever the directory says; never more are unpacked.
+
+    Raises:
+      CheckpointError: it is longer, shorter than the directory says, or packed in another way than
+        torch does.
+    """
+    entry = archive.getinfo(name)
+    if entry.compress_type not in _METHODS or entry.file_size > limit:
+        raise CheckpointError(
+            f"Expected at most {limit} bytes, stored or deflated, in the entry {shown(name)} of "
+            f"{path}, found {entry.file_size} by method {entry.compress_type}."
+        )
+    with archive.open(entry) as file:
+        raw = file.read(entry.file_size)  # a number, so that no more than that is unpacked
+        raw += file.read(1)
+    if len(raw) != entry.file_size:
+        raise CheckpointError(
+            f"Expected {entry.file_size} bytes in the entry {shown(name)} of {path}, found "
+            f"{len(raw)}. Copy the file again."
+        )
+    return raw
 
 
 @runtime_checkable
@@ -51,8 +109,11 @@ class ZipStorages:
             if entry.filename.startswith(prefix)
         }
         self._checked: set[str] = set()
+        packed = (e for e in self._entries.values() if e.compress_type != zipfile.ZIP_STORED)
+        check_total(path, sum(entry.file_size for entry in packed))
+        size = path.stat().st_size
         with open(path, "rb") as file:
-            self._starts = {k: _data_start(path, file, e) for k, e in self._entries.items()}
+            self._starts = {k: _data_start(path, file, e, size) for k, e in self._entries.items()}
 
     def nbytes(self, key: str) -> int | None:
         entry = self._entries.get(key)
@@ -77,18 +138,9 @@ class ZipStorages:
             )
 
     def _unpack(self, entry: zipfile.ZipInfo) -> np.ndarray:
-        if entry.file_size > _MAX_COMPRESSED:
-            raise CheckpointError(
-                f"Expected at most {_MAX_COMPRESSED} bytes in the compressed entry "
-                f"{entry.filename} of {self._path}, found {entry.file_size}."
-            )
-        try:
-            with zipfile.ZipFile(self._path) as archive:
-                return np.frombuffer(archive.read(entry.filename), np.uint8)
-        except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError, EOFError) as error:
-            raise CheckpointError(
-                f"Expected a readable entry {entry.filename} in {self._path}: {error}."
-            ) from error
+        with open_archive(self._path) as archive:
+            raw = read_entry(self._path, archive, entry.filename, entry.file_size)
+        return np.frombuffer(raw, np.uint8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,12 +167,17 @@ class LegacyStorages:
         self._blocks: dict[str, _Block] = {}
         size = os.fstat(file.fileno()).st_size
         for key in keys if isinstance(keys, list) else []:
-            count = int.from_bytes(file.read(8), "little")
-            dtype = dtypes.get(key) if isinstance(key, str) else None
+            head = file.read(8)
+            if not isinstance(key, str) or key in self._blocks or len(head) < 8:
+                raise CheckpointError(
+                    f"Expected storage {shown(key)} once and whole in {path}: the file is damaged "
+                    f"or truncated. Copy it again."
+                )
+            count, dtype = int.from_bytes(head, "little"), dtypes.get(key)
             block = _Block(file.tell(), count * (1 if dtype is None else dtype.itemsize))
             if block.start + block.nbytes > size:
                 raise CheckpointError(
-                    f"Expected {block.nbytes} bytes of storage {key!r} in {path}, found "
+                    f"Expected {block.nbytes} bytes of storage {shown(key)} in {path}, found "
                     f"{size - block.start}: the file is truncated. Copy it again."
                 )
             file.seek(block.nbytes, os.SEEK_CUR)
@@ -137,7 +194,9 @@ class LegacyStorages:
         """The old container has no checksums."""
 
 
-def _data_start(path: pathlib.Path, file: io.BufferedIOBase, entry: zipfile.ZipInfo) -> int:
+def _data_start(
+    path: pathlib.Path, file: io.BufferedIOBase, entry: zipfile.ZipInfo, size: int
+) -> int:
     """Offset of an entry's bytes; the local header may be longer than the directory says."""
     file.seek(entry.header_offset)
     header = file.read(_LOCAL_HEADER)
@@ -151,6 +210,6 @@ def _data_start(path: pathlib.Path, file: io.BufferedIOBase, entry: zipfile.ZipI
             f"Expected {entry.filename} in {path} to be stored or deflated, found method "
             f"{entry.compress_type} with {entry.compress_size} of {entry.file_size} bytes."
         )
-    if start + entry.compress_size > path.stat().st_size:
+    if start + entry.compress_size > size:
         raise CheckpointError(f"Expected all of {entry.filename} in {path}: the file is truncated.")
     return start
