@@ -66,6 +66,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         {
             # "scenes", or a folder or file of your own that `data.sources.open_source` reads.
             "source": SCENES,
+            # Its kind (see `data.sources`); "" guesses it where there is no doubt.
+            "kind": "",
             # Different scenes; they stay in memory (about 8 KB each at 48 px) and come again in
             # every epoch. `min_area` below 1 crops at random, for images of your own.
             "length": 500 if tiny else 80_000,
@@ -156,7 +158,7 @@ def _source_and_benchmark(config: ml_collections.ConfigDict, processor, tokenize
             objects=data.objects,
         )
         return source, benchmark.scenes_benchmark(processor, tokenizer, **config.evaluation)
-    train, held_out = split(open_source(data.source), every=10)
+    train, held_out = split(open_source(data.source, kind=data.kind), every=10)
     return train, benchmark.own_benchmark(held_out, processor, tokenizer)
 
 

@@ -24,6 +24,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.data = ml_collections.ConfigDict(
         {
             "source": "data/moinst/train.jsonl",
+            # Its kind (see `data.sources`); "" guesses it where there is no doubt.
+            "kind": "",
             # Folder of the image files; "" lets the reader find them.
             "images": "",
             # Classes of a batch, and images of each; a batch has twice their product as rows.
@@ -51,7 +53,7 @@ def get_task(config: ml_collections.ConfigDict, loaded=None):
     data = config.data
     options = {"images": data.images} if data.images else {}
     return TrainingData(
-        open_source(data.source, **options),
+        open_source(data.source, kind=data.kind, **options),
         GroupConfig(groups=data.groups, images=data.images_per_group, seed=config.train.seed),
         processor=ImageProcessor(size=data.size, mode=data.mode),
         tokenizer=ClipTokenizer.shipped(),

@@ -87,6 +87,8 @@ def published(
             # (`launch.import_moinst`), LVIS, COCO, JSON lines.
             "source": "data/moinst/train.jsonl",
             "test": "data/moinst/test.jsonl",
+            # Kind of both (see `data.sources`); "" guesses it where there is no doubt.
+            "kind": "",
             # Folder of the image files; "" lets the reader find them.
             "images": "",
             "size": size,
@@ -153,7 +155,7 @@ def get_task(config: ml_collections.ConfigDict, loaded=None):
     settings = task_config(config)
     options = {"images": data.images} if data.images else {}
     training = TrainingData(
-        open_source(data.source, **options),
+        open_source(data.source, kind=data.kind, **options),
         group_config(config),
         processor=processor.image,
         tokenizer=processor.tokenizer,
@@ -164,7 +166,7 @@ def get_task(config: ml_collections.ConfigDict, loaded=None):
     evaluators = {}
     if data.test:
         evaluators["test"] = evaluation_of(
-            open_source(data.test, **options),
+            open_source(data.test, kind=data.kind, **options),
             processor,
             classes=training.index.names,
             federated=data.federated,
@@ -216,4 +218,4 @@ def test_records(config: ml_collections.ConfigDict):
 
     path = config.data.get("test")
     options = {"images": config.data.images} if path and config.data.images else {}
-    return open_source(path, **options) if path else None
+    return open_source(path, kind=config.data.get("kind"), **options) if path else None

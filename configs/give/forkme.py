@@ -117,7 +117,7 @@ def finish(config: ml_collections.ConfigDict, task, model, workdir: pathlib.Path
 
 def _parts(path: str):
     """What trains, and every tenth image."""
+    from perception_jax.data.sources import open_source
     from perception_jax.data.sources.combine import split
-    from perception_jax.data.sources.objects import ObjectLines
 
-    return split(ObjectLines(path), every=10)
+    return split(open_source(path, kind="objects"), every=10)

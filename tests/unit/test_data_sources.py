@@ -12,6 +12,7 @@ import pytest
 
 from perception_jax.data import images
 from perception_jax.data.image_paths import find_images
+from perception_jax.data.moinst.source import MoinstSource
 from perception_jax.data.records import Instruction, ObjectAnnotation, Question, ReferringExpression
 from perception_jax.data.sources import open_source
 from perception_jax.data.sources.coco import CocoSource
@@ -19,6 +20,7 @@ from perception_jax.data.sources.folder import ImageFolder
 from perception_jax.data.sources.jsonl import JsonlSource
 from perception_jax.data.sources.memory import InMemory
 from perception_jax.data.sources.names import display_names
+from perception_jax.data.sources.objects import ObjectLines
 from perception_jax.data.sources.parquet import ParquetSource
 from perception_jax.data.sources.tfds import FeatureMap, TfdsSource
 from perception_jax.errors import ConfigError, DataError, ImageError
@@ -503,6 +505,60 @@ def test_open_source_says_what_it_tried(tmp_path):
     write(tmp_path / "other.jsonl", "")
     with pytest.raises(DataError, match=r"one \.jsonl file, found data\.jsonl, other\.jsonl"):
         open_source(tmp_path)
+
+
+LINES = {
+    "jsonl": {"image": "a.png", "caption": "x"},
+    "objects": {"image": "a.png", "class": "dog", "caption": "x"},
+    "moinst": {"image_id": 1, "file": "a.png", "objects": [{"class": "dog", "class_id": 0}]},
+}
+READERS = {
+    "folder": ImageFolder,
+    "jsonl": JsonlSource,
+    "objects": ObjectLines,
+    "moinst": MoinstSource,
+    "coco": CocoSource,
+}
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.ndjson", "x.json"])
+@pytest.mark.parametrize("kind", LINES)
+def test_kinds_of_lines_are_guessed_by_their_keys(tmp_path, kind, name):
+    """Also in a file that ends as COCO's do; a file and the only such one in its folder alike."""
+    line = json.dumps(LINES[kind]) + "\n"
+    path = write(tmp_path / name, line)
+    assert type(open_source(write(tmp_path / f"text/{name}", line), kind=kind)) is READERS[kind]
+    assert type(open_source(path)) is READERS[kind]
+    if name != "x.json":
+        assert type(open_source(tmp_path)) is READERS[kind]
+
+
+def test_a_named_kind_opens_a_file_of_any_ending(tmp_path):
+    for kind, line in LINES.items():
+        assert len(open_source(write(tmp_path / "x.txt", json.dumps(line)), kind=kind)) == 1
+    write(tmp_path / "a.png", png())
+    write(tmp_path / "b.png", png())
+    path = write(tmp_path / "annotations.dat", json.dumps(coco()))
+    assert type(open_source(path, kind="coco")) is CocoSource
+    with pytest.raises(ConfigError, match=r"kind: there is no 'cocco'\. Did you mean 'coco'"):
+        open_source(path, kind="cocco")
+    with pytest.raises(DataError, match=r"one \.json file in it, found none"):
+        open_source(tmp_path, kind="coco")
+
+
+def test_what_is_not_certain_is_not_guessed(tmp_path):
+    folder = coco_folder(tmp_path, coco()).parent
+    assert type(open_source(folder)) is CocoSource
+    write(folder / "a.png", png())
+    with pytest.raises(DataError, match=r"found instances_train2017\.json, which may annotate"):
+        open_source(folder)
+    assert type(open_source(folder, kind="folder")) is ImageFolder
+    write(folder / "x.jsonl", json.dumps({"file_name": "a.png", "text": "x"}))
+    with pytest.raises(DataError, match=r"x\.jsonl:1: .*found \['file_name', 'text'\].*kind="):
+        open_source(folder)
+    write(folder / "x.parquet", "")
+    with pytest.raises(DataError, match=r"one kind of file, found x\.jsonl, x\.parquet"):
+        open_source(folder)
 
 
 # --- In memory ----------------------------------------------------------------------------------

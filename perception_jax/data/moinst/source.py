@@ -179,16 +179,6 @@ class MoinstSource:
         )
 
 
-def is_canonical(path: pathlib.Path) -> bool:
-    """Whether a JSONL file's first line has the keys of a canonical record."""
-    first = next(text_lines.lines(path), None)
-    try:
-        content = fields.parse_json(first.text, str(path)) if first else None
-    except DataError:
-        return False
-    return isinstance(content, dict) and {"image_id", "file", "objects"} <= content.keys()
-
-
 def _size(image: MoinstImage) -> tuple[int, int] | None:
     return None if None in (image.width, image.height) else (image.width, image.height)
 

@@ -1,12 +1,16 @@
 """Readers of datasets on disk; each is a `data.records.Source`.
 
-`open_source` picks the reader by what it finds:
+`open_source(path, kind=...)` opens a dataset as one of these kinds:
 
-- a folder of images → `folder.ImageFolder`
-- a `.jsonl` file, or a folder with one → `jsonl.JsonlSource`, or `data.moinst.source.MoinstSource`
-  if its lines are canonical MOInst records
-- a `.json` file → `coco.CocoSource` (COCO and LVIS)
-- a `.parquet` file, or a folder of them → `parquet.ParquetSource`
+- "folder": a folder of images, `folder.ImageFolder`
+- "jsonl": JSON lines in this library's own format, `jsonl.JsonlSource`
+- "objects": JSON lines of one object each, `objects.ObjectLines`
+- "moinst": canonical MOInst records, `data.moinst.source.MoinstSource`
+- "coco": COCO, LVIS and files like them, `coco.CocoSource`
+- "parquet": a Parquet file or a folder of them, `parquet.ParquetSource`
+
+Without a kind it is guessed where what is found leaves no doubt: by the ending and by the keys of
+the first line or of the whole file. Where there is doubt, that is an error which names the kinds.
 
 `tfds.TfdsSource` takes what `tfds.data_source` gives.
 """
@@ -16,26 +20,42 @@ from __future__ import annotations
 import inspect
 import os
 import pathlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from perception_jax.data import records
-from perception_jax.data.sources import coco, fields, folder, jsonl, parquet
+from perception_jax.data import records, text_lines
+from perception_jax.data.sources import coco, fields, folder, jsonl, objects, parquet
 from perception_jax.errors import ConfigError, DataError
 
+KINDS = ("folder", "jsonl", "objects", "moinst", "coco", "parquet")
+"""What `open_source` takes as a kind."""
 
-def open_source(path: str | os.PathLike, **options: Any) -> records.Source:
-    """Opens a dataset with the reader that fits.
+_LINE_ENDINGS = (".jsonl", ".ndjson")
+_ENDINGS = {"coco": (".json",), **dict.fromkeys(("jsonl", "objects", "moinst"), _LINE_ENDINGS)}
+_GUESSED = (*_LINE_ENDINGS, ".json", ".parquet")
+_PEEKED = 2**16
+"""Bytes at the start of a file by which its kind is guessed."""
+
+
+def open_source(
+    path: str | os.PathLike, *, kind: str | None = None, **options: Any
+) -> records.Source:
+    """Opens a dataset.
 
     Args:
-      path: see the module.
+      path: a file or a folder. Of a kind that is one file, a folder with one such file will do.
+      kind: one of `KINDS`; None or "" guesses, see the module.
       options: of the reader, e.g. `outside="clip"`, `images=...`, `caption_column=...`.
 
     Raises:
-      ConfigError: an option that the reader does not have.
-      DataError: no reader fits (naming all that was tried), or the reader found a fault.
+      ConfigError: an unknown kind, or an option that the reader does not have.
+      DataError: no kind is certain (naming what was found), or the reader found a fault.
     """
+    if kind and kind not in KINDS:
+        raise ConfigError(f"kind: there is no {kind!r}{fields.nearest(kind, KINDS)}")
     found = pathlib.Path(path)
-    reader, place = _find_reader(found)
+    kind, place = (kind, _place(found, kind)) if kind else _guess(found)
+    reader = _reader(kind)
     known = [name for name in inspect.signature(reader).parameters if name != "path"]
     for name in options:
         if name not in known:
@@ -45,39 +65,137 @@ def open_source(path: str | os.PathLike, **options: Any) -> records.Source:
     return reader(place, **options)
 
 
-def _find_reader(path: pathlib.Path) -> tuple[type, pathlib.Path]:
-    by_suffix = {
-        ".jsonl": jsonl.JsonlSource,
-        ".json": coco.CocoSource,
-        ".parquet": parquet.ParquetSource,
-    }
-    if path.is_file():
-        suffix = path.suffix.lower()
-        if suffix in by_suffix:
-            return _jsonl_reader(path) if suffix == ".jsonl" else by_suffix[suffix], path
-        raise DataError(
-            f"{path}: expected a file ending in {', '.join(by_suffix)}, or a folder; found "
-            f"{path.suffix or 'no ending'!r}."
-        )
-    if not path.is_dir():
+def _reader(kind: str) -> Callable[..., records.Source]:
+    if kind == "moinst":
+        from perception_jax.data.moinst import source  # it needs this package
+
+        return source.MoinstSource
+    return {
+        "folder": folder.ImageFolder,
+        "jsonl": jsonl.JsonlSource,
+        "objects": objects.ObjectLines,
+        "coco": coco.CocoSource,
+        "parquet": parquet.ParquetSource,
+    }[kind]
+
+
+def _place(path: pathlib.Path, kind: str) -> pathlib.Path:
+    """The file of a kind that is a file, if a folder is given."""
+    if kind not in _ENDINGS or not path.is_dir():
+        return path
+    return _only(path, _files(path, _ENDINGS[kind]), " or ".join(_ENDINGS[kind]))
+
+
+def _guess(path: pathlib.Path) -> tuple[str, pathlib.Path]:
+    if path.is_dir():
+        return _guess_folder(path)
+    if not path.is_file():
         raise DataError(f"{path}: expected a file or a folder, found nothing there.")
-    lines = sorted(path.glob("*.jsonl"))
-    if len(lines) == 1:
-        return _jsonl_reader(lines[0]), lines[0]
-    if len(lines) > 1:
-        names = ", ".join(file.name for file in lines)
-        raise DataError(f"{path}: expected one .jsonl file, found {names}. Name the one to read.")
-    if any(path.glob("*.parquet")):
-        return parquet.ParquetSource, path
-    if folder.contains_images(path):
-        return folder.ImageFolder, path
+    ending = path.suffix.lower()
+    if ending == ".parquet":
+        return "parquet", path
+    if ending in _LINE_ENDINGS:
+        return _guess_lines(path), path
+    if ending == ".json":
+        # The reader itself makes sure that it is such a file.
+        return _kind_of_line(_first_line(path)) or "coco", path
     raise DataError(
-        f"{path}: no reader fits this folder. Tried: one .jsonl file in it (none), .parquet files "
-        "in it (none), images in it or below it (none). A COCO or LVIS .json is named itself."
+        f"{path}: expected a file ending in {', '.join(_GUESSED)}, or a folder; found "
+        f"{path.suffix or 'no ending'!r}. {_say_kind()}"
     )
 
 
-def _jsonl_reader(path: pathlib.Path) -> type:
-    from perception_jax.data.moinst import source  # it needs this package
+def _guess_folder(path: pathlib.Path) -> tuple[str, pathlib.Path]:
+    lines, tables = _files(path, _LINE_ENDINGS), _files(path, (".parquet",))
+    if lines and tables:
+        raise _several(path, "one kind of file", [*lines, *tables])
+    if lines:
+        file = _only(path, lines, ".jsonl")
+        return _guess_lines(file), file
+    if tables:
+        return "parquet", path
+    annotations = [file for file in _files(path, (".json",)) if _may_annotate(file)]
+    if folder.contains_images(path):
+        if annotations:
+            raise DataError(
+                f"{path}: expected images alone, found {annotations[0].name}, which may annotate "
+                'them. Name that file, or open the images without it with kind="folder".'
+            )
+        return "folder", path
+    if len(annotations) == 1:
+        return "coco", annotations[0]
+    raise DataError(
+        f"{path}: no reader fits this folder. Tried: one .jsonl file in it (none), .parquet files "
+        f"in it (none), images in it or below it (none). {_say_kind()}"
+    )
 
-    return source.MoinstSource if source.is_canonical(path) else jsonl.JsonlSource
+
+def _guess_lines(path: pathlib.Path) -> str:
+    """The kind of JSON lines, by the keys of the first."""
+    first = next(text_lines.lines(path), None)
+    if first is None:
+        return "jsonl"  # whose reader says that nothing is in it
+    content = fields.parse_json(first.text, f"{path}:{first.number}")
+    kind = _kind_of_line(content)
+    if kind is None:
+        keys = fields.keys_of(fields.mapping(content, f"{path}:{first.number}"))
+        raise DataError(
+            f"{path}:{first.number}: expected the keys of one of the kinds of lines: 'image' "
+            "(jsonl), 'image', 'class' and 'caption' (objects), or 'image_id', 'file' and "
+            f"'objects' (moinst); found {keys}. {_say_kind()}"
+        )
+    return kind
+
+
+def _kind_of_line(content: Any) -> str | None:
+    if not isinstance(content, dict):
+        return None
+    if {"image_id", "file", "objects"} <= content.keys():
+        return "moinst"
+    if "image" not in content:
+        return None
+    return "objects" if "class" in content else "jsonl"
+
+
+def _first_line(path: pathlib.Path) -> Any:
+    """The JSON value of the first line; None if that line is long or no whole value."""
+    with open(path, "rb") as file:
+        first = file.readline(_PEEKED)
+    try:
+        return fields.parse_json(first.decode("utf-8-sig"), str(path))
+    except (UnicodeDecodeError, DataError):
+        return None
+
+
+def _may_annotate(path: pathlib.Path) -> bool:
+    """Whether a JSON file beside images looks like COCO's."""
+    with open(path, "rb") as file:
+        start = file.read(_PEEKED)
+        file.seek(max(0, path.stat().st_size - _PEEKED))
+        ends = start + file.read(_PEEKED)
+    return b'"images"' in ends or b'"annotations"' in ends
+
+
+def _files(path: pathlib.Path, endings: Sequence[str]) -> list[pathlib.Path]:
+    return sorted(
+        file
+        for file in path.iterdir()
+        if file.suffix.lower() in endings and not file.name.startswith(".") and file.is_file()
+    )
+
+
+def _only(path: pathlib.Path, files: Sequence[pathlib.Path], ending: str) -> pathlib.Path:
+    if not files:
+        raise DataError(f"{path}: expected one {ending} file in it, found none.")
+    if len(files) > 1:
+        raise _several(path, f"one {ending} file", files)
+    return files[0]
+
+
+def _several(path: pathlib.Path, expected: str, files: Sequence[pathlib.Path]) -> DataError:
+    found = ", ".join(file.name for file in files[:8]) + (", …" if len(files) > 8 else "")
+    return DataError(f"{path}: expected {expected}, found {found}. Name the one to read.")
+
+
+def _say_kind() -> str:
+    return f"Say which it is with kind=, one of {', '.join(KINDS)}."
