@@ -20,6 +20,7 @@ from perception_jax.nn.linear import Linear
 from perception_jax.nn.norms import LayerNorm
 from perception_jax.nn.rope import Rope
 from perception_jax.nn.taps import LayerTap
+from perception_jax.ops.sharding import constrain
 
 Mask = Bool[Array, "#B #N #T K"]
 """True where a query may look at a key."""
@@ -205,11 +206,12 @@ class Attention(nnx.Module):
             recorded = probabilities(q, k, mask, tap.rows)
             if tap.probe is not None:
                 y = _add_probe(y, v, tap)
-        y = y.reshape(x.shape)
+        y = constrain(y, "batch", None, "tensor").reshape(x.shape)
         return self.out_proj(y if self.inner_norm is None else self.inner_norm(y)), recorded
 
     def _split(self, x: Float[Array, "B T D"]) -> Float[Array, "B T N H"]:
-        return x.reshape(*x.shape[:2], self.heads, x.shape[2] // self.heads)
+        x = x.reshape(*x.shape[:2], self.heads, x.shape[2] // self.heads)
+        return constrain(x, "batch", None, "tensor")
 
 
 def _heads_first(x: Float[Array, "B T N H"]) -> Float[Array, "B N T H"]:

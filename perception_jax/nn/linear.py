@@ -1,5 +1,5 @@
 """Affine maps that compute in the dtype of their input. Letters: B batch, H W C image, P patches,
-D width.
+D width, V rows of a table, T tokens.
 
 Flax's own `nnx.Linear` fixes the compute dtype when it is built; here the input decides, so one
 model runs in float32 or bfloat16 and keeps float32 master weights.
@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from perception_jax.errors import ConfigError
+from perception_jax.ops.sharding import constrain
 
 
 class Linear(nnx.Module):
@@ -32,6 +34,18 @@ class Linear(nnx.Module):
     def __call__(self, x: Float[Array, "*B inputs"]) -> Float[Array, "*B outputs"]:
         y = x @ self.kernel[...].astype(x.dtype)
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+def lookup(
+    table: Float[Array, "V D"], ids: Int[Array, "B T"], dtype: np.typing.DTypeLike
+) -> Float[Array, "B T D"]:
+    """Rows of an embedding table, on a mesh by vocabulary-parallel lookup.
+
+    The table is gathered over "fsdp" as any other weight; over "tensor" it stays split by rows,
+    each chip looks up its own and the results are summed.
+    """
+    table = constrain(table, "tensor")
+    return constrain(table[constrain(ids, "batch")].astype(dtype), "batch")
 
 
 class PatchEmbed(nnx.Module):

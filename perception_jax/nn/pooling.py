@@ -12,6 +12,7 @@ from perception_jax.nn.linear import Linear
 from perception_jax.nn.mlp import Mlp
 from perception_jax.nn.norms import LayerNorm
 from perception_jax.nn.taps import PoolTap
+from perception_jax.ops.sharding import constrain
 
 
 class MapHead(nnx.Module):
@@ -47,5 +48,5 @@ class MapHead(nnx.Module):
             recorded = probabilities(query, k)[:, :, 0]
             if tap.probe is not None:
                 y = y + jnp.einsum("bnt,btnh->bnh", tap.probe.astype(v.dtype), v)[:, None]
-        y = self.out_proj(y.reshape(batch, width))
-        return y + self.mlp(self.norm(y)), recorded
+        y = constrain(self.out_proj(constrain(y.reshape(batch, width), "batch")), "batch")
+        return constrain(y + self.mlp(self.norm(y)), "batch"), recorded

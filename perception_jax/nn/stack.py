@@ -22,6 +22,7 @@ from perception_jax.errors import ConfigError
 from perception_jax.nn.attention import Mask
 from perception_jax.nn.rope import Rope
 from perception_jax.nn.taps import LayerTap, Taps, layer_indices
+from perception_jax.ops.sharding import constrain, constrain_batch
 
 BlockModule = TypeVar("BlockModule", bound=nnx.Module)
 Model = TypeVar("Model", bound=nnx.Module)
@@ -200,6 +201,7 @@ def run(
     """
     taps = taps or Taps()
     depth = depth_of(blocks) if depth is None else depth
+    x, context = constrain(x, "batch"), constrain_batch(context)
     kinds = _kinds(blocks, depth, taps, context)
     wanted = layer_indices(taps.hidden, depth + 1)
     records = _Records(attention=[], hidden=[x[None]] if 0 in wanted else [], inserts=[])
@@ -300,6 +302,7 @@ def _body(pattern: Sequence[_Kind], shared: _Shared) -> Callable:
         inserted = probed = 0
         for j, kind in enumerate(pattern):
             block = _at(base, j)
+            x = constrain(x, "batch")
             tap = None
             if kind.attention:
                 tap = LayerTap(rows=shared.rows, probe=_at(probes, probed))
@@ -309,14 +312,18 @@ def _body(pattern: Sequence[_Kind], shared: _Shared) -> Callable:
             if kind.insert:
                 insert, given = _at(inserts, inserted), shared.context.given
                 inserted += 1
-                x = jnp.repeat(x, shared.context.repeats, axis=0) if kind.widens else x
+                x = _widened(x, shared.context.repeats) if kind.widens else x
                 recorded["inserts"] += [insert.attention(x, given)] if kind.tapped_insert else []
                 x = insert(x, given)
-            x = block.mlp_step(x)
+            x = constrain(block.mlp_step(x), "batch")
             recorded["hidden"] += [x] if kind.hidden else []
         return x, recorded
 
     return body
+
+
+def _widened(x: Float[Array, "B T D"], repeats: int) -> Float[Array, "B_repeats T D"]:
+    return constrain(jnp.repeat(constrain(x, "batch"), repeats, axis=0), "batch")
 
 
 def _at(stacked: Any, index: int) -> Any:

@@ -13,12 +13,13 @@ from jaxtyping import Array, Int
 
 from perception_jax.nn import stack
 from perception_jax.nn.attention import Attention
-from perception_jax.nn.linear import Linear
+from perception_jax.nn.linear import Linear, lookup
 from perception_jax.nn.mlp import Mlp
 from perception_jax.nn.norms import LayerNorm
 from perception_jax.nn.taps import Taps, refuse_pool
 from perception_jax.nn.towers import TowerOutput
 from perception_jax.nn.transformer import Block
+from perception_jax.ops.sharding import constrain
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,18 +84,18 @@ class TextTower(nnx.Module):
         """
         refuse_pool(taps)
         count = ids.shape[1]
-        x = self.token_embedding[...][ids].astype(dtype)
+        x = lookup(self.token_embedding[...], ids, dtype)
         x = x + self.position_embedding[...][:count].astype(dtype)
         causal = jnp.tril(jnp.ones((1, 1, count, count), bool)) if self.pool == "end" else None
         out = stack.run(self.blocks, x, mask=causal, taps=taps, remat=remat)
-        tokens = self.norm_final(out.x)
+        tokens = constrain(self.norm_final(out.x), "batch")
         if self.pool == "end":
             end = jnp.argmax(ids, axis=1)
             pooled = jnp.take_along_axis(tokens, end[:, None, None], axis=1)[:, 0]
         else:
             pooled = tokens[:, -1]
         return TowerOutput(
-            embedding=self.projection(pooled),
+            embedding=constrain(self.projection(pooled), "batch"),
             pooled=pooled,
             tokens=tokens,
             hidden=out.hidden,

@@ -37,7 +37,7 @@ def softmax_contrastive(
     logits = scale * _similarity(image, text)
     if ignore is not None:
         logits = jnp.where(_off_diagonal(ignore), -jnp.inf, logits)
-    own = jnp.diagonal(logits)
+    own = _diagonal(logits)
     rows = logits if harder is None else jnp.concatenate([logits, scale * harder], axis=1)
     to_text = jax.nn.logsumexp(rows, axis=1) - own
     to_image = jax.nn.logsumexp(logits, axis=0) - own
@@ -67,6 +67,12 @@ def sigmoid_contrastive(
     if ignore is not None:
         terms = jnp.where(_off_diagonal(ignore), 0.0, terms)
     return -jnp.sum(terms) / logits.shape[0]
+
+
+def _diagonal(logits: Float[Array, "B B"]) -> Float[Array, " B"]:
+    # A sum of one entry and zeros: `jnp.diagonal` would gather from the rows of all chips.
+    own = jnp.eye(logits.shape[0], dtype=bool)
+    return jnp.sum(logits, axis=1, where=own)
 
 
 def _off_diagonal(pairs: Bool[Array, "B B"]) -> Bool[Array, "B B"]:

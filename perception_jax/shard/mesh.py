@@ -15,9 +15,7 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from perception_jax.errors import ConfigError
-
-AXES = ("replica", "fsdp", "tensor")
-BATCH_AXES = ("replica", "fsdp")
+from perception_jax.ops.sharding import AXES, BATCH_AXES
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,7 @@ from perception_jax.nn.taps import Taps, refuse_pool
 from perception_jax.nn.text_tower import TextTower
 from perception_jax.nn.towers import TowerOutput, TwoTowers, with_class_token
 from perception_jax.nn.transformer import Block
+from perception_jax.ops.sharding import constrain
 
 
 class VisionTower(nnx.Module):
@@ -73,14 +74,15 @@ class VisionTower(nnx.Module):
           class token after `norm_post`.
         """
         refuse_pool(taps)
+        pixels = constrain(pixels, "batch")
         grid = self.patch_embed.grid(pixels)
         positions = self.positions(grid)
         x = with_class_token(self.patch_embed(pixels), self.class_embedding[...], positions)
         x = self.norm_pre(x)
         out = stack.run(self.blocks, x, taps=taps, context=context, depth=depth, remat=remat)
-        pooled = self.norm_post(out.x[:, 0])
+        pooled = constrain(self.norm_post(out.x[:, 0]), "batch")
         return TowerOutput(
-            embedding=self.projection(pooled),
+            embedding=constrain(self.projection(pooled), "batch"),
             pooled=pooled,
             tokens=out.x,
             hidden=out.hidden,

@@ -21,6 +21,7 @@ from perception_jax.nn.norms import LayerNorm
 from perception_jax.nn.taps import Taps, refuse_pool
 from perception_jax.nn.towers import TowerOutput, with_class_token
 from perception_jax.nn.transformer import Block
+from perception_jax.ops.sharding import constrain
 
 
 class Dinov2(nnx.Module):
@@ -74,13 +75,14 @@ class Dinov2(nnx.Module):
           `tokens` after the final norm, `pooled` and `embedding` the class token among them.
         """
         refuse_pool(taps)
+        pixels = constrain(pixels, "batch")
         grid = self.patch_embed.grid(pixels)
         positions = self.positions(grid)
         registers = None if self.register_tokens is None else self.register_tokens[...]
         patches = self.patch_embed(pixels)
         x = with_class_token(patches, self.class_embedding[...], positions, registers)
         out = stack.run(self.blocks, x, taps=taps, context=context, depth=depth, remat=remat)
-        tokens = self.norm_post(out.x)
+        tokens = constrain(self.norm_post(out.x), "batch")
         return TowerOutput(
             embedding=tokens[:, 0],
             pooled=tokens[:, 0],

@@ -24,6 +24,7 @@ from perception_jax.nn.taps import Taps, refuse_pool
 from perception_jax.nn.text_tower import TextTower
 from perception_jax.nn.towers import TowerOutput, TwoTowers, with_class_token
 from perception_jax.nn.transformer import Block
+from perception_jax.ops.sharding import constrain
 
 
 class VisionTower(nnx.Module):
@@ -65,6 +66,7 @@ class VisionTower(nnx.Module):
           `tokens` after the final norm, `pooled` the class token among them.
         """
         refuse_pool(taps)
+        pixels = constrain(pixels, "batch")
         grid = self.patch_embed.grid(pixels)
         positions = self.positions(grid)
         x = with_class_token(self.patch_embed(pixels), self.class_embedding[...], positions)
@@ -77,9 +79,9 @@ class VisionTower(nnx.Module):
             depth=depth,
             remat=remat,
         )
-        tokens = self.norm_post(out.x)
+        tokens = constrain(self.norm_post(out.x), "batch")
         return TowerOutput(
-            embedding=self.projection(tokens[:, 0]),
+            embedding=constrain(self.projection(tokens[:, 0]), "batch"),
             pooled=tokens[:, 0],
             tokens=tokens,
             hidden=out.hidden,

@@ -22,6 +22,7 @@ from perception_jax.nn.taps import Taps
 from perception_jax.nn.text_tower import TextTower
 from perception_jax.nn.towers import TowerOutput, TwoTowers
 from perception_jax.nn.transformer import Block
+from perception_jax.ops.sharding import constrain
 
 
 class VisionTower(nnx.Module):
@@ -67,12 +68,13 @@ class VisionTower(nnx.Module):
           `tokens` after the final norm (the last hidden state of Hugging Face), `pooled` and
           `embedding` the output of the attention pooling.
         """
+        pixels = constrain(pixels, "batch")
         grid = self.patch_embed.grid(pixels)
         x = self.patch_embed(pixels)
         positions = self.positions(grid)
         x = x + positions.astype(x.dtype)
         out = stack.run(self.blocks, x, taps=taps, context=context, depth=depth, remat=remat)
-        tokens = self.norm_post(out.x)
+        tokens = constrain(self.norm_post(out.x), "batch")
         pooled, pool_attention = self.head(tokens, tap=None if taps is None else taps.of_pool)
         return TowerOutput(
             embedding=pooled,

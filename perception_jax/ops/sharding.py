@@ -1,0 +1,61 @@
+"""The mesh's axis names, and the constraint that keeps activations split over them.
+
+Under `jax.jit` the compiler places every intermediate array as it likes. With parameters split over
+the same axis as the batch it may keep the whole global batch on every chip and reduce activations
+instead of gathering weights; a constraint at the edges of blocks and towers leaves it no choice.
+
+Letters: B batch.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TypeVar
+
+import jax
+from jax.sharding import AxisType, PartitionSpec
+from jaxtyping import Array, Shaped
+
+REPLICA, FSDP, TENSOR = "replica", "fsdp", "tensor"
+AXES = (REPLICA, FSDP, TENSOR)
+"""Axes of every mesh of the library; `shard.mesh` says what each splits."""
+BATCH_AXES = (REPLICA, FSDP)
+"""The axes that split a batch."""
+
+_MESH_AXES = {"batch": BATCH_AXES, "tensor": (TENSOR,)}
+
+Tree = TypeVar("Tree")
+
+
+def constrain(x: Shaped[Array, "..."], *names: str | None) -> Shaped[Array, "..."]:
+    """The same array, placed on the current mesh; without a mesh it is returned as it is.
+
+    Args:
+      x: an intermediate array under `jax.jit`.
+      names: one for each leading axis of `x`: "batch" splits it over `BATCH_AXES`, "tensor" over
+        the axis of that name, None keeps it whole. Axes without a name are kept whole. An axis
+        that the mesh does not divide (one image on eight chips) is left to the compiler.
+
+    Raises:
+      KeyError: an unknown name.
+    """
+    # The abstract mesh is the one that `jax.set_mesh` and `jax.shard_map` agree on.
+    mesh = jax.sharding.get_abstract_mesh()
+    automatic = [
+        axis
+        for axis, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
+        if kind == AxisType.Auto
+    ]
+    spec = []
+    for size, name in zip(x.shape, names, strict=False):
+        axes = [] if name is None else [axis for axis in _MESH_AXES[name] if axis in automatic]
+        divides = size % math.prod(mesh.shape[axis] for axis in axes) == 0
+        spec.append(tuple(axes) or None if divides else PartitionSpec.UNCONSTRAINED)
+    if not automatic or mesh.size == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+
+
+def constrain_batch(tree: Tree) -> Tree:
+    """`constrain(x, "batch")` for every array of a pytree that has an axis."""
+    return jax.tree.map(lambda x: constrain(x, "batch") if x.ndim else x, tree)
