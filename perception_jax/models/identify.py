@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from perception_jax.errors import ConfigError, PerceptionError
-from perception_jax.interop.rules import RuleTable, identity_table
-from perception_jax.models import towers
-from perception_jax.models.registry import Architecture, architecture, open_clip_architecture
+from flax import nnx
 
-Shapes = Mapping[str, tuple[int, ...]]
+from perception_jax.errors import ConfigError, PerceptionError
+from perception_jax.interop.rules import matcher
+from perception_jax.models import registry
+from perception_jax.models.architecture import Architecture, Settings, Shapes
+from perception_jax.models.params import flatten
+
+_ENOUGH = 0.5
+"""Share of the names of a part that must be an architecture's, or the part is of another one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +32,7 @@ class Identified:
 
 
 def identify(
-    settings: Mapping[str, Any], layout: str | None, shapes: Shapes, *, part: bool = False
+    settings: Settings, layout: str | None, shapes: Shapes, *, part: bool = False
 ) -> Identified | None:
     """The model that settings and tensors describe; None if there are no settings and the tensors
     do not tell either.
@@ -37,95 +41,162 @@ def identify(
       settings: a parsed JSON; empty if there is none.
       layout: whose settings they are, "hf", "reference", "timm" or "jax"; None without any.
       shapes: of the checkpoint's tensors.
-      part: the tensors are a part of what the settings describe, e.g. the image tower.
+      part: the tensors are a part of what the settings describe, e.g. the image tower. Which part
+        follows from their names.
 
     Raises:
       ConfigError: a model that is not built here, or settings that make no sense.
     """
     if layout is None:
         return _by_names(shapes)
-    # Every two-tower model has a temperature, so without one it can only be the image tower.
-    tower = part and "logit_scale" not in shapes
+    if part:
+        return _part(settings, layout, shapes)
     try:
-        arch = _architecture(settings, layout, tower)
-        config = _read(arch, layout)(settings)
+        arch = _architecture(settings, layout)
+    except ConfigError as error:
+        if not any(key.endswith("_config") for key in settings):
+            raise
+        raise ConfigError(
+            f"{error} To load a part alone, such as the image tower, give the beginning of its "
+            'tensors\' names as `prefix`, e.g. "vision_tower.".'
+        ) from error
+    return _read(arch, settings, layout, shapes)
+
+
+def open_clip_architecture(settings: Settings) -> Architecture:
+    """The architecture that an open_clip configuration describes.
+
+    Raises:
+      ConfigError: none that is built here.
+    """
+    return _claimed(settings, "reference")
+
+
+def _architecture(settings: Settings, layout: str) -> Architecture:
+    """The architecture of the whole model."""
+    try:
+        if layout not in ("hf", "jax"):
+            return _claimed(settings, layout)
+        name = settings.get("model_type", "clip")
+        if not isinstance(name, str):
+            raise TypeError(f"model_type is {name!r}")
+        return registry.architecture(name)
     except PerceptionError:
         raise
-    except Exception as error:  # whatever wrong types and missing keys lead to
-        raise ConfigError(
-            f"expected settings of a model in the layout {layout!r}, found some that cannot be "
-            f"read: {error!r}. Is the JSON file whole, and of this model?"
-        ) from error
-    if arch.is_tower:
-        table = identity_table(shapes) if layout == "jax" else arch.tables[layout](config)
-        config = towers.with_projection(config, table, shapes)
-    return Identified(arch, layout, config)
+    except Exception as error:
+        raise _unreadable(layout, error) from error
 
 
-def _read(arch: Architecture, layout: str) -> Callable[[Mapping[str, Any]], Any]:
+def _claimed(settings: Settings, layout: str) -> Architecture:
+    """The architecture of settings that name no `model_type`."""
+    claims = [(a, a.claims[layout]) for a in registry.architectures() if layout in a.claims]
+    for arch, claim in claims:
+        if claim.fits(settings):
+            return arch
+    found = settings.get("architecture") or settings.get("model_cfg", settings)["vision_cfg"]
+    raise ConfigError(
+        f"{layout}: the model of {found!r} is not built here; there are "
+        f"{', '.join(f'{arch.name} ({claim.expects})' for arch, claim in claims)}."
+    )
+
+
+def _read(arch: Architecture, settings: Settings, layout: str, shapes: Shapes) -> Identified:
+    """The configuration of a known architecture."""
     read = arch.read_config.get(arch.settings_layout(layout))
     if read is None:
         raise ConfigError(
             f"{arch.name} has no configuration file in the layout {layout!r}; it has: "
             f"{', '.join(arch.read_config)}. Give another as `config`."
         )
-    return read
+    try:
+        config = read(settings)
+    except PerceptionError:
+        raise
+    except Exception as error:  # whatever wrong types and missing keys lead to
+        raise _unreadable(layout, error) from error
+    if arch.complete is not None:
+        config = arch.complete(config, arch.table(layout, config, shapes), shapes)
+    return Identified(arch, layout, config)
 
 
-def _architecture(settings: Mapping[str, Any], layout: str, tower: bool) -> Architecture:
-    if layout == "timm":
-        return _timm_architecture(str(settings["architecture"]).partition(".")[0])
-    if layout == "reference":
-        arch = open_clip_architecture(settings)
-    else:
-        name = settings.get("model_type", "clip")
-        inner = settings.get("vision_config") or {}
-        if tower and layout == "hf" and "model_type" in inner:
-            name = inner["model_type"]  # of a LLaVA, or of a CLIP itself
-        try:
-            arch = architecture(name)
-        except ConfigError as error:
-            if "vision_config" not in settings:
-                raise
-            raise ConfigError(
-                f"{error} To load the image tower alone, give the beginning of its tensors' names "
-                'as `prefix`, e.g. "vision_tower.".'
-            ) from error
-    return architecture(arch.tower) if tower and arch.tower else arch
-
-
-def _timm_architecture(name: str) -> Architecture:
-    from perception_jax.models.clip.timm import is_clip
-    from perception_jax.models.dinov2.names import is_dinov2
-    from perception_jax.models.eva.config import is_eva
-    from perception_jax.models.siglip.config import is_siglip
-
-    kinds = {
-        "clip_vision_model": is_clip,
-        "siglip_vision_model": is_siglip,
-        "eva_vision_model": is_eva,
-        "dinov2": is_dinov2,
-    }
-    for kind, fits in kinds.items():
-        if fits(name):
-            return architecture(kind)
-    raise ConfigError(
-        f"timm's {name!r} is not built here; there are the image towers of CLIP, SigLIP (with "
-        "attention pooling) and EVA-CLIP, and DINOv2, e.g. vit_large_patch14_clip_336, "
-        "vit_so400m_patch14_siglip_384, eva02_large_patch14_clip_336, vit_base_patch14_dinov2."
+def _unreadable(layout: str, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"expected settings of a model in the layout {layout!r}, found some that cannot be "
+        f"read: {error!r}. Is the JSON file whole, and of this model?"
     )
 
 
 def _by_names(shapes: Shapes) -> Identified | None:
-    """DINOv2's own files and OpenAI's archives have no settings and need none."""
-    from perception_jax.models.clip.config import ClipConfig
-    from perception_jax.models.dinov2 import names
-    from perception_jax.models.dinov2.params import REFERENCE_RENAMES
-
-    rename = RuleTable(rules=(), renames=REFERENCE_RENAMES).rename
-    renamed = {rename(name): shape for name, shape in shapes.items()}
-    if layout := names.layout_of(renamed):
-        return Identified(architecture("dinov2"), layout, names.from_shapes(renamed, layout))
-    if {"input_resolution", "context_length", "vocab_size", "visual.proj"} <= shapes.keys():
-        return Identified(architecture("clip"), "reference", ClipConfig.from_openai(shapes))
+    """The model of tensors that need no settings, such as DINOv2's own files."""
+    for arch in registry.architectures():
+        found = arch.read_names(shapes) if arch.read_names else None
+        if found is not None:
+            return Identified(arch, *found)
     return None
+
+
+def _part(settings: Settings, layout: str, shapes: Shapes) -> Identified:
+    """The part of the model whose names the tensors have."""
+    found: list[tuple[tuple[float, float], str, Identified]] = []
+    problems: list[PerceptionError] = []
+    for where, part, arch in _parts(settings, layout):
+        try:
+            if isinstance(arch, PerceptionError):
+                raise arch
+            one = _read(arch, part, layout, shapes)
+            found.append((_fit(one, shapes), where, one))
+        except PerceptionError as error:
+            problems.append(error)
+    if not found:
+        raise ConfigError(" ".join(map(str, problems)))
+    fit, _, best = max(found, key=lambda item: item[0])
+    if fit[0] >= _ENOUGH:
+        return best
+    if (told := _by_names(shapes)) is not None:
+        return told
+    compared = [f"{where}: {one.architecture.name}" for _, where, one in found]
+    raise ConfigError(
+        f"the {len(shapes)} tensors of the part that was asked for (e.g. "
+        f"{', '.join(list(shapes)[:3])}) are those of nothing that its settings describe and that "
+        f"is built here ({'; '.join(compared)}). {' '.join(map(str, problems))}"
+    )
+
+
+def _parts(
+    settings: Settings, layout: str, where: str = "the whole"
+) -> Iterator[tuple[str, Settings, Architecture | PerceptionError]]:
+    """Everything that settings describe, from the whole to what is nested in them: where it is
+    described, the settings there, and the architecture, or why there is none."""
+    try:
+        arch = _architecture(settings, layout)
+        yield where, settings, arch
+        yield from ((where, settings, registry.architecture(name)) for name in arch.parts)
+    except PerceptionError as error:
+        yield where, settings, error
+    for key, inner in settings.items():
+        if key.endswith("_config") and _described(inner):
+            yield from _parts(inner, layout, key)
+
+
+def _described(value: Any) -> bool:
+    """Whether a value among settings describes a model of its own."""
+    return isinstance(value, Mapping) and "model_type" in value
+
+
+def _paths(one: Identified) -> Iterable[str]:
+    build = one.architecture.build
+    return flatten(nnx.eval_shape(lambda: build(one.config, rngs=nnx.Rngs(params=0))))
+
+
+def _fit(one: Identified, shapes: Shapes) -> tuple[float, float]:
+    """Which share of the names the architecture has, and which share of its rules they meet."""
+    paths = _paths(one) if one.layout == "jax" else ()
+    table = one.architecture.table(one.layout, one.config, paths)
+    names = [table.rename(name) for name in shapes]
+    met, known = 0, set()
+    for rule in table.rules:
+        patterns = [matcher(source) for source in (*rule.sources, *rule.copies)]
+        hits = {name for name in names if any(p.fullmatch(name) for p in patterns)}
+        met += bool(hits)
+        known |= hits
+    return len(known) / max(1, len(names)), met / max(1, len(table.rules))

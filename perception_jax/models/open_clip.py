@@ -21,6 +21,11 @@ _DEFAULTS = {
 }
 
 
+def trunk(settings: Mapping[str, Any]) -> str:
+    """timm's name of the image tower; "" for one of open_clip's own."""
+    return str(settings.get("model_cfg", settings)["vision_cfg"].get("timm_model_name") or "")
+
+
 def check(name: str, settings: Mapping[str, Any], meant: tuple[str, ...]) -> None:
     """Refuses settings that would make another tower than the one built here.
 

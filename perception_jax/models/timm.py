@@ -74,6 +74,11 @@ class Size:
         return fields | {"mlp_dim": int(self.width * ratio)}
 
 
+def name(settings: Mapping[str, Any]) -> str:
+    """The architecture that a `config.json` of timm names, without the tag of the weights."""
+    return str(settings["architecture"]).partition(".")[0]
+
+
 def read(settings: Mapping[str, Any]) -> TimmModel:
     """A parsed `config.json` of timm, also of the older kind without `pretrained_cfg`.
 

@@ -50,6 +50,11 @@ def known_act(name: str) -> str:
     return name
 
 
+def is_tower(config: Any, kind: type) -> bool:
+    """Whether a configuration is that of an image tower alone, whose own is of a kind."""
+    return isinstance(config, TowerConfig) and isinstance(config.vision, kind)
+
+
 def build(make: Callable[..., nnx.Module], config: TowerConfig, *, rngs: nnx.Rngs) -> nnx.Module:
     """A tower whose constructor takes the width of the joint space, with or without projection."""
     tower = make(config.vision, config.embed_dim or 1, rngs=rngs)

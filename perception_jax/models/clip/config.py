@@ -207,6 +207,12 @@ class ClipConfig:
             embed_dim=config["embed_dim"],
         )
 
+    @staticmethod
+    def is_openai(shapes: Mapping[str, tuple[int, ...]]) -> bool:
+        """Whether tensors are those of OpenAI's own archives, which need no settings."""
+        marks = {"input_resolution", "context_length", "vocab_size", "visual.proj"}
+        return marks <= shapes.keys()
+
     @classmethod
     def from_openai(cls, shapes: Mapping[str, tuple[int, ...]]) -> ClipConfig:
         """From the tensors of OpenAI's own archives, whose heads are 64 wide.

@@ -12,8 +12,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from perception_jax.errors import ConfigError
+from perception_jax.interop.rules import RuleTable
 from perception_jax.models import timm
 from perception_jax.models.dinov2.config import Dinov2Config
+from perception_jax.models.dinov2.params import REFERENCE_RENAMES
 from perception_jax.models.timm import Size
 
 _HEAD_WIDTH = 64
@@ -29,6 +31,18 @@ _SIZES = {
 def is_dinov2(architecture: str) -> bool:
     """Whether timm's name is one of a DINOv2."""
     return bool(_NAME.fullmatch(architecture))
+
+
+def read(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, Dinov2Config] | None:
+    """Layout and configuration of tensors that need no settings; None for another model's.
+
+    Raises:
+      ConfigError: as `from_shapes`.
+    """
+    rename = RuleTable(rules=(), renames=REFERENCE_RENAMES).rename
+    renamed = {rename(name): shape for name, shape in shapes.items()}
+    layout = layout_of(renamed)
+    return None if layout is None else (layout, from_shapes(renamed, layout))
 
 
 def layout_of(shapes: Mapping[str, tuple[int, ...]]) -> str | None:

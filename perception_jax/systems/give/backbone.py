@@ -17,7 +17,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from perception_jax import api
-from perception_jax.data.processors import ImageProcessor, Mode
+from perception_jax.data.processors import Mode
 from perception_jax.data.tokenization import ClipTokenizer
 from perception_jax.data.views import at_size
 from perception_jax.errors import ConfigError
@@ -147,10 +147,7 @@ def published_backbone(name: str) -> LoadedBackbone:
         raise ConfigError(f"expected one of {', '.join(PUBLISHED)}, found {name!r}.")
     config = PUBLISHED[name]()
     model = nnx.eval_shape(lambda: build_backbone(config, rngs=nnx.Rngs(params=0)))
-    architecture = architecture_of(config)
-    image = ImageProcessor(
-        size=architecture.image_size(config), mean=architecture.mean, std=architecture.std
-    )
+    image = architecture_of(config).image_processor(config, "hf")
     processor = api.Processor(image=image, tokenizer=None)
     return LoadedBackbone(name=name, model=model, config=config, processor=processor)
 

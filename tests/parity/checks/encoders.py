@@ -14,8 +14,10 @@ from flax import nnx
 
 from perception_jax.interop.checkpoint_dir import open_checkpoint
 from perception_jax.interop.load import load_params
+from perception_jax.models.architecture import Architecture
+from perception_jax.models.identify import open_clip_architecture
 from perception_jax.models.params import flatten, unflatten
-from perception_jax.models.registry import Architecture, architecture, open_clip_architecture
+from perception_jax.models.registry import architecture
 from perception_jax.nn.taps import Taps
 from tests.parity.cases import Case, assert_close, check
 from tests.parity.measures import Row

@@ -1,0 +1,30 @@
+"""`load` a checkpoint from a folder, a file, the hub or the package, `export` one.
+
+Four layouts are read and written:
+
+- "hf": `config.json`, safetensors, `preprocessor_config.json`, tokenizer files; `transformers`
+  loads the folder unchanged;
+- "reference": the authors' names; open_clip loads the folder (`open_clip_config.json`), and for
+  DINOv2, which has no settings, `load_state_dict` of the authors' model its one file;
+- "timm": timm's names and `config.json`, for DINOv2 and for image towers alone;
+- "jax": our own leaf paths (`vision/blocks/attention/q_proj/kernel`), with the settings of "hf" or
+  of what else the architecture has.
+"""
+
+from perception_jax.api.exporting import export, table_of
+from perception_jax.api.loaded import Loaded, Processor
+from perception_jax.api.loading import load
+from perception_jax.api.locate import SHIPPED, find, shipped_folder
+from perception_jax.interop.source import Layout
+
+__all__ = [
+    "SHIPPED",
+    "Layout",
+    "Loaded",
+    "Processor",
+    "export",
+    "find",
+    "load",
+    "shipped_folder",
+    "table_of",
+]

@@ -1,0 +1,108 @@
+"""`export`: a model and its processor to a folder that other programs load."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import tempfile
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+
+from perception_jax.api.loaded import Loaded
+from perception_jax.data import processor_formats
+from perception_jax.data.processors import ImageProcessor
+from perception_jax.errors import ConfigError
+from perception_jax.interop.checkpoint_dir import OPEN_CLIP_SINGLE, SINGLE
+from perception_jax.interop.export import export_params
+from perception_jax.interop.rules import RuleTable
+from perception_jax.interop.source import OPEN_CLIP_CONFIG, Layout
+from perception_jax.interop.writer import MAX_SHARD, write_checkpoint
+from perception_jax.models.architecture import Architecture, Tokenizer
+from perception_jax.models.params import flatten
+from perception_jax.models.registry import architecture_of
+
+
+def export(
+    loaded: Loaded,
+    directory: str | os.PathLike[str],
+    *,
+    layout: Layout = "hf",
+    overwrite: bool = False,
+) -> None:
+    """Writes a checkpoint folder, whole or not at all.
+
+    Args:
+      loaded: from `load`, or built around a model of your own.
+      directory: new or empty, unless `overwrite`.
+      layout: see the module.
+
+    Raises:
+      CheckpointError: the folder is not empty, the disk is full, or the layout has no place for
+        one of the leaves.
+      ConfigError: the layout cannot express the configuration.
+    """
+    arch = architecture_of(loaded.config)
+    write = arch.write_config.get(arch.settings_layout(layout))
+    if write is None:
+        known = [*arch.write_config, *(["jax"] if "hf" in arch.write_config else [])]
+        raise ConfigError(
+            f"{arch.name} has no configuration file in the layout {layout!r}; it has: "
+            f"{', '.join(dict.fromkeys(known))}. Use one of these."
+        )
+    params = flatten(loaded.model)
+    settings = write(loaded.config)
+    if layout == "hf":
+        settings = settings | _mixed_dtype(params)
+    files = _settings_files(arch, layout, settings, loaded.processor.image)
+    write_checkpoint(
+        directory,
+        export_params(arch.table(layout, loaded.config, params), params),
+        extras=files | _tokenizer_files(loaded.processor.tokenizer),
+        # open_clip and timm read no shards, and open_clip looks for a name of its own.
+        weights=OPEN_CLIP_SINGLE if OPEN_CLIP_CONFIG in files else SINGLE,
+        max_shard_bytes=MAX_SHARD if layout in ("hf", "jax") else 2**63,
+        overwrite=overwrite,
+    )
+
+
+def table_of(loaded: Loaded, layout: Layout) -> RuleTable:
+    """The name rules by which `export` writes a model in a layout."""
+    arch = architecture_of(loaded.config)
+    return arch.table(layout, loaded.config, flatten(loaded.model))
+
+
+def _mixed_dtype(params: Mapping[str, Any]) -> dict[str, str]:
+    """The dtype that holds all leaves, where they differ: transformers loads every leaf as the
+    first one in the file unless the settings say otherwise."""
+    dtypes = {x.dtype for x in params.values() if jnp.issubdtype(x.dtype, jnp.floating)}
+    return {"torch_dtype": jnp.result_type(*dtypes).name} if len(dtypes) > 1 else {}
+
+
+def _settings_files(
+    arch: Architecture,
+    layout: Layout,
+    settings: dict[str, Any] | None,
+    image: ImageProcessor | None,
+) -> dict[str, Any]:
+    if settings is None:
+        return {}
+    if layout == "reference":
+        preprocess = {"preprocess_cfg": processor_formats.to_open_clip(image)} if image else {}
+        return {OPEN_CLIP_CONFIG: {"model_cfg": settings} | preprocess}
+    if layout == "timm":
+        weights = settings["pretrained_cfg"] | (processor_formats.to_timm(image) if image else {})
+        return {"config.json": settings | {"pretrained_cfg": weights}}
+    if layout == "jax":
+        settings = settings | {"perception_jax_layout": "jax", "model_type": arch.name}
+    preprocessor = {"preprocessor_config.json": image.to_hf()} if image else {}
+    return {"config.json": settings} | preprocessor
+
+
+def _tokenizer_files(tokenizer: Tokenizer | None) -> dict[str, bytes]:
+    if tokenizer is None:
+        return {}
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save(folder)
+        return {item.name: item.read_bytes() for item in pathlib.Path(folder).iterdir()}

@@ -1,0 +1,77 @@
+"""What belongs to a loaded checkpoint: the model, its configuration, its processor."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from perception_jax.data import images as image_files
+from perception_jax.data.processors import ImageProcessor
+from perception_jax.data.records import Image
+from perception_jax.errors import CheckpointError
+from perception_jax.interop.report import KeyReport
+from perception_jax.models.architecture import Tokenizer
+from perception_jax.ops.image import normalise
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Processor:
+    """Raw images and texts to what the model takes.
+
+    Attributes:
+      image: resize and crop on the host, and the mean and standard deviation; None for a model
+        that takes no images.
+      tokenizer: None if the checkpoint carries no vocabulary, or one that is not read here.
+    """
+
+    image: ImageProcessor | None
+    tokenizer: Tokenizer | None
+
+    def images(self, images: Sequence[Image]) -> Float[Array, "B S S 3"]:
+        """Decodes (arrays, bytes or paths), processes and normalises.
+
+        Raises:
+          CheckpointError: the model takes no images.
+          ImageError: an image cannot be decoded.
+        """
+        if self.image is None:
+            raise CheckpointError("this model takes no images.")
+        pixels = np.stack([self.image(image_files.decode(image)).pixels for image in images])
+        return normalise(jax.numpy.asarray(pixels), self.image.mean, self.image.std)
+
+    def texts(self, texts: Sequence[str]) -> Int[Array, "B T"]:
+        """Token ids, padded to the context length.
+
+        Raises:
+          CheckpointError: the checkpoint came without a tokenizer.
+        """
+        if self.tokenizer is None:
+            raise CheckpointError(
+                "this checkpoint came without a tokenizer that is read here: expected CLIP's (a "
+                "tokenizer.json, or vocab.json and merges.txt) or SigLIP's (tokenizer.json or "
+                "spiece.model) in its folder. Add the files and load again, or pass token ids."
+            )
+        return jax.numpy.asarray(self.tokenizer(texts).ids)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A model with all that is needed to use it and to write it again.
+
+    Attributes:
+      model: the NNX module.
+      config: its frozen dataclass, e.g. `ClipConfig`.
+      processor: of images and texts.
+      report: what happened to each of the checkpoint's keys; None for a model not read from one.
+    """
+
+    model: nnx.Module
+    config: Any
+    processor: Processor
+    report: KeyReport | None = None

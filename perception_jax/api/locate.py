@@ -1,0 +1,42 @@
+"""Where a checkpoint lies: a path, the name of shipped weights, or a hub id."""
+
+from __future__ import annotations
+
+import importlib.resources
+import os
+import pathlib
+
+from perception_jax.errors import CheckpointError
+from perception_jax.interop import hub
+from perception_jax.interop.checkpoint_dir import WEIGHT_SUFFIXES
+
+SHIPPED = ("scenes-clip",)
+"""Weights inside the package, by name."""
+
+
+def find(source: str | os.PathLike[str]) -> pathlib.Path:
+    """The folder or file of a checkpoint: a path, the name of shipped weights, or a hub id, which
+    is fetched.
+
+    Raises:
+      CheckpointError: there is no such thing.
+    """
+    path = pathlib.Path(source)
+    if path.is_dir():
+        return path
+    name = os.fspath(source)
+    if name in SHIPPED:
+        return shipped_folder(name)
+    if path.is_file():
+        return path
+    if name.count("/") != 1 or name.startswith((".", "/")) or name.endswith(WEIGHT_SUFFIXES):
+        raise CheckpointError(
+            f"{name!r} is neither a folder or file, nor shipped weights ({', '.join(SHIPPED)}), "
+            "nor a hub id of the form owner/name."
+        )
+    return hub.fetch(name)
+
+
+def shipped_folder(name: str) -> pathlib.Path:
+    """Where weights of that name lie in the package."""
+    return pathlib.Path(str(importlib.resources.files("perception_jax") / "weights" / name))

@@ -1,0 +1,49 @@
+"""DINOv2's checkpoints, with and without registers."""
+
+from __future__ import annotations
+
+from perception_jax.data.processors import ImageProcessor
+from perception_jax.models import timm
+from perception_jax.models.architecture import Architecture, Claim, crop_of
+from perception_jax.models.dinov2 import names
+from perception_jax.models.dinov2.config import Dinov2Config
+from perception_jax.models.dinov2.modeling import Dinov2
+from perception_jax.models.dinov2.params import TABLES
+from perception_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD
+
+
+def _image_processor(_: Dinov2Config, layout: str) -> ImageProcessor:
+    # The published evaluation size, not that of the stored grid of positions.
+    return ImageProcessor(
+        size=224, resize=256, mode=crop_of(layout), mean=IMAGENET_MEAN, std=IMAGENET_STD
+    )
+
+
+ARCHITECTURES = (
+    Architecture(
+        name="dinov2",
+        model_types=("dinov2_with_registers",),
+        build=Dinov2,
+        owns=lambda config: isinstance(config, Dinov2Config),
+        read_config={
+            "hf": Dinov2Config.from_hf,
+            "timm": names.from_timm,
+            "jax": Dinov2Config.from_jax,
+        },
+        write_config={
+            "hf": Dinov2Config.to_hf,
+            "reference": names.check_reference,
+            "timm": names.to_timm,
+            "jax": Dinov2Config.to_jax,
+        },
+        tables=TABLES,
+        claims={
+            "timm": Claim(
+                lambda settings: names.is_dinov2(timm.name(settings)),
+                "e.g. vit_base_patch14_dinov2",
+            )
+        },
+        read_names=names.read,
+        image_processor=_image_processor,
+    ),
+)

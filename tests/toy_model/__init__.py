@@ -1,0 +1,1 @@
+"""An architecture outside the library: what a folder below `models` holds, in small."""
