@@ -57,7 +57,13 @@ def read_text(text: Mapping[str, Any], *, act: str) -> TextConfig:
     Raises:
       ConfigError: it describes another text tower, such as one of Hugging Face.
     """
-    check("text_cfg", text, ("context_length", "vocab_size", "heads"))
+    check("text_cfg", text, ("context_length", "vocab_size", "heads", "pool_type", "eos_id"))
+    pool = text.get("pool_type", "argmax")
+    if pool not in ("argmax", "eos"):
+        raise ConfigError(
+            f"open_clip's text_cfg: expected pool_type 'argmax' or 'eos', found {pool!r}, which "
+            "would make another tower than the one that is built here."
+        )
     width = text.get("width", 512)
     return TextConfig(
         vocab_size=text.get("vocab_size", 49408),
@@ -68,12 +74,15 @@ def read_text(text: Mapping[str, Any], *, act: str) -> TextConfig:
         mlp_dim=int(width * text.get("mlp_ratio", 4.0)),
         act=act,
         eps=eps(text),
+        end_id=text.get("eos_id", 2) if pool == "eos" else None,
     )
 
 
 def write_text(text: TextConfig) -> dict[str, Any]:
-    """The inverse of `read_text`."""
+    """The inverse of `read_text`; an end token that is the largest id is read by "argmax"."""
+    by_id = text.pool == "end" and text.end_id not in (None, text.vocab_size - 1)
     return {
+        **({"pool_type": "eos", "eos_id": text.end_id} if by_id else {}),
         "context_length": text.context,
         "vocab_size": text.vocab_size,
         "width": text.width,

@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Int
 
+from perception_jax.errors import ConfigError
 from perception_jax.nn import stack
 from perception_jax.nn.attention import Attention
 from perception_jax.nn.linear import Linear, lookup
@@ -26,9 +27,12 @@ from perception_jax.ops.sharding import constrain
 class TextConfig:
     """Attributes:
     act: one of `nn.mlp.ACTIVATIONS`; it belongs to the weights.
-    pool: "end" reads the causal tower at the largest id, which is the end token (CLIP); "last"
-      reads a tower without any mask at the last position (SigLIP).
+    pool: "end" reads the causal tower at the end token (CLIP); "last" reads a tower without any
+      mask at the last position (SigLIP).
     projection_bias: whether the projection to the joint space has a bias.
+    end_id: the end token; pooling "end" reads at its first occurrence. None reads at the largest
+      id, as OpenAI's code does: right as long as no token lies behind the end token.
+    start_id, pad_id: of the tokenizer, where the settings say them; the tower does not use them.
     """
 
     vocab_size: int = 49408
@@ -41,6 +45,16 @@ class TextConfig:
     eps: float = 1e-5
     pool: Literal["end", "last"] = "end"
     projection_bias: bool = False
+    end_id: int | None = None
+    start_id: int | None = None
+    pad_id: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.end_id is not None and not 0 <= self.end_id < self.vocab_size:
+            raise ConfigError(
+                f"text tower: expected an end token among its {self.vocab_size} ids, found "
+                f"{self.end_id}. Is it the vocabulary of this model?"
+            )
 
 
 class TextTower(nnx.Module):
@@ -49,6 +63,7 @@ class TextTower(nnx.Module):
     def __init__(self, config: TextConfig, embed_dim: int, *, rngs: nnx.Rngs):
         width = config.width
         self.pool = config.pool
+        self.end_id = config.end_id
         self.token_embedding = nnx.Param(
             0.02 * jax.random.normal(rngs.params(), (config.vocab_size, width))
         )
@@ -68,7 +83,7 @@ class TextTower(nnx.Module):
 
     def __call__(
         self,
-        ids: Int[Array, "B T"],
+        ids: Int[Array | np.ndarray, "B T"],
         *,
         taps: Taps | None = None,
         dtype: np.typing.DTypeLike = jnp.float32,
@@ -81,16 +96,25 @@ class TextTower(nnx.Module):
 
         Returns:
           `tokens` after the final norm, `pooled` the row that is read.
+
+        Raises:
+          ConfigError: texts longer than the context; outside of a compiled function also ids
+            outside of the vocabulary and rows without the end token. A compiled function cannot
+            raise: its tokens are NaN from an id outside of the vocabulary on.
         """
         refuse_pool(taps)
         count = ids.shape[1]
+        self._check(ids)
+        ids = jnp.asarray(ids)
+        known = (ids >= 0) & (ids < self.token_embedding.shape[0])
         x = lookup(self.token_embedding[...], ids, dtype)
+        x = jnp.where(known[..., None], x, jnp.nan)  # a lookup alone clamps
         x = x + self.position_embedding[...][:count].astype(dtype)
         causal = jnp.tril(jnp.ones((1, 1, count, count), bool)) if self.pool == "end" else None
         out = stack.run(self.blocks, x, mask=causal, taps=taps, remat=remat)
         tokens = constrain(self.norm_final(out.x), "batch")
         if self.pool == "end":
-            end = jnp.argmax(ids, axis=1)
+            end = first_end(ids, self.end_id)
             pooled = jnp.take_along_axis(tokens, end[:, None, None], axis=1)[:, 0]
         else:
             pooled = tokens[:, -1]
@@ -101,3 +125,34 @@ class TextTower(nnx.Module):
             hidden=out.hidden,
             attention=out.attention,
         )
+
+    def _check(self, ids: Int[Array | np.ndarray, "B T"]) -> None:
+        vocab_size, context = self.token_embedding.shape[0], self.position_embedding.shape[0]
+        if ids.shape[1] > context:
+            raise ConfigError(
+                f"text tower: expected texts of at most {context} tokens, found {ids.shape[1]}."
+            )
+        if isinstance(ids, jax.core.Tracer) or not ids.size:
+            return
+        if isinstance(ids, jax.Array) and not ids.is_fully_addressable:
+            return  # spread over processes
+        values = np.asarray(ids)
+        if values.min() < 0 or values.max() >= vocab_size:
+            wrong = values[(values < 0) | (values >= vocab_size)]
+            raise ConfigError(
+                f"text tower: expected ids of 0 to {vocab_size - 1}, found {wrong[0]} (one of "
+                f"{wrong.size}). Do the ids come from this model's tokenizer?"
+            )
+        if self.pool == "end" and self.end_id is not None:
+            without = np.flatnonzero(~(values == self.end_id).any(axis=1))
+            if without.size:
+                raise ConfigError(
+                    f"text tower: expected the end token {self.end_id} in every text, where the "
+                    f"tower is read; found none in row {without[0]} (one of {without.size})."
+                )
+
+
+def first_end(ids: Int[Array, "B T"], end_id: int | None) -> Int[Array, "B"]:
+    """Where a text ends: the first position of the end token, or of the largest id if `end_id` is
+    None. A row without an end token gives 0, as in `transformers`."""
+    return jnp.argmax(ids if end_id is None else ids == end_id, axis=1)

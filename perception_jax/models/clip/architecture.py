@@ -63,7 +63,7 @@ ARCHITECTURES = (
         build=functools.partial(towers.build, VisionTower),
         owns=lambda config: towers.is_tower(config, VisionConfig),
         read_config={
-            "hf": lambda s: TowerConfig(vision=VisionConfig.from_hf(s.get("vision_config", s))),
+            "hf": lambda s: TowerConfig(vision=VisionConfig.from_hf(s)),
             "reference": lambda s: TowerConfig(vision=VisionConfig.from_open_clip(s)),
             "timm": lambda s: TowerConfig(vision=clip_timm.read(s)),
         },

@@ -11,6 +11,7 @@ from perception_jax.errors import ConfigError
 from perception_jax.models import open_clip
 from perception_jax.models.towers import known_act
 from perception_jax.nn.text_tower import TextConfig
+from perception_jax.settings import Integer, Optional, check
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,11 +34,14 @@ class VisionConfig:
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> VisionConfig:
-        """From the `vision_config` of Hugging Face, or the `config.json` of a tower alone.
+        """From the `config.json` of Hugging Face, its `vision_config`, or that of a tower alone.
 
         Keys that are left out take the defaults of `transformers.CLIPVisionConfig`.
+
+        Raises:
+          ConfigError: an unknown activation.
         """
-        tower = _HF_VISION_DEFAULTS | dict(config)
+        tower = _hf_tower(config, "vision_config", _HF_VISION_DEFAULTS)
         return cls(
             image_size=tower["image_size"], patch_size=tower["patch_size"], **_from_hf_tower(tower)
         )
@@ -152,35 +156,38 @@ class ClipConfig:
           ConfigError: the file lacks a tower, or names an unknown activation.
         """
         for name in ("vision_config", "text_config"):
-            if name not in config:
+            if name not in config and f"{name}_dict" not in config:
                 raise ConfigError(
                     f"config.json has no {name!r}; expected a Hugging Face CLIP configuration, "
                     f"found the keys {sorted(config)}"
                 )
-        vision = config["vision_config"] or {}
-        text = _HF_TEXT_DEFAULTS | dict(config["text_config"] or {})
+        vision = config.get("vision_config") or {}
+        text = _hf_tower(config, "text_config", _HF_TEXT_DEFAULTS)
         return cls(
-            vision=VisionConfig.from_hf(vision),
+            vision=VisionConfig.from_hf(config),
             text=TextConfig(
                 vocab_size=text["vocab_size"],
                 context=text["max_position_embeddings"],
                 **_from_hf_tower(text),
+                **_from_hf_ids(text),
             ),
             embed_dim=config.get("projection_dim", vision.get("projection_dim", 512)),
             logit_scale_init=config.get("logit_scale_init_value", 2.6592),
         )
 
     def to_hf(self) -> dict[str, Any]:
-        """The `config.json` that `transformers.CLIPModel` loads."""
+        """The `config.json` that `transformers.CLIPModel` loads.
+
+        Raises:
+          ConfigError: an end token with the id 2, which Hugging Face takes for "the largest id".
+        """
         vision = self.vision.to_hf() | {"projection_dim": self.embed_dim}
         text = _to_hf_tower(self.text) | {
             "model_type": "clip_text_model",
             "vocab_size": self.text.vocab_size,
             "max_position_embeddings": self.text.context,
             "projection_dim": self.embed_dim,
-            "bos_token_id": self.text.vocab_size - 2,
-            "eos_token_id": self.text.vocab_size - 1,
-            "pad_token_id": self.text.vocab_size - 1,
+            **_to_hf_ids(self.text),
         }
         return {
             "architectures": ["CLIPModel"],
@@ -293,6 +300,9 @@ _HF_TEXT_DEFAULTS = {
     "hidden_act": "quick_gelu",
     "layer_norm_eps": 1e-5,
 }
+_END_ID, _LARGEST = 49407, 2
+"""Default of `eos_token_id`, and its value in files from before it was read."""
+_ID = Integer(0, 2**31 - 1)
 _HF_NAMES = {
     "width": "hidden_size",
     "depth": "num_hidden_layers",
@@ -301,6 +311,45 @@ _HF_NAMES = {
     "act": "hidden_act",
     "eps": "layer_norm_eps",
 }
+
+
+def _hf_tower(config: Mapping[str, Any], name: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of one tower: of a whole `config.json`, or as they are.
+
+    As in `transformers`, an old `vision_config_dict` or `text_config_dict` replaces what stands in
+    `vision_config` or `text_config`, with the defaults of the keys that it leaves out.
+    """
+    old = f"{name}_dict"
+    if not {name, old} & config.keys():
+        return {**defaults, **config}
+    tower = {**defaults, **(config.get(name) or {})}
+    if config.get(old) is not None:
+        tower |= {**defaults, **config[old]}
+    return tower
+
+
+def _from_hf_ids(text: Mapping[str, Any]) -> dict[str, int | None]:
+    """Special ids. `eos_token_id` 2 means the largest id, as in `transformers`; so does its default
+    in a smaller vocabulary, which `transformers` also writes where nobody set it."""
+    end = check(text.get("eos_token_id", _END_ID), _ID, "text_config: eos_token_id")
+    if end == _END_ID >= text["vocab_size"]:
+        end = _LARGEST
+    others = {
+        ours: check(text.get(theirs), Optional(_ID), f"text_config: {theirs}")
+        for ours, theirs in (("start_id", "bos_token_id"), ("pad_id", "pad_token_id"))
+    }
+    return {"end_id": None if end == _LARGEST else end, **others}
+
+
+def _to_hf_ids(text: TextConfig) -> dict[str, int]:
+    if text.end_id == _LARGEST:
+        raise ConfigError(
+            f"Hugging Face reads a text tower whose eos_token_id is {_LARGEST} at the largest id; "
+            f"this one has its end token there: export in the 'reference' layout."
+        )
+    end = _LARGEST if text.end_id is None else text.end_id
+    ids = {"bos_token_id": text.start_id, "eos_token_id": end, "pad_token_id": text.pad_id}
+    return {name: value for name, value in ids.items() if value is not None}
 
 
 def _from_hf_tower(tower: Mapping[str, Any]) -> dict[str, Any]:

@@ -137,6 +137,7 @@ class SiglipConfig:
                     f"config.json has no {name!r}; expected a Hugging Face SigLIP configuration, "
                     f"found the keys {sorted(config)}"
                 )
+            _check_old_settings(config, name)
         vision = SiglipVisionConfig.from_hf(config["vision_config"] or {})
         text = _HF_TEXT_DEFAULTS | dict(config["text_config"] or {})
         if text.get("projection_size") not in (None, vision.width):
@@ -321,6 +322,17 @@ _HF_DEFAULTS = {
 }
 _HF_VISION_DEFAULTS = _HF_DEFAULTS | {"image_size": 224, "patch_size": 16}
 _HF_TEXT_DEFAULTS = _HF_DEFAULTS | {"vocab_size": 32000, "max_position_embeddings": 64}
+
+
+def _check_old_settings(config: Mapping[str, Any], name: str) -> None:
+    """`transformers` ignores a `text_config_dict` of SigLIP, other than that of CLIP."""
+    tower, old = config[name] or {}, config.get(f"{name}_dict") or {}
+    other = {key: value for key, value in old.items() if tower.get(key) != value}
+    if other:
+        raise ConfigError(
+            f"config.json: expected {name}_dict to repeat {name}, found other values of "
+            f"{', '.join(sorted(other))}. Keep the right ones, in {name}."
+        )
 
 
 def _from_hf_tower(tower: Mapping[str, Any]) -> dict[str, Any]:

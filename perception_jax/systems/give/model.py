@@ -23,7 +23,7 @@ from perception_jax.models import shardings as models
 from perception_jax.nn import stack
 from perception_jax.nn.mlp import gelu
 from perception_jax.nn.taps import Taps
-from perception_jax.nn.text_tower import TextTower
+from perception_jax.nn.text_tower import TextTower, first_end
 from perception_jax.nn.towers import TowerOutput
 from perception_jax.ops.losses import unit
 from perception_jax.systems.give.adapter import AdapterConfig, AgAdapter, Instruction, linear
@@ -233,22 +233,25 @@ def instruct(
     out = tower(ids, dtype=dtype)
     return Instruction(
         states=out.tokens,
-        mask=instruction_mask(ids, tower.pool),
+        mask=instruction_mask(ids, tower.pool, tower.end_id),
         embedding=unit(out.embedding),
         strength=jnp.float32(strength),
     )
 
 
-def instruction_mask(ids: Int[Array, "B T"], pool: str) -> Bool[Array, "B T"]:
+def instruction_mask(
+    ids: Int[Array, "B T"], pool: str, end_id: int | None = None
+) -> Bool[Array, "B T"]:
     """True up to and including the first end token, whatever the padding is.
 
     Args:
-      pool: how the text tower is read: at its largest id, the end token ("end"), or at its last
-        position ("last"; the end token is SigLIP's, and without one all tokens count).
+      pool: how the text tower is read: at its end token ("end"), or at its last position ("last";
+        the end token is SigLIP's, and without one all tokens count).
+      end_id: of a tower that is read at its end token; None for the largest id.
     """
     positions = jnp.arange(ids.shape[1])
     if pool == "end":
-        end = jnp.argmax(ids, axis=1)
+        end = first_end(ids, end_id)
     else:
         found = ids == SIGLIP_END
         end = jnp.where(found.any(axis=1), jnp.argmax(found, axis=1), ids.shape[1] - 1)

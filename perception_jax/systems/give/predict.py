@@ -248,8 +248,8 @@ def _words(
 ) -> Bool[Array, "n T"]:
     """Which tokens of each instruction are words, not its start or end."""
     ids = encoder.processor.texts(texts)
-    pool = model.backbone.text.pool
-    mask = instruction_mask(ids, pool)
+    tower = model.backbone.text
+    mask = instruction_mask(ids, tower.pool, tower.end_id)
     inner = jnp.arange(ids.shape[1]) < mask.sum(axis=1, keepdims=True) - 1
-    words = inner.at[:, 0].set(False) if pool == "end" else mask & (ids != SIGLIP_END)
+    words = inner.at[:, 0].set(False) if tower.pool == "end" else mask & (ids != SIGLIP_END)
     return words[:, : told.mask.shape[1]]
