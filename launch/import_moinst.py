@@ -118,7 +118,8 @@ def _published(flags: Mapping[str, Any]) -> None:
         keys = ", ".join(f"{key} {count:,}" for key, count in rows.keys.items())
         print(f"{part}: keys of the rows: {keys}")
         for sample in rows.samples:
-            print(f"  {json.dumps(sample, ensure_ascii=False)}")
+            text = json.dumps(sample, ensure_ascii=False)
+            print(f"  {text.encode('utf-8', 'backslashreplace').decode()}")
     shares = "".join(f", {name} {share:.0%}" for name, share in imported.shares.items())
     print(f"class names: {imported.table}{shares}")
     for line in imported.warnings():
@@ -176,8 +177,9 @@ def _image_ids(paths: Iterable[str]) -> set[Any]:
     found = set()
     for path in paths:
         content = fields.mapping(fields.read_json(path), path)
-        entries = fields.list_of(fields.mapping)(content.get("images"), f"{path}: images")
-        found |= {entry.get("id") for entry in entries}
+        entries = fields.required(content, "images", fields.list_of(fields.mapping), path)
+        for k, entry in enumerate(entries):
+            found.add(fields.required(entry, "id", fields.identity, f"{path}: images[{k}]"))
     return found
 
 

@@ -7,6 +7,7 @@ import json
 import pathlib
 import pickle
 
+import numpy as np
 import PIL.Image
 import pytest
 
@@ -396,8 +397,13 @@ def test_parquet_with_other_columns(tmp_path):
     assert ParquetSource(path, image_column="picture", caption_column=None)[0].captions == ()
     with pytest.raises(DataError, match=r"no column 'pictures'. Did you mean 'picture'"):
         ParquetSource(path, image_column="pictures", caption_column=None)
-    with pytest.raises(DataError, match="texts: expected binary"):
-        ParquetSource(path, image_column="texts", caption_column=None)
+    for columns, message in (
+        ({"image_column": "texts", "caption_column": None}, "texts: expected binary"),
+        ({"caption_column": "key"}, "key: expected texts or lists of them, found int64"),
+        ({"caption_column": None, "id_column": "texts"}, "texts: expected texts or whole numbers"),
+    ):
+        with pytest.raises(DataError, match=message):
+            ParquetSource(path, **{"image_column": "picture", **columns})
 
 
 def test_parquet_faults(tmp_path):
@@ -408,6 +414,15 @@ def test_parquet_faults(tmp_path):
     path = parquet(tmp_path / "y.parquet", {"image": [png(), None], "caption": ["a", "b"]})
     with pytest.raises(DataError, match=r"y\.parquet: row 1: image: expected an image's bytes"):
         ParquetSource(path)[1]
+    pyarrow = pytest.importorskip("pyarrow")
+    bad = pyarrow.array([b"a", b"\xff"]).view(pyarrow.string())
+    path = parquet(
+        tmp_path / "z.parquet", {"image": [png()] * 2, "caption": bad, "key": ["a", None]}
+    )
+    with pytest.raises(DataError, match=r"z\.parquet: row 1: caption: expected UTF-8"):
+        ParquetSource(path)[1]
+    with pytest.raises(DataError, match=r"z\.parquet: row 1: key: expected an id, found none"):
+        ParquetSource(path, caption_column=None, id_column="key")[1]
 
 
 # --- TFDS ---------------------------------------------------------------------------------------
@@ -469,7 +484,9 @@ def test_tfds(tfds_data):
         assert int(images.decode(record.image)[0, 0, 0]) == 2
         assert record.captions == ("text 2",)
         assert record.objects == (
-            ObjectAnnotation(name="red fox", box=(2.0, 0.0, 8.0, 3.0), category_id=0),
+            ObjectAnnotation(
+                name="red fox", raw_name="red_fox", box=(2.0, 0.0, 8.0, 3.0), category_id=0
+            ),
             ObjectAnnotation(name="owl", box=(2.0, 0.0, 8.0, 3.0), category_id=1),
         )
         assert by_name["f0"].objects == ()
@@ -486,6 +503,56 @@ def test_tfds_faults(tfds_data):
         FeatureMap.of(data, boxes="objects/bbox")
     with pytest.raises(DataError, match="example 0: objects/label: expected an image"):
         TfdsSource(data, FeatureMap(image="objects/label"))
+
+
+def test_tfds_damage_is_that_of_one_record(tfds_data):
+    class Damaged:
+        """The prepared set, with some entries as a damaged array_record file gives them."""
+
+        def __init__(self, *bad):
+            self.bad = bad
+
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, index):
+            if index in self.bad:
+                raise RuntimeError("Corrupted Riegeli/records file: chunk header hash mismatch")
+            return tfds_data[0][index]
+
+    to_record = FeatureMap.of(tfds_data[0], captions="caption")
+    source = TfdsSource(Damaged(0, 2), to_record)
+    assert source[1].captions
+    for index in (0, 2):
+        with pytest.raises(DataError, match=rf"example {index}: cannot be read.*Corrupted"):
+            source[index]
+    with pytest.raises(DataError, match="example 0: cannot be read"):
+        TfdsSource(Damaged(0, 1, 2, 3), to_record)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"label": [0, 2]}, r"example 5: label\[1\]: expected a label below 2, found 2"),
+        ({"label": [0, -1]}, r"label\[1\]: expected a label below 2"),
+        ({"label": [0]}, "box: expected 1 boxes"),
+        ({"box": [[0, 0, 1, 1], [0, 0.5, 1, 0.5]]}, r"example 5: box\[1\]: expected x1 < x2"),
+        ({"box": [[0, 0, 1, 1], [0, 0, np.nan, 1]]}, r"box\[1\]: expected a list of 4 finite"),
+        ({"box": [[0, 0, 1, 1], [0, 0, 2, 1]]}, r"box\[1\]: .*leaves the image of 8×6"),
+        ({"text": b"\xff"}, "example 5: text: expected UTF-8"),
+        ({"text": [b"a", 3]}, "example 5: text: expected texts"),
+        ({"image": "x"}, "example 5: image: expected an image"),
+    ],
+)
+def test_tfds_examples_that_are_refused(change, message):
+    boxes, names = [[0, 0, 1, 1], [0, 0, 0.5, 1]], ("Q", "q")
+    sound = {"image": png(), "text": b"a", "box": boxes, "label": [0, 1]}
+    to_record = FeatureMap(captions="text", boxes="box", labels="label", label_names=names)
+    assert [one.name for one in to_record(sound, 5).objects] == ["Q", "q"]
+    with pytest.raises(DataError, match=message):
+        to_record(sound | change, 5)
+    with pytest.raises(DataError, match="example 5: there is no feature 'text'"):
+        to_record({key: value for key, value in sound.items() if key != "text"}, 5)
 
 
 # --- Choosing a reader --------------------------------------------------------------------------

@@ -9,7 +9,10 @@ from typing import Any
 
 from perception_jax.data.moinst.record import MoinstImage, MoinstObject
 from perception_jax.data.sources import fields
+from perception_jax.data.sources.coco import read_tables
 from perception_jax.errors import DataError
+
+_SIDES = ("width", "height")
 
 
 class SourceBoxes:
@@ -20,19 +23,23 @@ class SourceBoxes:
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
-        content = fields.mapping(fields.read_json(path), str(path))
+        content = read_tables(path)
         self._boxes, self._sizes = {}, {}
-        for key in ("images", "annotations"):
-            if not isinstance(content.get(key), list):
-                raise DataError(
-                    f"{path}: expected a COCO or LVIS file with lists 'images' and 'annotations', "
-                    f"found the keys {sorted(content)}."
-                )
-        for entry in content["images"]:
-            self._sizes[entry.get("id")] = (entry.get("width"), entry.get("height"))
+        for k, entry in enumerate(content["images"]):
+            where = f"{path}: images[{k}]"
+            image_id = fields.required(entry, "id", fields.identity, where)
+            sides = (fields.required(entry, side, fields.side, where) for side in _SIDES)
+            self._sizes[image_id] = tuple(sides)
         for k, entry in enumerate(content["annotations"]):
-            box = fields.numbers(4)(entry.get("bbox"), f"{path}: annotations[{k}]: bbox")
-            self._boxes[entry.get("id")] = (entry.get("image_id"), entry.get("category_id"), box)
+            where = f"{path}: annotations[{k}]"
+            own, image_id = (
+                fields.required(entry, key, fields.identity, where) for key in ("id", "image_id")
+            )
+            category = fields.required(entry, "category_id", fields.identity, where)
+            box = fields.required(entry, "bbox", fields.numbers(4), where)
+            if own in self._boxes:
+                raise DataError(f"{where}: id: {own!r} is also that of another annotation.")
+            self._boxes[own] = (image_id, category, box)
 
     def fill(self, images: Iterable[MoinstImage]) -> tuple[tuple[MoinstImage, ...], int]:
         """Records with sizes and boxes where they had none, and how many boxes were found.

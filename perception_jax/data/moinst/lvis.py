@@ -86,18 +86,15 @@ def rebuild(
       DataError: not such a file, or no image can be chosen; naming the entry and the key.
     """
     for key in ("images", "annotations", "categories"):
-        if not isinstance(content.get(key), list):
+        if not isinstance(fields.mapping(content, where).get(key), list):
             raise DataError(
                 f"{where}: expected an LVIS file with lists 'images', 'annotations' and "
-                f"'categories', found the keys {sorted(content)}."
+                f"'categories', found the keys {fields.keys_of(content)}."
             )
     classes = choose_classes(content["categories"], config.classes, where)
     ids = {one.source_category_id: one.class_id for one in classes}
     annotated = _boxes_by_image(content["annotations"], ids, where)
-    entries = {
-        _get(entry, "id", fields.integer, f"{where}: images[{k}]"): entry
-        for k, entry in enumerate(content["images"])
-    }
+    entries = _by_id(content["images"], where)
     excluded = set(exclude) & entries.keys()
     kept, fixed = {}, {}
     for image_id, entry in entries.items():
@@ -130,7 +127,7 @@ def rebuild(
 
 
 def choose_classes(
-    categories: Sequence[Mapping[str, Any]], count: int, where: str = "LVIS"
+    categories: Sequence[Any], count: int, where: str = "LVIS"
 ) -> tuple[MoinstClass, ...]:
     """The categories that most images show, by ascending id.
 
@@ -142,21 +139,35 @@ def choose_classes(
     """
     entries = [fields.mapping(one, f"{where}: categories[{k}]") for k, one in enumerate(categories)]
     places = [f"{where}: categories[{k}]" for k in range(len(entries))]
-    names = [_get(one, "name", fields.text, at) for one, at in zip(entries, places, strict=True)]
+    names = [
+        fields.required(one, "name", fields.text, at)
+        for one, at in zip(entries, places, strict=True)
+    ]
     shared = collections.Counter(map(clean_name, names))
+    numbers = [
+        fields.required(one, "id", fields.integer, at)
+        for one, at in zip(entries, places, strict=True)
+    ]
+    if len(set(numbers)) < len(numbers):
+        raise DataError(f"{where}: categories: expected unique ids, found some twice.")
     ranked = sorted(
-        (-_get(one, "image_count", fields.integer, at), _get(one, "id", fields.integer, at), k)
-        for k, (one, at) in enumerate(zip(entries, places, strict=True))
-        if shared[clean_name(names[k])] == 1
+        (-fields.required(entries[k], "image_count", fields.integer, places[k]), numbers[k], k)
+        for k, name in enumerate(names)
+        if shared[clean_name(name)] == 1
     )
     chosen = sorted((number, k) for _, number, k in ranked[:count])
+    frequency, synonyms = fields.optional(fields.text), fields.list_of(fields.text)
     return tuple(
         MoinstClass(
             class_id=class_id,
             source_category_id=number,
             name=names[k],
-            frequency=entries[k].get("frequency"),
-            synonyms=tuple(s for s in entries[k].get("synonyms", ()) if s != names[k]),
+            frequency=frequency(entries[k].get("frequency"), f"{places[k]}: frequency"),
+            synonyms=tuple(
+                other
+                for other in synonyms(entries[k].get("synonyms", []), f"{places[k]}: synonyms")
+                if other != names[k]
+            ),
         )
         for class_id, (number, k) in enumerate(chosen)
     )
@@ -203,7 +214,17 @@ def balanced_images(kinds: Mapping[int, Collection[int]], count: int, seed: int)
 def draw(seed: int, *parts: int | str) -> str:
     """A random number of a seed and ids, as hexadecimal text: ascending, it is a random order."""
     text = ":".join(str(part) for part in (seed, *parts))
-    return hashlib.sha256(text.encode("ascii")).hexdigest()
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _by_id(images: Sequence[Any], where: str) -> dict[int, Mapping[str, Any]]:
+    entries: dict[int, Mapping[str, Any]] = {}
+    for k, entry in enumerate(images):
+        image_id = fields.required(entry, "id", fields.integer, f"{where}: images[{k}]")
+        if image_id in entries:
+            raise DataError(f"{where}: images[{k}]: id: {image_id} is also that of another image.")
+        entries[image_id] = entry
+    return entries
 
 
 def _boxes_by_image(
@@ -212,11 +233,13 @@ def _boxes_by_image(
     found: dict[int, list[_Box]] = {}
     for k, entry in enumerate(annotations):
         at = f"{where}: annotations[{k}]"
-        kind = ids.get(_get(entry, "category_id", fields.integer, at))
+        kind = ids.get(fields.required(entry, "category_id", fields.integer, at))
         if kind is not None:
-            box = _get(entry, "bbox", fields.numbers(4), at)
-            one = _Box(_get(entry, "id", fields.integer, at), kind, box)
-            found.setdefault(_get(entry, "image_id", fields.integer, at), []).append(one)
+            box = fields.required(entry, "bbox", fields.numbers(4), at)
+            own, image_id = (
+                fields.required(entry, key, fields.integer, at) for key in ("id", "image_id")
+            )
+            found.setdefault(image_id, []).append(_Box(own, kind, box))
     return found
 
 
@@ -284,14 +307,8 @@ def _record(
 
 
 def _file(entry: Mapping[str, Any], where: str) -> str:
-    return "/".join(_get(entry, "coco_url", fields.text, where).split("/")[-2:])
+    return "/".join(fields.required(entry, "coco_url", fields.file_name, where).split("/")[-2:])
 
 
 def _size(entry: Mapping[str, Any], where: str) -> tuple[int, int]:
-    return tuple(_get(entry, side, fields.integer, where) for side in ("width", "height"))
-
-
-def _get(entry: Any, key: str, check: fields.Check, where: str) -> Any:
-    if key not in fields.mapping(entry, where):
-        raise DataError(f"{where}: expected the key {key!r}, found only {sorted(entry)}.")
-    return check(entry[key], f"{where}: {key}")
+    return tuple(fields.required(entry, side, fields.side, where) for side in ("width", "height"))

@@ -206,7 +206,7 @@ class _Locator:
             return "/".join(path[-2:] or name) or None
         places = [path, path[-2:], name, *([folder, *name[-1:]] for folder in FOLDERS if name)]
         for place in places:
-            if place and ".." not in place and self._root.joinpath(*place).is_file():
+            if place and ".." not in place and os.path.isfile(self._root.joinpath(*place)):
                 return "/".join(place)
         return None
 

@@ -77,9 +77,15 @@ def read_rows(path: Any) -> Rows:
         rows=tuple(_row(entry) for entry in entries),
         keys=dict(keys.most_common()),
         samples=tuple(entries[:3]),
-        categories=beside.get("categories"),
+        categories=fields.optional(_list)(beside.get("categories"), f"{path}: categories"),
         sizes=_sizes(beside.get("images"), f"{path}: images"),
     )
+
+
+def _list(value: Any, where: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise fields.fail(where, "a list", value)
+    return value
 
 
 def _find_entries(content: Any, where: str) -> list[Mapping[str, Any]]:
@@ -96,7 +102,9 @@ def _find_entries(content: Any, where: str) -> list[Mapping[str, Any]]:
             place = f"{where}: {found[0]}" if found[0] else where
             entries = enumerate(lists[found[0]])
             return [fields.mapping(entry, f"{place}[{k}]") for k, entry in entries]
-    keys = f"the keys {sorted(lists)}" if isinstance(content, Mapping) else "none in the list"
+    keys = (
+        f"the keys {fields.keys_of(lists)}" if isinstance(content, Mapping) else "none in the list"
+    )
     raise DataError(
         f"{where}: expected a list of records with image_id and caption or captions, at the top or "
         f"under a key; found {keys if content else 'nothing'}."
@@ -143,13 +151,17 @@ def _texts(entry: Mapping[str, Any]) -> tuple[str, list[Any]]:
 
 
 def _identity(value: Any) -> int | str | None:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    return _text(value) or None
+    try:
+        return fields.integer(value, "")
+    except DataError:
+        return _text(value) or None
 
 
 def _text(value: Any) -> str:
-    return value.strip() if isinstance(value, str) else ""
+    try:
+        return fields.any_text(value, "").strip()
+    except DataError:
+        return ""
 
 
 def _sizes(entries: Any, where: str) -> dict[int | str, tuple[int, int]]:
@@ -158,7 +170,8 @@ def _sizes(entries: Any, where: str) -> dict[int | str, tuple[int, int]]:
     for k, entry in enumerate(entries if isinstance(entries, list) else ()):
         found = fields.mapping(entry, f"{where}[{k}]")
         number = _identity(found.get("id"))
-        sides = [found.get(side) for side in ("width", "height")]
-        if number is not None and all(isinstance(side, int) and side > 0 for side in sides):
-            sizes[number] = tuple(sides)
+        if number is not None and None not in (found.get("width"), found.get("height")):
+            sizes[number] = tuple(
+                fields.side(found[side], f"{where}[{k}]: {side}") for side in ("width", "height")
+            )
     return sizes

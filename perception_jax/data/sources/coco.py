@@ -31,6 +31,7 @@ from perception_jax.errors import DataError
 
 _LOGGER = logging.getLogger(__name__)
 _FEDERATED = ("neg_category_ids", "not_exhaustive_category_ids")
+_SIDES = ("width", "height")
 _NO_ID = np.iinfo(np.int64).min
 _PROBES = 8
 
@@ -123,8 +124,8 @@ class _Categories:
         first: dict[int, int] = {}
         for k, entry in enumerate(entries):
             where = f"{path}: categories[{k}]"
-            name = _get(entry, "name", fields.any_text, where)
-            number = _get(entry, "id", fields.integer, where)
+            name = fields.required(entry, "name", fields.any_text, where)
+            number = fields.required(entry, "id", fields.integer, where)
             if number in first:
                 raise DataError(
                     f"{where}: id: expected one that no other category has, found {number}, the "
@@ -159,8 +160,10 @@ class _Images:
         sides = []
         for k, entry in enumerate(entries):
             where = f"{path}: images[{k}]"
-            self.ids.append(_get(entry, "id", fields.identity, where))
-            sides.append([_get(entry, side, fields.side, where) for side in ("width", "height")])
+            self.ids.append(fields.required(entry, "id", fields.identity, where))
+            sides.append(
+                [fields.required(entry, side, fields.side, where) for side in ("width", "height")]
+            )
             self.files.append(_file_names(entry, where))
             self.captions.append(_image_captions(entry, where))
             self.federated.append(
@@ -175,7 +178,7 @@ class _Images:
 
     def row_of(self, entry: Any, where: str) -> int:
         """The row of the image that an annotation belongs to."""
-        image_id = _get(entry, "image_id", fields.identity, where)
+        image_id = fields.required(entry, "image_id", fields.identity, where)
         if image_id not in self.row:
             raise fields.fail(f"{where}: image_id", "an id of the images", image_id)
         return self.row[image_id]
@@ -213,7 +216,7 @@ class _Annotations:
                     f"{fields.keys_of(entry)}."
                 )
             else:
-                caption = _get(entry, "caption", fields.text, where).strip()
+                caption = fields.required(entry, "caption", fields.text, where).strip()
                 self.captions[row] = (*self.captions.get(row, ()), caption)
 
     def _add_object(self, entry: Mapping[str, Any], row: int, where: str) -> None:
@@ -238,7 +241,7 @@ class _Annotations:
         """The category id; `_NO_ID` for a captioned region of a file without categories."""
         if not self._categories.raw and "caption" in entry and "category_id" not in entry:
             return _NO_ID
-        number = _get(entry, "category_id", fields.integer, where)
+        number = fields.required(entry, "category_id", fields.integer, where)
         self._categories.check(number, f"{where}: category_id")
         return number
 
@@ -306,12 +309,6 @@ class _Root:
 
     def of(self, file_names: tuple[str, ...]) -> pathlib.Path:
         return self._folder / file_names[min(self._form, len(file_names) - 1)]
-
-
-def _get(entry: Any, key: str, check: fields.Check, where: str) -> Any:
-    if key not in fields.mapping(entry, where):
-        raise fields.fail_without(where, key, entry)
-    return check(entry[key], f"{where}: {key}")
 
 
 def _category_list(

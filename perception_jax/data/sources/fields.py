@@ -33,6 +33,7 @@ MAX_DEPTH = 32
 
 _MAX_INTEGER = 2**63 - 1
 _MAX_SIDE = 2**31 - 1
+_MAX_NAME, _MAX_PATH = 255, 2048
 
 Check = Callable[[Any, str], Any]
 """Takes a JSON value and where it stands; returns it in our types or raises `DataError`."""
@@ -79,6 +80,8 @@ def file_name(value: Any, where: str) -> str:
     """A string that can be a path."""
     if "\0" in text(value, where):
         raise fail(where, "a path without NUL characters", value)
+    if max(map(len, value.split("/"))) > _MAX_NAME or len(value) > _MAX_PATH:
+        raise fail(where, f"a path of names of at most {_MAX_NAME} letters", value)
     return value
 
 
@@ -146,6 +149,13 @@ def list_of(check: Check) -> Check:
     return check_all
 
 
+def required(entry: Any, key: str, check: Check, where: str) -> Any:
+    """The value of a key that a JSON object must have, checked."""
+    if key not in mapping(entry, where):
+        raise fail_without(where, key, entry)
+    return check(entry[key], f"{where}: {key}")
+
+
 def optional(check: Check) -> Check:
     """Null, or what `check` asks for."""
     return lambda value, where: None if value is None else check(value, where)
@@ -171,7 +181,8 @@ def plain_mapping(value: Any, where: str) -> Mapping[str, Any]:
 
 def text_mapping(value: Any, where: str) -> dict[str, str]:
     """A JSON object of texts."""
-    return {key: any_text(item, f"{where}.{key}") for key, item in mapping(value, where).items()}
+    found = mapping(value, where)
+    return {any_text(key, where): any_text(item, f"{where}.{key}") for key, item in found.items()}
 
 
 def entries(

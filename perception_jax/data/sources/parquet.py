@@ -58,7 +58,7 @@ class ParquetSource:
         for number, file in enumerate(self._files):
             opened = _open(file)
             _check_schema(opened.schema_arrow, self._columns, file)
-            _check_image_type(opened.schema_arrow.field(image_column).type, file, image_column)
+            _check_types(opened.schema_arrow, file, image_column, caption_column, id_column)
             metadata = opened.metadata
             for group in range(metadata.num_row_groups):
                 groups.append((number, group))
@@ -80,9 +80,17 @@ class ParquetSource:
         file = self._files[number]
         read = functools.partial(_read_group, file, group, self._columns)
         table = self._cache.get((number, group), read)
-        row = {name: table[name][index - int(self._starts[place])].as_py() for name in table}
         first_group = int(np.searchsorted(self._groups[:, 0], number))
-        return self._record(row, file, index - int(self._starts[first_group]))
+        row_number = index - int(self._starts[first_group])
+        row = {}
+        for name in table:
+            try:
+                row[name] = table[name][index - int(self._starts[place])].as_py()
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    f"{file}: row {row_number}: {name}: expected UTF-8 text ({error})."
+                ) from None
+        return self._record(row, file, row_number)
 
     def _record(self, row: dict[str, Any], file: pathlib.Path, number: int) -> records.Record:
         image = row[self._image]
@@ -91,6 +99,8 @@ class ParquetSource:
             raise DataError(
                 f"{file}: row {number}: {self._image}: expected an image's bytes, found none."
             )
+        if self._id is not None and row[self._id] in (None, ""):
+            raise DataError(f"{file}: row {number}: {self._id}: expected an id, found none.")
         name = f"{file.name}:{number}" if self._id is None else str(row[self._id])
         captions: Any = () if self._caption is None else row[self._caption]
         captions = (captions,) if isinstance(captions, str) else tuple(captions or ())
@@ -161,12 +171,29 @@ def _check_schema(schema: Any, columns: Iterable[str], file: pathlib.Path) -> No
             )
 
 
-def _check_image_type(kind: Any, file: pathlib.Path, column: str) -> None:
+def _check_types(
+    schema: Any, file: pathlib.Path, image: str, caption: str | None, identity: str | None
+) -> None:
+    """Raises `DataError` if a column is not of its kind."""
     import pyarrow.types as types
 
+    def is_text(kind: Any) -> bool:
+        kind = kind.value_type if types.is_dictionary(kind) else kind
+        return types.is_string(kind) or types.is_large_string(kind) or types.is_null(kind)
+
+    def is_list(kind: Any) -> bool:
+        return types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+
+    kind = schema.field(image).type
     if types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
         kind = kind.field("bytes").type
     if not (types.is_binary(kind) or types.is_large_binary(kind)):
-        raise DataError(
-            f"{file}: {column}: expected binary or a struct with 'bytes', found {kind}."
-        )
+        raise DataError(f"{file}: {image}: expected binary or a struct with 'bytes', found {kind}.")
+    if caption is not None:
+        kind = schema.field(caption).type
+        if not is_text(kind.value_type if is_list(kind) else kind):
+            raise DataError(f"{file}: {caption}: expected texts or lists of them, found {kind}.")
+    if identity is not None:
+        kind = schema.field(identity).type
+        if not (is_text(kind) or types.is_integer(kind)):
+            raise DataError(f"{file}: {identity}: expected texts or whole numbers, found {kind}.")

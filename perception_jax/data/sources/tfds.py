@@ -13,14 +13,19 @@ objects); those that yield arrays need TensorFlow once, to be prepared.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from perception_jax.data import images, records
-from perception_jax.data.sources import fields
+from perception_jax.data.sources import fields, names
+from perception_jax.data.sources.fields import Outside
 from perception_jax.errors import DataError
+
+_TRIED = 8
+"""Examples of which one must become a record when a source is made."""
 
 Example = Mapping[str, Any]
 """One example of a data source: nested mappings of bytes, arrays and lists."""
@@ -35,20 +40,39 @@ class TfdsSource:
         function for sets that need more.
 
     Raises:
-      DataError: the first example does not become a record.
+      DataError: none of the first examples becomes a record.
     """
 
     def __init__(self, data: Any, to_record: Callable[[Example, int], records.Record]):
         self._data, self._to_record = data, to_record
-        if len(data):
-            self._to_record(data[0], 0)
+        first = None
+        for index in range(min(_TRIED, len(data))):
+            try:
+                self[index]
+                return
+            except DataError as error:
+                first = first or error
+        if first is not None:
+            raise first
 
     def __len__(self) -> int:
         return len(self._data)
 
     def __getitem__(self, index: int) -> records.Record:
+        """A record.
+
+        Raises:
+          DataError: the example is damaged, or does not become a record.
+        """
         fields.check_index(index, len(self))
-        return self._to_record(self._data[index], index)
+        try:
+            example = self._data[index]
+        except Exception as error:  # a damaged file raises whatever its reader or decoder does
+            raise DataError(
+                f"example {index}: cannot be read, most likely damaged ({type(error).__name__}: "
+                f"{str(error)[:200]}). Prepare the set again."
+            ) from error
+        return self._to_record(example, index)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +86,7 @@ class FeatureMap:
       labels: a sequence of `ClassLabel`, one for each box.
       label_names: names of the labels' numbers.
       id: a `Text` or a number; None for the example's number.
+      outside: what to do with boxes that leave their image or have no area.
     """
 
     image: str = "image"
@@ -70,6 +95,7 @@ class FeatureMap:
     labels: str | None = None
     label_names: Sequence[str] = ()
     id: str | None = None
+    outside: Outside = "error"
 
     @classmethod
     def of(cls, data: Any, **features: str) -> FeatureMap:
@@ -98,51 +124,85 @@ class FeatureMap:
         Raises:
           DataError: a feature is not of the kind asked for.
         """
-        name = str(index) if self.id is None else str(_plain(_value(example, self.id)))
-        image = _value(example, self.image)
-        if isinstance(image, np.ndarray):
+        where = f"example {index}"
+        name = str(index) if self.id is None else str(_plain(example, self.id, where))
+        image = _value(example, self.image, where)
+        if isinstance(image, np.ndarray) and image.ndim == 3:
             image = np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image
         elif not isinstance(image, bytes):
-            raise fields.fail(f"example {index}: {self.image}", "an image", type(image).__name__)
-        captions = () if self.captions is None else _value(example, self.captions)
-        captions = [captions] if isinstance(captions, bytes | str) else captions
+            raise fields.fail(f"{where}: {self.image}", "an image", type(image).__name__)
+        captions = () if self.captions is None else _plain(example, self.captions, where)
+        captions = [captions] if isinstance(captions, str) else captions
+        if not all(isinstance(text, str) for text in captions):
+            raise fields.fail(f"{where}: {self.captions}", "texts", captions)
         return records.Record(
             id=name,
             image=image,
-            captions=tuple(text for text in map(_plain, captions) if text),
-            objects=self._objects(example, image, index),
+            captions=tuple(text for text in captions if text),
+            objects=self._objects(example, image, where),
         )
 
     def _objects(
-        self, example: Example, image: bytes | np.ndarray, index: int
+        self, example: Example, image: bytes | np.ndarray, where: str
     ) -> tuple[records.ObjectAnnotation, ...]:
         if self.boxes is None or self.labels is None:
             return ()
-        corners = np.array(_value(example, self.boxes), np.float64).reshape(-1, 4)
-        if not len(corners):
+        corners = np.array(_value(example, self.boxes, where), np.float64)
+        labels = np.array(_value(example, self.labels, where), np.int64).tolist()
+        if not labels and not corners.size:
             return ()
-        width, height = images.read_size(image, name=f"example {index}")
-        boxes = corners[:, [1, 0, 3, 2]] * [width, height, width, height]
-        return tuple(
-            records.ObjectAnnotation(
-                name=self.label_names[label].replace("_", " ").lower(),
-                box=tuple(box),
-                category_id=int(label),
+        if corners.shape != (len(labels), 4):
+            raise fields.fail(
+                f"{where}: {self.boxes}", f"{len(labels)} boxes, one a label", corners.shape
             )
-            for box, label in zip(boxes.tolist(), _value(example, self.labels), strict=True)
-        )
+        width, height = images.read_size(image, name=where)
+        boxes = (corners[:, [1, 0, 3, 2]] * [width, height, width, height]).tolist()
+        raw = tuple(self.label_names)
+        objects = []
+        for k, (box, label) in enumerate(zip(boxes, labels, strict=True)):
+            if not 0 <= label < len(raw):
+                raise fields.fail(
+                    f"{where}: {self.labels}[{k}]", f"a label below {len(raw)}", label
+                )
+            place = f"{where}: {self.boxes}[{k}]"
+            box = fields.fit_box(
+                fields.numbers(4)(box, place), (width, height), self.outside, place
+            )
+            if box is not None:
+                name, own = _display_names(raw)[label], raw[label]
+                objects.append(
+                    records.ObjectAnnotation(name=name, raw_name=own, box=box, category_id=label)
+                )
+        return tuple(objects)
 
 
-def _plain(value: Any) -> Any:
-    return value.decode("utf-8") if isinstance(value, bytes) else value
+@functools.lru_cache(maxsize=16)
+def _display_names(raw: tuple[str, ...]) -> dict[int, str]:
+    return names.display_names(dict(enumerate(raw)))
 
 
-def _value(example: Example, name: str) -> Any:
+def _plain(example: Example, name: str, where: str) -> Any:
+    """A feature with texts for bytes."""
+    value = _value(example, name, where)
+    try:
+        if isinstance(value, bytes):
+            return value.decode("utf-8")
+        if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str):
+            return [one.decode("utf-8") if isinstance(one, bytes) else one for one in value]
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}: {name}: expected UTF-8 text ({error}).") from None
+    return value
+
+
+def _value(example: Example, name: str, where: str) -> Any:
     """The value of a feature; a name with a slash may be a key itself or a path."""
-    if name in example:
-        return example[name]
-    first, _, rest = name.partition("/")
-    return _value(example[first], rest)
+    inner, rest = example, name
+    while isinstance(inner, Mapping):
+        if rest in inner:
+            return inner[rest]
+        first, _, rest = rest.partition("/")
+        inner = inner.get(first)
+    raise DataError(f"{where}: there is no feature {name!r}.")
 
 
 def _feature(features: Any, name: str) -> Any:
