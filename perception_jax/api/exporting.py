@@ -25,7 +25,7 @@ from perception_jax.models.registry import architecture_of
 
 
 def export(
-    loaded: Loaded,
+    loaded: Any,
     directory: str | os.PathLike[str],
     *,
     layout: Layout = "hf",
@@ -43,6 +43,11 @@ def export(
         one of the leaves.
       ConfigError: the layout cannot express the configuration.
     """
+    if not isinstance(loaded, Loaded):
+        raise ConfigError(
+            f"export: expected what `load` gives, a `Loaded` around model, configuration and "
+            f"processor, found a {type(loaded).__name__}."
+        )
     arch = architecture_of(loaded.config)
     write = arch.write_config.get(arch.settings_layout(layout))
     if write is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,9 +11,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from perception_jax.data import images as image_files
+from perception_jax.data.inputs import as_images, as_texts
 from perception_jax.data.processors import ImageProcessor
-from perception_jax.data.records import Image
-from perception_jax.errors import CheckpointError
+from perception_jax.errors import CheckpointError, ConfigError
 from perception_jax.interop.report import KeyReport
 from perception_jax.models.architecture import Tokenizer
 from perception_jax.ops.image import normalise
@@ -33,31 +32,44 @@ class Processor:
     image: ImageProcessor | None
     tokenizer: Tokenizer | None
 
-    def images(self, images: Sequence[Image]) -> Float[Array, "B S S 3"]:
-        """Decodes (arrays, bytes or paths), processes and normalises.
+    def images(self, images: Any) -> Float[Array, "B S S 3"]:
+        """Decodes, processes and normalises one image or several.
+
+        Args:
+          images: an image or a list of them: paths, bytes of encoded files, PIL images, or uint8
+            arrays [height, width, 3].
 
         Raises:
+          ConfigError: something else, or nothing.
           CheckpointError: the model takes no images.
           ImageError: an image cannot be decoded.
         """
         if self.image is None:
             raise CheckpointError("this model takes no images.")
-        pixels = np.stack([self.image(image_files.decode(image)).pixels for image in images])
+        items = as_images(images)
+        if not items:
+            raise ConfigError("images: expected at least one image, found none.")
+        pixels = np.stack([self.image(image_files.decode(item)).pixels for item in items])
         return normalise(jax.numpy.asarray(pixels), self.image.mean, self.image.std)
 
-    def texts(self, texts: Sequence[str]) -> Int[Array, "B T"]:
-        """Token ids, padded to the context length.
+    def texts(self, texts: Any) -> Int[Array, "B T"]:
+        """Token ids of one text or several, padded to the context length.
+
+        Args:
+          texts: a string or a list of strings.
 
         Raises:
+          ConfigError: something else.
           CheckpointError: the checkpoint came without a tokenizer.
         """
+        items = as_texts(texts)
         if self.tokenizer is None:
             raise CheckpointError(
                 "this checkpoint came without a tokenizer that is read here: expected CLIP's (a "
                 "tokenizer.json, or vocab.json and merges.txt) or SigLIP's (tokenizer.json or "
                 "spiece.model) in its folder. Add the files and load again, or pass token ids."
             )
-        return jax.numpy.asarray(self.tokenizer(texts).ids)
+        return jax.numpy.asarray(self.tokenizer(items).ids)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

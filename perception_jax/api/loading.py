@@ -4,35 +4,42 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
 from flax import nnx
 
 from perception_jax.api.loaded import Loaded, Processor
 from perception_jax.api.locate import find
 from perception_jax.data import processor_formats
 from perception_jax.data.processors import ImageProcessor
-from perception_jax.errors import CheckpointError
+from perception_jax.errors import CheckpointError, ConfigError
 from perception_jax.interop.checkpoint_dir import read_json
+from perception_jax.interop.dtypes import floating_dtype
 from perception_jax.interop.load import load_params
 from perception_jax.interop.source import OPEN_CLIP_CONFIG, Source, open_source
-from perception_jax.models.architecture import Files
+from perception_jax.models.architecture import Files, Tokenizer
 from perception_jax.models.identify import Identified, identify
 from perception_jax.models.params import flatten, unflatten
+from perception_jax.settings import shown
 from perception_jax.shard.rules import shardings as make_shardings
+
+_PROCESSOR = "processor_config.json"
+"""What transformers 5 writes: settings of the image processor under "image_processor"."""
+_PREPROCESSOR = "preprocessor_config.json"
+"""What transformers wrote before."""
 
 
 def load(
-    source: str | os.PathLike[str],
+    source: Any,
     *,
-    config: str | os.PathLike[str] | Mapping[str, Any] | None = None,
-    section: str | None = None,
-    prefix: str = "",
-    dtype: np.typing.DTypeLike | None = None,
-    mesh: jax.sharding.Mesh | None = None,
+    config: Any = None,
+    section: Any = None,
+    prefix: Any = "",
+    dtype: Any = None,
+    mesh: Any = None,
 ) -> Loaded:
     """Loads a checkpoint.
 
@@ -46,14 +53,18 @@ def load(
       prefix: loads a part of a larger checkpoint: the tensors whose names begin so. Without a
         temperature among them it is the image tower, e.g. a LLaVA's with
         `prefix="model.vision_tower.vision_tower."`, or a CLIP's with `prefix="vision_model."`.
-      dtype: of the floating leaves; None keeps what the file stores.
+      dtype: of the floating leaves, by name ("bfloat16", "bf16", "torch.float16") or as a NumPy,
+        JAX or torch dtype; None keeps what the file stores.
       mesh: places each leaf on it by the model's sharding rules, tensor by tensor.
 
     Raises:
       CheckpointError: nothing to load there, damaged or refused files, or names and shapes that do
         not fit.
-      ConfigError: an architecture that is not built here, or settings that make no sense.
+      ConfigError: an architecture that is not built here, settings that make no sense, or a dtype
+        in which models do not run.
     """
+    _check_arguments(config, section, prefix, mesh)
+    dtype = None if dtype is None else floating_dtype(dtype)
     found = open_source(find(source), config=config, section=section, prefix=prefix)
     shapes = {name: spec.shape for name, spec in found.files.specs.items()}
     model = identify(found.settings, found.layout, shapes, part=bool(prefix))
@@ -73,35 +84,65 @@ def load(
         dtype=dtype,
         shardings=None if mesh is None else make_shardings(abstract, arch.shardings, mesh),
     )
+    image, image_from = _read_image_processor(found, model)
+    tokenizer = _read_tokenizer(found, model)
+    read = {**found.read, "image processor": image_from, "tokenizer": _tokenizer_from(tokenizer)}
+    report = dataclasses.replace(loaded.report, aside=found.aside, read=read, left=found.left)
     return Loaded(
         model=unflatten(abstract_model, loaded.params),
         config=model.config,
-        processor=_read_processor(found, model),
-        report=dataclasses.replace(loaded.report, aside=found.aside),
+        processor=Processor(image=image, tokenizer=tokenizer),
+        report=report,
     )
 
 
-def _read_processor(found: Source, model: Identified) -> Processor:
-    arch = model.architecture
-    tokenizer = None
-    if arch.read_tokenizer is not None:
-        files = Files(folders=found.folders, settings=found.settings, layout=model.layout)
-        tokenizer = arch.read_tokenizer(files, model.config)
-    return Processor(image=_read_image_processor(found, model), tokenizer=tokenizer)
+def _check_arguments(config: Any, section: Any, prefix: Any, mesh: Any) -> None:
+    expected = {
+        "config": (config, None | str | os.PathLike | Mapping, "a file, a folder or a mapping"),
+        "section": (section, None | str, "a string"),
+        "prefix": (prefix, str, "a string"),
+        "mesh": (mesh, None | jax.sharding.Mesh, "a jax.sharding.Mesh"),
+    }
+    for name, (value, kind, described) in expected.items():
+        if not isinstance(value, kind):
+            raise ConfigError(f"{name}: expected {described}, found {shown(value)}.")
 
 
-def _read_image_processor(found: Source, model: Identified) -> ImageProcessor | None:
+def _read_tokenizer(found: Source, model: Identified) -> Tokenizer | None:
+    read = model.architecture.read_tokenizer
+    if read is None:
+        return None
+    files = Files(folders=found.folders, settings=found.settings, layout=model.layout)
+    return read(files, model.config)
+
+
+def _tokenizer_from(tokenizer: Tokenizer | None) -> str:
+    return "none" if tokenizer is None else type(tokenizer).__name__
+
+
+def _read_image_processor(found: Source, model: Identified) -> tuple[ImageProcessor | None, str]:
+    """The image processor, and the file that describes it."""
     make = model.architecture.image_processor
     if make is None:
-        return None
+        return None, "none"
     default = make(model.config, model.layout)
-    given = {"size": default.size, "mean": default.mean, "std": default.std}
+    settings_file = found.read.get("settings", "the settings")
     if found.layout == "timm":
         settings = found.settings.get("pretrained_cfg", found.settings)
-        return processor_formats.from_timm(settings, **given)
+        return processor_formats.from_timm(settings, default), settings_file
     if found.layout == "reference" and "preprocess_cfg" in found.settings:
-        return processor_formats.from_open_clip(found.settings["preprocess_cfg"], **given)
+        settings = found.settings["preprocess_cfg"]
+        return processor_formats.from_open_clip(settings, default), settings_file
     for folder in found.folders:
-        if (file := folder / "preprocessor_config.json").is_file():
-            return ImageProcessor.from_hf(read_json(file))
-    return default
+        if (file := _hf_processor(folder)) is not None:
+            return ImageProcessor.from_hf(read_json(file)), str(file)
+    return default, f"no file: the default of {model.architecture.name}"
+
+
+def _hf_processor(folder: pathlib.Path) -> pathlib.Path | None:
+    """The file of Hugging Face with the image processor's settings; of two the one that
+    transformers takes."""
+    nested, plain = folder / _PROCESSOR, folder / _PREPROCESSOR
+    if nested.is_file() and "image_processor" in read_json(nested):
+        return nested
+    return plain if plain.is_file() else None

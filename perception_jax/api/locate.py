@@ -5,22 +5,30 @@ from __future__ import annotations
 import importlib.resources
 import os
 import pathlib
+from typing import Any
 
-from perception_jax.errors import CheckpointError
+from perception_jax.errors import CheckpointError, ConfigError
 from perception_jax.interop import hub
 from perception_jax.interop.checkpoint_dir import WEIGHT_SUFFIXES
+from perception_jax.settings import shown
 
 SHIPPED = ("scenes-clip",)
 """Weights inside the package, by name."""
 
 
-def find(source: str | os.PathLike[str]) -> pathlib.Path:
+def find(source: Any) -> pathlib.Path:
     """The folder or file of a checkpoint: a path, the name of shipped weights, or a hub id, which
     is fetched.
 
     Raises:
       CheckpointError: there is no such thing.
+      ConfigError: not a string or path, or an empty one.
     """
+    if not isinstance(source, str | os.PathLike) or not os.fspath(source):
+        raise ConfigError(
+            f"checkpoint: expected a folder or file, shipped weights ({', '.join(SHIPPED)}) or a "
+            f"hub id as a string or path, found {shown(source)}."
+        )
     path = pathlib.Path(source)
     if path.is_dir():
         return path

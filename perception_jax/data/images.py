@@ -2,8 +2,10 @@
 
 Choices that a file format leaves open, made once here:
 
-- The EXIF orientation is applied, so "the original image" of every box is the picture as shown.
-- Alpha, palette transparency and colour keys are composited on white.
+- The EXIF orientation is applied, so "the original image" of every box is the picture as shown;
+  `exif=False` leaves the pixels as stored, as code that only opens and converts does.
+- Alpha, palette transparency and colour keys are composited on white; `alpha="drop"` leaves them
+  out, as Pillow's `convert("RGB")` does.
 - 16-bit grey keeps its high byte, as Pillow does for 16-bit colour; 32-bit float is refused.
 - CMYK and the other colour spaces go through Pillow's own conversion; ICC profiles are ignored.
 - Of an animation or a multi-page file, the first frame is taken.
@@ -22,6 +24,7 @@ import struct
 import threading
 import warnings
 from collections.abc import Iterator
+from typing import Literal
 
 import numpy as np
 import PIL
@@ -42,6 +45,8 @@ SUFFIXES = (
     *(".png", ".apng", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
 )
 """File name endings, in lower case, by which image files are found in folders."""
+
+Alpha = Literal["white", "drop"]
 
 _ORIENTATION_TAG = 0x0112
 _TRANSPOSES = {
@@ -77,15 +82,21 @@ class Header:
 
 
 def decode(
-    image: records.Image, *, name: str = "", max_pixels: int = MAX_PIXELS
+    image: records.Image | PIL.Image.Image,
+    *,
+    name: str = "",
+    max_pixels: int = MAX_PIXELS,
+    exif: bool = True,
+    alpha: Alpha = "white",
 ) -> UInt8[np.ndarray, "H W 3"]:
     """The pixels of a record's image, RGB, EXIF orientation applied.
 
     Args:
-      image: uint8[H, W, 3] (returned as it is), an encoded file's bytes, or a path.
+      image: uint8[H, W, 3] (returned as it is), an encoded file's bytes, a path, or a PIL image.
       name: what to call the image in an error, e.g. the record's id; a path names itself.
       max_pixels: refuse larger images, going by the file's header (Pillow's own limit, twice
         `PIL.Image.MAX_IMAGE_PIXELS`, also holds).
+      exif, alpha: see the module.
 
     Raises:
       ImageError: empty, truncated, not an image, of an unsupported kind, or too large. No other
@@ -98,8 +109,8 @@ def decode(
         _check_size(*picture.size, where, max_pixels)
         # Pillow turns TIFF files itself when it loads them.
         orientation = 1 if picture.format == "TIFF" else _orientation(picture)
-        rgb = _to_rgb(picture, where)
-        if orientation in _TRANSPOSES:
+        rgb = _to_rgb(picture, where, alpha)
+        if exif and orientation in _TRANSPOSES:
             rgb = rgb.transpose(_TRANSPOSES[orientation])
         return np.array(rgb)
 
@@ -126,9 +137,13 @@ def read_header(image: records.Image, *, name: str = "") -> Header:
 
 
 @contextlib.contextmanager
-def _opened(image: bytes | os.PathLike, where: str) -> Iterator[PIL.Image.Image]:
+def _opened(image: bytes | os.PathLike | PIL.Image.Image, where: str) -> Iterator[PIL.Image.Image]:
     """An image file behind its header; whatever goes wrong inside is an `ImageError`."""
     try:
+        if isinstance(image, PIL.Image.Image):
+            with _quiet_pillow():
+                yield image
+            return
         with _quiet_pillow(), _open_file(image) as file:
             if not file.read(1):
                 raise ImageError(
@@ -159,11 +174,13 @@ def _opened(image: bytes | os.PathLike, where: str) -> Iterator[PIL.Image.Image]
         ) from error
 
 
-def _where(image: records.Image, name: str) -> str:
+def _where(image: records.Image | PIL.Image.Image, name: str) -> str:
     return " of ".join(part for part in (_describe(image), name and f"record {name!r}") if part)
 
 
-def _describe(image: records.Image) -> str:
+def _describe(image: records.Image | PIL.Image.Image) -> str:
+    if isinstance(image, PIL.Image.Image):
+        return f"PIL image {image.mode} {image.width}×{image.height}"
     if isinstance(image, np.ndarray):
         return f"array {image.dtype}{list(image.shape)}"
     if isinstance(image, bytes):
@@ -199,7 +216,8 @@ def _open_file(image: bytes | os.PathLike) -> io.BufferedIOBase:
 
 def _orientation(picture: PIL.Image.Image) -> int:
     try:
-        if picture.format == "PNG" and not _png_text_behind_pixels(picture.fp):
+        opened = getattr(picture, "fp", None)  # none behind the pixels of a PIL image in memory
+        if picture.format == "PNG" and opened and not _png_text_behind_pixels(opened):
             # Pillow's own method for PNG decodes the whole picture to look behind it.
             exif = PIL.Image.Image.getexif(picture)
         else:
@@ -226,7 +244,7 @@ def _png_text_behind_pixels(file: io.BufferedIOBase) -> bool:
         file.seek(place)
 
 
-def _to_rgb(picture: PIL.Image.Image, where: str) -> PIL.Image.Image:
+def _to_rgb(picture: PIL.Image.Image, where: str, alpha: Alpha) -> PIL.Image.Image:
     picture.load()
     if picture.mode == "F":
         raise ImageError(
@@ -235,7 +253,7 @@ def _to_rgb(picture: PIL.Image.Image, where: str) -> PIL.Image.Image:
     if picture.mode.startswith("I"):
         grey = np.clip(np.asarray(picture).astype(np.int64), 0, 65535) >> 8
         return PIL.Image.fromarray(grey.astype(np.uint8)).convert("RGB")
-    if picture.has_transparency_data:
+    if alpha == "white" and picture.has_transparency_data:
         coloured = picture.convert("RGBA")
         white = PIL.Image.new("RGBA", coloured.size, "white")
         return PIL.Image.alpha_composite(white, coloured).convert("RGB")

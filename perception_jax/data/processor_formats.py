@@ -9,20 +9,16 @@ from typing import Any
 from perception_jax.data.processors import ImageProcessor
 from perception_jax.errors import ConfigError
 
-Triple = tuple[float, float, float]
-
 _OPEN_CLIP_MODES = {"shortest": "tv_crop", "squash": "squash"}
 
 
-def from_open_clip(
-    settings: Mapping[str, Any], *, size: int, mean: Triple, std: Triple
-) -> ImageProcessor:
+def from_open_clip(settings: Mapping[str, Any], default: ImageProcessor) -> ImageProcessor:
     """From the `preprocess_cfg` of an `open_clip_config.json`.
 
     Args:
       settings: keys that are left out take open_clip's defaults.
-      size: of the model's images; open_clip takes it from the model too.
-      mean, std: where the settings name none.
+      default: its size is the model's, which open_clip takes from the model too; mean and
+        standard deviation where the settings name none.
 
     Raises:
       ConfigError: a setting that `ImageProcessor` cannot reproduce.
@@ -34,11 +30,11 @@ def from_open_clip(
             f"found {mode!r}."
         )
     return ImageProcessor(
-        size=size,
+        size=default.size,
         mode=_OPEN_CLIP_MODES[mode],
         resample=_kernel("open_clip", settings),
-        mean=tuple(settings.get("mean", mean)),
-        std=tuple(settings.get("std", std)),
+        mean=tuple(settings.get("mean", default.mean)),
+        std=tuple(settings.get("std", default.std)),
     )
 
 
@@ -61,20 +57,17 @@ def to_open_clip(processor: ImageProcessor) -> dict[str, Any]:
     }
 
 
-def from_timm(
-    settings: Mapping[str, Any], *, size: int, mean: Triple, std: Triple
-) -> ImageProcessor:
+def from_timm(settings: Mapping[str, Any], default: ImageProcessor) -> ImageProcessor:
     """From the `pretrained_cfg` of timm's `config.json`.
 
     Args:
       settings: keys that are left out take timm's defaults.
-      size: of the model's images, where the settings name none.
-      mean, std: likewise.
+      default: size, mean and standard deviation where the settings name none.
 
     Raises:
       ConfigError: a setting that `ImageProcessor` cannot reproduce.
     """
-    size = (settings.get("input_size") or [size])[-1]
+    size = (settings.get("input_size") or [default.size])[-1]
     resize = math.floor(size / (settings.get("crop_pct") or 0.875))
     mode = settings.get("crop_mode") or "center"
     if mode not in ("center", "squash") or (mode == "squash" and resize != size):
@@ -87,8 +80,8 @@ def from_timm(
         mode="squash" if mode == "squash" else "tv_crop",
         resize=None if resize == size else resize,
         resample=_kernel("timm", settings),
-        mean=tuple(settings.get("mean", mean)),
-        std=tuple(settings.get("std", std)),
+        mean=tuple(settings.get("mean", default.mean)),
+        std=tuple(settings.get("std", default.std)),
     )
 
 

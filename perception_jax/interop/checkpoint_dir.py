@@ -6,6 +6,7 @@ Folders are those of Hugging Face, open_clip and timm; our own layout is the sam
 from __future__ import annotations
 
 import collections
+import dataclasses
 import json
 import os
 import pathlib
@@ -21,13 +22,16 @@ from perception_jax.interop.torch_reader import open_torch
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-PLAIN = (INDEX, SINGLE, "pytorch_model.bin.index.json", "pytorch_model.bin")
-"""Weights of Hugging Face, timm and ours."""
+PLAIN = (SINGLE, INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")
+"""Weights of Hugging Face, timm and ours. A single file comes before an index, as in transformers:
+`save_pretrained` leaves the index of an earlier save in shards beside it."""
 OPEN_CLIP_SINGLE = "open_clip_model.safetensors"
 OPEN_CLIP = (OPEN_CLIP_SINGLE, "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
 """Weights of open_clip, which may lie beside those of Hugging Face or timm."""
 _TORCH_SUFFIXES = (".bin", ".pth", ".pt", ".ckpt")
 WEIGHT_SUFFIXES = (".safetensors", *_TORCH_SUFFIXES)
+_INDEX_SUFFIX = ".index.json"
+_MAX_SUBFOLDERS = 100
 
 
 class Part(TensorFiles):
@@ -89,11 +93,57 @@ class JoinedFiles(TensorFiles):
         self._owners[name].check(name)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Weights:
+    """Attributes:
+    path: the file of weights, or the index of its shards.
+    left: names of other weights and indexes in the folder, which are not read.
+    """
+
+    path: pathlib.Path
+    left: tuple[str, ...] = ()
+
+
+PREFERRED = (*PLAIN[:2], *OPEN_CLIP[:2], *PLAIN[2:], *OPEN_CLIP[2:])
+"""Names of weights in a folder: safetensors before formats that need the restricted reader."""
+
+
+def find_weights(path: str | os.PathLike[str], *, prefer: Sequence[str] = PREFERRED) -> Weights:
+    """Which weights of a folder to read: those of the first name that is there, or the only ones.
+
+    Args:
+      path: a folder, in which sub-folders are looked into where it has no weights of its own; or a
+        file, which is taken as it is.
+
+    Raises:
+      CheckpointError: there are none, or several without a name to prefer.
+    """
+    path = pathlib.Path(path)
+    if not path.is_dir():
+        return Weights(path=path)
+    found = _weights_in(path, prefer)
+    if found is not None:
+        return found
+    inside = [one for folder in _subfolders(path) if (one := _weights_in(folder, prefer))]
+    if len(inside) == 1:
+        return inside[0]
+    if inside:
+        names = ", ".join(repr(str(one.path.parent.relative_to(path))) for one in inside[:8])
+        raise CheckpointError(
+            f"Expected weights in {path} or in one of its folders, found several: {names}. Give "
+            "one of these folders as the path."
+        )
+    present = sorted(item.name for item in path.iterdir())
+    raise CheckpointError(
+        f"Expected weights in {path}, e.g. {SINGLE} or {INDEX}, found {present[:20]}."
+    )
+
+
 def open_checkpoint(
     path: str | os.PathLike[str],
     *,
     section: str | None = None,
-    prefer: Sequence[str] = (*PLAIN[:2], *OPEN_CLIP[:2], *PLAIN[2:], *OPEN_CLIP[2:]),
+    prefer: Sequence[str] = PREFERRED,
 ) -> TensorFiles:
     """The tensors of a checkpoint file or folder; nothing but headers is read.
 
@@ -108,10 +158,8 @@ def open_checkpoint(
       CheckpointError: nothing to read is there, a shard is missing, or a file is damaged, refused
         or of an unknown format.
     """
-    path = pathlib.Path(path)
-    if path.is_dir():
-        path = _weights_file(path, prefer)
-    if path.name.endswith(".index.json"):
+    path = find_weights(path, prefer=prefer).path
+    if path.name.endswith(_INDEX_SUFFIX):
         return _open_shards(path, section)
     if not path.is_file():
         raise CheckpointError(f"Expected a checkpoint file or folder at {path}, found nothing.")
@@ -135,8 +183,13 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     return value
 
 
+def is_inner_path(name: str) -> bool:
+    """Whether a relative path, split by "/", stays inside the folder that it is joined to."""
+    return all(is_plain_name(part) for part in name.split("/"))
+
+
 def is_plain_name(name: str) -> bool:
-    """Whether a name stays inside the folder that it is joined to."""
+    """Whether a name is that of something directly in the folder that it is joined to."""
     return name not in ("", ".", "..") and "\\" not in name and pathlib.Path(name).name == name
 
 
@@ -150,29 +203,58 @@ def _open_file(path: pathlib.Path, section: str | None) -> TensorFiles:
     )
 
 
-def _weights_file(folder: pathlib.Path, prefer: Sequence[str]) -> pathlib.Path:
+def _weights_in(folder: pathlib.Path, prefer: Sequence[str]) -> Weights | None:
+    """The weights directly in a folder; None if there are none."""
+    present = sorted(item.name for item in folder.iterdir() if item.is_file())
+    weights = [name for name in present if name.endswith((*WEIGHT_SUFFIXES, _INDEX_SUFFIX))]
     for name in prefer:
-        if (folder / name).is_file():
-            return folder / name
-    present = sorted(item.name for item in folder.iterdir())
+        if name in weights:
+            return _chosen(folder, name, weights)
     for suffixes in ((".safetensors",), _TORCH_SUFFIXES):
-        found = [name for name in present if name.endswith(suffixes)]
+        found = [name for name in weights if name.endswith(suffixes)]
         if len(found) == 1:
-            return folder / found[0]
+            return _chosen(folder, found[0], weights)
         if found:
             raise CheckpointError(
                 f"Expected one weights file or an index in {folder}, found {found}. Give the file "
                 f"itself as the path."
             )
-    raise CheckpointError(
-        f"Expected weights in {folder}, e.g. {SINGLE} or {INDEX}, found {present[:20]}."
-    )
+    return None
 
 
-def _open_shards(index: pathlib.Path, section: str | None) -> TensorFiles:
+def _chosen(folder: pathlib.Path, name: str, weights: Sequence[str]) -> Weights:
+    shards = _shard_names(folder / name) if name.endswith(_INDEX_SUFFIX) else ()
+    left = tuple(other for other in weights if other != name and other not in shards)
+    return Weights(path=folder / name, left=left)
+
+
+def _subfolders(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Folders one and two levels down, hidden ones and links left out."""
+    level, found = [folder], []
+    for _ in range(2):
+        level = [
+            item
+            for parent in level
+            for item in sorted(parent.iterdir())
+            if item.is_dir() and not item.is_symlink() and not item.name.startswith(".")
+        ][:_MAX_SUBFOLDERS]
+        found += level
+    return found
+
+
+def _shard_names(index: pathlib.Path) -> list[str]:
+    return sorted(set(_weight_map(index).values()))
+
+
+def _weight_map(index: pathlib.Path) -> dict[str, str]:
     names = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not all(isinstance(v, str) for v in names.values()):
         raise CheckpointError(f'Expected "weight_map": name → file in {index}.')
+    return names
+
+
+def _open_shards(index: pathlib.Path, section: str | None) -> TensorFiles:
+    names = _weight_map(index)
     shards = sorted(set(names.values()))
     _check_shards(index, shards)
     joined = JoinedFiles({shard: _open_file(index.parent / shard, section) for shard in shards})
@@ -186,7 +268,7 @@ def _open_shards(index: pathlib.Path, section: str | None) -> TensorFiles:
 
 def _check_shards(index: pathlib.Path, shards: Sequence[str]) -> None:
     for shard in shards:
-        if not is_plain_name(shard):
+        if not is_inner_path(shard):
             raise CheckpointError(f"Expected plain file names in {index}, found {shard!r}.")
     if missing := [shard for shard in shards if not (index.parent / shard).is_file()]:
         raise CheckpointError(

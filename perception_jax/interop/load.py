@@ -13,6 +13,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,6 +21,7 @@ from jaxtyping import Shaped
 
 from perception_jax.errors import CheckpointError
 from perception_jax.interop.buffers import aligned_empty, copy_into
+from perception_jax.interop.dtypes import floating_dtype
 from perception_jax.interop.match import Match, match
 from perception_jax.interop.plan import Binding, bind
 from perception_jax.interop.report import KeyReport
@@ -44,7 +46,7 @@ def load_params(
     files: Mapping[str, np.ndarray],
     abstract: Mapping[str, jax.ShapeDtypeStruct],
     *,
-    dtype: np.typing.DTypeLike | None = None,
+    dtype: Any = None,
     shardings: Mapping[str, jax.sharding.Sharding] | None = None,
 ) -> LoadedParams:
     """Fills every leaf of a model from a checkpoint.
@@ -53,14 +55,16 @@ def load_params(
       table: the model's name rules for the checkpoint's layout.
       files: the checkpoint, from `open_checkpoint`, or a plain dict of arrays.
       abstract: shape and dtype of each leaf by path.
-      dtype: for floating leaves; None keeps what the file stores (float64 becomes float32 unless
-        `jax_enable_x64` is set).
+      dtype: for floating leaves, as `dtypes.floating_dtype` takes it; None keeps what the file
+        stores (float64 becomes float32 unless `jax_enable_x64` is set).
       shardings: where each leaf goes; None puts all on the default device.
 
     Raises:
       CheckpointError: names or shapes do not fit (all reported together), or a tensor's bytes do
         not match its checksum. Checksums are compared when a single process loads.
+      ConfigError: a dtype in which models do not run.
     """
+    dtype = None if dtype is None else floating_dtype(dtype)
     bindings = bind(table, {path: tuple(leaf.shape) for path, leaf in abstract.items()})
     floating = {
         path: jax.dtypes.issubdtype(leaf.dtype, np.floating) for path, leaf in abstract.items()
@@ -134,7 +138,7 @@ def _leaves(
     matched: Match,
     files: Mapping[str, np.ndarray],
     abstract: Mapping[str, jax.ShapeDtypeStruct],
-    dtype: np.typing.DTypeLike | None,
+    dtype: np.dtype | None,
 ) -> dict[str, _Leaf]:
     specs = tensor_specs(files)
     leaves = {}
@@ -165,9 +169,9 @@ def _common_dtype(dtypes: set[np.dtype]) -> np.dtype | None:
     return next(iter(dtypes), None)
 
 
-def _loaded_dtype(stored: np.dtype, wanted: np.typing.DTypeLike | None) -> np.dtype:
+def _loaded_dtype(stored: np.dtype, wanted: np.dtype | None) -> np.dtype:
     if wanted is not None and jax.dtypes.issubdtype(stored, np.floating):
-        stored = np.dtype(wanted)
+        stored = wanted
     return np.dtype(jax.dtypes.canonicalize_dtype(stored))
 
 

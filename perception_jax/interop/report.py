@@ -23,6 +23,9 @@ class KeyReport:
       copies: their names that repeat a tensor under another name, and were equal to it.
       dtypes: (stored dtype, loaded dtype) → number of leaves.
       aside: names of theirs that lie outside the part that was asked for.
+      read: what the model was made of ("weights", "settings", "image processor") → the file, or
+        what stands for it.
+      left: files of weights or settings beside those that were read → why they were not.
     """
 
     tensors: int
@@ -36,12 +39,17 @@ class KeyReport:
     copies: tuple[str, ...]
     dtypes: Mapping[tuple[str, str], int]
     aside: tuple[str, ...] = ()
+    read: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    left: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __str__(self) -> str:
         lines = [
             f"{self.tensors} tensors → {self.leaves} leaves, {self.parameters:,} parameters, "
             f"{self.nbytes / 2**20:,.1f} MiB; every name accounted for"
         ]
+        lines += [f"  read     {role}: {file}" for role, file in self.read.items()]
+        for reason, names in _by_value(self.left).items():
+            lines.append(f"  left     {_few(names)}: {reason}")
         for (stored, loaded), count in self.dtypes.items():
             change = stored if stored == loaded else f"{stored} → {loaded}"
             lines.append(f"  dtype    {change}: {count} leaves")

@@ -17,7 +17,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from perception_jax.errors import CheckpointError
-from perception_jax.interop.checkpoint_dir import OPEN_CLIP, PLAIN, Part, open_checkpoint, read_json
+from perception_jax.interop.checkpoint_dir import (
+    OPEN_CLIP,
+    PLAIN,
+    Part,
+    find_weights,
+    open_checkpoint,
+    read_json,
+)
 from perception_jax.interop.tensors import TensorFiles
 
 Layout = Literal["hf", "reference", "timm", "jax"]
@@ -32,12 +39,14 @@ _WEIGHTS = {"hf": PLAIN, "timm": PLAIN, "jax": PLAIN, "reference": (*OPEN_CLIP, 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
     """Attributes:
-    path: of the weights, for messages.
+    path: of the weights: a file, or the index of its shards.
     files: the tensors.
     layout: of the settings; None without any.
     settings: as parsed from JSON; empty without any.
     folders: where files for a processor may lie, in order of preference.
     aside: names that lie outside the part that was asked for.
+    read: "weights" and "settings" → the files they come from.
+    left: files of weights or settings beside them → why they were not read.
     """
 
     path: pathlib.Path
@@ -46,6 +55,8 @@ class Source:
     settings: Mapping[str, Any]
     folders: tuple[pathlib.Path, ...]
     aside: tuple[str, ...]
+    read: Mapping[str, str]
+    left: Mapping[str, str]
 
 
 def open_source(
@@ -67,43 +78,61 @@ def open_source(
       CheckpointError: a file is missing, damaged or refused, or no name has the prefix.
     """
     path = pathlib.Path(path)
-    folder = path if path.is_dir() else path.parent
-    settings, where = _settings(folder, config)
-    layout = _layout(settings, where or folder)
-    prefer = _WEIGHTS.get(layout, (*PLAIN, *OPEN_CLIP))
-    files = open_checkpoint(path, section=section, prefer=prefer)
+    folder = _folder_of(path)
+    settings, file = _settings(folder, config)
+    layout = _layout(settings, file or folder)
+    weights = find_weights(
+        folder if path.is_dir() else path, prefer=_WEIGHTS.get(layout, (*PLAIN, *OPEN_CLIP))
+    )
+    files = open_checkpoint(weights.path, section=section)
     aside: tuple[str, ...] = ()
     if prefix:
         files = Part(files, prefix)
         aside = files.aside
+    left = dict.fromkeys(weights.left, f"other weights than {weights.path.name}")
+    if file is not None:
+        others = (name for name in (CONFIG, OPEN_CLIP_CONFIG) if (file.parent / name).is_file())
+        left |= {name: "of other weights" for name in others if name != file.name}
+    given = {"settings": str(file)} if file else {"settings": "given as `config`"}
     return Source(
-        path=path,
+        path=weights.path,
         files=files,
         layout=layout,
         settings=settings,
-        folders=tuple(dict.fromkeys(f for f in (where, folder) if f is not None)),
+        folders=tuple(dict.fromkeys(f for f in (file and file.parent, folder) if f is not None)),
         aside=aside,
+        read={"weights": str(weights.path)} | (given if settings else {}),
+        left=left,
     )
+
+
+def _folder_of(path: pathlib.Path) -> pathlib.Path:
+    """The folder with the settings: that of the weights, which may lie in a sub-folder."""
+    if not path.is_dir():
+        return path.parent
+    if any((path / name).is_file() for name in (CONFIG, OPEN_CLIP_CONFIG)):
+        return path
+    return find_weights(path, prefer=(*PLAIN, *OPEN_CLIP)).path.parent
 
 
 def _settings(
     folder: pathlib.Path, config: str | os.PathLike[str] | Mapping[str, Any] | None
 ) -> tuple[Mapping[str, Any], pathlib.Path | None]:
-    """The settings and the folder they come from."""
+    """The settings and the file they come from."""
     if isinstance(config, Mapping):
         return config, None
     if config is None:
         file = _settings_file(folder)
-        return (read_json(file), folder) if file else ({}, None)
+        return (read_json(file) if file else {}), file
     given = pathlib.Path(config)
     if not given.is_dir():
-        return read_json(given), given.parent
+        return read_json(given), given
     if (file := _settings_file(given)) is None:
         raise CheckpointError(
             f"Expected {CONFIG} or {OPEN_CLIP_CONFIG} in {given}, found "
             f"{sorted(item.name for item in given.iterdir())[:20]}."
         )
-    return read_json(file), given
+    return read_json(file), file
 
 
 def _settings_file(folder: pathlib.Path) -> pathlib.Path | None:

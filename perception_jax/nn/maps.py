@@ -7,7 +7,7 @@ need not be square.
 
 Maps are float32 on the patch grid, [B, rows, columns], and come from the forward pass that gives
 the embedding. Letters: B batch, H W image, N heads, P patches, T texts (or tokens of a row), D
-width, E embedding width.
+width, E embedding width, K pairs of an image and a text.
 """
 
 from __future__ import annotations
@@ -76,21 +76,26 @@ def class_attention(
 def text_relevance(
     tower: Tower,
     pixels: Float[Array, "B H W 3"],
-    texts: Float[Array, "B E"],
+    texts: Float[Array, "T E"],
     *,
     layer: int = LAST_LAYER,
-) -> Float[Array, "B rows columns"]:
+) -> Float[Array, "K rows columns"]:
     """Which patches speak for a text: attention × gradient of the cosine, positive part, mean
     over heads (Chefer et al., arXiv 2103.15679, eq. 5, for the one row that `class_attention`
     shows).
 
     Args:
-      texts: one embedding for each image, of any length.
+      texts: one embedding for each image, of any length; or several for one image, or one for all
+        images.
+
+    Returns:
+      A map for each pair of an image and its text.
 
     Raises:
-      ConfigError: as `class_attention`.
+      ConfigError: as `class_attention`; or the numbers of images and texts differ and neither is 1.
     """
     taps = _taps(tower, layer)
+    pixels = _paired(pixels, texts)
 
     def score(probe: Array) -> tuple[Array, TowerOutput]:
         out = tower(pixels, taps=_probed(taps, probe))
@@ -103,9 +108,17 @@ def text_relevance(
 def pixel_gradient(
     tower: Tower,
     pixels: Float[Array, "B H W 3"],
-    texts: Float[Array, "B E"],
-) -> Float[Array, "B H W"]:
-    """Length of the gradient of the cosine with a text, over colours, for each pixel."""
+    texts: Float[Array, "T E"],
+) -> Float[Array, "K H W"]:
+    """Length of the gradient of the cosine with a text, over colours, for each pixel.
+
+    Args:
+      texts: as in `text_relevance`.
+
+    Raises:
+      ConfigError: the numbers of images and texts differ and neither is 1.
+    """
+    pixels = _paired(pixels, texts)
 
     def score(pixels: Array) -> Array:
         return _cosine(tower(pixels, taps=None).embedding, texts)
@@ -234,8 +247,25 @@ def _on_grid(rows: Float[Array, "B N T"], out: TowerOutput) -> Float[Array, "B r
     return patches.reshape(-1, *out.grid)
 
 
-def _cosine(embedding: Float[Array, "B E"], texts: Float[Array, "#B E"]) -> Float[Array, ""]:
+def _paired(pixels: Float[Array, "B H W 3"], texts: Float[Array, "T E"]) -> Float[Array, "K H W 3"]:
+    """An image for each text, where there are several texts for one image."""
+    if len(pixels) == len(texts) or len(texts) == 1:
+        return pixels
+    if len(pixels) != 1 or len(texts) == 0:
+        raise ConfigError(
+            f"expected one text for each of {len(pixels)} images, one text for all, or several for "
+            f"one image; found {len(texts)} texts. For every image with every text use `text_maps`."
+        )
+    return jnp.broadcast_to(pixels, (len(texts), *pixels.shape[1:]))
+
+
+def _cosine(embedding: Float[Array, "B E"], texts: Float[Array, "#B _"]) -> Float[Array, ""]:
     """Summed over images: their gradients do not mix."""
+    if embedding.shape[1] != texts.shape[1]:
+        raise ConfigError(
+            f"expected texts of the images' {embedding.shape[1]} channels, found "
+            f"{texts.shape[1]}: embeddings of another model?"
+        )
     return jnp.sum(unit(embedding) * unit(texts))
 
 

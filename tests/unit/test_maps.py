@@ -238,6 +238,25 @@ def test_one_map_at_a_time_is_the_same(name, pixels, texts):
     chex.assert_trees_all_close(nothing.attention, together.attention, atol=1e-6)
 
 
+def test_several_texts_for_one_image_are_not_added_up(pixels, texts):
+    """Each pair has its own map; counts that make no pairs are refused."""
+    tower = tower_of("clip")
+    together = jax.jit(maps.text_maps)(tower, pixels[:1], texts)
+    alone = jax.jit(lambda *a: (maps.text_relevance(*a), maps.pixel_gradient(*a)))
+    wanted = (together.relevance[:, 0], together.gradient[:, 0])
+    chex.assert_trees_all_close(alone(tower, pixels[:1], texts), wanted, atol=1e-6)
+    assert float(jnp.abs(wanted[0][0] - wanted[0][1]).max()) > 1e-4
+    one = jax.eval_shape(alone, tower, pixels, texts[:1])
+    assert [found.shape[0] for found in one] == [BATCH, BATCH]
+    for function in (maps.text_relevance, maps.pixel_gradient):
+        for words in (texts, texts[:0]):
+            with pytest.raises(ConfigError, match="one text for each of 2 images"):
+                jax.eval_shape(function, tower, pixels, words)
+    for function in (maps.text_relevance, maps.pixel_gradient, maps.text_maps):
+        with pytest.raises(ConfigError, match="another model"):
+            jax.eval_shape(function, tower, pixels[:1], texts[:, :5])
+
+
 def test_an_earlier_layer_can_be_shown(pixels):
     tower, plain = tower_of("registers"), reference_of("registers").plain
     wanted = plain.attention[0, :, :, 0, 1 + REGISTERS :].mean(axis=1).reshape(BATCH, *GRID)

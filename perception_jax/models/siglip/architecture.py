@@ -7,7 +7,7 @@ from typing import Any
 from perception_jax.data.processors import ImageProcessor
 from perception_jax.data.tokenization import ForeignVocabularyError, SiglipTokenizer
 from perception_jax.models import open_clip, timm, towers
-from perception_jax.models.architecture import Architecture, Claim, Files, crop_of
+from perception_jax.models.architecture import Architecture, Claim, Files
 from perception_jax.models.siglip.config import SiglipConfig, SiglipVisionConfig, is_siglip
 from perception_jax.models.siglip.modeling import Siglip, VisionTower
 from perception_jax.models.siglip.params import TABLES, TOWER_TABLES
@@ -16,10 +16,8 @@ from perception_jax.models.towers import TowerConfig
 _HALF = (0.5, 0.5, 0.5)
 
 
-def _image_processor(config: Any, layout: str) -> ImageProcessor:
-    return ImageProcessor(
-        size=config.vision.image_size, mode=crop_of(layout), mean=_HALF, std=_HALF
-    )
+def _image_processor(config: Any, _: str) -> ImageProcessor:
+    return ImageProcessor(size=config.vision.image_size, mode="squash", mean=_HALF, std=_HALF)
 
 
 def _read_tokenizer(files: Files, config: SiglipConfig) -> SiglipTokenizer | None:
