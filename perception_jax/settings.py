@@ -158,6 +158,24 @@ class Several:
 
 
 @dataclasses.dataclass(frozen=True)
+class Either:
+    """A value of the first of two kinds that it fits."""
+
+    first: Kind
+    second: Kind
+
+    @property
+    def expected(self) -> str:
+        return f"{self.first.expected}, or {self.second.expected}"
+
+    def read(self, value: Any) -> Any:
+        try:
+            return self.first.read(value)
+        except ValueError:
+            return self.second.read(value)
+
+
+@dataclasses.dataclass(frozen=True)
 class Optional:
     """A kind, or null."""
 
@@ -285,6 +303,17 @@ class Settings:
                 f"{self.where}: expected the setting {key!r} ({kind.expected}), found only {found}."
             )
         return default
+
+    def refuse_others(self, known: Collection[str]) -> None:
+        """Refuses settings that nothing here reads.
+
+        Raises:
+          ConfigError, or as given: it holds others than `known`.
+        """
+        if others := {key: v for key, v in self.content.items() if key not in known}:
+            raise self._error(
+                f"{self.where}: expected only {', '.join(sorted(known))}, found {shown(others)}."
+            )
 
     def section(self, key: str, *, optional: bool = False) -> Settings:
         """The object under `key`.

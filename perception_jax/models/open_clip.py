@@ -9,9 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from perception_jax import settings
 from perception_jax.errors import ConfigError
+from perception_jax.models import timm
+from perception_jax.models.timm import mlp_ratio
 from perception_jax.nn.text_tower import TextConfig
+from perception_jax.settings import Optional, Settings, shown
 
+TIMM_KEYS = ("timm_model_name", "timm_model_pretrained", "timm_pool", "timm_proj")
+"""Of a `vision_cfg` whose trunk is timm's."""
 _COMMON = ("width", "layers", "mlp_ratio", "norm_kwargs")
 _NO_EFFECT = ("patch_dropout", "hf_tokenizer_name", "tokenizer_kwargs", "tokenizer_mode", "pad_id")
 """For training and for the tokenizer."""
@@ -21,60 +27,89 @@ _DEFAULTS = {
 }
 
 
-def trunk(settings: Mapping[str, Any]) -> str:
+def model_settings(config: Mapping[str, Any]) -> Settings:
+    """The `model_cfg` of an `open_clip_config.json`, or a model JSON itself.
+
+    Raises:
+      ConfigError: it is no object.
+    """
+    file = Settings(config, "open_clip_config.json")
+    return file.section("model_cfg") if "model_cfg" in file else file
+
+
+def trunk(config: Mapping[str, Any]) -> str:
     """timm's name of the image tower; "" for one of open_clip's own."""
-    return str(settings.get("model_cfg", settings)["vision_cfg"].get("timm_model_name") or "")
+    vision = model_settings(config).section("vision_cfg")
+    return vision.get("timm_model_name", Optional(settings.TEXT), None) or ""
 
 
-def check(name: str, settings: Mapping[str, Any], meant: tuple[str, ...]) -> None:
+def timm_trunk(config: Mapping[str, Any], *, image_size: int | None = None) -> timm.TimmModel:
+    """The image trunk that a configuration names as timm does.
+
+    Keys of `timm_overrides` beside the `model_cfg` (as in `timm.create_model`) replace its sizes.
+
+    Args:
+      image_size: where the configuration does not say; None for that of timm's name.
+
+    Raises:
+      ConfigError: there is none, or a setting is of another type or out of range.
+    """
+    vision = model_settings(config).section("vision_cfg")
+    size = vision.get("image_size", settings.IMAGE_SIZE, image_size)
+    return timm.read(
+        {
+            "architecture": vision.get("timm_model_name", settings.TEXT),
+            "input_size": None if size is None else [size],
+            "model_args": config.get("timm_overrides"),
+        }
+    )
+
+
+def check(tower: Settings, meant: tuple[str, ...]) -> None:
     """Refuses settings that would make another tower than the one built here.
 
     Args:
-      name: "vision_cfg" or "text_cfg".
-      settings: its content.
+      tower: "vision_cfg" or "text_cfg".
       meant: keys that the caller reads, besides those that all towers have.
 
     Raises:
       ConfigError: a setting that is neither understood nor without effect.
     """
+    name = tower.where.rpartition(" ")[2]
     default = _DEFAULTS[name]
     other = {
         key: value
-        for key, value in settings.items()
+        for key, value in tower.content.items()
         if key not in (*_COMMON, *meant, *_NO_EFFECT)
         and value not in (None, False, default.get(key))
     }
     if other:
         raise ConfigError(
-            f"open_clip's {name}: expected only {', '.join((*_COMMON, *meant))}, found {other}, "
-            "which would make another tower than the one that is built here."
+            f"open_clip's {name}: expected only {', '.join((*_COMMON, *meant))}, found "
+            f"{shown(other)}, which would make another tower than the one that is built here."
         )
 
 
-def read_text(text: Mapping[str, Any], *, act: str) -> TextConfig:
+def read_text(text: Settings, *, act: str) -> TextConfig:
     """From a `text_cfg`: the text tower of CLIP and EVA-CLIP.
 
     Raises:
       ConfigError: it describes another text tower, such as one of Hugging Face.
     """
-    check("text_cfg", text, ("context_length", "vocab_size", "heads", "pool_type", "eos_id"))
-    pool = text.get("pool_type", "argmax")
-    if pool not in ("argmax", "eos"):
-        raise ConfigError(
-            f"open_clip's text_cfg: expected pool_type 'argmax' or 'eos', found {pool!r}, which "
-            "would make another tower than the one that is built here."
-        )
-    width = text.get("width", 512)
+    check(text, ("context_length", "vocab_size", "heads", "pool_type", "eos_id"))
+    pool = text.get("pool_type", settings.Choice(("argmax", "eos")), "argmax")
+    end = text.get("eos_id", settings.Integer(0, 2**31 - 1), 2)
+    width = text.get("width", settings.WIDTH, 512)
     return TextConfig(
-        vocab_size=text.get("vocab_size", 49408),
-        context=text.get("context_length", 77),
+        vocab_size=text.get("vocab_size", settings.VOCABULARY, 49408),
+        context=text.get("context_length", settings.CONTEXT, 77),
         width=width,
-        depth=text.get("layers", 12),
-        heads=text.get("heads", 8),
-        mlp_dim=int(width * text.get("mlp_ratio", 4.0)),
+        depth=text.get("layers", settings.DEPTH, 12),
+        heads=text.get("heads", settings.HEADS, 8),
+        mlp_dim=int(width * text.get("mlp_ratio", settings.RATIO, 4.0)),
         act=act,
         eps=eps(text),
-        end_id=text.get("eos_id", 2) if pool == "eos" else None,
+        end_id=end if pool == "eos" else None,
     )
 
 
@@ -93,17 +128,13 @@ def write_text(text: TextConfig) -> dict[str, Any]:
     }
 
 
-def eps(tower: Mapping[str, Any]) -> float:
+def eps(tower: Settings) -> float:
     """The epsilon of a tower's norms."""
-    return (tower.get("norm_kwargs") or {}).get("eps", 1e-5)
+    norms = tower.section("norm_kwargs", optional=True)
+    norms.refuse_others(("eps",))
+    return norms.get("eps", settings.EPS, 1e-5)
 
 
 def norm_kwargs(value: float) -> dict[str, Any]:
     """The inverse of `eps`; nothing for the default."""
     return {} if value == 1e-5 else {"norm_kwargs": {"eps": value}}
-
-
-def mlp_ratio(width: int, mlp_dim: int) -> float:
-    """A ratio that `int(width * ratio)`, as open_clip and timm compute it, makes `mlp_dim` of."""
-    exact = mlp_dim / width
-    return exact if int(width * exact) == mlp_dim else (mlp_dim + 0.5) / width

@@ -12,8 +12,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from perception_jax import settings
 from perception_jax.errors import ConfigError
-from perception_jax.models.open_clip import mlp_ratio
+from perception_jax.settings import Either, Kind, Optional, Settings, Several
 
 ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "quick_gelu": "quick_gelu"}
 """timm's names → ours."""
@@ -27,7 +28,16 @@ _FIELDS = {
     "mlp_ratio": "mlp_ratio",
 }
 """Arguments of timm → fields of `Size`."""
-_MEANT = {*_FIELDS, "act_layer", "reg_tokens"}
+_KINDS: dict[str, Kind] = {
+    "patch_size": settings.IMAGE_SIZE,
+    "embed_dim": settings.WIDTH,
+    "depth": settings.DEPTH,
+    "num_heads": settings.HEADS,
+    "mlp_ratio": settings.RATIO,
+    "act_layer": Optional(settings.TEXT),
+    "reg_tokens": settings.REGISTERS,
+}
+_MEANT = {"img_size", *_KINDS}
 _HARMLESS = {
     "num_classes",
     "global_pool",
@@ -74,35 +84,40 @@ class Size:
         return fields | {"mlp_dim": int(self.width * ratio)}
 
 
-def name(settings: Mapping[str, Any]) -> str:
+def name(config: Mapping[str, Any]) -> str:
     """The architecture that a `config.json` of timm names, without the tag of the weights."""
-    return str(settings["architecture"]).partition(".")[0]
+    file = Settings(config, "timm's config.json")
+    return file.get("architecture", settings.TEXT).partition(".")[0]
 
 
-def read(settings: Mapping[str, Any]) -> TimmModel:
+def read(config: Mapping[str, Any]) -> TimmModel:
     """A parsed `config.json` of timm, also of the older kind without `pretrained_cfg`.
 
     Raises:
-      ConfigError: arguments that make another model than those that are built here.
+      ConfigError: arguments that make another model than those that are built here, of another
+        type or out of range.
     """
-    architecture, _, tag = str(settings["architecture"]).partition(".")
-    weights = settings.get("pretrained_cfg", settings)
-    args = dict(settings.get("model_args") or {})
-    known = _MEANT | _HARMLESS | ({"in_chans"} if args.get("in_chans") == 3 else set())
-    if unknown := sorted(args.keys() - known):
+    model, weights = Settings(config, "timm's config.json"), pretrained(config)
+    architecture, _, tag = model.get("architecture", settings.TEXT).partition(".")
+    args = model.section("model_args", optional=True)
+    known = _MEANT | _HARMLESS | ({"in_chans"} if args.content.get("in_chans") == 3 else set())
+    if unknown := sorted(args.content.keys() - known):
         raise ConfigError(
             f"timm's {architecture}: expected model_args among {', '.join(sorted(_MEANT))}, found "
-            f"{', '.join(unknown)}, which would make another model."
+            f"{', '.join(unknown)!s:.200}, which would make another model."
         )
-    image_size = args.get("img_size", (weights.get("input_size") or [None])[-1])
-    if isinstance(image_size, (list, tuple)):
-        image_size = _square(architecture, image_size)
     return TimmModel(
         architecture=architecture,
-        tag=tag or str(weights.get("tag") or ""),
-        image_size=image_size,
-        args={key: value for key, value in args.items() if key in _MEANT},
+        tag=tag or weights.get("tag", Optional(settings.TEXT), None) or "",
+        image_size=_image_size(architecture, args, weights),
+        args={key: args.get(key, kind) for key, kind in _KINDS.items() if key in args},
     )
+
+
+def pretrained(config: Mapping[str, Any]) -> Settings:
+    """The `pretrained_cfg` of a parsed `config.json`, or the older kind of file itself."""
+    model = Settings(config, "timm's config.json")
+    return model.section("pretrained_cfg") if "pretrained_cfg" in model else model
 
 
 def activation(model: TimmModel, default: str) -> str:
@@ -125,6 +140,12 @@ def activation(model: TimmModel, default: str) -> str:
 def act_layer(act: str) -> dict[str, str]:
     """The inverse of `activation`."""
     return {"act_layer": {ours: theirs for theirs, ours in ACTIVATIONS.items()}[act]}
+
+
+def mlp_ratio(width: int, mlp_dim: int) -> float:
+    """A ratio that `int(width * ratio)`, as timm and open_clip compute it, makes `mlp_dim` of."""
+    exact = mlp_dim / width
+    return exact if int(width * exact) == mlp_dim else (mlp_dim + 0.5) / width
 
 
 def sizes(model: TimmModel, named: Size) -> dict[str, int]:
@@ -179,7 +200,14 @@ def write(
     }
 
 
-def _square(architecture: str, size: Any) -> int:
-    if len(set(size)) != 1:
-        raise ConfigError(f"timm's {architecture}: expected a square img_size, found {size}.")
-    return size[0]
+def _image_size(architecture: str, args: Settings, weights: Settings) -> int | None:
+    """The side that arguments or weights name, as one number or as (channels, height, width)."""
+    side = settings.IMAGE_SIZE
+    if "img_size" in args:
+        size = args.get("img_size", Either(side, Several(side, 2, 2)))
+    else:
+        size = weights.get("input_size", Optional(Several(side, 1, 3)), None)
+    sides = size[-2:] if isinstance(size, tuple) else (size,)
+    if len(set(sides)) != 1:
+        raise ConfigError(f"timm's {architecture}: expected a square img_size, found {sides}.")
+    return sides[0]

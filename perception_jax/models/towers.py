@@ -12,9 +12,11 @@ from typing import Any
 from flax import nnx
 from jaxtyping import Array, Float
 
+from perception_jax import settings
 from perception_jax.errors import ConfigError
 from perception_jax.interop.rules import LINEAR, RuleTable
 from perception_jax.nn.mlp import ACTIVATIONS
+from perception_jax.settings import Settings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,6 +30,9 @@ class TowerConfig:
     vision: Any
     embed_dim: int | None = None
 
+    def __post_init__(self) -> None:
+        settings.check_fields(self, {"embed_dim": settings.Optional(settings.WIDTH)})
+
 
 class Unprojected(nnx.Module):
     """Stands where the projection would be."""
@@ -36,18 +41,36 @@ class Unprojected(nnx.Module):
         return x
 
 
-def known_act(name: str) -> str:
-    """The name of an activation that towers can run with, as Hugging Face spells it.
+HF_FILE = "config.json"
+"""Where Hugging Face's settings stand, for messages."""
+_HF_NAMES = {
+    "width": ("hidden_size", settings.WIDTH),
+    "depth": ("num_hidden_layers", settings.DEPTH),
+    "heads": ("num_attention_heads", settings.HEADS),
+    "mlp_dim": ("intermediate_size", settings.WIDTH),
+    "act": ("hidden_act", settings.Choice(ACTIVATIONS)),
+    "eps": ("layer_norm_eps", settings.EPS),
+}
+
+
+def read_hf_tower(tower: Settings, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that Hugging Face's CLIP and SigLIP have for both towers, by our names.
+
+    Args:
+      defaults: by their names, for keys that are left out.
 
     Raises:
-      ConfigError: another one.
+      ConfigError: a setting of another type or out of range.
     """
-    if name not in ACTIVATIONS:
-        raise ConfigError(
-            f"hidden_act: expected one of {', '.join(ACTIVATIONS)}, found {name!r}, which no tower "
-            "here runs with."
-        )
-    return name
+    return {
+        ours: tower.get(theirs, kind, defaults[theirs])
+        for ours, (theirs, kind) in _HF_NAMES.items()
+    }
+
+
+def write_hf_tower(tower: Any) -> dict[str, Any]:
+    """The inverse of `read_hf_tower`."""
+    return {theirs: getattr(tower, ours) for ours, (theirs, _) in _HF_NAMES.items()}
 
 
 def is_tower(config: Any, kind: type) -> bool:

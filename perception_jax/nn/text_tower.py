@@ -11,11 +11,12 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Int
 
+from perception_jax import settings
 from perception_jax.errors import ConfigError
 from perception_jax.nn import stack
 from perception_jax.nn.attention import Attention
 from perception_jax.nn.linear import Linear, lookup
-from perception_jax.nn.mlp import Mlp
+from perception_jax.nn.mlp import ACTIVATIONS, Mlp
 from perception_jax.nn.norms import LayerNorm
 from perception_jax.nn.taps import Taps, refuse_pool
 from perception_jax.nn.towers import TowerOutput
@@ -33,6 +34,10 @@ class TextConfig:
     end_id: the end token; pooling "end" reads at its first occurrence. None reads at the largest
       id, as OpenAI's code does: right as long as no token lies behind the end token.
     start_id, pad_id: of the tokenizer, where the settings say them; the tower does not use them.
+
+    Raises:
+      ConfigError: a field of another type or out of range, heads that do not divide the width, or
+        an end token that is none of the vocabulary.
     """
 
     vocab_size: int = 49408
@@ -50,11 +55,26 @@ class TextConfig:
     pad_id: int | None = None
 
     def __post_init__(self) -> None:
+        settings.check_fields(self, _KINDS)
         if self.end_id is not None and not 0 <= self.end_id < self.vocab_size:
             raise ConfigError(
                 f"text tower: expected an end token among its {self.vocab_size} ids, found "
                 f"{self.end_id}. Is it the vocabulary of this model?"
             )
+
+
+_ID = settings.Optional(settings.Integer(0, 2**31 - 1))
+_KINDS = {
+    **settings.TRANSFORMER,
+    "vocab_size": settings.VOCABULARY,
+    "context": settings.CONTEXT,
+    "act": settings.Choice(ACTIVATIONS),
+    "pool": settings.Choice(("end", "last")),
+    "projection_bias": settings.FLAG,
+    "end_id": _ID,
+    "start_id": _ID,
+    "pad_id": _ID,
+}
 
 
 class TextTower(nnx.Module):

@@ -104,7 +104,7 @@ def test_a_foreign_model_is_not_taken_for_one_of_ours(tmp_path):
     bert = {"embeddings.word_embeddings.weight": np.zeros((3, 2)), "pooler.bias": np.zeros(2)}
     with pytest.raises(CheckpointError, match=r"2 tensors \(e\.g\. embeddings\.word.*`config`"):
         perception_jax.load(torch_files.save(tmp_path / "pytorch_model.bin", bert))
-    settings = {"model_type": "dinov2", "hidden_size": WIDTH}
+    settings = {"model_type": "dinov2", "hidden_size": WIDTH, "num_attention_heads": 1}
     with pytest.raises(CheckpointError, match="unknown: 2, missing: "):
         perception_jax.load(tmp_path / "pytorch_model.bin", config=settings)
 
@@ -153,12 +153,12 @@ def text(**change):
         ({"model_type": "bert"}, "hf", "no architecture is called 'bert'"),
         ({"model_type": "llava", "vision_config": {}}, "hf", "'llava' here.*`prefix`"),
         ({"model_type": "clip", "vision_config": {"hidden_size": "wide"}}, "hf", "text_config"),
-        ({"model_type": "dinov2", "mlp_ratio": "big"}, "hf", "cannot be read"),
+        ({"model_type": "dinov2", "mlp_ratio": "big"}, "hf", "mlp_ratio: expected a finite number"),
         ({"model_type": "clip_vision_model", "hidden_act": "relu"}, "hf", "found 'relu'"),
         ({"model_type": "siglip_vision_model", "hidden_act": "relu"}, "hf", "found 'relu'"),
         ({"model_type": "eva"}, "hf", "eva has no configuration file in the layout 'hf'"),
         ({"model_type": ["clip"]}, "hf", "cannot be read"),
-        ({"model_cfg": {}}, "reference", "cannot be read"),
+        ({"model_cfg": {}}, "reference", "the settings .vision_cfg."),
         ({"model_cfg": [1]}, "reference", "cannot be read"),
         (vision(no_ln_pre=True), "reference", "no_ln_pre"),
         (vision(pool_type="avg"), "reference", "pool_type"),

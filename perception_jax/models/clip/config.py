@@ -7,16 +7,22 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from perception_jax import settings
 from perception_jax.errors import ConfigError
-from perception_jax.models import open_clip
-from perception_jax.models.towers import known_act
+from perception_jax.models import open_clip, timm
+from perception_jax.models.towers import HF_FILE, read_hf_tower, write_hf_tower
+from perception_jax.nn.mlp import ACTIVATIONS
 from perception_jax.nn.text_tower import TextConfig
-from perception_jax.settings import Integer, Optional, check
+from perception_jax.settings import Choice, Integer, Optional, Settings, check_fields, shown
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VisionConfig:
-    """The image tower; `act` is one of `nn.mlp.ACTIVATIONS` and belongs to the weights."""
+    """The image tower; `act` is one of `nn.mlp.ACTIVATIONS` and belongs to the weights.
+
+    Raises:
+      ConfigError: a field of another type or out of range (see `settings.check_fields`).
+    """
 
     image_size: int
     patch_size: int
@@ -26,6 +32,9 @@ class VisionConfig:
     mlp_dim: int
     act: str = "quick_gelu"
     eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        check_fields(self, {**settings.IMAGE_TOWER, "act": Choice(ACTIVATIONS)})
 
     @property
     def tokens(self) -> int:
@@ -39,16 +48,19 @@ class VisionConfig:
         Keys that are left out take the defaults of `transformers.CLIPVisionConfig`.
 
         Raises:
-          ConfigError: an unknown activation.
+          ConfigError: a setting of another type or out of range.
         """
-        tower = _hf_tower(config, "vision_config", _HF_VISION_DEFAULTS)
+        tower = _hf_tower(Settings(config, HF_FILE), "vision_config", _HF_VISION_DEFAULTS)
+        tower.get("num_channels", Choice((3,)), 3)
         return cls(
-            image_size=tower["image_size"], patch_size=tower["patch_size"], **_from_hf_tower(tower)
+            image_size=tower.get("image_size", settings.IMAGE_SIZE, 224),
+            patch_size=tower.get("patch_size", settings.IMAGE_SIZE, 32),
+            **read_hf_tower(tower, _HF_VISION_DEFAULTS),
         )
 
     def to_hf(self) -> dict[str, Any]:
         """The inverse of `from_hf`."""
-        return _to_hf_tower(self) | {
+        return write_hf_tower(self) | {
             "model_type": "clip_vision_model",
             "image_size": self.image_size,
             "patch_size": self.patch_size,
@@ -60,25 +72,27 @@ class VisionConfig:
         """From a `model_cfg` of open_clip.
 
         Raises:
-          ConfigError: it describes another image tower (a timm or ResNet trunk, other pooling).
+          ConfigError: it describes another image tower (a timm or ResNet trunk, other pooling), or
+            a setting is of another type or out of range.
         """
-        config = config.get("model_cfg", config)
-        vision = config["vision_cfg"]
-        if "timm_model_name" in vision or not isinstance(vision.get("layers"), int):
+        model = open_clip.model_settings(config)
+        vision = model.section("vision_cfg")
+        if "timm_model_name" in vision or not isinstance(vision.content.get("layers"), int):
             raise ConfigError(
-                "this open_clip configuration has no plain ViT image tower (timm trunk or "
-                f"ResNet: {vision}); CLIP expects vision_cfg with integer 'layers' and 'width'"
+                "this open_clip configuration has no plain ViT image tower (timm trunk or ResNet: "
+                f"{shown(vision.content)}); CLIP expects vision_cfg with integer 'layers' and "
+                "'width'"
             )
-        open_clip.check("vision_cfg", vision, ("image_size", "patch_size", "head_width"))
-        width = vision.get("width", 768)
+        open_clip.check(vision, ("image_size", "patch_size", "head_width"))
+        width = vision.get("width", settings.WIDTH, 768)
         return cls(
-            image_size=vision.get("image_size", 224),
-            patch_size=vision.get("patch_size", 16),
+            image_size=vision.get("image_size", settings.IMAGE_SIZE, 224),
+            patch_size=vision.get("patch_size", settings.IMAGE_SIZE, 16),
             width=width,
-            depth=vision["layers"],
-            heads=width // vision.get("head_width", 64),
-            mlp_dim=int(width * vision.get("mlp_ratio", 4.0)),
-            act="quick_gelu" if config.get("quick_gelu") else "gelu",
+            depth=vision.get("layers", settings.DEPTH),
+            heads=width // vision.get("head_width", settings.WIDTH, 64),
+            mlp_dim=int(width * vision.get("mlp_ratio", settings.RATIO, 4.0)),
+            act="quick_gelu" if model.get("quick_gelu", settings.FLAG, False) else "gelu",
             eps=open_clip.eps(vision),
         )
 
@@ -90,7 +104,7 @@ class VisionConfig:
             "width": self.width,
             "head_width": self.width // self.heads,
             "patch_size": self.patch_size,
-            "mlp_ratio": open_clip.mlp_ratio(self.width, self.mlp_dim),
+            "mlp_ratio": timm.mlp_ratio(self.width, self.mlp_dim),
             **open_clip.norm_kwargs(self.eps),
         }
 
@@ -103,6 +117,9 @@ class ClipConfig:
     text: TextConfig
     embed_dim: int
     logit_scale_init: float = 2.6592
+
+    def __post_init__(self) -> None:
+        check_fields(self, {"embed_dim": settings.WIDTH, "logit_scale_init": settings.FACTOR})
 
     @classmethod
     def vit_b32(cls) -> ClipConfig:
@@ -153,26 +170,28 @@ class ClipConfig:
         Keys that a file leaves out take the defaults of `transformers.CLIPConfig`.
 
         Raises:
-          ConfigError: the file lacks a tower, or names an unknown activation.
+          ConfigError: the file lacks a tower, or a setting is of another type or out of range.
         """
+        model, width = Settings(config, HF_FILE), settings.WIDTH
         for name in ("vision_config", "text_config"):
-            if name not in config and f"{name}_dict" not in config:
+            if name not in model and f"{name}_dict" not in model:
                 raise ConfigError(
                     f"config.json has no {name!r}; expected a Hugging Face CLIP configuration, "
-                    f"found the keys {sorted(config)}"
+                    f"found the keys {shown(sorted(model.content))}"
                 )
-        vision = config.get("vision_config") or {}
-        text = _hf_tower(config, "text_config", _HF_TEXT_DEFAULTS)
+        vision = model.section("vision_config", optional=True)
+        text = _hf_tower(model, "text_config", _HF_TEXT_DEFAULTS)
+        vocab_size = text.get("vocab_size", settings.VOCABULARY, 49408)
         return cls(
             vision=VisionConfig.from_hf(config),
             text=TextConfig(
-                vocab_size=text["vocab_size"],
-                context=text["max_position_embeddings"],
-                **_from_hf_tower(text),
-                **_from_hf_ids(text),
+                vocab_size=vocab_size,
+                context=text.get("max_position_embeddings", settings.CONTEXT, 77),
+                **read_hf_tower(text, _HF_TEXT_DEFAULTS),
+                **_from_hf_ids(text, vocab_size),
             ),
-            embed_dim=config.get("projection_dim", vision.get("projection_dim", 512)),
-            logit_scale_init=config.get("logit_scale_init_value", 2.6592),
+            embed_dim=model.get("projection_dim", width, vision.get("projection_dim", width, 512)),
+            logit_scale_init=model.get("logit_scale_init_value", settings.FACTOR, 2.6592),
         )
 
     def to_hf(self) -> dict[str, Any]:
@@ -182,7 +201,7 @@ class ClipConfig:
           ConfigError: an end token with the id 2, which Hugging Face takes for "the largest id".
         """
         vision = self.vision.to_hf() | {"projection_dim": self.embed_dim}
-        text = _to_hf_tower(self.text) | {
+        text = write_hf_tower(self.text) | {
             "model_type": "clip_text_model",
             "vocab_size": self.text.vocab_size,
             "max_position_embeddings": self.text.context,
@@ -206,12 +225,12 @@ class ClipConfig:
           ConfigError: the configuration describes another architecture, such as a timm or ResNet
             trunk, or a text tower of Hugging Face.
         """
-        config = config.get("model_cfg", config)
+        model = open_clip.model_settings(config)
         vision = VisionConfig.from_open_clip(config)
         return cls(
             vision=vision,
-            text=open_clip.read_text(config["text_cfg"], act=vision.act),
-            embed_dim=config["embed_dim"],
+            text=open_clip.read_text(model.section("text_cfg"), act=vision.act),
+            embed_dim=model.get("embed_dim", settings.WIDTH),
         )
 
     @staticmethod
@@ -303,39 +322,32 @@ _HF_TEXT_DEFAULTS = {
 _END_ID, _LARGEST = 49407, 2
 """Default of `eos_token_id`, and its value in files from before it was read."""
 _ID = Integer(0, 2**31 - 1)
-_HF_NAMES = {
-    "width": "hidden_size",
-    "depth": "num_hidden_layers",
-    "heads": "num_attention_heads",
-    "mlp_dim": "intermediate_size",
-    "act": "hidden_act",
-    "eps": "layer_norm_eps",
-}
 
 
-def _hf_tower(config: Mapping[str, Any], name: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
+def _hf_tower(model: Settings, name: str, defaults: Mapping[str, Any]) -> Settings:
     """The settings of one tower: of a whole `config.json`, or as they are.
 
     As in `transformers`, an old `vision_config_dict` or `text_config_dict` replaces what stands in
     `vision_config` or `text_config`, with the defaults of the keys that it leaves out.
     """
     old = f"{name}_dict"
-    if not {name, old} & config.keys():
-        return {**defaults, **config}
-    tower = {**defaults, **(config.get(name) or {})}
-    if config.get(old) is not None:
-        tower |= {**defaults, **config[old]}
-    return tower
+    if name not in model and old not in model:
+        return model
+    tower = model.section(name, optional=True)
+    if model.content.get(old) is None:
+        return tower
+    replaced = {**tower.content, **defaults, **model.section(old).content}
+    return Settings(replaced, f"{HF_FILE}: {old}")
 
 
-def _from_hf_ids(text: Mapping[str, Any]) -> dict[str, int | None]:
+def _from_hf_ids(text: Settings, vocab_size: int) -> dict[str, int | None]:
     """Special ids. `eos_token_id` 2 means the largest id, as in `transformers`; so does its default
     in a smaller vocabulary, which `transformers` also writes where nobody set it."""
-    end = check(text.get("eos_token_id", _END_ID), _ID, "text_config: eos_token_id")
-    if end == _END_ID >= text["vocab_size"]:
+    end = text.get("eos_token_id", _ID, _END_ID)
+    if end == _END_ID >= vocab_size:
         end = _LARGEST
     others = {
-        ours: check(text.get(theirs), Optional(_ID), f"text_config: {theirs}")
+        ours: text.get(theirs, Optional(_ID), None)
         for ours, theirs in (("start_id", "bos_token_id"), ("pad_id", "pad_token_id"))
     }
     return {"end_id": None if end == _LARGEST else end, **others}
@@ -350,15 +362,6 @@ def _to_hf_ids(text: TextConfig) -> dict[str, int]:
     end = _LARGEST if text.end_id is None else text.end_id
     ids = {"bos_token_id": text.start_id, "eos_token_id": end, "pad_token_id": text.pad_id}
     return {name: value for name, value in ids.items() if value is not None}
-
-
-def _from_hf_tower(tower: Mapping[str, Any]) -> dict[str, Any]:
-    known_act(tower["hidden_act"])
-    return {ours: tower[theirs] for ours, theirs in _HF_NAMES.items()}
-
-
-def _to_hf_tower(tower: VisionConfig | TextConfig) -> dict[str, Any]:
-    return {theirs: getattr(tower, ours) for ours, theirs in _HF_NAMES.items()}
 
 
 def _openai(

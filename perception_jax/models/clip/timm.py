@@ -11,6 +11,7 @@ from perception_jax.errors import ConfigError
 from perception_jax.models import timm
 from perception_jax.models.clip.config import VisionConfig
 from perception_jax.models.timm import Size
+from perception_jax.settings import TEXT, Either, Optional, Several
 
 _NAME = re.compile(r"vit_([a-z]+)_patch(\d+)(_plus)?_clip(_quickgelu)?_(\d+)")
 _SIZES = {
@@ -43,6 +44,9 @@ _QUICK_GELU_TAGS = ("openai", "dfn2b", "dfn5b", "metaclip_400m", "metaclip_2pt5b
 """Weights trained with quick-GELU, though timm also offers them under names that run with GELU."""
 
 
+_NOTES = Optional(Either(TEXT, Several(TEXT, 0, 64)))
+
+
 def is_clip(architecture: str) -> bool:
     """Whether timm's name is one of a CLIP image tower."""
     return bool(_NAME.fullmatch(architecture))
@@ -55,7 +59,7 @@ def read(settings: Mapping[str, Any]) -> VisionConfig:
       ConfigError: sizes or an activation that are not built here.
     """
     model = timm.read(settings)
-    notes = str(settings.get("pretrained_cfg", settings).get("notes", "")).lower()
+    notes = str(timm.pretrained(settings).get("notes", _NOTES, "")).lower()
     native = model.tag in _QUICK_GELU_TAGS or "quickgelu" in notes
     default = "quick_gelu" if native or "_quickgelu_" in model.architecture else "gelu"
     sizes = timm.sizes(model, _named(model.architecture))

@@ -6,7 +6,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from perception_jax import settings
 from perception_jax.errors import ConfigError
+from perception_jax.settings import Choice, Settings, check_fields
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,6 +22,9 @@ class Dinov2Config:
       (without registers), 0 in Hugging Face, in timm and with registers.
     position_antialias: whether resized positions are antialiased: with registers they are, and in
       timm.
+
+    Raises:
+      ConfigError: a field of another type or out of range (see `settings.check_fields`).
     """
 
     image_size: int = 518
@@ -34,6 +39,9 @@ class Dinov2Config:
     layer_scale: float = 1.0
     position_offset: float = 0.0
     position_antialias: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self, _KINDS)
 
     @property
     def positions(self) -> int:
@@ -72,27 +80,26 @@ class Dinov2Config:
         """From the `config.json` of a Hugging Face DINOv2 folder (with or without registers).
 
         Raises:
-          ConfigError: a setting that this model does not have.
+          ConfigError: a setting that this model does not have, of another type or out of range.
         """
-        config = _HF_DEFAULTS | dict(config)
-        if config["hidden_act"] != "gelu" or not config["qkv_bias"]:
-            raise ConfigError(
-                "DINOv2: expected hidden_act 'gelu' and qkv_bias true, found "
-                f"{config['hidden_act']!r} and {config['qkv_bias']}."
-            )
-        width, swiglu = config["hidden_size"], config["use_swiglu_ffn"]
-        ratio = config["mlp_ratio"]
+        model = Settings(config, "config.json")
+        model.get("hidden_act", Choice(("gelu",)), "gelu")
+        model.get("qkv_bias", Choice((True,)), True)
+        model.get("num_channels", Choice((3,)), 3)
+        width = model.get("hidden_size", settings.WIDTH, 768)
+        ratio = model.get("mlp_ratio", settings.RATIO, 4)
+        swiglu = model.get("use_swiglu_ffn", settings.FLAG, False)
         return cls(
-            image_size=config["image_size"],
-            patch_size=config["patch_size"],
+            image_size=model.get("image_size", settings.IMAGE_SIZE, 224),
+            patch_size=model.get("patch_size", settings.IMAGE_SIZE, 14),
             width=width,
-            depth=config["num_hidden_layers"],
-            heads=config["num_attention_heads"],
+            depth=model.get("num_hidden_layers", settings.DEPTH, 12),
+            heads=model.get("num_attention_heads", settings.HEADS, 12),
             mlp_dim=swiglu_dim(width, ratio) if swiglu else int(width * ratio),
             mlp="swiglu" if swiglu else "mlp",
-            **_registers(config.get("num_register_tokens", 0)),
-            eps=config["layer_norm_eps"],
-            layer_scale=config["layerscale_value"],
+            **_registers(model.get("num_register_tokens", settings.REGISTERS, 0)),
+            eps=model.get("layer_norm_eps", settings.EPS, 1e-6),
+            layer_scale=model.get("layerscale_value", settings.FACTOR, 1.0),
         )
 
     def to_hf(self) -> dict[str, Any]:
@@ -136,8 +143,9 @@ class Dinov2Config:
         Raises:
           ConfigError: as `from_hf`.
         """
+        model = Settings(config, "config.json")
         keys = ("position_offset", "position_antialias")
-        given = {key: config[key] for key in keys if key in config}
+        given = {key: model.get(key, _KINDS[key]) for key in keys if key in model}
         return dataclasses.replace(cls.from_hf(config), **given)
 
     def to_jax(self) -> dict[str, Any]:
@@ -156,18 +164,13 @@ def _registers(count: int) -> dict[str, Any]:
     return {"registers": count, "position_antialias": count > 0}
 
 
-_HF_DEFAULTS = {
-    "hidden_size": 768,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "mlp_ratio": 4,
-    "hidden_act": "gelu",
-    "layer_norm_eps": 1e-6,
-    "image_size": 224,
-    "patch_size": 14,
-    "qkv_bias": True,
-    "layerscale_value": 1.0,
-    "use_swiglu_ffn": False,
+_KINDS = {
+    **settings.IMAGE_TOWER,
+    "mlp": Choice(("mlp", "swiglu")),
+    "registers": settings.REGISTERS,
+    "layer_scale": settings.FACTOR,
+    "position_offset": settings.Number(low=0.0, high=1.0),
+    "position_antialias": settings.FLAG,
 }
 
 

@@ -6,10 +6,12 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from perception_jax import settings
 from perception_jax.errors import ConfigError
 from perception_jax.models import open_clip, timm
 from perception_jax.models.timm import Size
 from perception_jax.nn.text_tower import TextConfig
+from perception_jax.settings import Choice, check_fields
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,6 +34,10 @@ class EvaVisionConfig:
     mlp_dim: int
     eps: float = 1e-6
     reference_grid: tuple[int, int] = (16, 16)
+
+    def __post_init__(self) -> None:
+        kinds = {"kind": Choice(tuple(_ALONE)), "reference_grid": _GRID}
+        check_fields(self, {**settings.IMAGE_TOWER, **kinds})
 
     @property
     def tokens(self) -> int:
@@ -80,6 +86,9 @@ class EvaConfig:
     embed_dim: int
     trunk: str
 
+    def __post_init__(self) -> None:
+        check_fields(self, {"embed_dim": settings.WIDTH, "trunk": settings.TEXT})
+
     @classmethod
     def eva01_g14(cls) -> EvaConfig:
         """EVA01-g/14, 224 px."""
@@ -124,27 +133,16 @@ class EvaConfig:
         Raises:
           ConfigError: a trunk that is no EVA of ours, or another text tower.
         """
-        changes = config.get("timm_overrides")
-        config = config.get("model_cfg", config)
-        vision = config["vision_cfg"]
-        open_clip.check("vision_cfg", vision, ("image_size", *_TIMM_KEYS))
-        trunk = str(vision.get("timm_model_name"))
-        if vision.get("timm_proj", "linear") is not None or vision.get("timm_pool") != "token":
-            raise ConfigError(
-                f"EVA: expected open_clip's timm_pool 'token' and timm_proj null, found {vision}."
-            )
-        model = timm.read(
-            {
-                "architecture": trunk,
-                "input_size": [vision.get("image_size", 224)],
-                "model_args": changes,
-            }
-        )
+        model = open_clip.model_settings(config)
+        vision = model.section("vision_cfg")
+        open_clip.check(vision, ("image_size", *open_clip.TIMM_KEYS))
+        vision.get("timm_pool", Choice(("token",)))
+        vision.get("timm_proj", Choice((None,)))
         return cls(
-            vision=EvaVisionConfig.from_timm(model),
-            text=open_clip.read_text(config["text_cfg"], act="gelu"),
-            embed_dim=config["embed_dim"],
-            trunk=trunk,
+            vision=EvaVisionConfig.from_timm(open_clip.timm_trunk(config, image_size=224)),
+            text=open_clip.read_text(model.section("text_cfg"), act="gelu"),
+            embed_dim=model.get("embed_dim", settings.WIDTH),
+            trunk=vision.get("timm_model_name", settings.TEXT),
         )
 
     def to_open_clip(self) -> dict[str, Any]:
@@ -187,7 +185,7 @@ class EvaConfig:
         return {"model_cfg": model} | ({"timm_overrides": changes} if changes else {})
 
 
-_TIMM_KEYS = ("timm_model_name", "timm_model_pretrained", "timm_pool", "timm_proj")
+_GRID = settings.Several(settings.IMAGE_SIZE, 2, 2)
 _GIANT = ("eva01", Size(224, 14, 1408, 40, 16, 6144 / 1408))
 _TRUNKS = {
     "eva_giant_patch14_224": _GIANT,

@@ -7,10 +7,14 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from perception_jax import settings
 from perception_jax.errors import ConfigError
 from perception_jax.models import open_clip, timm
-from perception_jax.models.towers import known_act
+from perception_jax.models.open_clip import TIMM_KEYS
+from perception_jax.models.towers import HF_FILE, read_hf_tower, write_hf_tower
+from perception_jax.nn.mlp import ACTIVATIONS
 from perception_jax.nn.text_tower import TextConfig
+from perception_jax.settings import Choice, Settings, check_fields, shown
 
 _SO400M = {"width": 1152, "depth": 27, "heads": 16, "mlp_dim": 4304}
 _BASE = {"width": 768, "depth": 12, "heads": 12, "mlp_dim": 3072}
@@ -22,6 +26,9 @@ class SiglipVisionConfig:
 
     `act`: Hugging Face runs the weights with "gelu_pytorch_tanh", as the original code does, and
     open_clip with the exact "gelu"; they differ by about 1e-3.
+
+    Raises:
+      ConfigError: a field of another type or out of range (see `settings.check_fields`).
     """
 
     image_size: int
@@ -32,6 +39,9 @@ class SiglipVisionConfig:
     mlp_dim: int
     act: str = "gelu_pytorch_tanh"
     eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        check_fields(self, {**settings.IMAGE_TOWER, "act": Choice(ACTIVATIONS)})
 
     @property
     def tokens(self) -> int:
@@ -45,23 +55,25 @@ class SiglipVisionConfig:
         Keys that are left out take the defaults of `transformers.SiglipVisionConfig`.
 
         Raises:
-          ConfigError: a tower without the attention pooling.
+          ConfigError: a tower without the attention pooling, or a setting of another type or out
+            of range.
         """
-        tower = _HF_VISION_DEFAULTS | dict(config)
-        if not tower.get("vision_use_head", True):
+        tower = Settings(config, HF_FILE)
+        tower.get("num_channels", Choice((3,)), 3)
+        if not tower.get("vision_use_head", settings.FLAG, True):
             raise ConfigError(
                 "SigLIP: expected an image tower with its attention pooling, found "
                 "vision_use_head false; such towers are not built here."
             )
         return cls(
-            image_size=tower["image_size"],
-            patch_size=tower["patch_size"],
-            **_from_hf_tower(tower),
+            image_size=tower.get("image_size", settings.IMAGE_SIZE, 224),
+            patch_size=tower.get("patch_size", settings.IMAGE_SIZE, 16),
+            **read_hf_tower(tower, _HF_DEFAULTS),
         )
 
     def to_hf(self) -> dict[str, Any]:
         """The inverse of `from_hf`."""
-        return {theirs: getattr(self, ours) for ours, theirs in _HF_NAMES.items()} | {
+        return write_hf_tower(self) | {
             "model_type": "siglip_vision_model",
             "image_size": self.image_size,
             "patch_size": self.patch_size,
@@ -131,35 +143,29 @@ class SiglipConfig:
         Raises:
           ConfigError: a tower is missing, or the text projection changes the width.
         """
-        for name in ("vision_config", "text_config"):
-            if name not in config:
-                raise ConfigError(
-                    f"config.json has no {name!r}; expected a Hugging Face SigLIP configuration, "
-                    f"found the keys {sorted(config)}"
-                )
-            _check_old_settings(config, name)
-        vision = SiglipVisionConfig.from_hf(config["vision_config"] or {})
-        text = _HF_TEXT_DEFAULTS | dict(config["text_config"] or {})
-        if text.get("projection_size") not in (None, vision.width):
+        model = Settings(config, HF_FILE)
+        image, text = (_hf_tower(model, f"{name}_config") for name in ("vision", "text"))
+        vision = SiglipVisionConfig.from_hf(image.content)
+        projected = text.get("projection_size", settings.Optional(settings.WIDTH), None)
+        if projected not in (None, vision.width):
             raise ConfigError(
                 f"SigLIP: expected text projection_size {vision.width}, the image tower's width, "
-                f"found {text['projection_size']}."
+                f"found {projected}."
             )
         return cls(
             vision=vision,
             text=TextConfig(
-                vocab_size=text["vocab_size"],
-                context=text["max_position_embeddings"],
+                vocab_size=text.get("vocab_size", settings.VOCABULARY, 32000),
+                context=text.get("max_position_embeddings", settings.CONTEXT, 64),
                 pool="last",
                 projection_bias=True,
-                **_from_hf_tower(text),
+                **read_hf_tower(text, _HF_DEFAULTS),
             ),
         )
 
     def to_hf(self) -> dict[str, Any]:
         """The `config.json` that `transformers.SiglipModel` loads."""
-        text = {theirs: getattr(self.text, ours) for ours, theirs in _HF_NAMES.items()}
-        text |= {
+        text = write_hf_tower(self.text) | {
             "model_type": "siglip_text_model",
             "vocab_size": self.text.vocab_size,
             "max_position_embeddings": self.text.context,
@@ -181,36 +187,27 @@ class SiglipConfig:
         Raises:
           ConfigError: another trunk or text tower.
         """
-        changes = config.get("timm_overrides")
-        config = config.get("model_cfg", config)
-        vision, text = config["vision_cfg"], config["text_cfg"]
-        open_clip.check("vision_cfg", vision, ("image_size", *_TIMM_KEYS))
-        open_clip.check("text_cfg", text, _TEXT_KEYS)
-        if vision.get("timm_proj", "linear") != "none" or vision.get("timm_pool") != "map":
-            raise ConfigError(
-                f"SigLIP: expected open_clip's timm_pool 'map' and timm_proj 'none', found {vision}"
-            )
+        model = open_clip.model_settings(config)
+        vision, text = model.section("vision_cfg"), model.section("text_cfg")
+        open_clip.check(vision, ("image_size", *TIMM_KEYS))
+        open_clip.check(text, _TEXT_KEYS)
+        vision.get("timm_pool", Choice(("map",)))
+        vision.get("timm_proj", Choice(("none",)))
         for key, expected in (("no_causal_mask", True), ("proj_bias", True), ("pool_type", "last")):
-            if text.get(key) != expected:
-                raise ConfigError(
-                    f"SigLIP: expected {key} {expected!r} in open_clip's text_cfg, found "
-                    f"{text.get(key)!r}."
-                )
-        model = {
-            "architecture": str(vision.get("timm_model_name")),
-            "input_size": [vision.get("image_size")],
-            "model_args": changes,
-        }
-        tanh = (text.get("act_kwargs") or {}).get("approximate") == "tanh"
+            text.get(key, Choice((expected,)))
+        activation = text.section("act_kwargs", optional=True)
+        activation.refuse_others(("approximate",))
+        tanh = activation.get("approximate", Choice(("none", "tanh")), "none") == "tanh"
+        width = text.get("width", settings.WIDTH)
         return cls(
-            vision=SiglipVisionConfig.from_timm(timm.read(model)),
+            vision=SiglipVisionConfig.from_timm(open_clip.timm_trunk(config)),
             text=TextConfig(
-                vocab_size=text["vocab_size"],
-                context=text["context_length"],
-                width=text["width"],
-                depth=text["layers"],
-                heads=text["heads"],
-                mlp_dim=int(text["width"] * text.get("mlp_ratio", 4.0)),
+                vocab_size=text.get("vocab_size", settings.VOCABULARY),
+                context=text.get("context_length", settings.CONTEXT),
+                width=width,
+                depth=text.get("layers", settings.DEPTH),
+                heads=text.get("heads", settings.HEADS),
+                mlp_dim=int(width * text.get("mlp_ratio", settings.RATIO, 4.0)),
                 act="gelu_pytorch_tanh" if tanh else "gelu",
                 eps=open_clip.eps(text),
                 pool="last",
@@ -258,7 +255,6 @@ class SiglipConfig:
         }
 
 
-_TIMM_KEYS = ("timm_model_name", "timm_model_pretrained", "timm_pool", "timm_proj")
 _TEXT_KEYS = (
     *("context_length", "vocab_size", "heads"),
     *("no_causal_mask", "proj_bias", "pool_type", "act_kwargs"),
@@ -304,14 +300,6 @@ def _timm_act(architecture: str) -> str:
     return "gelu_pytorch_tanh" if architecture in _TANH else "gelu"
 
 
-_HF_NAMES = {
-    "width": "hidden_size",
-    "depth": "num_hidden_layers",
-    "heads": "num_attention_heads",
-    "mlp_dim": "intermediate_size",
-    "act": "hidden_act",
-    "eps": "layer_norm_eps",
-}
 _HF_DEFAULTS = {
     "hidden_size": 768,
     "intermediate_size": 3072,
@@ -320,24 +308,25 @@ _HF_DEFAULTS = {
     "hidden_act": "gelu_pytorch_tanh",
     "layer_norm_eps": 1e-6,
 }
-_HF_VISION_DEFAULTS = _HF_DEFAULTS | {"image_size": 224, "patch_size": 16}
-_HF_TEXT_DEFAULTS = _HF_DEFAULTS | {"vocab_size": 32000, "max_position_embeddings": 64}
 
 
-def _check_old_settings(config: Mapping[str, Any], name: str) -> None:
-    """`transformers` ignores a `text_config_dict` of SigLIP, other than that of CLIP."""
-    tower, old = config[name] or {}, config.get(f"{name}_dict") or {}
-    other = {key: value for key, value in old.items() if tower.get(key) != value}
+def _hf_tower(model: Settings, name: str) -> Settings:
+    """The settings of one tower. `transformers` ignores a `text_config_dict` of SigLIP, other than
+    that of CLIP."""
+    if name not in model:
+        raise ConfigError(
+            f"config.json has no {name!r}; expected a Hugging Face SigLIP configuration, found "
+            f"the keys {shown(sorted(model.content))}"
+        )
+    tower = model.section(name, optional=True)
+    old = model.section(f"{name}_dict", optional=True).content
+    other = {key for key, value in old.items() if tower.content.get(key) != value}
     if other:
         raise ConfigError(
             f"config.json: expected {name}_dict to repeat {name}, found other values of "
             f"{', '.join(sorted(other))}. Keep the right ones, in {name}."
         )
-
-
-def _from_hf_tower(tower: Mapping[str, Any]) -> dict[str, Any]:
-    known_act(tower["hidden_act"])
-    return {ours: tower[theirs] for ours, theirs in _HF_NAMES.items()}
+    return tower
 
 
 def _published(image_size: int, patch_size: int, *, context: int, **size: int) -> SiglipConfig:
