@@ -300,7 +300,7 @@ class Settings:
         if default is _MISSING:
             found = ", ".join(map(shown, list(self.content)[:12])) or "none"
             raise self._error(
-                f"{self.where}: expected the setting {key!r} ({kind.expected}), found only {found}."
+                f"{self.where}: expected the key {key!r} ({kind.expected}), found only {found}."
             )
         return default
 
@@ -329,7 +329,7 @@ class Settings:
             content = {}
         elif key not in self.content:
             raise self._error(
-                f"{self.where}: expected the settings {key!r}, found only "
+                f"{self.where}: expected the key {key!r}, found only "
                 f"{', '.join(map(shown, list(self.content)[:12])) or 'none'}."
             )
         return Settings(content, f"{self.where}: {key}", error=self._error)

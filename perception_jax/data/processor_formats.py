@@ -8,7 +8,20 @@ from typing import Any
 
 from perception_jax.data.processors import ImageProcessor
 from perception_jax.errors import ConfigError
+from perception_jax.settings import (
+    IMAGE_SIZE,
+    MEAN,
+    STD,
+    Choice,
+    Number,
+    Optional,
+    Settings,
+    Several,
+)
 
+_SIDES = Optional(Several(IMAGE_SIZE, 1, 3))
+_SHARE = Number(above=0.01, high=1.0)
+"""Of the resized image that the crop keeps."""
 _OPEN_CLIP_MODES = {"shortest": "tv_crop", "squash": "squash"}
 
 
@@ -23,18 +36,13 @@ def from_open_clip(settings: Mapping[str, Any], default: ImageProcessor) -> Imag
     Raises:
       ConfigError: a setting that `ImageProcessor` cannot reproduce.
     """
-    mode = settings.get("resize_mode", "shortest")
-    if mode not in _OPEN_CLIP_MODES:
-        raise ConfigError(
-            f"open_clip's preprocess_cfg: expected resize_mode {' or '.join(_OPEN_CLIP_MODES)}, "
-            f"found {mode!r}."
-        )
+    file = Settings(settings, "open_clip's preprocess_cfg")
     return ImageProcessor(
         size=default.size,
-        mode=_OPEN_CLIP_MODES[mode],
-        resample=_kernel("open_clip", settings),
-        mean=tuple(settings.get("mean", default.mean)),
-        std=tuple(settings.get("std", default.std)),
+        mode=_OPEN_CLIP_MODES[file.get("resize_mode", Choice((*_OPEN_CLIP_MODES,)), "shortest")],
+        resample=_kernel(file),
+        mean=file.get("mean", MEAN, default.mean),
+        std=file.get("std", STD, default.std),
     )
 
 
@@ -67,21 +75,26 @@ def from_timm(settings: Mapping[str, Any], default: ImageProcessor) -> ImageProc
     Raises:
       ConfigError: a setting that `ImageProcessor` cannot reproduce.
     """
-    size = (settings.get("input_size") or [default.size])[-1]
-    resize = math.floor(size / (settings.get("crop_pct") or 0.875))
-    mode = settings.get("crop_mode") or "center"
-    if mode not in ("center", "squash") or (mode == "squash" and resize != size):
+    file = Settings(settings, "timm's pretrained_cfg")
+    sides = (file.get("input_size", _SIDES, None) or (default.size,))[-2:]
+    if len(set(sides)) != 1:
+        raise ConfigError(f"timm's pretrained_cfg: expected a square input_size, found {sides}.")
+    size = sides[0]
+    share = file.get("crop_pct", Optional(_SHARE), None) or 0.875
+    resize = math.floor(size / share)
+    mode = file.get("crop_mode", Optional(Choice(("center", "squash"))), None) or "center"
+    if mode == "squash" and resize != size:
         raise ConfigError(
             "timm's pretrained_cfg: expected crop_mode 'center', or 'squash' with crop_pct 1, "
-            f"found {mode!r} with {settings.get('crop_pct')}."
+            f"found {mode!r} with {share}."
         )
     return ImageProcessor(
         size=size,
         mode="squash" if mode == "squash" else "tv_crop",
         resize=None if resize == size else resize,
-        resample=_kernel("timm", settings),
-        mean=tuple(settings.get("mean", default.mean)),
-        std=tuple(settings.get("std", default.std)),
+        resample=_kernel(file),
+        mean=file.get("mean", MEAN, default.mean),
+        std=file.get("std", STD, default.std),
     )
 
 
@@ -106,10 +119,6 @@ def to_timm(processor: ImageProcessor) -> dict[str, Any]:
     }
 
 
-def _kernel(name: str, settings: Mapping[str, Any]) -> str:
-    kernel = settings.get("interpolation") or "bicubic"
-    if kernel not in ("bicubic", "bilinear"):
-        raise ConfigError(
-            f"{name}'s preprocessing: expected interpolation bicubic or bilinear, found {kernel!r}."
-        )
-    return kernel
+def _kernel(file: Settings) -> str:
+    kernel = file.get("interpolation", Optional(Choice(("bicubic", "bilinear"))), None)
+    return kernel or "bicubic"

@@ -16,6 +16,7 @@ device. Letters: H W image, S the model's side.
 from __future__ import annotations
 
 import dataclasses
+import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -23,10 +24,12 @@ import numpy as np
 import PIL.Image
 from jaxtyping import UInt8
 
+from perception_jax import settings
 from perception_jax.data.geometry import Geometry
 from perception_jax.data.images import MAX_PIXELS
 from perception_jax.errors import ConfigError, ImageError
 from perception_jax.ops.image import CLIP_MEAN, CLIP_STD
+from perception_jax.settings import FLAG, MEAN, STD, Choice, Settings
 
 Mode = Literal["hf_crop", "tv_crop", "squash", "llava_pad"]
 Resample = Literal["bicubic", "bilinear"]
@@ -69,7 +72,7 @@ class ImageProcessor:
       pad_colour: of "llava_pad", RGB; by default what LLaVA pads with, the CLIP mean.
 
     Raises:
-      ConfigError: a crop larger than the resized image, or a size below 1.
+      ConfigError: a crop larger than the resized image, or a field of another type or out of range.
     """
 
     size: int
@@ -81,8 +84,7 @@ class ImageProcessor:
     pad_colour: tuple[int, int, int] = (122, 116, 104)
 
     def __post_init__(self) -> None:
-        if self.size < 1:
-            raise ConfigError(f"image size: expected at least 1 pixel, found {self.size}.")
+        settings.check_fields(self, _KINDS)
         if self.resize is not None and self.mode == "squash":
             raise ConfigError('mode "squash" has no crop: leave `resize` out.')
         if self.resize is not None and self.resize < self.size:
@@ -154,36 +156,30 @@ class ImageProcessor:
         Raises:
           ConfigError: a setting that this class cannot reproduce.
         """
-        config = config.get("image_processor", config)
+        file = Settings(config, "preprocessor config")
+        file = file.section("image_processor") if "image_processor" in file else file
         for key in ("do_resize", "do_rescale"):
-            if not config.get(key, True):
+            if not file.get(key, FLAG, True):
                 raise ConfigError(f"preprocessor config: {key} = false is not supported.")
-        if abs(config.get("rescale_factor", 1 / 255) - 1 / 255) > 1e-6:
+        factor = file.get("rescale_factor", settings.FACTOR, 1 / 255)
+        if abs(factor - 1 / 255) > 1e-6:
             raise ConfigError(
-                f"preprocessor config: expected rescale_factor 1/255, "
-                f"found {config['rescale_factor']}."
+                f"preprocessor config: expected rescale_factor 1/255, found {factor}."
             )
-        numbers = {int(kernel): name for name, kernel in _RESAMPLE.items()}
-        resample = numbers.get(config.get("resample", 3))
-        if resample is None:
+        kernels = {int(kernel): name for name, kernel in _RESAMPLE.items()}
+        number = file.get("resample", settings.Integer(0, 5), 3)
+        if number not in kernels:
             raise ConfigError(
                 "preprocessor config: expected resample 3 (bicubic) or 2 (bilinear), found "
-                f"{config['resample']}."
+                f"{number}."
             )
-        normalised = config.get("do_normalize", True)
-        uses_mean = normalised or config.get("do_pad", False)
-        needed = ("size", "image_mean", "image_std") if uses_mean else ("size",)
-        for key in needed:
-            if key not in config:
-                raise ConfigError(
-                    f"preprocessor config: expected the key {key!r}, found only {sorted(config)}."
-                )
+        normalised = file.get("do_normalize", FLAG, True)
         common = {
-            "resample": resample,
-            "mean": tuple(config["image_mean"]) if normalised else (0.0, 0.0, 0.0),
-            "std": tuple(config["image_std"]) if normalised else (1.0, 1.0, 1.0),
+            "resample": kernels[number],
+            "mean": file.get("image_mean", MEAN) if normalised else (0.0, 0.0, 0.0),
+            "std": file.get("image_std", STD) if normalised else (1.0, 1.0, 1.0),
         }
-        return cls(**_hf_mode(config), **common)
+        return cls(**_hf_mode(file), **common)
 
     def to_hf(self) -> dict[str, Any]:
         """The content of a `preprocessor_config.json` that makes `transformers` do the same.
@@ -231,43 +227,61 @@ def _shortest_side(width: int, height: int, side: int) -> tuple[int, int]:
     return int(side * width / height), side
 
 
-def _hf_mode(config: Mapping[str, Any]) -> dict[str, Any]:
-    crops = config.get("do_center_crop", "crop_size" in config)
-    size = config["size"]
-    if isinstance(size, Mapping) and "shortest_edge" not in size:
+_SIDE = settings.IMAGE_SIZE
+_COLOUR = settings.Several(settings.Integer(0, 255), 3, 3)
+_KINDS = {
+    "size": _SIDE,
+    "mode": Choice(typing.get_args(Mode)),
+    "resize": settings.Optional(_SIDE),
+    "resample": Choice(typing.get_args(Resample)),
+    "mean": MEAN,
+    "std": STD,
+    "pad_colour": _COLOUR,
+}
+
+
+def _hf_mode(file: Settings) -> dict[str, Any]:
+    crops = file.get("do_center_crop", FLAG, "crop_size" in file)
+    size = _size(file, "size")
+    if not isinstance(size, int) and "shortest_edge" not in size:
         side = _square_side(size)
         if not crops:
             return {"mode": "squash", "size": side}
         raise ConfigError(
-            f"preprocessor config: expected size.shortest_edge with do_center_crop, found {size}."
+            f"preprocessor config: expected size.shortest_edge with do_center_crop, found "
+            f"{settings.shown(size.content)}."
         )
-    shortest = size["shortest_edge"] if isinstance(size, Mapping) else size
+    shortest = size if isinstance(size, int) else size.get("shortest_edge", _SIDE)
     if not crops:
-        if isinstance(size, Mapping):
+        if not isinstance(size, int):
             raise ConfigError(
                 "preprocessor config: size.shortest_edge without do_center_crop gives images of "
                 "many sizes, which is not supported."
             )
         return {"mode": "squash", "size": size}
-    crop = config.get("crop_size", shortest)
-    side = _square_side(crop) if isinstance(crop, Mapping) else crop
+    crop = _size(file, "crop_size") if "crop_size" in file else shortest
+    side = crop if isinstance(crop, int) else _square_side(crop)
     resize = None if shortest == side else shortest
-    if not config.get("do_pad", False):
-        mode = config.get(_OUR_MODE, "hf_crop")
-        if mode not in ("hf_crop", "tv_crop"):
-            raise ConfigError(
-                f"preprocessor config: expected {_OUR_MODE} 'hf_crop' or 'tv_crop', found {mode!r}."
-            )
+    if not file.get("do_pad", FLAG, False):
+        mode = file.get(_OUR_MODE, Choice(("hf_crop", "tv_crop")), "hf_crop")
         return {"mode": mode, "size": side, "resize": resize}
-    colour = _mean_colour(config["image_mean"])
+    colour = _mean_colour(file.get("image_mean", MEAN))
     return {"mode": "llava_pad", "size": side, "resize": resize, "pad_colour": colour}
+
+
+def _size(file: Settings, key: str) -> int | Settings:
+    """A size as a number, or as an object that names sides."""
+    named = isinstance(file.content.get(key), Mapping)
+    return file.section(key) if named else file.get(key, _SIDE)
 
 
 def _mean_colour(mean: Sequence[float]) -> tuple[int, int, int]:
     return tuple(int(channel * 255) for channel in mean)
 
 
-def _square_side(size: Mapping[str, int]) -> int:
-    if "height" not in size or size["height"] != size.get("width"):
-        raise ConfigError(f"preprocessor config: expected a square size, found {dict(size)}.")
-    return size["height"]
+def _square_side(size: Settings) -> int:
+    height, width = size.get("height", _SIDE, None), size.get("width", _SIDE, None)
+    if height is None or height != width:
+        found = settings.shown(size.content)
+        raise ConfigError(f"preprocessor config: expected a square size, found {found}.")
+    return height

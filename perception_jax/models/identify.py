@@ -13,6 +13,7 @@ from perception_jax.interop.rules import matcher
 from perception_jax.models import registry
 from perception_jax.models.architecture import Architecture, Settings, Shapes
 from perception_jax.models.params import flatten
+from perception_jax.settings import shown
 
 _ENOUGH = 0.5
 """Share of the names of a part that must be an architecture's, or the part is of another one."""
@@ -79,7 +80,7 @@ def _architecture(settings: Settings, layout: str) -> Architecture:
             return _claimed(settings, layout)
         name = settings.get("model_type", "clip")
         if not isinstance(name, str):
-            raise TypeError(f"model_type is {name!r}")
+            raise TypeError(f"model_type is {shown(name)}")
         return registry.architecture(name)
     except PerceptionError:
         raise
@@ -95,7 +96,7 @@ def _claimed(settings: Settings, layout: str) -> Architecture:
             return arch
     found = settings.get("architecture") or settings.get("model_cfg", settings)["vision_cfg"]
     raise ConfigError(
-        f"{layout}: the model of {found!r} is not built here; there are "
+        f"{layout}: the model of {shown(found)} is not built here; there are "
         f"{', '.join(f'{arch.name} ({claim.expects})' for arch, claim in claims)}."
     )
 
@@ -122,7 +123,7 @@ def _read(arch: Architecture, settings: Settings, layout: str, shapes: Shapes) -
 def _unreadable(layout: str, error: Exception) -> ConfigError:
     return ConfigError(
         f"expected settings of a model in the layout {layout!r}, found some that cannot be "
-        f"read: {error!r}. Is the JSON file whole, and of this model?"
+        f"read: {error!r:.200}. Is the JSON file whole, and of this model?"
     )
 
 

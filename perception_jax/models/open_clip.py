@@ -97,7 +97,12 @@ def read_text(text: Settings, *, act: str) -> TextConfig:
       ConfigError: it describes another text tower, such as one of Hugging Face.
     """
     check(text, ("context_length", "vocab_size", "heads", "pool_type", "eos_id"))
-    pool = text.get("pool_type", settings.Choice(("argmax", "eos")), "argmax")
+    pool = text.get("pool_type", settings.TEXT, "argmax")
+    if pool not in ("argmax", "eos"):
+        raise ConfigError(
+            f"open_clip's text_cfg: expected pool_type 'argmax' or 'eos', found {shown(pool)}, "
+            "which would make another tower than the one that is built here."
+        )
     end = text.get("eos_id", settings.Integer(0, 2**31 - 1), 2)
     width = text.get("width", settings.WIDTH, 512)
     return TextConfig(

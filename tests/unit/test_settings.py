@@ -82,10 +82,10 @@ def test_sections_and_missing_keys():
     for read, message in (
         (
             lambda: file.get("depth", settings.DEPTH),
-            "c.json: expected the setting 'depth'.*'vision'",
+            "c.json: expected the key 'depth'.*'vision'",
         ),
         (lambda: file.section("text"), "c.json: text: expected an object"),
-        (lambda: file.section("audio"), "c.json: expected the settings 'audio'"),
+        (lambda: file.section("audio"), "c.json: expected the key 'audio'"),
         (lambda: file.section("vision").get("width", settings.WIDTH), "c.json: vision: width: "),
         (lambda: Settings([1], "c.json", error=CheckpointError), "c.json: expected an object"),
         (lambda: Settings({1: 2}, "c.json", error=CheckpointError), "c.json: expected an object"),
