@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import json
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from perception_jax import settings
 from perception_jax.errors import CheckpointError
 from perception_jax.interop.safetensors_io import SafetensorsFile
 from perception_jax.interop.tensors import TensorFiles
@@ -172,14 +172,9 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
       CheckpointError: the file is missing, or is not a JSON object.
     """
-    try:
-        value = json.loads(pathlib.Path(path).read_text("utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"Expected a JSON file at {path}: {error}.") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"Expected valid JSON in {path}: {error}.") from error
+    value = settings.read_json(path, error=CheckpointError)
     if not isinstance(value, dict):
-        raise CheckpointError(f"Expected a JSON object in {path}, found {value!r:.80}.")
+        raise CheckpointError(f"Expected a JSON object in {path}, found {settings.shown(value)}.")
     return value
 
 
@@ -272,6 +267,6 @@ def _check_shards(index: pathlib.Path, shards: Sequence[str]) -> None:
             raise CheckpointError(f"Expected plain file names in {index}, found {shard!r}.")
     if missing := [shard for shard in shards if not (index.parent / shard).is_file()]:
         raise CheckpointError(
-            f"Expected {len(shards)} shards beside {index}, missing: {', '.join(missing)}. Copy "
-            f"them into the folder."
+            f"Expected {len(shards)} shards beside {index}, missing: {', '.join(missing[:8])}. "
+            f"Copy them into the folder."
         )

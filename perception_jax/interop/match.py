@@ -16,6 +16,9 @@ from perception_jax.interop.tensors import Shape, tensor_specs
 
 _HINTS = 8
 """Names that get a hint; looking for near names takes time."""
+_LOOKED_AT, _LONGEST = 2000, 200
+"""Names among which a near one is looked for, and their characters: the time grows with the
+squares of lengths that a hostile file chooses."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,5 +177,6 @@ class _Matcher:
 
 
 def _hints(missing: Iterable[str], unused: Sequence[str]) -> dict[str, str]:
-    near = {name: difflib.get_close_matches(name, unused, n=1) for name in missing}
+    near_enough = [name for name in unused if len(name) <= _LONGEST][:_LOOKED_AT]
+    near = {name: difflib.get_close_matches(name, near_enough, n=1) for name in missing}
     return {name: f"; did you mean {found[0]}?" for name, found in near.items() if found}

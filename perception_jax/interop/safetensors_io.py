@@ -8,6 +8,7 @@ nothing in the header; writing streams one tensor at a time and stores a CRC-32 
 
 from __future__ import annotations
 
+import collections
 import io
 import json
 import math
@@ -24,12 +25,15 @@ from perception_jax.interop.buffers import contiguous
 from perception_jax.interop.tensors import (
     DTYPE_NAMES,
     DTYPES,
+    MAX_NAME,
     MAX_RANK,
     LazyTensor,
     TensorFiles,
     TensorSpec,
+    fits_memory,
     map_array,
 )
+from perception_jax.settings import parse_json, shown
 
 MAX_HEADER = 100_000_000
 """Bytes; the format's own limit."""
@@ -91,8 +95,8 @@ def write_safetensors(
     """
     checksums: dict[str, str] = {tensor.name: "0" * 8 for tensor in tensors}
     if len(checksums) != len(tensors):
-        names = [tensor.name for tensor in tensors]
-        twice = sorted({name for name in names if names.count(name) > 1})
+        counts = collections.Counter(tensor.name for tensor in tensors)
+        twice = sorted(name for name, count in counts.items() if count > 1)
         raise CheckpointError(f"Expected each tensor once in {path}, found twice: {twice}.")
     header = _encode_header(tensors, metadata, checksums)
     with open(path, "xb") as file:
@@ -122,36 +126,21 @@ def _read_header(path: pathlib.Path) -> tuple[dict[str, Any], int, int]:
             raw = file.read(length)
     except OSError as error:
         raise CheckpointError(f"Expected a readable file at {path}: {error}.") from error
-    try:
-        header = json.loads(raw.decode("utf-8"), object_pairs_hook=_no_duplicates)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"Expected a JSON header in {path}: {error}. The file is damaged or not safetensors."
-        ) from error
+    header = parse_json(raw, f"the JSON header of {path}", error=CheckpointError)
     if not isinstance(header, dict):
-        raise CheckpointError(f"Expected a JSON object as header of {path}, found {header!r:.80}.")
+        raise CheckpointError(f"Expected a JSON object as header of {path}, found {shown(header)}.")
     return header, _PREFIX + length, size - _PREFIX - length
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"repeated key {next(n for n in names if names.count(n) > 1)!r}")
-    return result
 
 
 def _metadata(path: pathlib.Path, value: Any) -> dict[str, str]:
     if isinstance(value, dict) and all(isinstance(item, str) for item in value.values()):
         return value
-    raise CheckpointError(f"Expected strings in __metadata__ of {path}, found {value!r:.80}.")
+    raise CheckpointError(f"Expected strings in __metadata__ of {path}, found {shown(value)}.")
 
 
 def _checksums(path: pathlib.Path, metadata: Mapping[str, str]) -> dict[str, str]:
-    try:
-        checksums = json.loads(metadata.get(_CHECKSUMS, "{}"))
-    except ValueError as error:
-        raise CheckpointError(f"Expected JSON in the checksums of {path}: {error}.") from error
+    text = metadata.get(_CHECKSUMS, "{}")
+    checksums = parse_json(text, f"the checksums of {path}", error=CheckpointError)
     if not isinstance(checksums, dict):
         raise CheckpointError(f"Expected name → CRC-32 in the checksums of {path}.")
     return checksums
@@ -167,10 +156,10 @@ def _entries(
         if begin != end:
             kind = "overlaps" if begin < end else "leaves a gap after"
             raise CheckpointError(
-                f"Expected tensor {name!r} of {path} to start at byte {end} of the data, found "
-                f"{begin}: it {kind} {before}. The header is damaged."
+                f"Expected tensor {shown(name)} of {path} to start at byte {end} of the data, "
+                f"found {begin}: it {kind} {before}. The header is damaged."
             )
-        end, before = begin + spec.nbytes, repr(name)
+        end, before = begin + spec.nbytes, shown(name)
     if end != data_size:
         kind = "truncated" if data_size < end else "followed by bytes that belong to no tensor"
         raise CheckpointError(
@@ -183,22 +172,24 @@ def _entries(
 
 def _entry(path: pathlib.Path, name: str, entry: Any) -> tuple[TensorSpec, int]:
     """One line of the header, checked: spec and first byte."""
-    where = f"tensor {name!r} of {path}"
+    where = f"tensor {shown(name)} of {path}"
+    if len(name) > MAX_NAME:
+        raise CheckpointError(f"Expected a name of at most {MAX_NAME} characters for {where}.")
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise CheckpointError(
-            f"Expected dtype, shape and data_offsets for {where}, found {entry!r:.80}."
+            f"Expected dtype, shape and data_offsets for {where}, found {shown(entry)}."
         )
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise CheckpointError(
-            f"Expected one of the dtypes {', '.join(DTYPES)} for {where}, found {dtype!r:.40}."
+            f"Expected one of the dtypes {', '.join(DTYPES)} for {where}, found {shown(dtype)}."
         )
-    if not _are_sizes(shape) or len(shape) > MAX_RANK:
+    if not _are_sizes(shape) or len(shape) > MAX_RANK or not fits_memory(shape):
         raise CheckpointError(
-            f"Expected at most {MAX_RANK} sizes as shape of {where}, found {shape!r:.80}."
+            f"Expected at most {MAX_RANK} sizes as shape of {where}, found {shown(shape)}."
         )
     if not _are_sizes(offsets) or len(offsets) != 2:
-        raise CheckpointError(f"Expected two data_offsets for {where}, found {offsets!r:.80}.")
+        raise CheckpointError(f"Expected two data_offsets for {where}, found {shown(offsets)}.")
     nbytes = math.prod(shape) * DTYPES[dtype].itemsize
     if offsets[1] - offsets[0] != nbytes:
         raise CheckpointError(

@@ -11,7 +11,7 @@ import abc
 import dataclasses
 import math
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import ml_dtypes
 import numpy as np
@@ -23,6 +23,8 @@ Shape = tuple[int, ...]
 
 MAX_RANK = 32
 """Axes a tensor of a checkpoint may have."""
+MAX_NAME = 1024
+"""Characters of a tensor's name."""
 
 # Names as the safetensors format spells them.
 DTYPES: dict[str, np.dtype] = {
@@ -100,6 +102,11 @@ class TensorFiles(Mapping[str, np.ndarray], abc.ABC):
         Raises:
           CheckpointError: the bytes have changed since they were written.
         """
+
+
+def fits_memory(shape: Sequence[int]) -> bool:
+    """Whether numpy can describe an array of that shape, also one that is empty."""
+    return math.prod(size or 1 for size in shape) < 2**48
 
 
 def tensor_specs(files: Mapping[str, np.ndarray]) -> Mapping[str, TensorSpec]:

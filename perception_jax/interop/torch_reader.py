@@ -26,7 +26,14 @@ from perception_jax.interop.pickle_data import (
     Symbol,
     plain_dict,
 )
-from perception_jax.interop.tensors import DTYPES, MAX_RANK, TensorFiles, TensorSpec
+from perception_jax.interop.tensors import (
+    DTYPES,
+    MAX_NAME,
+    MAX_RANK,
+    TensorFiles,
+    TensorSpec,
+    fits_memory,
+)
 from perception_jax.interop.torch_storage import (
     LegacyStorages,
     Storages,
@@ -43,9 +50,8 @@ _MAX_NESTING = 3
 """Dicts around a state dict."""
 _MAX_VALUES = 200_000
 """Values of dicts or modules looked at; a small file can describe endlessly many."""
-_MAX_NAME = 1024
 _MAX_NAMES = 2**26
-"""Characters of one name and of all of them."""
+"""Characters of all names."""
 _SECTIONS = ("state_dict", "model", "model_state_dict", "module")
 """Where training scripts put the weights, in order of preference."""
 
@@ -255,7 +261,7 @@ def _check_bounds(path: pathlib.Path, name: str, ref: TensorRef, storages: Stora
             f"{shown(name)} in {path}, found {found}: the file is truncated or damaged. Copy it "
             f"again."
         )
-    if math.prod(size or 1 for size in ref.shape) >= 2**48:
+    if not fits_memory(ref.shape):
         raise CheckpointError(
             f"Expected a shape that fits memory for {shown(name)} in {path}, found "
             f"{shown(ref.shape)}."
@@ -329,9 +335,9 @@ class _Walk:
         """The dotted name of a value in a container called `prefix`."""
         name = f"{prefix}.{key}" if prefix else str(key)
         self._characters += len(name)
-        if len(name) > _MAX_NAME or self._characters > _MAX_NAMES:
+        if len(name) > MAX_NAME or self._characters > _MAX_NAMES:
             raise CheckpointError(
-                f"Expected names of at most {_MAX_NAME} characters, {_MAX_NAMES} in all, in "
+                f"Expected names of at most {MAX_NAME} characters, {_MAX_NAMES} in all, in "
                 f"{self._path}, found {shown(name)}."
             )
         return name

@@ -15,6 +15,8 @@ from perception_jax.models.architecture import Architecture, Settings, Shapes
 from perception_jax.models.params import flatten
 from perception_jax.settings import shown
 
+_MAX_PARTS = 64
+"""Models that settings may describe inside one another; each is looked at."""
 _ENOUGH = 0.5
 """Share of the names of a part that must be an architecture's, or the part is of another one."""
 
@@ -140,7 +142,9 @@ def _part(settings: Settings, layout: str, shapes: Shapes) -> Identified:
     """The part of the model whose names the tensors have."""
     found: list[tuple[tuple[float, float], str, Identified]] = []
     problems: list[PerceptionError] = []
-    for where, part, arch in _parts(settings, layout):
+    for count, (where, part, arch) in enumerate(_parts(settings, layout)):
+        if count == _MAX_PARTS:
+            raise ConfigError(f"expected settings of at most {_MAX_PARTS} models, found more.")
         try:
             if isinstance(arch, PerceptionError):
                 raise arch

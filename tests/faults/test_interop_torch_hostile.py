@@ -51,7 +51,7 @@ PICKLES = {
     # Values that hold themselves, or each other many times.
     "a dict in itself under long names": HEAD
     + b"}q\x00("
-    + b"".join(text(bytes([65 + k]) * 400) + b"h\x00" for k in range(26))
+    + b"".join(text(b"%03d" % k + b"n" * 330) + b"h\x00" for k in range(400))
     + b"u.",
     "a module in itself": HEAD + MODULE + b"q\x00}(" + text(b"m" * 300) + b"h\x00ub.",
     "modules held twice": HEAD
