@@ -13,7 +13,6 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from perception_jax import settings
-from perception_jax.errors import ConfigError
 from perception_jax.interop.rules import LINEAR, RuleTable
 from perception_jax.nn.mlp import ACTIVATIONS
 from perception_jax.settings import Settings
