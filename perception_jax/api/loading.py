@@ -45,8 +45,9 @@ def load(
 
     Args:
       source: a folder, a file with weights (`.safetensors`, `.bin`, `.pth`, `.pt`), the name of
-        weights in the package (`SHIPPED`), or a hub id ("openai/clip-vit-base-patch16"; needs the
-        extra [hub] and a connection).
+        weights in the package (`SHIPPED`), or a hub id ("openai/clip-vit-base-patch16"; one file
+        or folder of a repository as "owner/name:file.pth"; needs the extra [hub] and a
+        connection).
       config: the settings, or a JSON file or folder with them. None looks beside the weights;
         DINOv2's own files and OpenAI's archives need none.
       section: for torch files that hold several state dicts, the dotted name of one ("teacher").

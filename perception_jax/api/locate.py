@@ -9,7 +9,6 @@ from typing import Any
 
 from perception_jax.errors import CheckpointError, ConfigError
 from perception_jax.interop import hub
-from perception_jax.interop.checkpoint_dir import WEIGHT_SUFFIXES
 from perception_jax.settings import shown
 
 SHIPPED = ("scenes-clip",)
@@ -17,8 +16,8 @@ SHIPPED = ("scenes-clip",)
 
 
 def find(source: Any) -> pathlib.Path:
-    """The folder or file of a checkpoint: a path, the name of shipped weights, or a hub id, which
-    is fetched.
+    """The folder or file of a checkpoint: a path, the name of shipped weights, or a hub id
+    (`owner/name`, `owner/name:file.pth`), which is fetched.
 
     Raises:
       CheckpointError: there is no such thing.
@@ -37,10 +36,10 @@ def find(source: Any) -> pathlib.Path:
         return shipped_folder(name)
     if path.is_file():
         return path
-    if name.count("/") != 1 or name.startswith((".", "/")) or name.endswith(WEIGHT_SUFFIXES):
+    if not hub.is_hub_id(name):
         raise CheckpointError(
             f"{name!r} is neither a folder or file, nor shipped weights ({', '.join(SHIPPED)}), "
-            "nor a hub id of the form owner/name."
+            "nor a hub id of the form owner/name or owner/name:file."
         )
     return hub.fetch(name)
 

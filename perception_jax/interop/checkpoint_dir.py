@@ -30,7 +30,7 @@ OPEN_CLIP = (OPEN_CLIP_SINGLE, "open_clip_pytorch_model.safetensors", "open_clip
 """Weights of open_clip, which may lie beside those of Hugging Face or timm."""
 _TORCH_SUFFIXES = (".bin", ".pth", ".pt", ".ckpt")
 WEIGHT_SUFFIXES = (".safetensors", *_TORCH_SUFFIXES)
-_INDEX_SUFFIX = ".index.json"
+INDEX_SUFFIX = ".index.json"
 _MAX_SUBFOLDERS = 100
 
 
@@ -159,7 +159,7 @@ def open_checkpoint(
         or of an unknown format.
     """
     path = find_weights(path, prefer=prefer).path
-    if path.name.endswith(_INDEX_SUFFIX):
+    if path.name.endswith(INDEX_SUFFIX):
         return _open_shards(path, section)
     if not path.is_file():
         raise CheckpointError(f"Expected a checkpoint file or folder at {path}, found nothing.")
@@ -201,7 +201,7 @@ def _open_file(path: pathlib.Path, section: str | None) -> TensorFiles:
 def _weights_in(folder: pathlib.Path, prefer: Sequence[str]) -> Weights | None:
     """The weights directly in a folder; None if there are none."""
     present = sorted(item.name for item in folder.iterdir() if item.is_file())
-    weights = [name for name in present if name.endswith((*WEIGHT_SUFFIXES, _INDEX_SUFFIX))]
+    weights = [name for name in present if name.endswith((*WEIGHT_SUFFIXES, INDEX_SUFFIX))]
     for name in prefer:
         if name in weights:
             return _chosen(folder, name, weights)
@@ -218,7 +218,7 @@ def _weights_in(folder: pathlib.Path, prefer: Sequence[str]) -> Weights | None:
 
 
 def _chosen(folder: pathlib.Path, name: str, weights: Sequence[str]) -> Weights:
-    shards = _shard_names(folder / name) if name.endswith(_INDEX_SUFFIX) else ()
+    shards = _shard_names(folder / name) if name.endswith(INDEX_SUFFIX) else ()
     left = tuple(other for other in weights if other != name and other not in shards)
     return Weights(path=folder / name, left=left)
 

@@ -3,22 +3,77 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Sequence
 
 from perception_jax.errors import CheckpointError
+from perception_jax.interop.checkpoint_dir import INDEX_SUFFIX, WEIGHT_SUFFIXES, is_inner_path
 
 _SETTINGS = ("*.json", "*.txt", "*.model")
 _WEIGHTS = (("*.safetensors",), ("*.bin",), ("*.pth", "*.pt"))
 """Later ones are fetched only where there are none of the earlier."""
 
 
-def fetch(name: str) -> pathlib.Path:
-    """The folder with the settings, tokenizer files and weights of `owner/name`.
+def is_hub_id(name: str) -> bool:
+    """Whether a name has the form `owner/name` or `owner/name:path/in/the/repository`."""
+    repository, colon, inside = name.partition(":")
+    parts = repository.split("/")
+    plain = len(parts) == 2 and all(parts) and not repository.startswith(".")
+    return plain and (bool(inside) if colon else not repository.endswith(WEIGHT_SUFFIXES))
 
-    Formats that need the restricted reader are fetched only if there are no safetensors.
+
+def fetch(name: str) -> pathlib.Path:
+    """What a hub id names, on this machine.
+
+    Args:
+      name: `owner/name` for the whole checkpoint; `owner/name:towers/image` for a folder of the
+        repository, `owner/name:model.pth` for one file of weights and the settings beside it.
+
+    Returns:
+      The folder, or the file.
 
     Raises:
-      CheckpointError: the extra is not installed, there is no such repository or no connection.
+      CheckpointError: the extra is not installed, there is no such repository or no connection, or
+        nothing in it is called so.
     """
+    repository, _, inside = name.partition(":")
+    if inside and not is_inner_path(inside):
+        raise CheckpointError(
+            f"{name!r}: expected the path of a file or folder in the repository {repository} "
+            f"behind the colon, such as model.pth or towers/image; found {inside!r}."
+        )
+    if not inside:
+        return _first_weights(name, repository, "")
+    below = "".join(f"{_escaped(part)}/" for part in inside.split("/")[:-1])
+    if inside.endswith(INDEX_SUFFIX):
+        return _existing(name, _first_weights(name, repository, below), inside)
+    if not inside.endswith(WEIGHT_SUFFIXES):
+        return _existing(name, _first_weights(name, repository, f"{_escaped(inside)}/"), inside)
+    patterns = [_escaped(inside), *(below + pattern for pattern in _SETTINGS)]
+    return _existing(name, _download(name, repository, patterns), inside)
+
+
+def _first_weights(name: str, repository: str, below: str) -> pathlib.Path:
+    """Settings and weights below a folder; formats that need the restricted reader are fetched only
+    if there are no safetensors."""
+    for weights in _WEIGHTS:
+        patterns = [below + pattern for pattern in (*_SETTINGS, *weights)]
+        folder = _download(name, repository, patterns)
+        if any(any(folder.glob(below + pattern)) for pattern in weights):
+            break
+    return folder
+
+
+def _existing(name: str, folder: pathlib.Path, inside: str) -> pathlib.Path:
+    path = folder / inside
+    if not path.exists():
+        raise CheckpointError(
+            f"{name!r}: expected {inside} in the repository, found nothing of that name. Its files "
+            "are listed on its page on the hub."
+        )
+    return path
+
+
+def _download(name: str, repository: str, patterns: Sequence[str]) -> pathlib.Path:
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
@@ -27,13 +82,14 @@ def fetch(name: str) -> pathlib.Path:
             "pip install 'perception_jax[hub]'"
         ) from error
     try:
-        for weights in _WEIGHTS:
-            folder = pathlib.Path(snapshot_download(name, allow_patterns=[*_SETTINGS, *weights]))
-            if any(any(folder.glob(pattern)) for pattern in weights):
-                break
+        return pathlib.Path(snapshot_download(repository, allow_patterns=list(patterns)))
     except Exception as error:  # the hub's client raises many unrelated types
         raise CheckpointError(
             f"cannot fetch {name!r} from the hub: {error}. Check the name and the connection, or "
             "download the folder elsewhere and give its path."
         ) from error
-    return folder
+
+
+def _escaped(name: str) -> str:
+    """A name as a pattern that fits nothing else."""
+    return "".join(f"[{c}]" if c in "*?[" else c for c in name)

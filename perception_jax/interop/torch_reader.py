@@ -12,7 +12,7 @@ import io
 import math
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence, Sized
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,7 @@ _MAX_VALUES = 200_000
 """Values of dicts or modules looked at; a small file can describe endlessly many."""
 _MAX_NAMES = 2**26
 """Characters of all names."""
+_CONTAINERS = (dict, list, tuple)
 _SECTIONS = ("state_dict", "model", "model_state_dict", "module")
 """Where training scripts put the weights, in order of preference."""
 
@@ -272,7 +273,8 @@ def _find_tensors(path: pathlib.Path, value: Any, section: str | None) -> dict[s
     """The tensors of the state dict, by name."""
     if isinstance(value, ScriptObject):
         return _script_tensors(path, value)
-    found = _state_dicts(path, value)
+    named, numbered = _state_dicts(path, value)
+    found = numbered | named if section is not None else named or numbered
     if section is None:
         preferred = [name for name in (*_SECTIONS, "") if name in found]
         section = (preferred or [*found])[0] if preferred or len(found) == 1 else None
@@ -284,22 +286,45 @@ def _find_tensors(path: pathlib.Path, value: Any, section: str | None) -> dict[s
     return found[section]
 
 
-def _state_dicts(path: pathlib.Path, value: Any) -> dict[str, dict[str, TensorRef]]:
-    """Dotted name and tensors of every dict that holds some."""
-    found: dict[str, dict[str, TensorRef]] = {}
+def _state_dicts(
+    path: pathlib.Path, value: Any
+) -> tuple[dict[str, dict[str, TensorRef]], dict[str, dict[str, TensorRef]]]:
+    """Dotted name and tensors of every dict that holds some under names; and of every list, tuple
+    and dict that holds them under numbers only, which come second."""
+    named: dict[str, dict[str, TensorRef]] = {}
+    numbered: dict[str, dict[str, TensorRef]] = {}
     walk = _Walk(path)
-    pending = [("", value, 0)] if isinstance(value, dict) else []
+    pending = [("", value, 0)] if isinstance(value, _CONTAINERS) else []
     while pending:
         prefix, item, depth = pending.pop()
-        walk.enter(item)
-        if tensors := {
-            k: v for k, v in item.items() if isinstance(v, TensorRef) and type(k) is str
-        }:
-            walk.add(found, prefix, tensors)
-        inner = [(k, v) for k, v in item.items() if isinstance(v, dict)]
+        entries = walk.entries(item)
+        direct = (key for key, inner in entries if isinstance(inner, TensorRef))
+        if tensors := _flat(walk, entries):
+            has_names = any(type(key) is str for key in direct)
+            walk.add(named if has_names else numbered, prefix, tensors)
         if depth < _MAX_NESTING:
-            pending += [(walk.name(prefix, k), v, depth + 1) for k, v in inner]
-    return found
+            inside = [(key, inner) for key, inner in entries if not isinstance(inner, TensorRef)]
+            pending += [(walk.name(prefix, key), inner, depth + 1) for key, inner in inside]
+    return named, numbered
+
+
+def _flat(walk: _Walk, entries: Sequence[tuple[Any, Any]]) -> dict[str, TensorRef]:
+    """The tensors among entries, and those in lists, tuples and numbered dicts among them; other
+    dicts are state dicts of their own."""
+    tensors: dict[str, TensorRef] = {}
+    pending = [("", key, value) for key, value in entries if not _is_named(value)]
+    while pending:
+        prefix, key, value = pending.pop()
+        name = walk.name(prefix, key)
+        if isinstance(value, TensorRef):
+            walk.add(tensors, name, value)
+        else:
+            pending += [(name, inner_key, inner) for inner_key, inner in walk.entries(value)]
+    return dict(reversed(tensors.items()))
+
+
+def _is_named(value: Any) -> bool:
+    return isinstance(value, dict) and any(type(key) is not int for key in value)
 
 
 def _script_tensors(path: pathlib.Path, root: ScriptObject) -> dict[str, TensorRef]:
@@ -323,8 +348,23 @@ class _Walk:
 
     def __init__(self, path: pathlib.Path):
         self._path, self._values, self._characters = path, 0, 0
+        self._entries: dict[int, list[tuple[Any, Any]]] = {}
 
-    def enter(self, container: Mapping[Any, Any]) -> None:
+    def entries(self, container: dict | list | tuple) -> list[tuple[Any, Any]]:
+        """Keys or positions of the tensors and containers in a container."""
+        if id(container) not in self._entries:
+            items = container.items() if isinstance(container, dict) else enumerate(container)
+            kinds = (TensorRef, *_CONTAINERS)
+            self._entries[id(container)] = [
+                (key, value)
+                for key, value in items
+                if isinstance(value, kinds) and type(key) in (str, int)
+            ]
+        found = self._entries[id(container)]
+        self.enter(found)
+        return found
+
+    def enter(self, container: Sized) -> None:
         self._values += len(container)
         if self._values > _MAX_VALUES:
             raise CheckpointError(
@@ -366,6 +406,17 @@ def _plain_list(items: list) -> list:
     return items
 
 
+def _default_dict(factory: Any = None, items: Any = ()) -> dict[Any, Any]:
+    """A `defaultdict`; what it would make for missing keys is never called."""
+    if not (factory is None or isinstance(factory, Symbol | Function)):
+        raise ValueError(f"a defaultdict of a {type(factory).__name__}")
+    return _counted(items)
+
+
+def _counted(items: Any = ()) -> dict[Any, Any]:
+    return plain_dict(items.items() if isinstance(items, dict) else items)
+
+
 _STORAGES: dict[Symbol, np.dtype | None] = {
     Symbol(f"torch.{kind}Storage"): DTYPES[ours] for kind, (_, _, ours) in _NAMES.items()
 } | {
@@ -385,6 +436,8 @@ _DTYPES: dict[Symbol, np.dtype] = {
 }
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "collections.OrderedDict": plain_dict,
+    "collections.defaultdict": _default_dict,
+    "collections.Counter": _counted,
     "torch._utils._rebuild_tensor": _rebuild_tensor,
     "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
     "torch._utils._rebuild_tensor_v3": _rebuild_tensor_v3,
@@ -396,7 +449,14 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "torch.jit._pickle.build_boollist": _plain_list,
     "torch.jit._pickle.build_tensorlist": _plain_list,
 }
+_FACTORIES = [
+    Symbol(f"{module}.{name}")
+    for module in ("builtins", "__builtin__")
+    for name in ("bool", "dict", "float", "int", "list", "set", "str", "tuple")
+]
+"""Types that a `defaultdict` names; they are passed on and never called."""
 _KNOWN: dict[str, Symbol | Function] = {
+    **{symbol.name: symbol for symbol in _FACTORIES},
     **{symbol.name: symbol for symbol in (*_STORAGES, *_DTYPES)},
     **{name: Function(name, make) for name, make in _FUNCTIONS.items()},
 }

@@ -113,6 +113,10 @@ def legacy_head() -> bytes:
         (b"ctorch._utils\n_rebuild_tensor_v2\n(K\x01K\x00))\x89NtR.", "without a storage"),
         (b"ctorch._utils\n_rebuild_tensor_v2\n)R.", "missing"),
         (b"X\x01\x00\x00\x00aQ.", "well-formed"),
+        (b"c__builtin__\nlist\n)R.", "a call of something that is a Symbol"),
+        (b"ccollections\ndefaultdict\ncposix\nsystem\n\x85R.", "posix.system"),
+        (b"ccollections\ndefaultdict\nK\x01\x85R.", "a defaultdict of a int"),
+        (b"ccollections\ndefaultdict\n)R}b.", "found none"),
     ],
 )
 def test_instructions_that_are_not_data(tmp_path, pickled, message):
@@ -130,7 +134,7 @@ def test_instructions_that_are_not_data(tmp_path, pickled, message):
         (b"FloatStorage", b"QUInt8Storage", "torch.QUInt8Storage"),
         (b"_rebuild_tensor_v2", b"_rebuild_sparse_tensor", "_rebuild_sparse_tensor"),
         (b"storagec", b"steragec", "well-formed"),
-        (b"}X\x01\x00\x00\x00w", b"}K\x01", r"one dict of tensors .*, found none"),
+        (b"}X\x01\x00\x00\x00w", b"}N", r"one dict of tensors .*, found none"),
     ],
 )
 def test_tensors_that_do_not_fit_the_file(tmp_path, old, new, message):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import collections
 import warnings
 
 import ml_dtypes
 import numpy as np
 import pytest
 
+from perception_jax.errors import CheckpointError
 from perception_jax.interop.checkpoint_dir import open_checkpoint
 from perception_jax.interop.torch_reader import open_torch
 
@@ -75,6 +77,49 @@ def test_a_module_and_its_optimizer(tmp_path):
     state = {"optimizer": optimizer, "model": module.state_dict(), "device": torch.device("cpu")}
     torch.save(state, tmp_path / "x.pth")
     assert_same(open_torch(tmp_path / "x.pth"), module.state_dict())
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_containers_of_tensors(tmp_path, protocol, zipped):
+    """Lists, tuples, dicts with numbers as keys, ordered and default dicts, inside one another."""
+    a, b, c, d, e, f, g = (torch.arange(3.0) + k for k in range(7))
+    layers = collections.defaultdict(list)
+    layers["blocks"] += [a, {"w": b, "more": (c, [d])}]
+    layers[7] = {0: e, 1: {2: f}}
+    layers["head"] = g
+    expected = {
+        "blocks.0": a,
+        "blocks.1.w": b,
+        "blocks.1.more.0": c,
+        "blocks.1.more.1.0": d,
+        "7.0": e,
+        "7.1.2": f,
+        "head": g,
+    }
+    kept = {"epoch": 3, "milestones": collections.Counter([1, 1]), "lr": [0.1, (2, None)]}
+    for value in (
+        layers,
+        collections.OrderedDict(layers),
+        {"model": dict(layers), **kept},
+        collections.defaultdict(dict, {"model": layers}),
+        collections.defaultdict(collections.OrderedDict, {"state_dict": layers, 3: "x"}),
+    ):
+        path = tmp_path / "x.pth"
+        arguments = {"pickle_protocol": protocol, "_use_new_zipfile_serialization": zipped}
+        torch.save(value, path, **arguments)
+        assert_same(open_torch(path), expected)
+    for value, names in (
+        ([a, (b, c)], ["0", "1.0", "1.1"]),
+        ({0: a, 5: [b, c]}, ["0", "5.0", "5.1"]),
+        ({"rng": [a], "teacher": {"w": b}}, ["w"]),  # a state dict comes before a list
+    ):
+        torch.save(value, path, **arguments)
+        assert list(open_torch(path)) == names
+    assert_same(open_torch(path, section="rng"), {"0": a})
+    torch.save({0: a, "0": b}, path, **arguments)
+    with pytest.raises(CheckpointError, match=r"one value for each name .* two for '0'"):
+        open_torch(path)
 
 
 def test_shards_with_an_index(tmp_path):

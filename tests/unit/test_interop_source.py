@@ -3,6 +3,7 @@ checkpoint, tensors that tell their model themselves, and the hub."""
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import pathlib
 import shutil
@@ -205,19 +206,29 @@ class Hub:
         if name != "owner/name":
             raise OSError(f"404 for {name}")
         self.local.mkdir(exist_ok=True)
-        for pattern in allow_patterns:
-            for file in self.remote.glob(pattern):
-                shutil.copy(file, self.local)
+        names = [str(f.relative_to(self.remote)) for f in self.remote.rglob("*") if f.is_file()]
+        for name in names:
+            if any(fnmatch.fnmatch(name, pattern) for pattern in allow_patterns):
+                (self.local / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(self.remote / name, self.local / name)
         return str(self.local)
 
+    def files(self) -> list[str]:
+        return sorted(str(f.relative_to(self.local)) for f in self.local.rglob("*") if f.is_file())
 
-def test_the_hub_gives_bin_files_only_where_there_are_no_safetensors(clip, tmp_path, monkeypatch):
+
+@pytest.fixture
+def connect(tmp_path, monkeypatch):
     def connect(remote: pathlib.Path, local: str) -> Hub:
         hub = Hub(remote, tmp_path / local)
         module = types.SimpleNamespace(snapshot_download=hub.snapshot_download)
         monkeypatch.setitem(sys.modules, "huggingface_hub", module)
         return hub
 
+    return connect
+
+
+def test_the_hub_gives_bin_files_only_where_there_are_no_safetensors(clip, tmp_path, connect):
     remote = tmp_path / "remote"
     shutil.copytree(clip, remote)
     torch_files.save(remote / "pytorch_model.bin", open_checkpoint(clip))
@@ -232,3 +243,31 @@ def test_the_hub_gives_bin_files_only_where_there_are_no_safetensors(clip, tmp_p
         perception_jax.load("owner/other")
     with pytest.raises(CheckpointError, match="neither a folder or file"):
         perception_jax.load("runs/missing.safetensors")
+
+
+def test_one_file_or_folder_of_a_hub_repository(clip, tmp_path, connect):
+    remote = tmp_path / "remote"
+    shutil.copytree(clip, remote / "towers" / "clip")
+    torch_files.save(remote / "towers" / "clip" / "ema[1].pth", open_checkpoint(clip))
+    torch_files.save(remote / "other.bin", open_checkpoint(clip))
+    hub = connect(remote, "file")
+    loaded = perception_jax.load("owner/name:towers/clip/ema[1].pth")
+    same(perception_jax.load(clip), loaded)
+    assert loaded.report.read["weights"].endswith("file/towers/clip/ema[1].pth")
+    assert [name for name in hub.files() if not name.endswith(".json")] == [
+        "towers/clip/ema[1].pth"
+    ]
+    hub = connect(remote, "folder")
+    same(loaded, perception_jax.load("owner/name:towers/clip"))
+    assert "other.bin" not in hub.files()
+    assert "towers/clip/model.safetensors" in hub.files()
+    for name, message in (
+        ("owner/name:towers/clip/none.pth", "expected towers/clip/none.pth in the repository"),
+        ("owner/name:none", "expected none in the repository"),
+        ("owner/name:../x.pth", "expected the path of a file or folder"),
+        ("owner/name:/etc/passwd", "expected the path of a file or folder"),
+        ("owner/name:", "neither a folder or file"),
+        ("owner:x.pth", "neither a folder or file"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            perception_jax.load(name)
