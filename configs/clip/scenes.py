@@ -68,6 +68,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             "source": SCENES,
             # Its kind (see `data.sources`); "" guesses it where there is no doubt.
             "kind": "",
+            # Share of the records that may be skipped as unusable, in training and evaluation.
+            "max_bad_fraction": 0.01,
             # Different scenes; they stay in memory (about 8 KB each at 48 px) and come again in
             # every epoch. `min_area` below 1 crops at random, for images of your own.
             "length": 500 if tiny else 80_000,
@@ -116,6 +118,7 @@ def get_task(config: ml_collections.ConfigDict, loaded=None):
             workers=data.workers,
             caption_weights=data.caption_weights,
             min_area=data.min_area,
+            max_bad_fraction=data.max_bad_fraction,
         ),
         clip,
         processor=processor,
@@ -159,7 +162,10 @@ def _source_and_benchmark(config: ml_collections.ConfigDict, processor, tokenize
         )
         return source, benchmark.scenes_benchmark(processor, tokenizer, **config.evaluation)
     train, held_out = split(open_source(data.source, kind=data.kind), every=10)
-    return train, benchmark.own_benchmark(held_out, processor, tokenizer)
+    own = benchmark.own_benchmark(
+        held_out, processor, tokenizer, max_bad_fraction=data.max_bad_fraction
+    )
+    return train, own
 
 
 def clip_config(model: ml_collections.ConfigDict):

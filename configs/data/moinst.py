@@ -26,6 +26,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             "source": "data/moinst/train.jsonl",
             # Its kind (see `data.sources`); "" guesses it where there is no doubt.
             "kind": "",
+            # Share of the records that may be skipped as unusable, in training and evaluation.
+            "max_bad_fraction": 0.01,
             # Folder of the image files; "" lets the reader find them.
             "images": "",
             # Classes of a batch, and images of each; a batch has twice their product as rows.
@@ -58,4 +60,5 @@ def get_task(config: ml_collections.ConfigDict, loaded=None):
         processor=ImageProcessor(size=data.size, mode=data.mode),
         tokenizer=ClipTokenizer.shipped(),
         template=data.template or None,
+        max_bad_fraction=data.max_bad_fraction,
     )

@@ -89,6 +89,8 @@ def published(
             "test": "data/moinst/test.jsonl",
             # Kind of both (see `data.sources`); "" guesses it where there is no doubt.
             "kind": "",
+            # Share of the records that may be skipped as unusable, in training and evaluation.
+            "max_bad_fraction": 0.01,
             # Folder of the image files; "" lets the reader find them.
             "images": "",
             "size": size,
@@ -162,6 +164,7 @@ def get_task(config: ml_collections.ConfigDict, loaded=None):
         template=data.template or None,
         hold=data.hold,
         altered=settings.plus.altered,
+        max_bad_fraction=data.max_bad_fraction,
     )
     evaluators = {}
     if data.test:
@@ -173,6 +176,7 @@ def get_task(config: ml_collections.ConfigDict, loaded=None):
             instruction=settings.instruction,
             in_memory=data.hold,
             workers=data.workers,
+            max_bad_fraction=data.max_bad_fraction,
         )
     return GiveTask(settings, backbone, training, evaluators=evaluators)
 

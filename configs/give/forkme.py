@@ -47,6 +47,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.data = ml_collections.ConfigDict(
         {
             "source": "objects.jsonl",
+            # Share of the records that may be skipped as unusable, in training and evaluation.
+            "max_bad_fraction": 0.01,
             # Side of the images in pixels; bars keep what a crop would cut off.
             "size": 224,
             "mode": "llava_pad",
@@ -79,6 +81,7 @@ def get_task(config: ml_collections.ConfigDict, loaded=None):
         tokenizer=backbone.processor.tokenizer,
         hold=True,
         altered=settings.plus.altered,
+        max_bad_fraction=data.max_bad_fraction,
     )
     own = evaluation_of(
         test,
@@ -87,6 +90,7 @@ def get_task(config: ml_collections.ConfigDict, loaded=None):
         federated=False,
         instruction=settings.instruction,
         in_memory=True,
+        max_bad_fraction=data.max_bad_fraction,
     )
     return GiveTask(settings, backbone, training, evaluators={"own": own})
 

@@ -31,7 +31,7 @@ import PIL
 import PIL.Image
 from jaxtyping import UInt8
 
-from perception_jax.data import records
+from perception_jax.data import pixel_budget, records
 from perception_jax.errors import ImageError
 
 MAX_PIXELS = 100_000_000
@@ -49,17 +49,11 @@ SUFFIXES = (
 Alpha = Literal["white", "drop"]
 
 _ORIENTATION_TAG = 0x0112
-_TRANSPOSES = {
-    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
-    3: PIL.Image.Transpose.ROTATE_180,
-    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
-    5: PIL.Image.Transpose.TRANSPOSE,
-    6: PIL.Image.Transpose.ROTATE_270,
-    7: PIL.Image.Transpose.TRANSVERSE,
-    8: PIL.Image.Transpose.ROTATE_90,
-}
 _TURNED = (5, 6, 7, 8)
 """Orientations that exchange width and height."""
+
+_PART_PIXELS = 2**22
+"""Pixels of the part of a large image that is converted at a time."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -105,14 +99,12 @@ def decode(
     where = _where(image, name)
     if isinstance(image, np.ndarray):
         return _check_array(image, where, max_pixels)
-    with _opened(image, where) as picture:
+    with pixel_budget.scope(), _opened(image, where) as picture:
         _check_size(*picture.size, where, max_pixels)
+        pixel_budget.take(picture.size[0] * picture.size[1])
         # Pillow turns TIFF files itself when it loads them.
         orientation = 1 if picture.format == "TIFF" else _orientation(picture)
-        rgb = _to_rgb(picture, where, alpha)
-        if exif and orientation in _TRANSPOSES:
-            rgb = rgb.transpose(_TRANSPOSES[orientation])
-        return np.array(rgb)
+        return _turned(_to_rgb(picture, where, alpha), orientation if exif else 1)
 
 
 def read_size(image: records.Image, *, name: str = "") -> tuple[int, int]:
@@ -225,7 +217,7 @@ def _orientation(picture: PIL.Image.Image) -> int:
         found = exif.get(_ORIENTATION_TAG, 1)
     except Exception:  # damaged metadata does not make the pixels bad
         return 1
-    return found if found in _TRANSPOSES else 1
+    return found if found in range(1, 9) else 1
 
 
 def _png_text_behind_pixels(file: io.BufferedIOBase) -> bool:
@@ -244,12 +236,26 @@ def _png_text_behind_pixels(file: io.BufferedIOBase) -> bool:
         file.seek(place)
 
 
-def _to_rgb(picture: PIL.Image.Image, where: str, alpha: Alpha) -> PIL.Image.Image:
+def _to_rgb(picture: PIL.Image.Image, where: str, alpha: Alpha) -> UInt8[np.ndarray, "H W 3"]:
+    """The stored pixels as RGB; of large images part by part, so that few copies are held."""
     picture.load()
     if picture.mode == "F":
         raise ImageError(
             f"{where}: 32-bit float pixels have no fixed range. Convert it to 8 or 16 bits."
         )
+    width, height = picture.size
+    rows = max(1, _PART_PIXELS // width)
+    if height <= rows:
+        return np.array(_part_to_rgb(picture, alpha))
+    pixels = np.empty((height, width, 3), np.uint8)
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        part = picture.crop((0, top, width, bottom))
+        pixels[top:bottom] = np.asarray(_part_to_rgb(part, alpha))
+    return pixels
+
+
+def _part_to_rgb(picture: PIL.Image.Image, alpha: Alpha) -> PIL.Image.Image:
     if picture.mode.startswith("I"):
         grey = np.clip(np.asarray(picture).astype(np.int64), 0, 65535) >> 8
         return PIL.Image.fromarray(grey.astype(np.uint8)).convert("RGB")
@@ -258,6 +264,17 @@ def _to_rgb(picture: PIL.Image.Image, where: str, alpha: Alpha) -> PIL.Image.Ima
         white = PIL.Image.new("RGBA", coloured.size, "white")
         return PIL.Image.alpha_composite(white, coloured).convert("RGB")
     return picture if picture.mode == "RGB" else picture.convert("RGB")
+
+
+def _turned(pixels: UInt8[np.ndarray, "H W 3"], orientation: int) -> UInt8[np.ndarray, "H2 W2 3"]:
+    """EXIF's orientation applied."""
+    if orientation in (2, 3, 7, 8):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 6, 7):
+        pixels = pixels[::-1]
+    if orientation in _TURNED:
+        pixels = pixels.transpose(1, 0, 2)
+    return np.ascontiguousarray(pixels)
 
 
 _quiet_lock = threading.Lock()

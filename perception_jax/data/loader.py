@@ -12,7 +12,8 @@ The order of the pipeline, and what each place in it buys:
   batch size, and is found again without reading what came before.
 
 A record that cannot be used (its source, decoding or transform raises `DataError`) is skipped,
-counted and named in the log; too many stop the run.
+counted and named in the log; too many stop the run (see `skipping`). Large images wait for each
+other so that those in memory stay within `pixel_budget`.
 """
 
 from __future__ import annotations
@@ -21,24 +22,21 @@ import dataclasses
 import functools
 import logging
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import grain
 import jax
 import numpy as np
 
-from perception_jax.data import records, workers
+from perception_jax.data import pixel_budget, records, workers
+from perception_jax.data.skipping import MAX_BAD_FRACTION, OnSkip, Skipped, Watch
 from perception_jax.errors import ConfigError, DataError
 
 Example = dict[str, Any]
 """Arrays of fixed shapes by name, and "id": the record's id."""
 
-OnSkip = Callable[["Skipped"], None]
-
 _LOGGER = logging.getLogger(__name__)
-_JUDGED_AFTER = 1000
-"""Records after which the share of bad ones is judged; a smaller source after one pass."""
 
 
 @runtime_checkable
@@ -47,24 +45,6 @@ class Transform(Protocol):
 
     def __call__(self, record: records.Record, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Arrays whose names, shapes and dtypes are the same for every record."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Skipped:
-    """A record that could not be used.
-
-    Attributes:
-      index: in the source.
-      id: the record's, or "" if the source could not even say that.
-      reason: the message of the `DataError`.
-    """
-
-    index: int
-    id: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"record {self.id or f'number {self.index}'!r}: {self.reason}"
 
 
 def make_loader(
@@ -77,7 +57,7 @@ def make_loader(
     epochs: int | None = None,
     num_workers: int = 0,
     host: tuple[int, int] | None = None,
-    max_bad_fraction: float = 0.01,
+    max_bad_fraction: float = MAX_BAD_FRACTION,
     on_skip: OnSkip | None = None,
 ) -> grain.IterDataset:
     """Batches for training: this host's part of each global batch, full batches only.
@@ -114,6 +94,13 @@ def make_loader(
             f"{count} records × {epochs} epochs do not fill one batch of {batch_size}. "
             "Lower batch_size or raise epochs."
         )
+    if count < batch_size:
+        _LOGGER.warning(
+            "%d records are fewer than the %d of a batch: every batch has some of them more than "
+            "once. Lower batch_size.",
+            count,
+            batch_size,
+        )
     order = grain.MapDataset.range(count)
     if shuffle:
         order = order.shuffle(seed=seed)
@@ -124,7 +111,7 @@ def make_loader(
         order.random_map(_Load(source, transform, count), seed=seed),
         place,
         identity={"records": count, "seed": seed, "shuffle": int(shuffle)},
-        watch=_Watch(count, max_bad_fraction, on_skip),
+        watch=Watch(count, max_bad_fraction, on_skip),
         keep_places=False,
     )
     return examples.batch(place.batch_size, drop_remainder=True, batch_fn=stack)
@@ -138,7 +125,7 @@ def make_eval_loader(
     seed: int = 0,
     num_workers: int = 0,
     host: tuple[int, int] | None = None,
-    max_bad_fraction: float = 0.01,
+    max_bad_fraction: float = MAX_BAD_FRACTION,
     on_skip: OnSkip | None = None,
 ) -> grain.IterDataset:
     """Batches for evaluation: one pass in the source's order, each record exactly once.
@@ -154,7 +141,7 @@ def make_eval_loader(
         grain.MapDataset.range(padded).random_map(load, seed=seed),
         place,
         identity={"records": count, "seed": seed, "shuffle": 0},
-        watch=_Watch(-(-count // place.hosts), max_bad_fraction, on_skip),
+        watch=Watch(-(-count // place.hosts), max_bad_fraction, on_skip),
         keep_places=True,
     )
     return examples.batch(place.batch_size, batch_fn=functools.partial(_stack_valid, load))
@@ -238,51 +225,14 @@ class _Load:
             return _Padding()
         name = ""
         try:
-            record = self.source[index]
-            name = record.id
-            return {**self.transform(record, rng), "id": name}
+            with pixel_budget.scope():
+                record = self.source[index]
+                name = record.id
+                return {**self.transform(record, rng), "id": name}
         except DataError as error:
             return Skipped(index, name, str(error))
         except Exception:
             return _Crash(f"record {name or f'number {index}'!r}: {traceback.format_exc()}")
-
-
-class _Watch:
-    """Logs each bad record once and raises when they are too many. One per iterator.
-
-    `count` is the number of different records that there are to see.
-    """
-
-    def __init__(self, count: int, max_fraction: float, on_skip: OnSkip | None) -> None:
-        self._count, self._max_fraction, self._on_skip = count, max_fraction, on_skip
-        self._seen = 0
-        self._bad: set[int] = set()
-
-    def fresh(self) -> _Watch:
-        return _Watch(self._count, self._max_fraction, self._on_skip)
-
-    def check(self, element: Example | Skipped) -> None:
-        self._seen += 1
-        if isinstance(element, Skipped) and element.index not in self._bad:
-            self._bad.add(element.index)
-            _LOGGER.warning("skipped %s", element)
-            if self._on_skip is not None:
-                self._on_skip(element)
-            self._judge(element)
-        elif self._seen == min(self._count, _JUDGED_AFTER):
-            self._judge(None)
-
-    def _judge(self, latest: Skipped | None) -> None:
-        seen, bad = min(self._seen, self._count), len(self._bad)
-        if self._max_fraction > 0 and seen < min(self._count, _JUDGED_AFTER):
-            return
-        allowed = max(1, int(self._max_fraction * seen)) if self._max_fraction > 0 else 0
-        if bad > allowed or bad == seen:
-            example = f", the latest {latest}" if latest else " (each is named in the log)"
-            raise DataError(
-                f"{bad} of {seen} records could not be used, more than the allowed share of "
-                f"{self._max_fraction:g}{example}. Repair the data, or raise max_bad_fraction."
-            )
 
 
 class _Examples(grain.IterDataset):
@@ -294,7 +244,7 @@ class _Examples(grain.IterDataset):
         place: _Place,
         *,
         identity: Mapping[str, int],
-        watch: _Watch,
+        watch: Watch,
         keep_places: bool,
     ) -> None:
         super().__init__()
@@ -331,7 +281,7 @@ class _ExampleIterator(grain.DatasetIterator):
             if isinstance(element, _Crash):
                 raise DataError(f"the transform failed on {element.text}")
             if not isinstance(element, _Padding):
-                self._watch.check(element)
+                self._watch.check(element if isinstance(element, Skipped) else None)
             if self._examples.keep_places or isinstance(element, dict):
                 return element
 

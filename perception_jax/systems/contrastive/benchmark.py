@@ -20,6 +20,7 @@ from perception_jax.data.scenes.concepts import concepts
 from perception_jax.data.scenes.sample import SceneConfig
 from perception_jax.data.scenes.source import ScenesSource, portrait
 from perception_jax.data.scenes.spec import TEST_STYLE, TRAIN_STYLES
+from perception_jax.data.skipping import MAX_BAD_FRACTION, usable
 from perception_jax.data.sources.combine import Mixture
 from perception_jax.data.sources.memory import InMemory
 from perception_jax.data.tokenization import ClipTokenizer
@@ -30,6 +31,7 @@ from perception_jax.systems.contrastive.evaluate import (
     Matching,
     Naming,
     Retrieval,
+    first_caption,
 )
 
 SEED = 20_000
@@ -115,9 +117,18 @@ def scenes_benchmark(
 
 
 def own_benchmark(
-    source: Source, processor: ImageProcessor, tokenizer: ClipTokenizer, *, batch_size: int = 64
+    source: Source,
+    processor: ImageProcessor,
+    tokenizer: ClipTokenizer,
+    *,
+    batch_size: int = 64,
+    max_bad_fraction: float = MAX_BAD_FRACTION,
 ) -> Benchmark:
-    """Retrieval among held-out records of a user's own source."""
+    """Retrieval among held-out records of a user's own source.
+
+    Records without a caption or whose image cannot be decoded are skipped, as in training.
+    """
+    source = usable(source, max_bad_fraction=max_bad_fraction, check=first_caption)
     encoder = Encoder(processor, tokenizer, batch_size=batch_size)
     return Benchmark(
         encoder=encoder,

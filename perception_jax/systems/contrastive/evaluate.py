@@ -15,7 +15,7 @@ from jaxtyping import Float, Int, UInt8
 
 from perception_jax.data import images as image_files
 from perception_jax.data.processors import ImageProcessor
-from perception_jax.data.records import Source
+from perception_jax.data.records import Record, Source
 from perception_jax.errors import DataError
 from perception_jax.evals.baselines import nearest_labels, nearest_pixel_top
 from perception_jax.evals.retrieval import RetrievalScores, retrieval
@@ -135,10 +135,8 @@ class CaptionedImages:
         pixels, captions = [], []
         for k in range(len(source)):
             record = source[k]
-            if not record.captions:
-                raise DataError(f"record {record.id!r}: expected a caption, found none.")
+            captions.append(first_caption(record))
             pixels.append(processor(image_files.decode(record.image, name=record.id)).pixels)
-            captions.append(record.captions[0])
         return cls(np.stack(pixels), tuple(captions))
 
     @property
@@ -151,6 +149,17 @@ class CaptionedImages:
         """(image, text) index of each image and its caption in `texts`."""
         index = {text: k for k, text in enumerate(self.texts)}
         return np.asarray([(k, index[text]) for k, text in enumerate(self.captions)])
+
+
+def first_caption(record: Record) -> str:
+    """The caption that an evaluation takes.
+
+    Raises:
+      DataError: there is none.
+    """
+    if not record.captions:
+        raise DataError(f"record {record.id!r}: expected a caption, found none.")
+    return record.captions[0]
 
 
 class Retrieval:

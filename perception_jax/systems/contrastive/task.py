@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 from perception_jax.data.loader import make_loader
 from perception_jax.data.processors import ImageProcessor
 from perception_jax.data.records import Record, Source
+from perception_jax.data.skipping import MAX_BAD_FRACTION
 from perception_jax.data.tokenization import ClipTokenizer
 from perception_jax.data.transforms import Augment, ImageTextTransform
 from perception_jax.models.clip.config import ClipConfig
@@ -43,6 +44,7 @@ class ContrastiveConfig:
     remat: recompute activations in the backward pass.
     caption_weights: how often each of a record's captions is drawn; see `ImageTextTransform`.
     min_area: smallest share of an image that a training crop keeps; 1 does not crop.
+    max_bad_fraction: of records that may be skipped; see `data.skipping`.
     """
 
     loss: Literal["softmax", "sigmoid"] = "softmax"
@@ -52,6 +54,7 @@ class ContrastiveConfig:
     remat: bool = False
     caption_weights: tuple[float, ...] = ()
     min_area: float = 1.0
+    max_bad_fraction: float = MAX_BAD_FRACTION
 
 
 class ContrastiveTask:
@@ -121,6 +124,7 @@ class ContrastiveTask:
             shuffle=True,
             epochs=None,
             num_workers=self.config.workers,
+            max_bad_fraction=self.config.max_bad_fraction,
         )
         return {"train": train}
 

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Int, Int32
 from perception_jax.data import images
 from perception_jax.data.processors import ImageProcessor
 from perception_jax.data.records import Record, Source
+from perception_jax.data.skipping import MAX_BAD_FRACTION, Watch, sound_records
 from perception_jax.errors import DataError, ImageError
 from perception_jax.systems.give.data.instructions import InstructionTable, instruction_for
 from perception_jax.systems.give.data.lists import Lists
@@ -25,13 +26,14 @@ from perception_jax.systems.give.data.visibility import MIN_VISIBLE, kept_share
 
 
 def index_objects(
-    source: Source | Iterable[Record],
+    source: Source,
     *,
     processor: ImageProcessor | None = None,
     template: str | None = None,
     own_instructions: bool = True,
+    max_bad_fraction: float = MAX_BAD_FRACTION,
 ) -> ObjectIndex:
-    """Reads every record of a source once.
+    """Reads every record of a source once; those that it cannot read have no objects here.
 
     Args:
       source: records with objects; images are not decoded.
@@ -40,14 +42,15 @@ def index_objects(
       template: caption of objects that have none, "{}" for the class name, e.g. "a photo of a
         {}."; None leaves such objects out.
       own_instructions: use records' own instructions where they have them.
+      max_bad_fraction: of records that may be skipped; see `data.skipping`.
 
     Raises:
-      DataError: no usable object.
+      DataError: no usable object, or too many records that cannot be read.
     """
     found = _Annotations(template, own_instructions, sized=processor is not None)
-    for record in source:
-        found.add(record)
-    index = found.index(processor)
+    for number, record in sound_records(source, Watch(len(source), max_bad_fraction)):
+        found.add(number, record)
+    index = found.index(processor, len(source))
     if not index.counts.pairs:
         raise DataError(
             f"expected objects with captions, found {index.counts}. GiVE trains on objects that "
@@ -65,7 +68,7 @@ class _Annotations:
 
     def __init__(self, template: str | None, own_instructions: bool, *, sized: bool) -> None:
         self._template, self._own_instructions, self._sized = template, own_instructions, sized
-        self._images = 0
+        self._unnamed = 0
         # Numbers of what has a name or text, in the order of their first appearance.
         self._kinds: dict[str, int] = {}
         self._captions: dict[str, int] = {}
@@ -84,13 +87,15 @@ class _Annotations:
         self._negative: list[tuple[int, int]] = []
         self._unsure: list[tuple[int, int]] = []
 
-    def add(self, record: Record) -> None:
-        """One record: the next image."""
-        image, self._images = self._images, self._images + 1
+    def add(self, image: int, record: Record) -> None:
+        """One record: the image of this number, above those before it."""
         several, own = record.extras.get("captions"), self._instructions(record)
         boxed = self._sized and any(one.box is not None for one in record.objects)
         size = _size(record) if boxed else None
         for k, one in enumerate(record.objects):
+            if not one.name:
+                self._unnamed += 1
+                continue
             kind = self._kinds.setdefault(one.name, len(self._kinds))
             if one.crowd:
                 self._unsure.append((image, kind))
@@ -131,8 +136,8 @@ class _Annotations:
             number = self._captions.setdefault(text, len(self._captions))
             self._entry.append((len(self._kind), number))
 
-    def index(self, processor: ImageProcessor | None) -> ObjectIndex:
-        """All of it as arrays."""
+    def index(self, processor: ImageProcessor | None, images: int) -> ObjectIndex:
+        """All of it as arrays. `images`: how many the source has."""
         annotated, order = len(set(self._kind)), self._class_order()
         every = [*self._kinds]
         names = tuple(every[k] for k in order)
@@ -143,7 +148,7 @@ class _Annotations:
             (image, kind),
             _ranked(self._negative, rank),
             _ranked(self._unsure, rank),
-            (self._images, len(names)),
+            (images, len(names)),
         )
         entry = np.array(self._entry, np.int64).reshape(-1, 2)
         usable = _Usable(
@@ -176,7 +181,7 @@ class _Annotations:
             excluded=labels.excluded,
             negative=labels.negative,
             together=_together(labels.present, len(names)),
-            counts=usable.counts(pairs),
+            counts=dataclasses.replace(usable.counts(pairs), unnamed=self._unnamed),
         )
 
     def _class_order(self) -> list[int]:

@@ -13,7 +13,7 @@ import grain
 import jax
 import numpy as np
 
-from perception_jax.data import images, workers
+from perception_jax.data import images, pixel_budget, workers
 from perception_jax.data.records import Source
 from perception_jax.systems.give.data.rows import NUMBERS, GroupTransform, mirrored, model_boxes
 from perception_jax.systems.give.data.sampler import BATCHES, BatchPlanner
@@ -42,9 +42,10 @@ class HeldBatches:
         self._host, self._hosts = host or (jax.process_index(), jax.process_count())
 
         def read(index: int) -> tuple[str, np.ndarray, np.ndarray]:
-            record = source[index]
-            shown = transform.processor(images.decode(record.image, name=record.id))
-            return record.id, shown.pixels, model_boxes(record, shown)
+            with pixel_budget.scope():
+                record = source[index]
+                shown = transform.processor(images.decode(record.image, name=record.id))
+                return record.id, shown.pixels, model_boxes(record, shown)
 
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
             names, pixels, boxes = zip(*pool.map(read, range(len(source))), strict=True)

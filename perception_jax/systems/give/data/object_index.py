@@ -29,6 +29,7 @@ class Counts:
       cropped: objects of which the crop leaves less than half.
       uncaptioned: objects without a caption, of the others.
       never_absent: objects of images for which no class is known to be absent, of the others.
+      unnamed: objects without a class.
     """
 
     images: int
@@ -38,13 +39,14 @@ class Counts:
     cropped: int
     uncaptioned: int
     never_absent: int
+    unnamed: int = 0
 
     def __str__(self) -> str:
         return (
             f"{self.annotations:,} objects ({self.pairs:,} pairs) of {self.classes:,} classes in "
             f"{self.images:,} images; left out: {self.cropped:,} by the crop, "
             f"{self.uncaptioned:,} without a caption, {self.never_absent:,} in images that lack no "
-            "class"
+            "class" + (f", {self.unnamed:,} without a class" if self.unnamed else "")
         )
 
 

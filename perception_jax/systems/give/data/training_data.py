@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import logging
+
 import grain
 import numpy as np
 
 from perception_jax.data.loader import make_loader
 from perception_jax.data.processors import ImageProcessor
 from perception_jax.data.records import Record, Source
+from perception_jax.data.skipping import MAX_BAD_FRACTION, usable
 from perception_jax.errors import ConfigError
 from perception_jax.systems.give.data.annotations import index_objects
 from perception_jax.systems.give.data.held import HeldBatches
 from perception_jax.systems.give.data.object_index import ObjectIndex
 from perception_jax.systems.give.data.rows import GroupTransform, Tokenizer
 from perception_jax.systems.give.data.sampler import BatchPlanner, ClassGroups, GroupConfig
+
+_LOGGER = logging.getLogger(__name__)
 
 
 class TrainingData:
@@ -36,6 +41,7 @@ class TrainingData:
         own_instructions: bool = True,
         hold: bool = False,
         altered: bool = False,
+        max_bad_fraction: float = MAX_BAD_FRACTION,
     ):
         """Indexes the source; see `annotations.index_objects` for `template` and
         `own_instructions`, and for what it raises.
@@ -43,11 +49,26 @@ class TrainingData:
         Args:
           hold: process every image once and keep it, for data that fit in memory.
           altered: add captions with one attribute changed (`PlusConfig.altered`).
+          max_bad_fraction: of records that may be skipped; see `data.skipping`.
         """
         self.tokenizer = tokenizer
+        if hold:  # every batch is planned from what can be held
+            records = usable(records, max_bad_fraction=max_bad_fraction)
         self.index: ObjectIndex = index_objects(
-            records, processor=processor, template=template, own_instructions=own_instructions
+            records,
+            processor=processor,
+            template=template,
+            own_instructions=own_instructions,
+            max_bad_fraction=max_bad_fraction,
         )
+        if self.index.counts.pairs < config.batch_size:
+            _LOGGER.warning(
+                "%s are fewer than the %d rows of a batch: every batch has some of them more than "
+                "once. Lower groups or images.",
+                self.index.counts,
+                config.batch_size,
+            )
+        self._max_bad_fraction = max_bad_fraction
         self._planner = BatchPlanner(self.index, config)
         self._records, self._hold = records, hold
         self._groups = ClassGroups(records, self._planner)
@@ -98,4 +119,5 @@ class TrainingData:
             shuffle=False,
             num_workers=num_workers,
             host=host,
+            max_bad_fraction=self._max_bad_fraction,
         )

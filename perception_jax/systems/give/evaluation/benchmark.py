@@ -8,6 +8,7 @@ import jax
 
 from perception_jax.api import Processor
 from perception_jax.data.records import Source
+from perception_jax.data.skipping import MAX_BAD_FRACTION, usable
 from perception_jax.evals.conditioned.annotations import EvaluatedClass
 from perception_jax.systems.give.data.labels import read_labels
 from perception_jax.systems.give.encoding.encode import Encoder, InstructionConfig
@@ -25,9 +26,12 @@ def evaluation_of(
     config: EvaluationConfig | None = None,
     in_memory: bool = False,
     workers: int = 0,
+    max_bad_fraction: float = MAX_BAD_FRACTION,
     mesh: jax.sharding.Mesh | None = None,
 ) -> Evaluation:
-    """Every protocol on all records of a source.
+    """Every protocol on all records of a source that can be used.
+
+    Records that cannot be read or decoded are skipped before anything is measured, as in training.
 
     Args:
       classes: names that are asked about.
@@ -35,11 +39,13 @@ def evaluation_of(
       instruction: as in training.
       in_memory: process every image once and keep it, or read it anew for every block.
       workers: processes that read images anew; 0 for threads.
+      max_bad_fraction: of records that may be skipped; see `data.skipping`.
       mesh: see `Evaluation`.
 
     Raises:
-      DataError: a record that cannot be read, or labels that do not fit.
+      DataError: too many records that cannot be used, or labels that do not fit.
     """
+    source = usable(source, max_bad_fraction=max_bad_fraction)
     labels = read_labels(
         source,
         tuple(EvaluatedClass(name=name) for name in classes),
@@ -52,6 +58,7 @@ def evaluation_of(
         labels.annotations,
         hold(pixels) if in_memory else pixels,
         blank=blank_image(processor.image),
+        records=source,
         config=config,
         mesh=mesh,
     )

@@ -16,6 +16,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Float, UInt8
 
+from perception_jax.data.records import Source
 from perception_jax.errors import ConfigError
 from perception_jax.evals.conditioned import prompts
 from perception_jax.evals.conditioned.accumulate import TOP, Accumulator, Measured, Needs, Texts
@@ -88,6 +89,7 @@ class Evaluation:
 
     Attributes:
       annotations: of the images.
+      records: of the images, in their order, for pictures; None if there are none.
       config: see there.
     """
 
@@ -98,6 +100,7 @@ class Evaluation:
         pixels: Pixels,
         *,
         blank: UInt8[np.ndarray, "S S 3"],
+        records: Source | None = None,
         config: EvaluationConfig | None = None,
         mesh: Mesh | None = None,
         log: Callable[[str], None] = print,
@@ -116,7 +119,7 @@ class Evaluation:
                 f"expected one image for each of {annotations.count} annotated ones, found "
                 f"{len(pixels)}; annotations and images must be of the same records"
             )
-        self.annotations = annotations
+        self.annotations, self.records = annotations, records
         self.config = config or EvaluationConfig()
         self._encoder, self._pixels, self._blank, self._log = encoder, pixels, blank, log
         self._devices = 1 if mesh is None else mesh.size

@@ -55,7 +55,7 @@ def report(
       title: of the report.
       trained_on: what the training images are, for the report's table.
       measured_on: what the test images are, e.g. "images that were not trained on".
-      records: of the evaluation, in order; None for a report without pictures.
+      records: what was to be measured, in order; None for a report without pictures.
 
     Returns:
       What was measured; None if the task has nothing to evaluate on.
@@ -74,7 +74,8 @@ def report(
         history = [{k: v for k, v in row.items() if k != "oid"} for row in history]
     pictures = None
     if records is not None:
-        pictures = Pictures(model, task.encoder, records, evaluated.measured)
+        measured = records if evaluation.records is None else evaluation.records
+        pictures = Pictures(model, task.encoder, measured, evaluated.measured)
     page = report_page.write(
         folder / "report.html",
         evaluated=evaluated,

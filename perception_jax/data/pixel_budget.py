@@ -1,0 +1,57 @@
+"""How many pixels may be decoded at a time: a bound on the memory of threads that load images.
+
+A thread takes an image's pixels before it decodes them and gives them back when its scope ends, so
+that what is made of the image counts too. Small images never wait for each other; one that alone is
+above the budget waits until it is alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+
+BUDGET = 100_000_000
+"""Pixels of all threads of a process; each takes about 11 bytes while it is decoded."""
+
+_free = threading.Condition()
+_taken = 0
+
+
+class _Held(threading.local):
+    """What this thread has taken, and how many scopes it is in."""
+
+    pixels = 0
+    depth = 0
+
+
+_held = _Held()
+
+
+@contextlib.contextmanager
+def scope() -> Iterator[None]:
+    """What is taken inside is given back at the end of the outermost scope of the thread."""
+    global _taken
+    _held.depth += 1
+    try:
+        yield
+    finally:
+        _held.depth -= 1
+        if not _held.depth and _held.pixels:
+            with _free:
+                _taken -= _held.pixels
+                _held.pixels = 0
+                _free.notify_all()
+
+
+def take(pixels: int) -> None:
+    """Waits until so many pixels fit; to be called in a scope.
+
+    A thread that has some already does not wait: it could wait for itself.
+    """
+    global _taken
+    with _free:
+        if not _held.pixels:
+            _free.wait_for(lambda: _taken == 0 or _taken + pixels <= BUDGET)
+        _taken += pixels
+        _held.pixels += pixels
