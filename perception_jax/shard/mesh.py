@@ -62,6 +62,25 @@ def batch_shards(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
+def check_batch(mesh: Mesh, batch_size: int, hosts: int = 1) -> None:
+    """Refuses a global batch that the mesh's batch shards or the hosts do not divide.
+
+    Raises:
+      ConfigError: with the mesh that fits.
+    """
+    shards, tensor = batch_shards(mesh), mesh.shape["tensor"]
+    if batch_size % shards == 0 and batch_size % hosts == 0:
+        return
+    fitting = max(d for d in range(1, mesh.size + 1) if mesh.size % d == 0 and batch_size % d == 0)
+    larger = math.lcm(shards, hosts)
+    raise ConfigError(
+        f"batch_size {batch_size} must be divisible by the {shards} batch shards of the mesh "
+        f"({dict(mesh.shape)}) and the {hosts} hosts. A mesh of {mesh.size} chips that fits it: "
+        f"mesh.replica=1 mesh.fsdp={fitting} mesh.tensor={mesh.size // fitting}; or set a "
+        f"batch_size that is a multiple of {larger} for tensor={tensor}."
+    )
+
+
 def _resolve(sizes: tuple[int, ...], count: int) -> tuple[int, ...]:
     named = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
     unknown = [axis for axis, size in zip(AXES, sizes, strict=True) if size == -1]

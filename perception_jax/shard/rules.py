@@ -2,18 +2,24 @@
 
 A regex is searched anywhere in the leaf's "/"-joined path; anchor it with `^` and `$` where that
 matters. A spec is a `PartitionSpec` over the mesh's axes or a function of shape and mesh that
-makes one, such as `fsdp_largest_axis()`. A leaf without a row, or a row that does not fit its
-leaf, is an error: nothing is replicated by accident.
+makes one, such as `fsdp_largest_axis()`. A leaf without a row, or a row for other axes than the
+leaf and the mesh have, is an error: nothing is replicated by accident.
+
+Published sizes do not divide every slice (a width of 1,152 does not split over 256 chips). A mesh
+axis that does not divide the leaf's axis named for it moves to another one that the row names, or
+else leaves the leaf whole on that mesh axis; each such leaf is listed in `Placement.fallbacks`.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from perception_jax.errors import ConfigError
 
@@ -22,9 +28,49 @@ Rules = Sequence[tuple[str, Spec]]
 
 _SHOWN = 8
 
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """Attributes:
+    shardings: of each leaf by path.
+    fallbacks: the spec that the row gives, for each leaf that it does not divide.
+    """
+
+    shardings: dict[str, NamedSharding]
+    fallbacks: dict[str, PartitionSpec]
+
+    def explain(self) -> str:
+        """The fallbacks in words, a line each; "" without any."""
+        listed = [
+            f"{path}: {self.shardings[path].spec} instead of {wanted}"
+            for path, wanted in self.fallbacks.items()
+        ]
+        more = [f"… and {len(listed) - _SHOWN} more"] if len(listed) > _SHOWN else []
+        return "\n  ".join(listed[:_SHOWN] + more)
+
 
 def shardings(leaves: Mapping[str, Any], rules: Rules, mesh: Mesh) -> dict[str, NamedSharding]:
-    """The sharding of each leaf.
+    """The sharding of each leaf; fallbacks are logged.
+
+    Args, Raises: as of `place`.
+    """
+    placement = place(leaves, rules, mesh)
+    if placement.fallbacks:
+        _log.warning(
+            "%d of %d leaves are not split as their rules say, since the mesh %s does not divide "
+            "their axes:\n  %s",
+            len(placement.fallbacks),
+            len(leaves),
+            dict(mesh.shape),
+            placement.explain(),
+        )
+    return placement.shardings
+
+
+def place(leaves: Mapping[str, Any], rules: Rules, mesh: Mesh | AbstractMesh) -> Placement:
+    """The sharding of each leaf, and which of them are fallbacks.
 
     Args:
       leaves: anything with a `shape` (arrays, `jax.ShapeDtypeStruct`) by "/"-joined path.
@@ -34,6 +80,7 @@ def shardings(leaves: Mapping[str, Any], rules: Rules, mesh: Mesh) -> dict[str, 
       ConfigError: naming each leaf that no row matches or whose row does not fit.
     """
     placed: dict[str, NamedSharding] = {}
+    fallbacks: dict[str, PartitionSpec] = {}
     problems = []
     for path, leaf in leaves.items():
         shape = tuple(leaf.shape)
@@ -46,11 +93,14 @@ def shardings(leaves: Mapping[str, Any], rules: Rules, mesh: Mesh) -> dict[str, 
         problem = _misfit(shape, spec, mesh)
         if problem:
             problems.append(f"{path} {shape}: row {regex!r} gives {spec}, but {problem}")
-        else:
-            placed[path] = NamedSharding(mesh, spec)
+            continue
+        fitting = _fitting(shape, spec, mesh)
+        if fitting != spec:
+            fallbacks[path] = spec
+        placed[path] = NamedSharding(mesh, fitting)
     if problems:
         raise ConfigError(_message(problems, rules))
-    return placed
+    return Placement(placed, fallbacks)
 
 
 def fsdp_largest_axis(
@@ -73,21 +123,51 @@ def fsdp_largest_axis(
     return spec
 
 
-def _misfit(shape: tuple[int, ...], spec: PartitionSpec, mesh: Mesh) -> str:
-    """Why `spec` cannot place an array of `shape`; empty if it can."""
+def _fitting(
+    shape: tuple[int, ...], spec: PartitionSpec, mesh: Mesh | AbstractMesh
+) -> PartitionSpec:
+    """`spec` where the mesh divides the leaf's axes; else what comes nearest to it.
+
+    Axes for which `spec` has None stay whole: `lax.scan` walks along the layers of a stack.
+    """
+    kept: dict[int, tuple[str, ...]] = {}
+    displaced = []
+    for index, entry in enumerate(spec):
+        names = _names(entry)
+        if names and shape[index] % _parts(names, mesh):
+            displaced += names
+            names = ()
+        if entry is not None:
+            kept[index] = names
+    if not displaced:
+        return spec
+    for name in displaced:
+        # The largest share first, so that what remains of an axis is as even as can be.
+        for index in sorted(kept, key=lambda i: -shape[i] // _parts(kept[i], mesh)):
+            if shape[index] % _parts((*kept[index], name), mesh) == 0:
+                kept[index] = (*kept[index], name)
+                break
+    entries = [kept.get(index) for index in range(len(spec))]
+    return PartitionSpec(*(e[0] if e and len(e) == 1 else e or None for e in entries))
+
+
+def _names(entry: Any) -> tuple[str, ...]:
+    """The mesh axes of one entry of a spec."""
+    return () if entry is None else entry if isinstance(entry, tuple) else (entry,)
+
+
+def _parts(names: Sequence[str], mesh: Mesh | AbstractMesh) -> int:
+    return math.prod(mesh.shape[name] for name in names)
+
+
+def _misfit(shape: tuple[int, ...], spec: PartitionSpec, mesh: Mesh | AbstractMesh) -> str:
+    """Why `spec` says nothing about an array of `shape`; empty if it does."""
     if len(spec) > len(shape):
         return f"the leaf has only {len(shape)} axes"
-    for index, entry in enumerate(spec):
-        names = () if entry is None else entry if isinstance(entry, tuple) else (entry,)
-        missing = [name for name in names if name not in mesh.shape]
+    for entry in spec:
+        missing = [name for name in _names(entry) if name not in mesh.shape]
         if missing:
             return f"the mesh has no axis {missing[0]!r} (it has {', '.join(mesh.axis_names)})"
-        parts = math.prod(mesh.shape[name] for name in names)
-        if shape[index] % parts:
-            return (
-                f"axis {index} has {shape[index]} entries, which {'*'.join(names)}={parts} "
-                "does not divide"
-            )
     return ""
 
 

@@ -39,12 +39,8 @@ class Feed:
 
     def __init__(self, dataset: Iterable[Batch], mesh: Mesh, batch_size: int) -> None:
         """Args: see `TrainConfig.batch_size`. Raises ConfigError if the mesh does not divide it."""
-        shards, hosts = mesh_lib.batch_shards(mesh), jax.process_count()
-        if batch_size % shards or batch_size % hosts:
-            raise ConfigError(
-                f"batch_size {batch_size} must be divisible by the {shards} batch shards of the "
-                f"mesh ({dict(mesh.shape)}) and the {hosts} hosts."
-            )
+        hosts = jax.process_count()
+        mesh_lib.check_batch(mesh, batch_size, hosts)
         self.iterator = iter(dataset)
         for method in ("get_state", "set_state"):
             if not hasattr(self.iterator, method):

@@ -87,6 +87,7 @@ def run(
       CheckpointError: a checkpoint cannot be written, or none can be read.
     """
     mesh = mesh_lib.make_mesh(**dataclasses.asdict(config.mesh), devices=devices)
+    mesh_lib.check_batch(mesh, config.batch_size, jax.process_count())
     with contextlib.ExitStack() as stack:
         home = stack.enter_context(open_workdir(workdir))
         stack.enter_context(jax.set_mesh(mesh))

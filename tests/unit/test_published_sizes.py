@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 from flax import nnx
+from jax.sharding import AbstractMesh
+from jax.sharding import PartitionSpec as P
 
 from perception_jax.api import Loaded, Processor, export
 from perception_jax.data.processors import ImageProcessor
@@ -20,8 +23,8 @@ from perception_jax.models.params import flatten
 from perception_jax.models.registry import architecture_of
 from perception_jax.models.siglip.config import SiglipConfig
 from perception_jax.models.towers import TowerConfig
-from perception_jax.shard.mesh import make_mesh
-from perception_jax.shard.rules import shardings
+from perception_jax.shard.mesh import AXES
+from perception_jax.shard.rules import place
 
 # Millions of parameters: the MMVP-VLM table (arXiv 2401.06209), open_clip's model profiles, and
 # for DINOv2 the authors' model card (21, 86, 300 and 1,100 M).
@@ -76,8 +79,58 @@ def test_published_size_by_shape_alone(name):
     assert round(sum(leaf.size for leaf in leaves.values()) / 1e6, 1) == millions
     for table in arch.tables.values():  # raises unless every leaf is covered exactly once
         bind(table(config), {path: leaf.shape for path, leaf in leaves.items()})
-    for mesh in (make_mesh(1, 8, 1), make_mesh(2, 2, 2)):
-        assert shardings(leaves, arch.shardings, mesh).keys() == leaves.keys()
+
+
+SLICES = [
+    (fsdp, tensor)
+    for fsdp in (8, 16, 64, 128, 256)
+    for tensor in (1, 2, 4, 8)
+    if fsdp * tensor <= 256
+]
+EVERY = PUBLISHED | {
+    "CLIP B/16": (ClipConfig.vit_b16(), None),
+    "CLIP B/32": (ClipConfig.vit_b32(), None),
+}
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_published_size_is_placed_on_every_slice(name):
+    """Each leaf has its place, and a chip holds its share of all that divides."""
+    config, _ = EVERY[name]
+    arch, leaves = architecture_of(config), leaves_of(config)
+    total = sum(leaf.size for leaf in leaves.values())
+    for fsdp, tensor in SLICES:
+        mesh = AbstractMesh((1, fsdp, tensor), AXES)
+        placement = place(leaves, arch.shardings, mesh)
+        assert placement.shardings.keys() == leaves.keys()
+        held = {
+            path: math.prod(placement.shardings[path].shard_shape(leaf.shape))
+            for path, leaf in leaves.items()
+        }
+        # What is whole everywhere by its rule, and what a fallback left whole, comes on top.
+        small = sum(held[path] for path in leaves if held[path] == leaves[path].size)
+        assert sum(held.values()) - small <= total / min(fsdp, tensor if tensor > 1 else fsdp)
+        # Training in float32 with Adam: parameters, gradients, two moments.
+        assert 16 * sum(held.values()) < 16e9, (fsdp, tensor)
+
+
+@pytest.mark.parametrize(
+    ("name", "fsdp", "tensor", "path", "spec"),
+    [
+        # 1,152 and 4,304 do not split into 256; 6,144 and 1,536 do; 2,730 does not into 4.
+        ("SigLIP SO400M/14 384", 256, 1, "vision/blocks/mlp/fc1/kernel", P(None, None, "tensor")),
+        ("EVA01-g/14", 256, 1, "vision/blocks/mlp/fc1/kernel", P(None, None, ("tensor", "fsdp"))),
+        ("DINOv2-S", 256, 1, "blocks/mlp/fc2/kernel", P(None, ("tensor", "fsdp"), None)),
+        ("EVA02-L/14", 8, 4, "vision/blocks/mlp/gate/kernel", P(None, ("fsdp", "tensor"), None)),
+    ],
+)
+def test_sizes_that_do_not_divide_fall_back(name, fsdp, tensor, path, spec):
+    config, _ = PUBLISHED[name]
+    arch, leaves = architecture_of(config), leaves_of(config)
+    placement = place(leaves, arch.shardings, AbstractMesh((1, fsdp, tensor), AXES))
+    assert placement.shardings[path].spec == spec
+    assert path in placement.fallbacks
+    assert not place(leaves, arch.shardings, AbstractMesh((1, 8, 1), AXES)).fallbacks
 
 
 def written(config, layout):

@@ -9,8 +9,8 @@ from jax.sharding import AxisType, PartitionSpec
 
 from perception_jax.errors import ConfigError, TrainingError
 from perception_jax.shard import distributed, flops
-from perception_jax.shard.mesh import batch_sharding, batch_shards, make_mesh
-from perception_jax.shard.rules import fsdp_largest_axis, shardings
+from perception_jax.shard.mesh import batch_sharding, batch_shards, check_batch, make_mesh
+from perception_jax.shard.rules import fsdp_largest_axis, place, shardings
 
 
 def shape(*sizes: int) -> jax.ShapeDtypeStruct:
@@ -41,6 +41,21 @@ def test_mesh_refuses_sizes_that_do_not_fit(sizes: dict[str, int], message: str)
         make_mesh(**sizes)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "batch", "hosts", "fits"),
+    [
+        ((1, 8, 1), 4, 1, "mesh.replica=1 mesh.fsdp=4 mesh.tensor=2; .* multiple of 8"),
+        ((2, 2, 2), 6, 1, "mesh.replica=1 mesh.fsdp=2 mesh.tensor=4; .* multiple of 4"),
+        ((1, 8, 1), 8, 3, "the 3 hosts.* multiple of 24"),
+    ],
+)
+def test_a_batch_that_the_mesh_does_not_divide_is_refused(sizes, batch, hosts, fits):
+    mesh = make_mesh(*sizes)
+    with pytest.raises(ConfigError, match=f"batch_size {batch} must be divisible.*{fits}"):
+        check_batch(mesh, batch, hosts)
+    check_batch(mesh, 24, 3)
+
+
 def test_first_match_wins():
     mesh = make_mesh(replica=2, tensor=2)
     rules = (
@@ -64,7 +79,6 @@ def test_first_match_wins():
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        (PartitionSpec("fsdp"), r"a/kernel \(6, 16\).*axis 0 has 6 entries, which fsdp=4 does not"),
         (PartitionSpec(None, ("fsdp", "tensor"), None), "the leaf has only 2 axes"),
         (PartitionSpec("model"), "no axis 'model' .it has replica, fsdp, tensor"),
     ],
@@ -73,6 +87,30 @@ def test_rows_that_do_not_fit_are_named(spec: PartitionSpec, message: str):
     mesh = make_mesh(tensor=2)
     with pytest.raises(ConfigError, match=message):
         shardings({"a/kernel": shape(6, 16)}, [("kernel", spec)], mesh)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "wanted", "found"),
+    [
+        # fsdp=4, tensor=2. The axis moves to another one that the row names ...
+        ((6, 16), ("fsdp", "tensor"), (None, ("tensor", "fsdp"))),
+        ((16, 5), ("fsdp", "tensor"), (("fsdp", "tensor"), None)),
+        ((6, 12), ("fsdp", "tensor"), (None, "tensor")),  # ... if both divide it,
+        ((7, 6, 8), (None, "fsdp", None), (None, None, None)),  # never to one that stays whole.
+        ((3, 6, 7), (None, "fsdp", "tensor"), (None, "tensor", None)),
+        ((6,), (("fsdp", "tensor"),), ("tensor",)),
+    ],
+)
+def test_a_mesh_that_does_not_divide_falls_back_and_says_so(sizes, wanted, found, caplog):
+    mesh = make_mesh(tensor=2)
+    leaves = {"a/kernel": shape(*sizes), "b": shape(8)}
+    rules = [("kernel", PartitionSpec(*wanted)), ("b", PartitionSpec("fsdp"))]
+    placement = place(leaves, rules, mesh)
+    assert placement.shardings["a/kernel"].spec == PartitionSpec(*found)
+    assert placement.fallbacks == {"a/kernel": PartitionSpec(*wanted)}
+    assert shardings(leaves, rules, mesh) == placement.shardings
+    assert "1 of 2 leaves" in caplog.text
+    assert f"a/kernel: {PartitionSpec(*found)} instead of" in caplog.text
 
 
 def test_every_unmatched_leaf_is_named():

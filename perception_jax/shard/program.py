@@ -1,0 +1,66 @@
+"""What a compiled program holds on one device: its arrays and its collectives, read from its text.
+
+Equal results do not show that a program is sharded; the shapes in it do. They are those of one
+device, so an array that is split over eight devices has an eighth of its size here.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping
+
+import jax
+
+_COLLECTIVES = (
+    "all-gather",
+    "all-reduce",
+    "all-to-all",
+    "collective-broadcast",
+    "collective-permute",
+    "ragged-all-to-all",
+    "reduce-scatter",
+)
+_OPERATION = re.compile(r"^\s*(?:ROOT )?%?[\w.\-]+ = (?P<types>\(.*?\)|\S+) (?P<name>[\w\-]+)\(")
+_ARRAY = re.compile(r"\b(?P<dtype>pred|bf16|[fsuc]\d+(?:e\d+m\d+\w*)?)\[(?P<shape>[\d,]*)\]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """An array that an operation of the program gives, on one device.
+
+    Attributes:
+      operation: XLA's name of the operation, such as "fusion" or "all-gather".
+      dtype: XLA's name of the dtype, such as "f32" or "bf16".
+      shape: on one device.
+    """
+
+    operation: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def is_collective(self) -> bool:
+        """Whether it comes from other devices."""
+        return self.operation.removesuffix("-start").removesuffix("-done") in _COLLECTIVES
+
+
+def results(compiled: jax.stages.Compiled) -> Iterator[Result]:
+    """Every array that an operation gives, those inside fusions and loops among them; parameters
+    and constants are left out.
+
+    An operation with several results gives one `Result` for each.
+    """
+    for line in compiled.as_text().splitlines():
+        found = _OPERATION.match(line)
+        if found is None or found["name"] in ("parameter", "constant"):
+            continue
+        for array in _ARRAY.finditer(found["types"]):
+            shape = tuple(int(size) for size in array["shape"].split(",") if size)
+            yield Result(found["name"], array["dtype"], shape)
+
+
+def collectives(compiled: jax.stages.Compiled) -> Mapping[Result, int]:
+    """How often each kind of collective stands in the program; one in a loop's body counts once."""
+    return collections.Counter(found for found in results(compiled) if found.is_collective)
