@@ -1,18 +1,24 @@
-"""FLOPs of a function, counted on its jaxpr.
+"""FLOPs of a function and of its gradient, counted on its jaxpr.
 
 XLA's own cost analysis counts the body of a loop once, so a scanned stack of 24 layers looks like
 one layer. Here a scan counts as often as it runs. Only matrix products and convolutions count,
-as is usual for model FLOPs; a multiply-add is two. What rematerialisation computes a second time
-counts a second time.
+as is usual for model FLOPs; a multiply-add is two.
+
+`count_flops` counts all that a function computes, also what rematerialisation computes a second
+time: hardware FLOPs. `gradient_flops` counts what a gradient needs however little is kept in
+memory: model FLOPs (Chowdhery et al., arXiv 2204.02311, appendix B).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable, Iterator
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.extend import core
 
 PEAK_FLOPS = {
@@ -56,6 +62,136 @@ def count_flops(function: Callable[..., Any], *arguments: Any) -> int:
 def count_jaxpr(jaxpr: core.Jaxpr) -> int:
     """`count_flops` of a function already traced."""
     return sum(_equation(equation) for equation in jaxpr.eqns)
+
+
+def gradient_flops(function: Callable[..., Any], trainable: Any, *arguments: Any) -> int:
+    """FLOPs of `function` and of its gradient with respect to `trainable`, without recomputation.
+
+    A product costs its own FLOPs forward, and backward the same once more for each operand that
+    depends on `trainable` in a product that the result depends on: three times for a layer in the
+    middle of a trained network, twice for its first layer, once in front of what trains.
+
+    Args:
+      function: takes `trainable` and the other arguments (arrays or shapes); gives a scalar, or a
+        tuple of a scalar and further outputs, which cost their forward FLOPs only.
+    """
+    jaxpr = jax.make_jaxpr(function)(trainable, *arguments).jaxpr
+    trained = len(jax.tree.leaves(trainable))
+    depends = [k < trained for k in range(len(jaxpr.invars))]
+    wanted = [k == 0 for k in range(len(jaxpr.outvars))]
+    return count_jaxpr(jaxpr) + _backward(jaxpr, depends, wanted).flops
+
+
+@dataclasses.dataclass(frozen=True)
+class _Backward:
+    """FLOPs of a backward pass, and the inputs to which it brings a gradient."""
+
+    flops: int
+    reached: list[bool]
+
+
+def _depends(jaxpr: core.Jaxpr, inputs: Sequence[bool]) -> dict[core.Var, bool]:
+    """Which variables have a derivative with respect to the marked inputs."""
+    known = dict(zip(jaxpr.invars, inputs, strict=True))
+    for equation in jaxpr.eqns:
+        given = [_marked(known, var) for var in equation.invars]
+        found = _outputs_depend(equation, given)
+        floating = (jnp.issubdtype(var.aval.dtype, jnp.inexact) for var in equation.outvars)
+        known.update(zip(equation.outvars, map(operator.and_, found, floating), strict=True))
+    return known
+
+
+def _outputs_depend(equation: core.JaxprEqn, given: list[bool]) -> list[bool]:
+    if equation.primitive.name == "stop_gradient":
+        return [False]
+    bodies = _bodies(equation)
+    if not bodies:
+        return [any(given)] * len(equation.outvars)
+    first, carried = _carry(equation)
+    while True:  # what one turn of a loop marks, the next turn is given
+        inner = given[len(given) - len(bodies[0].invars) :]
+        known = [_depends(body, inner) for body in bodies]
+        found = [
+            any(_marked(marks, body.outvars[k]) for marks, body in zip(known, bodies, strict=True))
+            for k in range(len(equation.outvars))
+        ]
+        grown = [a or b for a, b in zip(given[first : first + carried], found, strict=False)]
+        if grown == given[first : first + carried]:
+            return found
+        given = [*given[:first], *grown, *given[first + carried :]]
+
+
+def _backward(jaxpr: core.Jaxpr, inputs: Sequence[bool], wanted: Sequence[bool]) -> _Backward:
+    """The backward pass from the wanted outputs to the marked inputs."""
+    known, total = _depends(jaxpr, inputs), 0
+    reached = {
+        var for var, wish in zip(jaxpr.outvars, wanted, strict=True) if wish and _marked(known, var)
+    }
+    for equation in reversed(jaxpr.eqns):
+        asked = [var in reached and _marked(known, var) for var in equation.outvars]
+        if not any(asked):
+            continue
+        given = [_marked(known, var) for var in equation.invars]
+        part = _equation_backward(equation, given, asked)
+        total += part.flops
+        reached |= {v for v, hit in zip(equation.invars, part.reached, strict=True) if hit}
+    return _Backward(total, [var in reached for var in jaxpr.invars])
+
+
+def _equation_backward(equation: core.JaxprEqn, given: list[bool], asked: list[bool]) -> _Backward:
+    bodies = _bodies(equation)
+    if not bodies:
+        return _Backward(_equation(equation) * sum(given), given)
+    first, carried = _carry(equation)
+    turns = equation.params["length"] if equation.primitive.name == "scan" else 1
+    given = _settled(equation, given)
+    while True:
+        inner = given[len(given) - len(bodies[0].invars) :]
+        parts = [_backward(body, inner, asked) for body in bodies]
+        hit = [any(flags) for flags in zip(*(part.reached for part in parts), strict=True)]
+        hit = [False] * (len(given) - len(hit)) + hit
+        grown = [a or b for a, b in zip(asked[:carried], hit[first : first + carried], strict=True)]
+        if grown == asked[:carried]:
+            return _Backward(turns * max(part.flops for part in parts), hit)
+        asked = [*grown, *asked[carried:]]
+
+
+def _settled(equation: core.JaxprEqn, given: list[bool]) -> list[bool]:
+    """The inputs of a loop's body that depend on what trains in any of its turns."""
+    first, carried = _carry(equation)
+    found = _outputs_depend(equation, given)[:carried]
+    grown = [a or b for a, b in zip(given[first : first + carried], found, strict=True)]
+    return [*given[:first], *grown, *given[first + carried :]]
+
+
+def _bodies(equation: core.JaxprEqn) -> list[core.Jaxpr]:
+    """The functions that an equation calls; a `while`'s condition has no derivative."""
+    name = equation.primitive.name
+    if name == "while":
+        return [equation.params["body_jaxpr"].jaxpr]
+    bodies = list(_inner(equation.params))
+    # A scatter or a reduction carries a function of scalars, which is no call of its operands.
+    return bodies if name == "scan" or all(_calls(equation, body) for body in bodies) else []
+
+
+def _calls(equation: core.JaxprEqn, body: core.Jaxpr) -> bool:
+    given = equation.invars[len(equation.invars) - len(body.invars) :]
+    shapes = [var.aval.shape for var in (*given, *equation.outvars)]
+    return shapes == [var.aval.shape for var in (*body.invars, *body.outvars)]
+
+
+def _carry(equation: core.JaxprEqn) -> tuple[int, int]:
+    """Where the carry of a loop begins among its inputs, and how long it is."""
+    name, parameters = equation.primitive.name, equation.params
+    if name == "scan":
+        return parameters["num_consts"], parameters["num_carry"]
+    if name == "while":
+        return parameters["cond_nconsts"] + parameters["body_nconsts"], len(equation.outvars)
+    return 0, 0
+
+
+def _marked(known: Mapping[core.Var, bool], var: Any) -> bool:
+    return not isinstance(var, core.Literal) and known.get(var, False)
 
 
 def _equation(equation: core.JaxprEqn) -> int:

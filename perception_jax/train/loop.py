@@ -206,7 +206,8 @@ class _Trainer:
             fed = self.feed.next()
         if self._compiled is None:
             self._compiled = self.compile(fed.arrays)
-            self.clock.flops = self._compiled.flops
+            self.clock.model_flops = self._compiled.model_flops
+            self.clock.hardware_flops = self._compiled.hardware_flops
             self.clock.restart()
         self.state, metrics = self._compiled.call(self.state, fed.arrays)
         self.step += 1

@@ -32,10 +32,10 @@ class Clock:
     """Rates since the last `read`."""
 
     def __init__(self, *, batch_size: int, devices: int, peak_flops: float | None) -> None:
-        """`peak_flops`: of one device per second, None if unknown (then MFU is null)."""
+        """`peak_flops`: of one device per second, None if unknown (MFU and HFU are then null)."""
         self._batch_size, self._devices, self._peak = batch_size, devices, peak_flops
         self._begin = time.perf_counter()
-        self.flops = 0.0
+        self.model_flops = self.hardware_flops = 0
         self.restart()
 
     def restart(self) -> None:
@@ -56,20 +56,24 @@ class Clock:
     def read(self) -> dict[str, float | None]:
         """Rates of the window, and a new window.
 
-        "examples_per_second_per_chip" and "mfu" (model FLOPs by peak FLOPs) per JAX device,
-        "input_wait" in [0, 1], "seconds" since this process began to train.
+        "examples_per_second_per_chip", "mfu" (model FLOPs by peak FLOPs) and "hfu" (the same with
+        what is computed a second time) per JAX device, "input_wait" in [0, 1], "seconds" since this
+        process began to train.
         """
         elapsed = max(time.perf_counter() - self._since, 1e-9)
         rate = self._steps / elapsed
-        mfu = self.flops * rate / (self._peak * self._devices) if self._peak else None
         rates = {
             "examples_per_second_per_chip": rate * self._batch_size / self._devices,
-            "mfu": mfu,
+            "mfu": self._utilisation(self.model_flops * rate),
+            "hfu": self._utilisation(self.hardware_flops * rate),
             "input_wait": min(self._waited / elapsed, 1.0),
             "seconds": time.perf_counter() - self._begin,
         }
         self.restart()
         return rates
+
+    def _utilisation(self, flops_per_second: float) -> float | None:
+        return flops_per_second / (self._peak * self._devices) if self._peak else None
 
 
 class Reporter:

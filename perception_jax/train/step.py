@@ -18,10 +18,25 @@ from perception_jax.train.optim import Optimizer
 from perception_jax.train.state import AbstractModel, Leaves, TrainState
 from perception_jax.train.task import Batch, Metrics, Task
 
-Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
-
 FINITE_METRICS = ("loss", "grad_norm", "param_norm")
 """If one of these is not finite, the parameters are damaged or about to be."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One training step as a plain function.
+
+    Attributes:
+      advance: state and batch to the next state and metrics.
+      loss: trainable leaves, frozen leaves, batch and key to the loss and the task's metrics.
+    """
+
+    advance: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+    loss: Callable[[Leaves, Leaves, Batch, jax.Array], tuple[jax.Array, Metrics]]
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        """`advance`."""
+        return self.advance(state, batch)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,11 +45,13 @@ class CompiledStep:
 
     Attributes:
       call: donates the state that it is given.
-      flops: of one step, over all devices together.
+      model_flops: of one step, over all devices together: what the loss and its gradient need.
+      hardware_flops: what the step computes, recomputation included.
     """
 
-    call: Step
-    flops: int
+    call: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+    model_flops: int
+    hardware_flops: int
 
 
 def make_step(
@@ -45,7 +62,7 @@ def make_step(
     compute_dtype: str,
     ema: float | None,
 ) -> Step:
-    """The step as a plain function.
+    """The step of a task.
 
     Metrics, float32[]: what `task.loss` returns, and "loss", "grad_norm" (before the clip),
     "param_norm" (after the update), "update_ratio" (norm of the update by norm of the parameters)
@@ -82,7 +99,7 @@ def make_step(
         )
         return new, jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), _union(own, metrics))
 
-    return step
+    return Step(step, loss)
 
 
 def compile_step(
@@ -96,7 +113,11 @@ def compile_step(
         donate_argnums=0,
     )
     traced = jitted.trace(state, batch)
-    return CompiledStep(traced.lower().compile(), flops.count_jaxpr(traced.jaxpr.jaxpr))
+    needed = flops.gradient_flops(
+        step.loss, state.trainable, state.frozen, batch, jax.eval_shape(lambda: jax.random.key(0))
+    )
+    computed = flops.count_jaxpr(traced.jaxpr.jaxpr)
+    return CompiledStep(traced.lower().compile(), model_flops=needed, hardware_flops=computed)
 
 
 def _cast(leaves: Leaves, dtype: jnp.dtype) -> Leaves:

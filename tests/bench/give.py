@@ -88,7 +88,7 @@ def sizes(name: str) -> str:
         f"{name:14} {rows} rows  trains {nbytes(state.trainable):8.3f} GiB  frozen "
         f"{nbytes(state.frozen):6.3f} GiB  optimizer {nbytes(state.opt_state):6.3f} GiB  "
         f"activations {found.temp_size_in_bytes / rows / 2**20:7.2f} MiB a row  "
-        f"{compiled.flops / rows / 1e9:8.1f} GFLOP a row  compiled in {took:.0f} s"
+        f"{compiled.model_flops / rows / 1e9:8.1f} GFLOP a row  compiled in {took:.0f} s"
     )
 
 

@@ -21,7 +21,7 @@ def test_clock_rates_by_hand(monkeypatch: pytest.MonkeyPatch):
     now = [100.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     clock = Clock(batch_size=32, devices=4, peak_flops=1e6)
-    clock.flops = 2e6
+    clock.model_flops, clock.hardware_flops = 2_000_000, 3_000_000
     for _ in range(5):
         with clock.waiting():
             now[0] += 0.1
@@ -30,6 +30,7 @@ def test_clock_rates_by_hand(monkeypatch: pytest.MonkeyPatch):
     rates = clock.read()
     assert rates["examples_per_second_per_chip"] == pytest.approx(5 * 32 / 2.5 / 4)
     assert rates["mfu"] == pytest.approx(2e6 * 2 / (1e6 * 4))
+    assert rates["hfu"] == pytest.approx(3e6 * 2 / (1e6 * 4))
     assert rates["input_wait"] == pytest.approx(0.2)
     assert rates["seconds"] == pytest.approx(2.5)
     now[0] += 1.0

@@ -1,4 +1,4 @@
-"""Mesh sizes, path rules, the vote of several processes, FLOPs."""
+"""Mesh sizes, path rules, the vote of several processes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec
 
 from perception_jax.errors import ConfigError, TrainingError
-from perception_jax.shard import distributed, flops
+from perception_jax.shard import distributed
 from perception_jax.shard.mesh import batch_sharding, batch_shards, check_batch, make_mesh
 from perception_jax.shard.rules import fsdp_largest_axis, place, shardings
 
@@ -145,38 +145,3 @@ def test_distributed_start_is_only_on_request_or_on_several_tpu_hosts():
     assert distributed.initialize(False).devices == 8
     with pytest.raises(TrainingError, match=r"(?s)cannot join.*Start the same command on every"):
         distributed.initialize(True)  # too late: this process has used JAX already
-
-
-def test_flops_count_each_turn_of_a_scan():
-    def stack(kernels: jax.Array, x: jax.Array) -> jax.Array:
-        return jax.lax.scan(lambda y, kernel: (jnp.tanh(y @ kernel), None), x, kernels)[0].sum()
-
-    kernels, x = shape(10, 16, 16), shape(4, 16)
-    forward = 10 * 2 * 4 * 16 * 16
-    assert flops.count_flops(jax.jit(stack), kernels, x) == forward
-    assert flops.count_flops(jax.grad(stack, argnums=(0, 1)), kernels, x) == 3 * forward
-
-
-def test_flops_of_grouped_convolutions_and_branches():
-    def convolve(image: jax.Array, kernel: jax.Array) -> jax.Array:
-        numbers = ("NHWC", "HWIO", "NHWC")
-        return jax.lax.conv_general_dilated(
-            image, kernel, (1, 1), "SAME", dimension_numbers=numbers, feature_group_count=4
-        )
-
-    def either(flag: jax.Array, x: jax.Array) -> jax.Array:
-        return jax.lax.cond(flag, lambda x: x @ x @ x, lambda x: x @ x, x)
-
-    # 8 x 8 places, 8 outputs, each from 3 x 3 places of its group's 2 inputs.
-    assert flops.count_flops(convolve, shape(1, 8, 8, 8), shape(3, 3, 2, 8)) == 2 * 64 * 8 * 18
-    assert flops.count_flops(either, jnp.bool_(True), shape(4, 4)) == 2 * 2 * 64
-
-
-def test_peak_flops_knows_kinds_and_no_cpu():
-    assert flops.peak_flops("TPU v5 lite") == 197e12
-    assert flops.peak_flops("NVIDIA H100 80GB HBM3") == 989e12
-    assert flops.peak_flops("NVIDIA H100 PCIe") == 756e12
-    assert flops.peak_flops("NVIDIA A100-SXM4-80GB") == 312e12
-    assert flops.peak_flops("NVIDIA L40S") is None
-    assert flops.peak_flops("TPU v9 mega") is None
-    assert flops.peak_flops(jax.devices()[0].device_kind) is None
