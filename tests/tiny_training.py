@@ -88,7 +88,7 @@ class TinyTask:
     def init(self, key: jax.Array) -> nnx.Module:
         return TwoTowers(nnx.Rngs(key))
 
-    def pretrained(self, params: Any) -> dict[str, Any]:
+    def pretrained(self, targets: Any) -> dict[str, Any]:
         return {}
 
     def loss(self, model: TwoTowers, batch: Any, key: jax.Array) -> Any:

@@ -64,13 +64,13 @@ def get_task(config: ml_collections.ConfigDict, loaded=None):
     Args:
       loaded: a `GiveEncoder` to evaluate (see `load`); its backbone then replaces the config's.
     """
-    from perception_jax.systems.give.backbone import load_backbone
+    from perception_jax.systems.give.backbone import open_backbone
     from perception_jax.systems.give.data.training_data import TrainingData
     from perception_jax.systems.give.evaluation.benchmark import evaluation_of
     from perception_jax.systems.give.task import GiveTask
 
     data = config.data
-    backbone = load_backbone(config.backbone) if loaded is None else loaded.backbone
+    backbone = open_backbone(config.backbone) if loaded is None else loaded.backbone
     backbone = backbone.at_size(data.size, mode=data.mode)
     settings = task_config(config)
     train, test = _parts(data.source)

@@ -89,7 +89,7 @@ def get_task(config: ml_collections.ConfigDict, loaded=None):
     Args:
       loaded: a `GiveEncoder` to evaluate (see `load`); its backbone then replaces the config's.
     """
-    from perception_jax.systems.give.backbone import load_backbone
+    from perception_jax.systems.give.backbone import open_backbone
     from perception_jax.systems.give.data import scenes
     from perception_jax.systems.give.data.training_data import TrainingData
     from perception_jax.systems.give.evaluation.benchmark import evaluation_of
@@ -97,7 +97,7 @@ def get_task(config: ml_collections.ConfigDict, loaded=None):
     from perception_jax.systems.give.task import GiveTask
 
     data, asked = config.data, config.evaluation
-    backbone = load_backbone(config.backbone) if loaded is None else loaded.backbone
+    backbone = open_backbone(config.backbone) if loaded is None else loaded.backbone
     backbone = backbone.at_size(data.size)
     settings = task_config(config)
     training = TrainingData(

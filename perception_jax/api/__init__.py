@@ -13,7 +13,7 @@ Four layouts are read and written:
 
 from perception_jax.api.exporting import export, table_of
 from perception_jax.api.loaded import Loaded, Processor
-from perception_jax.api.loading import load
+from perception_jax.api.loading import Prepared, load, prepare
 from perception_jax.api.locate import SHIPPED, find, shipped_folder
 from perception_jax.interop.source import Layout
 
@@ -21,10 +21,12 @@ __all__ = [
     "SHIPPED",
     "Layout",
     "Loaded",
+    "Prepared",
     "Processor",
     "export",
     "find",
     "load",
+    "prepare",
     "shipped_folder",
     "table_of",
 ]

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 
 from perception_jax.api.loaded import Loaded, Processor
@@ -18,9 +19,9 @@ from perception_jax.data.processors import ImageProcessor
 from perception_jax.errors import CheckpointError, ConfigError
 from perception_jax.interop.checkpoint_dir import read_json
 from perception_jax.interop.dtypes import floating_dtype
-from perception_jax.interop.load import load_params
-from perception_jax.interop.source import OPEN_CLIP_CONFIG, Source, open_source
-from perception_jax.models.architecture import Files, Tokenizer
+from perception_jax.interop.load import LoadedParams, load_params
+from perception_jax.interop.source import OPEN_CLIP_CONFIG, Layout, Source, open_source
+from perception_jax.models.architecture import Architecture, Files, Tokenizer
 from perception_jax.models.identify import Identified, identify
 from perception_jax.models.params import flatten, unflatten
 from perception_jax.settings import shown
@@ -66,6 +67,81 @@ def load(
     """
     _check_arguments(config, section, prefix, mesh)
     dtype = None if dtype is None else floating_dtype(dtype)
+    prepared = prepare(source, config=config, section=section, prefix=prefix)
+    placed = None
+    if mesh is not None:
+        placed = make_shardings(prepared.leaves, prepared.architecture.shardings, mesh)
+    loaded = prepared.read(dtype=dtype, shardings=placed)
+    return Loaded(
+        model=unflatten(prepared.model, loaded.params),
+        config=prepared.config,
+        processor=prepared.processor,
+        report=loaded.report,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A checkpoint of which all is known but the weights, which `read` reads.
+
+    Attributes:
+      model: the NNX module with `jax.ShapeDtypeStruct` leaves.
+      config: its frozen dataclass.
+      processor: of images and texts.
+      architecture: of the model.
+      layout: of the names in the file.
+      found: the files.
+      processor_files: where the parts of the processor come from.
+    """
+
+    model: nnx.Module
+    config: Any
+    processor: Processor
+    architecture: Architecture
+    layout: Layout
+    found: Source
+    processor_files: Mapping[str, str]
+
+    @property
+    def leaves(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shape and dtype of each leaf by its path."""
+        return flatten(self.model)
+
+    def read(
+        self,
+        *,
+        dtype: np.dtype | None = None,
+        shardings: Mapping[str, jax.sharding.Sharding] | None = None,
+        targets: Mapping[str, jax.ShapeDtypeStruct] | None = None,
+    ) -> LoadedParams:
+        """Reads the weights, tensor by tensor straight to their shards.
+
+        Args, Raises: as of `interop.load.load_params`.
+        """
+        abstract = self.leaves
+        loaded = load_params(
+            self.architecture.table(self.layout, self.config, abstract),
+            self.found.files,
+            abstract,
+            dtype=dtype,
+            shardings=shardings,
+            targets=targets,
+        )
+        report = dataclasses.replace(
+            loaded.report,
+            aside=self.found.aside,
+            read={**self.found.read, **self.processor_files},
+            left=self.found.left,
+        )
+        return dataclasses.replace(loaded, report=report)
+
+
+def prepare(source: Any, *, config: Any = None, section: Any = None, prefix: Any = "") -> Prepared:
+    """Finds a checkpoint and reads its settings and names, but not its weights.
+
+    Args, Raises: as of `load`.
+    """
+    _check_arguments(config, section, prefix, None)
     found = open_source(find(source), config=config, section=section, prefix=prefix)
     shapes = {name: spec.shape for name, spec in found.files.specs.items()}
     model = identify(found.settings, found.layout, shapes, part=bool(prefix))
@@ -75,25 +151,20 @@ def load(
             f"of {found.path}, found neither, and the names of its {len(shapes)} tensors (e.g. "
             f"{', '.join(list(shapes)[:3])}) do not tell the model. Give the settings as `config`."
         )
-    arch = model.architecture
-    abstract_model = nnx.eval_shape(lambda: arch.build(model.config, rngs=nnx.Rngs(params=0)))
-    abstract = flatten(abstract_model)
-    loaded = load_params(
-        arch.table(model.layout, model.config, abstract),
-        found.files,
-        abstract,
-        dtype=dtype,
-        shardings=None if mesh is None else make_shardings(abstract, arch.shardings, mesh),
-    )
     image, image_from = _read_image_processor(found, model)
     tokenizer = _read_tokenizer(found, model)
-    read = {**found.read, "image processor": image_from, "tokenizer": _tokenizer_from(tokenizer)}
-    report = dataclasses.replace(loaded.report, aside=found.aside, read=read, left=found.left)
-    return Loaded(
-        model=unflatten(abstract_model, loaded.params),
+    build = model.architecture.build
+    return Prepared(
+        model=nnx.eval_shape(lambda: build(model.config, rngs=nnx.Rngs(params=0))),
         config=model.config,
         processor=Processor(image=image, tokenizer=tokenizer),
-        report=report,
+        architecture=model.architecture,
+        layout=model.layout,
+        found=found,
+        processor_files={
+            "image processor": image_from,
+            "tokenizer": _tokenizer_from(tokenizer),
+        },
     )
 
 

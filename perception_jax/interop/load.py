@@ -48,6 +48,7 @@ def load_params(
     *,
     dtype: Any = None,
     shardings: Mapping[str, jax.sharding.Sharding] | None = None,
+    targets: Mapping[str, jax.ShapeDtypeStruct] | None = None,
 ) -> LoadedParams:
     """Fills every leaf of a model from a checkpoint.
 
@@ -58,6 +59,8 @@ def load_params(
       dtype: for floating leaves, as `dtypes.floating_dtype` takes it; None keeps what the file
         stores (float64 becomes float32 unless `jax_enable_x64` is set).
       shardings: where each leaf goes; None puts all on the default device.
+      targets: reads these leaves alone, each in the dtype and, if it has one, to the sharding that
+        its target has; `dtype` and `shardings` then say nothing. All names are still matched.
 
     Raises:
       CheckpointError: names or shapes do not fit (all reported together), or a tensor's bytes do
@@ -73,13 +76,21 @@ def load_params(
     leaves = _leaves(bindings, matched, files, abstract, dtype)
     if shardings is not None and (missing := abstract.keys() - shardings.keys()):
         raise CheckpointError(f"Expected a sharding for every leaf, found none for {missing}.")
+    places = dict.fromkeys(abstract) if shardings is None else dict(shardings)
+    if targets is not None:
+        leaves = {
+            path: dataclasses.replace(
+                leaves[path], dtype=np.dtype(jax.dtypes.canonicalize_dtype(target.dtype))
+            )
+            for path, target in targets.items()
+        }
+        places = {path: target.sharding for path, target in targets.items()}
     params = {}
     with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for path in abstract:
-            leaf = leaves[path]
+        for path, leaf in leaves.items():
             if jax.process_count() == 1:
                 leaf.check(pool)
-            params[path] = _place(leaf, shardings[path] if shardings else None, pool)
+            params[path] = _place(leaf, places[path], pool)
     return LoadedParams(params, _report(leaves, matched))
 
 

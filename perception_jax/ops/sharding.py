@@ -10,9 +10,11 @@ Letters: B batch.
 from __future__ import annotations
 
 import math
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Shaped
 
@@ -59,3 +61,18 @@ def constrain(x: Shaped[Array, "..."], *names: str | None) -> Shaped[Array, "...
 def constrain_batch(tree: Tree) -> Tree:
     """`constrain(x, "batch")` for every array of a pytree that has an axis."""
     return jax.tree.map(lambda x: constrain(x, "batch") if x.ndim else x, tree)
+
+
+def gathered(tree: Any) -> Any:
+    """The arrays of a pytree whole, as numpy arrays, on every process.
+
+    Where an array is spread over several processes this is a collective: all of them must call it.
+    It needs as much host memory as the arrays take.
+    """
+    return jax.tree.map(_whole, tree)
+
+
+def _whole(x: Any) -> np.ndarray:
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        return multihost_utils.process_allgather(x, tiled=True)
+    return np.asarray(x)

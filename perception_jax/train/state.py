@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
@@ -150,20 +151,28 @@ def init_state(
     shardings: TrainState,
     seed: int,
 ) -> TrainState:
-    """A fresh state, born on its devices, with the task's pretrained leaves laid over.
+    """A fresh state, born on its devices: the task's pretrained leaves, and the rest initialised.
 
     Raises:
       ConfigError: `task.pretrained` returns a path or a shape that the model does not have.
     """
     model_key, step_key = jax.random.split(jax.random.key(seed))
 
-    def parameters(key: jax.Array) -> tuple[Leaves, Leaves]:
-        _, trainable, frozen = nnx.split(task.init(key), task.trainable, ...)
-        return _flatten(trainable), _flatten(frozen)
+    places = {**shardings.trainable, **shardings.frozen}
+    model = abstract_model(task)
+    targets = with_shardings({**model.trainable, **model.frozen}, places)
+    given = _pretrained(task, targets)
+    missing = {path: place for path, place in places.items() if path not in given}
 
-    placed = (shardings.trainable, shardings.frozen)
-    trainable, frozen = jax.jit(parameters, out_shardings=placed)(model_key)
-    _overlay(task, trainable, frozen)
+    def parameters(key: jax.Array) -> Leaves:
+        # What is not returned is not computed either: the compiler drops its random numbers.
+        _, trainable, frozen = nnx.split(task.init(key), task.trainable, ...)
+        fresh = {**_flatten(trainable), **_flatten(frozen)}
+        return {path: fresh[path] for path in missing}
+
+    leaves = given | jax.jit(parameters, out_shardings=missing)(model_key)
+    trainable = {path: leaves[path] for path in shardings.trainable}
+    frozen = {path: leaves[path] for path in shardings.frozen}
 
     def rest(trainable: Leaves, key: jax.Array) -> tuple[Any, ...]:
         # The average is a copy: the step donates both, and a buffer can be donated once only.
@@ -175,22 +184,27 @@ def init_state(
     return TrainState(step, trainable, frozen, opt_state, ema, key)
 
 
-def _overlay(task: Task, trainable: Leaves, frozen: Leaves) -> None:
-    """Replaces leaves in place by the task's pretrained ones, keeping dtype and sharding."""
-    replacements = task.pretrained({**trainable, **frozen})
-    for path, value in replacements.items():
-        home = trainable if path in trainable else frozen
-        if path not in home:
+def _pretrained(task: Task, targets: Mapping[str, jax.ShapeDtypeStruct]) -> Leaves:
+    """The task's pretrained leaves with the dtype and sharding of their targets."""
+    placed = {}
+    for path, value in task.pretrained(targets).items():
+        target = targets.get(path)
+        if target is None:
             raise ConfigError(f"pretrained: the model has no leaf {path!r}.")
-        old = home[path]
-        if tuple(value.shape) != old.shape:
+        if tuple(value.shape) != target.shape:
             raise ConfigError(
-                f"pretrained: {path} has shape {old.shape}, the given array {tuple(value.shape)}."
+                f"pretrained: {path} has shape {target.shape}, the given array "
+                f"{tuple(value.shape)}."
             )
-        if value is not old:
-            # A copy: steps donate the state, and the caller's array must outlive them.
-            # (With `may_alias=False` one device still shared the buffer, jax 0.10.2.)
-            home[path] = jax.device_put(jnp.array(value, old.dtype, copy=True), old.sharding)
+        placed[path] = place_like(value, target)
+    return placed
+
+
+def place_like(value: Any, target: jax.ShapeDtypeStruct) -> jax.Array:
+    """An array with the dtype and sharding of its target; one that has both is not copied."""
+    if not isinstance(value, jax.Array):
+        value = np.asarray(value)
+    return jax.device_put(value.astype(target.dtype, copy=False), target.sharding)
 
 
 def _flatten(state: Mapping[Any, Any]) -> Leaves:

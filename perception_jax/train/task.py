@@ -36,15 +36,16 @@ class Task(Protocol):
     def init(self, key: jax.Array) -> nnx.Module:
         """The model with fresh parameters."""
 
-    def pretrained(self, params: Mapping[str, jax.Array]) -> Mapping[str, jax.Array]:
-        """Replaces leaves by pretrained ones; called once, after the sharded init of a new run.
+    def pretrained(self, targets: Mapping[str, jax.ShapeDtypeStruct]) -> Mapping[str, Any]:
+        """Leaves to start from; called once, before the rest of a new run's model is initialised.
 
         Args:
-          params: every leaf of the model by its "/"-joined path, placed on the mesh.
+          targets: shape, dtype and sharding of every leaf of the model by its "/"-joined path.
 
         Returns:
-          Paths and arrays to replace (same shapes; the trainer keeps dtype and sharding); {} for
-          training from scratch.
+          Arrays by path, of the same shapes; {} for training from scratch. The trainer takes them
+          over: a `jax.Array` with the target's dtype and sharding is not copied, and steps give its
+          memory back. Anything else is cast and placed. What is not returned is initialised.
         """
 
     def loss(self, model: nnx.Module, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:

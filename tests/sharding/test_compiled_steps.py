@@ -210,9 +210,6 @@ def test_no_device_holds_more_than_its_share(name, sizes):
 
 def test_a_step_without_constraints_is_noticed(monkeypatch):
     """The check of this file fails on the program that the compiler makes by itself."""
-    from perception_jax.nn import linear, stack
-
-    monkeypatch.setattr(stack, "constrain", lambda x, *names: x)
-    monkeypatch.setattr(linear, "constrain", lambda x, *names: x)
+    monkeypatch.setattr(jax.lax, "with_sharding_constraint", lambda x, spec: x)
     with pytest.raises(AssertionError):
         test_no_device_holds_more_than_its_share("dinov2", MESHES["8x1"])

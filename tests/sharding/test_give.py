@@ -130,7 +130,7 @@ def test_values_and_gradients_do_not_depend_on_the_mesh():
         path: np.float32(0.2 * rng.normal(size=leaf.shape))
         for path, leaf in model.trainable.items()
     }
-    frozen = dict(task.pretrained({}))
+    frozen = dict(task.pretrained(model.frozen))
 
     def loss(trainable, frozen, batch):
         return task.loss(model.merge(trainable, frozen), batch, jax.random.key(0))

@@ -20,6 +20,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from perception_jax.errors import CheckpointError, ConfigError
+from perception_jax.models.params import flatten
 from perception_jax.shard.mesh import make_mesh
 from perception_jax.train import loop, restore, state
 from perception_jax.train.config import TrainConfig
@@ -156,21 +157,36 @@ class Pretrained(TinyTask):
 
     given: Any = None
 
-    def pretrained(self, params: Any) -> Any:
-        return self.given(params)
+    def pretrained(self, targets: Any) -> Any:
+        return self.given(targets)
 
 
 def test_pretrained_leaves_replace_fresh_ones(tmp_path: pathlib.Path):
     task = Pretrained()
-    task.given = lambda params: {
-        "whiten": np.full((12, 12), 2.0),  # float64 becomes the leaf's float32
-        "image/kernel": params["image/kernel"] * 0 + 3,
-    }
+    fresh = train(tmp_path / "fresh", "fsdp", steps=1, optim={"learning_rate": 1e-9}).model
+    seen = {}
+
+    def given(targets: Any) -> Any:
+        seen.update(targets)
+        kernel = targets["image/kernel"]
+        return {
+            "whiten": np.full((12, 12), 2.0),  # float64 becomes the leaf's float32
+            "image/kernel": jax.jit(
+                lambda: jnp.full(kernel.shape, 3.0), out_shardings=kernel.sharding
+            )(),
+        }
+
+    task.given = given
     optim = {"learning_rate": 1e-9, "weight_decay": 0.0, "ema": 0.5}
-    model = train(tmp_path, "fsdp", task, steps=1, optim=optim).model
+    model = train(tmp_path / "given", "fsdp", task, steps=1, optim=optim).model
     np.testing.assert_allclose(model.whiten[...], 2.0)
     np.testing.assert_allclose(model.image.kernel[...], 3.0, rtol=1e-6)
     assert model.whiten[...].dtype == jnp.float32
+    # The rest is initialised as it is without pretrained leaves.
+    np.testing.assert_allclose(model.text.kernel[...], fresh.text.kernel[...], rtol=1e-6)
+    assert set(seen) == set(flatten(model))
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in seen.values())
+    assert len(seen["image/kernel"].sharding.device_set) == 8
 
 
 @pytest.mark.parametrize(
@@ -182,7 +198,7 @@ def test_pretrained_leaves_replace_fresh_ones(tmp_path: pathlib.Path):
 )
 def test_pretrained_leaves_that_do_not_fit(tmp_path: pathlib.Path, given: Any, message: str):
     task = Pretrained()
-    task.given = lambda params: given
+    task.given = lambda targets: given
     with pytest.raises(ConfigError, match=message):
         train(tmp_path, task=task)
 

@@ -86,7 +86,7 @@ class ContrastiveTask:
         build = Clip if self.config.loss == "softmax" else SigmoidClip
         return build(self.clip, rngs=rngs)
 
-    def pretrained(self, params: Mapping[str, Any]) -> Mapping[str, jax.Array]:
+    def pretrained(self, targets: Mapping[str, jax.ShapeDtypeStruct]) -> Mapping[str, Any]:
         """Nothing: trains from scratch."""
         return {}
 

@@ -19,11 +19,14 @@ from flax import nnx
 from jaxtyping import Array
 
 from perception_jax.data.records import Record, Source
+from perception_jax.models.params import flatten, unflatten
+from perception_jax.nn.text_tower import TextTower
 from perception_jax.nn.variables import AdapterParam
 from perception_jax.ops.image import normalise
 from perception_jax.ops.losses import unit
+from perception_jax.shard.rules import shardings
 from perception_jax.systems.give.adapter import Instruction
-from perception_jax.systems.give.backbone import LoadedBackbone, build_backbone, leaves_in_give
+from perception_jax.systems.give.backbone import LoadedBackbone, build_backbone, paths_in_give
 from perception_jax.systems.give.data.training_data import TrainingData
 from perception_jax.systems.give.encoding.encode import (
     GENERIC,
@@ -98,9 +101,11 @@ class GiveTask:
         model = dataclasses.replace(self.config.model, dense=self.config.plus.dense > 0)
         return Give(model, backbone, rngs=rngs)
 
-    def pretrained(self, params: Mapping[str, Any]) -> Mapping[str, jax.Array]:
-        """The backbone's own leaves."""
-        return leaves_in_give(self.backbone.model)
+    def pretrained(self, targets: Mapping[str, jax.ShapeDtypeStruct]) -> Mapping[str, Any]:
+        """The backbone's own leaves, straight from its files to their shards."""
+        paths = paths_in_give(self.backbone.model)
+        read = self.backbone.read({path: targets[own] for path, own in paths.items()})
+        return {paths[path]: leaf for path, leaf in read.items()}
 
     def loss(self, model: Give, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         """The weighted sum of OITC, OIIC and OID, each of them, and how well OID decides."""
@@ -145,7 +150,10 @@ class GiveTask:
         """ "train": endless batches of `GroupTransform`'s arrays, and "told" and "told_absent":
         states, mask and embedding of each row's instructions."""
         strings = self.data.index.instructions.strings
-        table = _Table(self.encoder.told(self.backbone.model.text, strings))
+        tower = self._text_tower()
+        table = _Table(self.encoder.told(tower, strings))
+        if self.config.plus.generic:
+            self._generic = as_arrays(self.encoder.told(tower, [GENERIC]))
         loader = self.data.loader(
             batch_size=self.config.batch_size, num_workers=self.config.workers
         )
@@ -158,7 +166,24 @@ class GiveTask:
     @functools.cached_property
     def _generic(self) -> Mapping[str, np.ndarray]:
         with jax.ensure_compile_time_eval():  # the first to ask is the loss, while it is traced
-            return as_arrays(self.encoder.told(self.backbone.model.text, [GENERIC]))
+            return as_arrays(self.encoder.told(self._text_tower(), [GENERIC]))
+
+    def _text_tower(self) -> TextTower:
+        """The backbone's text tower on the current mesh, for as long as instructions are read."""
+        if self.backbone.source is None:
+            return self.backbone.model.text
+        text = flatten(self.backbone.model.text)
+        abstract = {f"text/{path}": leaf for path, leaf in text.items()}
+        mesh = jax.sharding.get_mesh()
+        placed = dict.fromkeys(abstract) if mesh.empty else shardings(abstract, SHARDINGS, mesh)
+        read = self.backbone.read(
+            {
+                path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed[path])
+                for path, leaf in abstract.items()
+            }
+        )
+        leaves = {path.removeprefix("text/"): leaf for path, leaf in read.items()}
+        return unflatten(self.backbone.model.text, leaves)
 
     def _encode(self, model: Give, pixels: Array, batch: Batch) -> tuple[_Encoded, _Encoded]:
         """Every image under both of its instructions."""

@@ -24,6 +24,7 @@ from perception_jax.data.processors import ImageProcessor
 from perception_jax.data.records import Record, Source
 from perception_jax.data.sources.combine import Subset
 from perception_jax.errors import ConfigError
+from perception_jax.ops.sharding import gathered
 from perception_jax.shard import mesh as mesh_lib
 from perception_jax.systems.give.encoding.plan import Rows
 
@@ -293,6 +294,6 @@ def _fetched(calls: Iterator[tuple[Any, int]]) -> Iterator[tuple[Any, int]]:
         waiting.append(call)
         if len(waiting) > _IN_FLIGHT:
             out, count = waiting.popleft()
-            yield jax.device_get(out), count
+            yield gathered(out), count
     for out, count in waiting:
-        yield jax.device_get(out), count
+        yield gathered(out), count

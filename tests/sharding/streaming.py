@@ -1,0 +1,99 @@
+"""A program: one of two processes that start training from a checkpoint on disk.
+
+python -m tests.sharding.streaming CHECKPOINT PORT INDEX; prints one line of JSON: bytes of private
+memory before, at the peak of and after the start, and what the leaves take here.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import sys
+import threading
+import time
+
+import jax
+import numpy as np
+import optax
+
+from perception_jax import api
+from perception_jax.models.params import flatten
+from perception_jax.shard import mesh as mesh_lib
+from perception_jax.systems.give.backbone import open_backbone
+from perception_jax.systems.give.model import GiveConfig
+from perception_jax.systems.give.task import GiveTask, GiveTaskConfig
+from perception_jax.train import state as state_lib
+
+SAMPLES = 0.002
+
+
+def private_bytes() -> int:
+    """Memory of this process that is not the cache of a file."""
+    status = pathlib.Path("/proc/self/status").read_text()
+    return next(
+        1024 * int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon")
+    )
+
+
+class Peak(threading.Thread):
+    """Samples the private memory until it is stopped."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.bytes, self.stopped = 0, threading.Event()
+
+    def run(self) -> None:
+        while not self.stopped.is_set():
+            self.bytes = max(self.bytes, private_bytes())
+            time.sleep(SAMPLES)
+
+
+def main(checkpoint: str, port: str, index: int) -> None:
+    jax.distributed.initialize(f"localhost:{port}", 2, index)
+    mesh = mesh_lib.make_mesh(1, 2, 1)
+    task = GiveTask(
+        GiveTaskConfig(model=GiveConfig(layers=(0,)), batch_size=2), open_backbone(checkpoint), None
+    )
+    with jax.set_mesh(mesh):
+        model = state_lib.abstract_model(task)
+        transform = optax.sgd(0.1)
+        abstract = state_lib.abstract_state(model, transform, ema=False)
+        placed = state_lib.state_shardings(abstract, task.shardings, mesh)
+        # The small first run compiles and starts threads, which is no memory of the weights.
+        before = private_bytes()
+        peak = Peak()
+        peak.start()
+        state = state_lib.init_state(task, transform, placed, 0)
+        jax.block_until_ready(state)
+        peak.stopped.set()
+        peak.join()
+    leaves = {**state.trainable, **state.frozen}
+    own = sum(leaf.addressable_data(0).nbytes for leaf in leaves.values())
+    print(
+        json.dumps(
+            {
+                "before": before,
+                "peak": peak.bytes,
+                "own": own,
+                "whole": sum(leaf.nbytes for leaf in leaves.values()),
+                "largest": max(leaf.nbytes for leaf in leaves.values()),
+                "digest": _digest(checkpoint, leaves),
+            }
+        )
+    )
+
+
+def _digest(checkpoint: str, leaves: dict[str, jax.Array]) -> bool:
+    """Whether each shard here is the file's."""
+    stored = flatten(api.load(checkpoint).model)
+    return all(
+        np.array_equal(
+            leaf.addressable_data(0), np.asarray(stored[path])[leaf.addressable_shards[0].index]
+        )
+        for name, leaf in leaves.items()
+        if (path := name.removeprefix("backbone/").replace("blocks/base/", "blocks/")) in stored
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))

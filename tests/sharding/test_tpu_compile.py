@@ -1,0 +1,39 @@
+"""What a TPU slice would hold, compiled for it without one."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+LIBTPU = pathlib.Path(sys.prefix) / "libtpu"
+"""Where `make tpu` installs it: beside the packages, so that JAX does not look for a TPU."""
+
+
+@pytest.mark.slow
+@pytest.mark.tpu_compile
+@pytest.mark.skipif(
+    not LIBTPU.is_dir() and importlib.util.find_spec("libtpu") is None,
+    reason="libtpu is not installed: make tpu",
+)
+def test_vit_l14_336_keeps_its_batch_split_on_v5e(root):
+    environment = os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{LIBTPU}"}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.sharding.tpu_gradient"],
+        cwd=root,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=550,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["temporary_bytes"] <= 2.0e9
+    assert found["collectives"] > 0
+    assert found["whole_batch"] == []
