@@ -36,15 +36,27 @@ def private_bytes() -> int:
 
 
 class Peak(threading.Thread):
-    """Samples the private memory until it is stopped."""
+    """Samples the private memory within a `with` block.
+
+    Attributes:
+      used: the most that it grew, in bytes.
+    """
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
-        self.bytes, self.stopped = 0, threading.Event()
+        self.used, self._stopped, self._before = 0, threading.Event(), private_bytes()
+
+    def __enter__(self) -> Peak:
+        self.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stopped.set()
+        self.join()
 
     def run(self) -> None:
-        while not self.stopped.is_set():
-            self.bytes = max(self.bytes, private_bytes())
+        while not self._stopped.is_set():
+            self.used = max(self.used, private_bytes() - self._before)
             time.sleep(SAMPLES)
 
 
@@ -59,21 +71,21 @@ def main(checkpoint: str, port: str, index: int) -> None:
         transform = optax.sgd(0.1)
         abstract = state_lib.abstract_state(model, transform, ema=False)
         placed = state_lib.state_shardings(abstract, task.shardings, mesh)
-        # The small first run compiles and starts threads, which is no memory of the weights.
-        before = private_bytes()
-        peak = Peak()
-        peak.start()
-        state = state_lib.init_state(task, transform, placed, 0)
-        jax.block_until_ready(state)
-        peak.stopped.set()
-        peak.join()
+        targets = state_lib.with_shardings(
+            {**abstract.trainable, **abstract.frozen}, {**placed.trainable, **placed.frozen}
+        )
+        with Peak() as read:
+            given = jax.block_until_ready(task.pretrained(targets))
+        own = sum(leaf.addressable_data(0).nbytes for leaf in given.values())
+        del given
+        with Peak() as start:
+            state = jax.block_until_ready(state_lib.init_state(task, transform, placed, 0))
     leaves = {**state.trainable, **state.frozen}
-    own = sum(leaf.addressable_data(0).nbytes for leaf in leaves.values())
     print(
         json.dumps(
             {
-                "before": before,
-                "peak": peak.bytes,
+                "read": read.used,
+                "start": start.used,
                 "own": own,
                 "whole": sum(leaf.nbytes for leaf in leaves.values()),
                 "largest": max(leaf.nbytes for leaf in leaves.values()),

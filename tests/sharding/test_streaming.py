@@ -24,7 +24,7 @@ from perception_jax.nn.text_tower import TextConfig
 
 PROGRAM = "tests.sharding.streaming"
 CONTEXT, VOCABULARY = 8, 1024
-SLACK = 32 * 2**20
+SLACK = 16 * 2**20
 """Memory of the programs themselves: what is compiled and read during the start."""
 
 
@@ -79,6 +79,5 @@ def test_two_processes_hold_their_shards_and_one_leaf(tmp_path, root):
         found = json.loads(out.splitlines()[-1])
         assert found["digest"]
         assert 0.5 <= found["own"] / found["whole"] < 0.55  # norms and biases are whole
-        used = found["peak"] - found["before"]
-        assert found["own"] <= used + SLACK  # the measure sees the weights
-        assert used <= found["own"] + found["largest"] + SLACK
+        assert found["own"] <= found["read"] + SLACK  # the measure sees the weights
+        assert found["read"] <= found["own"] + found["largest"] + SLACK
