@@ -77,6 +77,7 @@ def main(checkpoint: str, port: str, index: int) -> None:
         with Peak() as read:
             given = jax.block_until_ready(task.pretrained(targets))
         own = sum(leaf.addressable_data(0).nbytes for leaf in given.values())
+        whole = sum(leaf.nbytes for leaf in given.values())
         del given
         with Peak() as start:
             state = jax.block_until_ready(state_lib.init_state(task, transform, placed, 0))
@@ -87,7 +88,7 @@ def main(checkpoint: str, port: str, index: int) -> None:
                 "read": read.used,
                 "start": start.used,
                 "own": own,
-                "whole": sum(leaf.nbytes for leaf in leaves.values()),
+                "whole": whole,
                 "largest": max(leaf.nbytes for leaf in leaves.values()),
                 "digest": _digest(checkpoint, leaves),
             }
