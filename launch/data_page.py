@@ -98,6 +98,7 @@ def _plain_extras(extras: Mapping[str, Any]) -> list[str]:
 
 def _describe_object(number: int, one: ObjectAnnotation) -> str:
     place = "" if one.box is None else " at " + ", ".join(f"{side:.0f}" for side in one.box)
+    place += "" if one.raw_name == one.name else f" (“{one.raw_name}” in the source)"
     more = ", ".join(f"{key} {value}" for key, value in one.attributes.items())
     return "; ".join(part for part in (f"{number}: {one.name}{place}", more, one.caption) if part)
 

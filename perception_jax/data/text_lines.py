@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import codecs
 import dataclasses
+import io
 import os
 import pathlib
 from collections.abc import Iterator
-from typing import BinaryIO
 
 from perception_jax.errors import DataError
 
@@ -65,9 +65,9 @@ def lines(path: str | os.PathLike) -> Iterator[Line]:
       DataError: it cannot be read, is not UTF-8 (naming the line), or has a line above `MAX_LINE`.
     """
     with _opened(path) as file:
-        _check_mark(_read(file, 4, path), path)
-        file.seek(0)
-        for number, (offset, content) in enumerate(_raw_lines(file, path), 1):
+        # Nothing is sought here, so that a pipe can be read too.
+        _check_mark(_start_of(file, path), path)
+        for number, (offset, content) in enumerate(_raw_lines(file, path, 0), 1):
             text = _decoded(content, path, number)
             if text.strip():
                 yield Line(number, offset, text)
@@ -84,7 +84,7 @@ def line_at(path: str | os.PathLike, offset: int, number: int) -> str:
     """
     with _opened(path) as file:
         file.seek(offset)
-        _, content = next(_raw_lines(file, path), (offset, b""))
+        _, content = next(_raw_lines(file, path, offset), (offset, b""))
         return _decoded(content, path, number)
 
 
@@ -101,7 +101,7 @@ def read_lines(path: pathlib.Path) -> tuple[str, ...]:
     return found
 
 
-def _opened(path: str | os.PathLike) -> BinaryIO:
+def _opened(path: str | os.PathLike) -> io.BufferedReader:
     try:
         return open(path, "rb")
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
@@ -113,16 +113,17 @@ def _unreadable(path: str | os.PathLike, error: Exception) -> DataError:
     return DataError(f"{path}: expected a readable file of text, found: {reason}.")
 
 
-def _read(file: BinaryIO, count: int, path: str | os.PathLike) -> bytes:
+def _start_of(file: io.BufferedReader, path: str | os.PathLike) -> bytes:
     try:
-        return file.read(count)
+        return file.peek(4)[:4]
     except OSError as error:
         raise _unreadable(path, error) from None
 
 
-def _raw_lines(file: BinaryIO, path: str | os.PathLike) -> Iterator[tuple[int, bytes]]:
+def _raw_lines(
+    file: io.BufferedReader, path: str | os.PathLike, offset: int
+) -> Iterator[tuple[int, bytes]]:
     """Offset and bytes of each line from here on."""
-    offset = file.tell()
     while content := file.readline(MAX_LINE + 1):
         if len(content) > MAX_LINE:
             raise DataError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 
 import PIL.Image
@@ -116,6 +117,14 @@ def test_lines_are_found_again_by_their_offset(tmp_path):
     path.write_bytes(b"x" * (text_lines.MAX_LINE + 1))
     with pytest.raises(DataError, match="longer one at byte 0"):
         list(text_lines.lines(path))
+
+
+def test_lists_can_come_through_a_pipe():
+    reading, writing = os.pipe()
+    os.write(writing, b"\xef\xbb\xbfone\r\ntwo")
+    os.close(writing)
+    assert text_lines.read_lines(pathlib.Path(f"/dev/fd/{reading}")) == ("one", "two")
+    os.close(reading)
 
 
 def test_json_is_utf_8_with_or_without_a_mark_and_bounded(tmp_path):
