@@ -13,6 +13,7 @@ import pytest
 from perception_jax.data import images
 from perception_jax.data.sources import open_source
 from perception_jax.data.sources.coco import CocoSource
+from perception_jax.data.sources.tfds import FeatureMap
 from perception_jax.errors import DataError
 
 RED = (255, 0, 0)
@@ -69,6 +70,14 @@ def test_boxes_of_stored_pixels_are_turned_with_the_picture(tmp_path, orientatio
         assert record.extras.get("size", (40, 60)) == (40, 60)
 
 
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_boxes_of_tfds_are_those_of_stored_pixels(tmp_path, orientation):
+    image = stored(tmp_path, orientation).read_bytes()
+    example = {"image": image, "box": [[5 / 40, 45 / 60, 15 / 40, 55 / 60]], "label": [0]}
+    made = FeatureMap(boxes="box", labels="label", label_names=("red",))(example, 0)
+    assert red_share(made) == 1.0
+
+
 def test_boxes_of_the_picture_as_shown_stay(tmp_path, caplog):
     image = stored(tmp_path, 6)
     for path in files(tmp_path, image.name, (40, 60), [25, 45, 35, 55]):
@@ -116,6 +125,13 @@ def annotated(**changes) -> dict:
     coco = content()
     coco["annotations"][0] |= changes
     return coco
+
+
+@pytest.mark.parametrize("name", ["a.png", "x/a.png", ".\\a.png", "C:\\data\\a.png"])
+def test_file_names_with_folders_of_either_kind(tmp_path, name):
+    coco = content()
+    coco["images"][0]["file_name"] = name
+    assert source(tmp_path, coco)[0].image.samefile(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("own_id", [0, -3, 2**62, "0b7c-77", None])

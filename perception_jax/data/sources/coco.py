@@ -332,6 +332,7 @@ def _file_names(entry: Mapping[str, Any], where: str) -> tuple[str, ...]:
         raise DataError(
             f"{where}: expected 'file_name' or 'coco_url', found {fields.keys_of(entry)}."
         )
+    given = given.replace("\\", "/")  # as programs on Windows write it
     return given, given.split("/")[-1]
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from perception_jax.data import images, records
-from perception_jax.data.sources import fields, names
+from perception_jax.data.sources import fields, names, sizes
 from perception_jax.data.sources.fields import Outside
 from perception_jax.errors import DataError
 
@@ -155,7 +155,10 @@ class FeatureMap:
             raise fields.fail(
                 f"{where}: {self.boxes}", f"{len(labels)} boxes, one a label", corners.shape
             )
-        width, height = images.read_size(image, name=where)
+        # Fractions of the stored pixels: TFDS ignores EXIF when it decodes.
+        header = images.read_header(image, name=where)
+        frame = sizes.Frame(header.shown, header)
+        width, height = header.stored
         boxes = (corners[:, [1, 0, 3, 2]] * [width, height, width, height]).tolist()
         raw = tuple(self.label_names)
         objects = []
@@ -171,7 +174,9 @@ class FeatureMap:
             if box is not None:
                 name, own = _display_names(raw)[label], raw[label]
                 objects.append(
-                    records.ObjectAnnotation(name=name, raw_name=own, box=box, category_id=label)
+                    records.ObjectAnnotation(
+                        name=name, raw_name=own, box=frame.box(box), category_id=label
+                    )
                 )
         return tuple(objects)
 
