@@ -71,6 +71,7 @@ class Watch:
         self._count, self._max_fraction, self._on_skip = count, max_bad_fraction, on_skip
         self._seen = 0
         self._bad: set[int] = set()
+        self._named: set[str | int] = set()
 
     def fresh(self) -> Watch:
         """One for another pass."""
@@ -88,12 +89,20 @@ class Watch:
         self._seen += 1
         if skipped is not None and skipped.index not in self._bad:
             self._bad.add(skipped.index)
-            _LOGGER.warning("skipped %s", skipped)
-            if self._on_skip is not None:
-                self._on_skip(skipped)
+            self._name(skipped)
             self._judge(skipped)
         elif self._seen == min(self._count, _JUDGED_AFTER):
             self._judge(None)
+
+    def _name(self, skipped: Skipped) -> None:
+        """Once per id: a record can stand at many places, as in GiVE's rows."""
+        key = skipped.id or skipped.index
+        if key in self._named:
+            return
+        self._named.add(key)
+        _LOGGER.warning("skipped %s", skipped)
+        if self._on_skip is not None:
+            self._on_skip(skipped)
 
     def _judge(self, latest: Skipped | None) -> None:
         seen, bad = min(self._seen, self._count), len(self._bad)

@@ -88,7 +88,7 @@ def test_give_skips_what_it_cannot_read_in_training(hold, caplog):
     batches.close()
     assert seen == {k for k in range(24) if k not in (3, 5)}
     assert "'number 3'" in caplog.text
-    assert "'thing 5" in caplog.text
+    assert caplog.text.count("skipped record 'thing 5") == 1
     with pytest.raises(DataError, match="max_bad_fraction"):
         training(Things(unread=(3, 4)), hold=hold)
 
