@@ -64,6 +64,37 @@ def test_ids_equal_those_of_transformers(folder, tmp_path):
     np.testing.assert_array_equal(found["input_ids"], expected["input_ids"])
 
 
+def test_added_tokens_equal_those_of_transformers(folder, tmp_path):
+    """Also the special tokens, which texts may spell out."""
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.SiglipTokenizer(str(folder / "spiece.model"), model_max_length=CONTEXT)
+    theirs.add_tokens(["<Cat-toy>"])
+    theirs.save_pretrained(tmp_path)
+    ours = SiglipTokenizer.from_directory(tmp_path, CONTEXT)
+    assert ours.vocab_size == 401
+    texts = [
+        "a <Cat-toy> on the table, the <cat-toy>",
+        "<Cat-toy>",
+        "a<Cat-toy>the</s>x",
+        "<unk> a",
+    ]
+    expected = theirs(texts, padding="max_length", truncation=True, return_tensors="np")
+    np.testing.assert_array_equal(ours(texts).ids, expected["input_ids"])
+
+
+def test_spans_equal_those_of_sentencepiece(folder):
+    """On texts that cleaning leaves alone."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    theirs = sentencepiece.SentencePieceProcessor(model_file=str(folder / "spiece.model"))
+    ours = SiglipTokenizer.from_directory(folder, CONTEXT)
+    for text in ("a photo of the models", "na\u00efve caf\u00e9 \U0001f642 x", ""):
+        pieces = theirs.encode(text, return_type="proto").pieces  # offsets count bytes there
+        encoding = ours.encode(text)
+        assert encoding.ids.tolist() == [piece.id for piece in pieces]
+        found = [text[first:last] for first, last in encoding.offsets]
+        assert found == [piece.surface for piece in pieces]
+
+
 def test_a_tokenizer_json_gives_the_same_ids(folder, tmp_path):
     ours = SiglipTokenizer.from_directory(folder, CONTEXT)
     backend = ours._backend

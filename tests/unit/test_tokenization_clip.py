@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pickle
 
 import numpy as np
 import pytest
 
+from perception_jax.data.tokenization import (
+    AddedToken,
+    ForeignVocabularyError,
+    PaddedTokenizer,
+    check_fits,
+)
 from perception_jax.data.tokenization.clip import ClipTokenizer, clean
+from perception_jax.data.tokenization.protocol import as_texts
 from perception_jax.errors import CheckpointError, ConfigError
 
 FULL = ClipTokenizer.shipped()
@@ -98,7 +106,170 @@ def test_bad_files_are_named(tmp_path):
     with pytest.raises(CheckpointError, match="do not belong together"):
         ClipTokenizer.from_directory(tmp_path)
     (tmp_path / "vocab.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"vocab\.json: not JSON"):
+    with pytest.raises(CheckpointError, match=r"vocab\.json: expected valid JSON"):
+        ClipTokenizer.from_directory(tmp_path)
+
+
+TOY = AddedToken("<Cat-toy>", 600)
+
+
+@pytest.mark.parametrize("mode", ["hf", "open_clip"])
+def test_added_tokens_are_found_whole_with_the_ids_of_the_files(tmp_path, mode):
+    """Behind the end token, whose id they do not move."""
+    tokenizer = dataclasses.replace(SMALL, added=(TOY,), clean=mode)
+    assert (tokenizer.end_id, tokenizer.vocab_size, tokenizer.is_openai) == (599, 601, False)
+    text = "a<cat-toy> on  &amp; <CAT-TOY>"
+    rows = tokenizer([text]).ids[0].tolist()
+    assert (rows[2], rows[-1]) == (600, 599)
+    encoding = tokenizer.encode(text)
+    found = [text[first:last] for first, last in encoding.offsets[encoding.ids == 600]]
+    assert found == ["<cat-toy>", "<CAT-TOY>"]
+    tokenizer.save(tmp_path)
+    again = ClipTokenizer.from_directory(tmp_path)
+    assert (again.added, again.clean, again.vocab) == ((TOY,), mode, SMALL.vocab)
+    for other in (again, pickle.loads(pickle.dumps(tokenizer))):
+        assert other([text]).ids[0].tolist() == rows
+    (tmp_path / "tokenizer.json").unlink()  # the settings list them too
+    assert ClipTokenizer.from_directory(tmp_path)([text]).ids[0].tolist() == rows
+
+
+def test_special_tokens_are_those_that_the_settings_name(tmp_path):
+    """Neither the names nor the last ids of the vocabulary."""
+    byte = {token: k + 2 for token, k in ClipTokenizer.shipped(514).vocab.items() if k < 512}
+    vocab = {"[end]": 0, "[start]": 1, **byte, "[pad]": 514}
+    ClipTokenizer(vocab, [], 8, 514, start="[start]", end="[end]", unknown="[end]").save(tmp_path)
+    tokenizer = ClipTokenizer.from_directory(tmp_path)
+    assert (tokenizer.start_id, tokenizer.end_id, tokenizer.pad_id) == (1, 0, 514)
+    assert tokenizer(["a"]).ids[0].tolist() == [1, vocab["a</w>"], 0, *[514] * 5]
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        (tmp_path / name).write_text(json.dumps(settings | {"eos_token": "[stop]"}))
+    with pytest.raises(CheckpointError, match=r"eos_token '\[stop\]' is not in the vocabulary"):
+        ClipTokenizer.from_directory(tmp_path)
+
+
+def test_two_ways_of_cleaning(tmp_path):
+    """An HTML entity and a curly quote: seven tokens as they are, four when cleaned."""
+    text, plain = "salt &amp; it\u2019s", "salt & it's"
+    hf, authors = (ClipTokenizer.shipped(context=16, clean=mode) for mode in ("hf", "open_clip"))
+    assert hf([text]).mask.sum() > authors([text]).mask.sum()
+    assert np.array_equal(authors([text]).ids, hf([plain]).ids)
+    authors.save(tmp_path)
+    assert ClipTokenizer.from_directory(tmp_path, clean="hf").clean == "open_clip"
+    (tmp_path / "tokenizer_config.json").unlink()
+    assert ClipTokenizer.from_directory(tmp_path).clean == "hf"
+    with pytest.raises(ConfigError, match="'hf' or 'open_clip'"):
+        ClipTokenizer.shipped(clean="lower")
+
+
+def test_padding_with_a_word_is_no_special_token_of_the_authors_code(tmp_path):
+    """Hugging Face would find its pad token whole in texts: there "!" is 0, here "!</w>", 256."""
+    ClipTokenizer.shipped(600, 6, pad_id=0).save(tmp_path)
+    tokenizer = ClipTokenizer.from_directory(tmp_path)
+    assert tokenizer(["!"]).ids[0].tolist() == [598, 256, 599, 0, 0, 0]
+    dataclasses.replace(tokenizer, clean="hf").save(tmp_path)
+    tokenizer = ClipTokenizer.from_directory(tmp_path)
+    assert tokenizer(["!"]).ids[0].tolist() == [598, 0, 599, 0, 0, 0]
+
+
+def test_spans_in_the_original_text():
+    text = "  A caf\u00c3\u00a9 &amp; it\u2019s \U0001f642"
+    for mode, expected in (
+        ("open_clip", ["A", "caf\u00c3\u00a9", "&", "it", "\u2019s", "\U0001f642"]),
+        (
+            "hf",
+            ["A", "caf", "\u00c3", "\u00a9", "&", "amp", ";", "it", "\u2019", "s", "\U0001f642"],
+        ),
+    ):
+        tokenizer = ClipTokenizer.shipped(context=16, clean=mode)
+        encoding = tokenizer.encode(text)
+        found = [text[first:last] for first, last in encoding.offsets]
+        assert list(dict.fromkeys(found)) == expected  # the bytes of a character share its span
+        row, spans = tokenizer([text]).ids[0], tokenizer.offsets([text])[0]
+        assert np.array_equal(row[1 : 1 + len(found)], encoding.ids)
+        assert np.array_equal(spans[1 : 1 + len(found)], encoding.offsets)
+        assert not spans[0].any()
+        assert not spans[1 + len(found) :].any()
+    assert SMALL.offsets(["one two three four five"]).shape == (1, 8, 2)
+    assert SMALL.encode("").offsets.shape == (0, 2)
+
+
+def test_a_string_alone_is_one_text():
+    assert isinstance(SMALL, PaddedTokenizer)
+    assert np.array_equal(SMALL("a dog").ids, SMALL(["a dog"]).ids)
+    with pytest.raises(ConfigError, match=r"texts\[1\]: expected a string, found int"):
+        as_texts(["a", 5])
+
+
+def test_tokenizer_and_tower_are_compared():
+    check_fits(SMALL, rows=600, end_id=599)
+    check_fits(SMALL, rows=640)
+    with pytest.raises(CheckpointError, match=r"600 token embeddings.*ids up to 600"):
+        check_fits(dataclasses.replace(SMALL, added=(TOY,)), rows=600)
+    with pytest.raises(CheckpointError, match=r"end token 598 .*ends texts with 599"):
+        check_fits(SMALL, rows=600, end_id=598)
+
+
+HOSTILE = {
+    "tokenizer.json": [
+        ({"model": {"type": "WordPiece", "vocab": {}}}, "expected a BPE model"),
+        ({"model": None}, "model: expected an object"),
+        ({"model.vocab": ["a"]}, "vocab: expected an object"),
+        ({"model.vocab": {"a": 2**40}}, "the id of 'a': expected an integer"),
+        ({"model.vocab": {"a": True}}, "the id of 'a': expected an integer"),
+        ({"model.vocab": {"a": 0, "b": 0}}, "one token for each id"),
+        ({"model.vocab": {"\ud800": 0}}, "expected the token '<|startoftext|>'"),
+        ({"model.merges": None}, "merges: expected a list"),
+        ({"model.merges": ["a b c"]}, "do not belong together"),
+        ({"model.merges": [["a", 5]]}, r"merges\[0\]: expected two tokens"),
+        ({"added_tokens": 7}, "added_tokens: expected a list"),
+        ({"added_tokens": [{"id": 1, "content": "b"}]}, "with its id in the vocabulary"),
+        ({"added_tokens": [{"id": 1.5, "content": "<x>"}]}, "id: expected an integer"),
+        ({"added_tokens": [{"id": 900, "content": "x" * 600}]}, "content: expected a string"),
+        ({"added_tokens": [{"id": 900, "content": "x", "lstrip": 1}]}, "lstrip: expected true"),
+        ({"added_tokens": [{"id": 599, "content": "<x>"}]}, "one token for each id"),
+    ],
+    "tokenizer_config.json": [
+        ({"model_max_length": "77"}, "model_max_length: expected an integer"),
+        ({"model_max_length": -5}, "model_max_length: expected an integer"),
+        ({"eos_token": 5}, "eos_token: expected an object"),
+        ({"pad_token": {"content": ""}}, "pad_token: expected a token's text"),
+        ({"added_tokens_decoder": [1]}, "added_tokens_decoder: expected an object"),
+        ({"added_tokens_decoder": {"x": {"content": "<x>"}}}, "id: expected an integer"),
+        ({"perception_jax_clean": "both"}, "perception_jax_clean: expected one of"),
+    ],
+    "special_tokens_map.json": [({"bos_token": []}, "bos_token: expected an object")],
+    "added_tokens.json": [({"<x>": 900, "a": 3}, "with its id in the vocabulary")],
+}
+
+
+def test_hostile_files_are_refused_with_one_error(tmp_path):
+    SMALL.save(tmp_path)
+    for name, cases in HOSTILE.items():
+        path = tmp_path / name
+        before = path.read_bytes() if path.exists() else None
+        for changes, message in cases:
+            content = {} if before is None else json.loads(before)
+            for key, value in changes.items():
+                *way, last = key.split(".")
+                (content[way[0]] if way else content)[last] = value
+            path.write_text(json.dumps(content))
+            with pytest.raises(CheckpointError, match=message):
+                ClipTokenizer.from_directory(tmp_path)
+        path.write_text("[" * 100_000)
+        with pytest.raises(CheckpointError, match="expected valid JSON"):
+            ClipTokenizer.from_directory(tmp_path)
+        path.unlink() if before is None else path.write_bytes(before)
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "merges.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(CheckpointError, match=r"merges\.txt: expected UTF-8"):
+        ClipTokenizer.from_directory(tmp_path)
+
+
+def test_a_vocabulary_of_another_kind_is_told_from_damage(tmp_path):
+    model = {"type": "WordPiece", "vocab": {"[UNK]": 0}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": model}))
+    with pytest.raises(ForeignVocabularyError, match="'WordPiece'"):
         ClipTokenizer.from_directory(tmp_path)
 
 

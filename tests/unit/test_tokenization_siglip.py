@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import pickle
@@ -12,12 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from perception_jax.data.tokenization import ForeignVocabularyError
 from perception_jax.data.tokenization.sentencepiece import read_unigram
-from perception_jax.data.tokenization.siglip import (
-    ForeignVocabularyError,
-    SiglipTokenizer,
-    canonical,
-)
+from perception_jax.data.tokenization.siglip import SiglipTokenizer, canonical
 from perception_jax.errors import CheckpointError, ConfigError
 
 UNKNOWN, CONTROL = 2, 3
@@ -94,7 +92,7 @@ def test_a_tokenizer_json_comes_before_the_pieces(tmp_path):
     found = SiglipTokenizer.from_directory(tmp_path, 6)
     assert found(["cats"]).ids[0].tolist() == [5, 9, 1, 1, 1, 1]
     (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"tokenizer\.json: expected a tokenizer"):
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: expected valid JSON"):
         SiglipTokenizer.from_directory(tmp_path, 6)
 
 
@@ -125,6 +123,113 @@ def test_noise_never_gives_anything_but_our_error(noise, position):
     content = spiece()[:position] + noise + spiece()[position + len(noise) :]
     with contextlib.suppress(CheckpointError):
         assert read_unigram("x", content).pieces
+
+
+def test_added_tokens_are_found_whole(tmp_path):
+    """In the text as it is; what follows does not begin with a space."""
+    entry = {"content": "<Toy>", "special": False}
+    files = {
+        "spiece.model": spiece(),
+        "tokenizer_config.json": json.dumps({"added_tokens_decoder": {"10": entry}}).encode(),
+    }
+    found = SiglipTokenizer(files, 8)
+    assert (found.vocab_size, found.end_id, found.pad_id) == (11, 1, 1)
+    text = "Cats <Toy> a,t<toy>"
+    encoding = found.encode(text)
+    assert found([text]).ids[0].tolist() == [5, 9, 10, 7, 8, 8, 2, 1]
+    assert encoding.ids.tolist()[:3] == [5, 9, 10]
+    spans = [text[first:last] for first, last in encoding.offsets[:5]]
+    assert spans == ["Cat", "s", "<Toy>", "a", "t"]
+    assert np.array_equal(found.offsets([text])[0, :5], encoding.offsets[:5])
+    assert found.decode(np.array([5, 10, 7, 1])) == "cat <Toy> a"
+    cleaned = SiglipTokenizer(files, 8, clean="open_clip")
+    assert 10 not in cleaned([text]).ids  # its brackets are gone by then
+    assert found("Cats").ids.tolist() == found(["Cats"]).ids.tolist()
+
+
+def test_padding_is_what_the_settings_say():
+    files = {"spiece.model": spiece(), "special_tokens_map.json": b'{"pad_token": "<pad>"}'}
+    assert SiglipTokenizer(files, 5)(["a"]).ids[0].tolist() == [4, 1, 0, 0, 0]
+    del files["special_tokens_map.json"]
+    for settings_, message in (
+        ({"pad_token": "[PAD]"}, "pad_token.*not in the vocabulary"),
+        ({"pad_token": 7}, "pad_token: expected an object"),
+        ({"do_lower_case": "yes"}, "do_lower_case: expected true"),
+        ({"added_tokens_decoder": {"3": {"content": "<x>"}}}, "an id of its own, found 3"),
+    ):
+        files["tokenizer_config.json"] = json.dumps(settings_).encode()
+        with pytest.raises(CheckpointError, match=message):
+            SiglipTokenizer(files, 5)
+
+
+def table(*units: int, texts: bytes = b"") -> str:
+    """A normaliser's table as in a `tokenizer.json`."""
+    content = struct.pack(f"<I{len(units)}I", 4 * len(units), *units) + texts
+    return base64.b64encode(content).decode()
+
+
+def steps(**changes) -> dict:
+    return {"type": "Sequence", "normalizers": [changes]}
+
+
+HOSTILE = [
+    ({"model.type": "BPE"}, "expected a Unigram model"),
+    ({"model.unk_id": 10**9}, "unk_id: expected an integer of 0 to 9"),
+    ({"model.unk_id": None}, "unk_id: expected an integer"),
+    ({"model.vocab": [["x" * 10**6, -1.0]]}, "piece 0: expected a new text of 1 to 512 bytes"),
+    ({"model.vocab": [["", -1.0]]}, "piece 0: expected a new text"),
+    ({"model.vocab": [["a", 0.0], ["a", 0.0]]}, "piece 1: expected a new text"),
+    ({"model.vocab": [["a", float("nan")]]}, "piece 0: expected a finite score"),
+    ({"model.vocab": [["a", True]]}, "piece 0: expected a finite score"),
+    ({"model.vocab": ["a"]}, "vocab: expected a list of pieces"),
+    ({"normalizer": steps(type="Precompiled", precompiled_charsmap="////")}, "within 3 bytes"),
+    ({"normalizer": steps(type="Precompiled", precompiled_charsmap="?")}, "expected base64"),
+    (
+        {"normalizer": steps(type="Precompiled", precompiled_charsmap=table(2**31 - 1, 5))},
+        "points outside",
+    ),
+    ({"normalizer": steps(type="Replace", pattern={"Regex": "(a+)+$"}, content="")}, "Replace"),
+    ({"normalizer": steps(type="Replace", pattern={"String": "a"}, content="aa")}, "Replace"),
+    ({"normalizer": steps(type="Prepend", prepend="a" * 99)}, "prepend: expected a string"),
+    ({"normalizer": {"type": "Sequence", "normalizers": [{"type": "NFC"}] * 99}}, "most 16 steps"),
+    ({"pre_tokenizer": {"type": "FixedLength", "length": 0}}, "FixedLength"),
+    ({"pre_tokenizer": {"type": 5}}, "type: expected a string"),
+    ({"added_tokens": [{"id": 2**32 - 1, "content": "<x>"}]}, "id: expected an integer"),
+    ({"added_tokens": [{"id": 4, "content": "<x>"}]}, "an id of its own"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), HOSTILE)
+def test_hostile_tokenizer_json(changes, message):
+    """Several of these end the process, hang, or take gigabytes in the compiled code."""
+    content = json.loads(tokenizer()._backend.to_str())
+    for key, value in changes.items():
+        *way, last = key.split(".")
+        (content[way[0]] if way else content)[last] = value
+    files = {"tokenizer.json": json.dumps(content).encode()}
+    with pytest.raises(CheckpointError, match=message):
+        SiglipTokenizer(files, 6)
+
+
+def test_hostile_pieces_and_tables_in_a_model_file():
+    long = [*PIECES, ("x" * 600, -1.0, 1)]
+    with pytest.raises(CheckpointError, match="piece 10"):
+        read_unigram("x", big(long))
+    content = struct.pack("<3I", 8, 2**31 - 1, 5)
+    with pytest.raises(CheckpointError, match="points outside"):
+        read_unigram("x", spiece(extra=field(3, field(2, content))))
+
+
+def big(pieces) -> bytes:
+    """`spiece` for pieces of more than 127 bytes, whose lengths take two bytes."""
+
+    def blob(number: int, value: bytes) -> bytes:
+        return bytes([number << 3 | 2, len(value) & 127 | 128, len(value) >> 7]) + value
+
+    return b"".join(
+        blob(1, blob(1, piece.encode()) + (field(3, kind) if kind != 1 else b""))
+        for piece, _, kind in pieces
+    )
 
 
 def test_other_vocabularies_are_told_from_damage(tmp_path):

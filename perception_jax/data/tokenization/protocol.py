@@ -1,21 +1,129 @@
-"""What every tokenizer returns. Letters: B texts, T tokens."""
+"""What a tokenizer is. Letters: B texts, T tokens."""
 
 from __future__ import annotations
 
 import dataclasses
+import os
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Int32
+from jaxtyping import Bool, Int, Int32
+
+from perception_jax.errors import CheckpointError, ConfigError
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Tokens:
-    """Encoded texts.
+    """Encoded texts of one length.
 
     Attributes:
-      ids: start, tokens, end, padding.
+      ids: start (where the tokenizer has one), tokens, end, padding.
       mask: True up to and including the first end token.
     """
 
     ids: Int32[np.ndarray, "B T"]
     mask: Bool[np.ndarray, "B T"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Encoding:
+    """One encoded text: uncut, without start, end and padding.
+
+    Attributes:
+      ids: the tokens.
+      offsets: for each token its first character in the original text and the one behind its last,
+        so that `text[first:last]` is what it stands for. Tokens that spell one character in bytes
+        share its span; where cleaning replaced a passage, its tokens have the span of the passage.
+    """
+
+    ids: Int32[np.ndarray, "T"]
+    offsets: Int32[np.ndarray, "T 2"]
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """Texts to ids and back."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows that an embedding table needs: one more than the largest id."""
+
+    @property
+    def end_id(self) -> int:
+        """The id behind every text."""
+
+    def encode(self, text: str) -> Encoding:
+        """The tokens of one text with their places in it."""
+
+    def decode(self, ids: Int[np.ndarray, "T"]) -> str:
+        """The text of ids, up to the first end token, without special tokens."""
+
+    def save(self, directory: str | os.PathLike) -> None:
+        """Writes the files that `transformers` and this library read."""
+
+
+@runtime_checkable
+class PaddedTokenizer(Tokenizer, Protocol):
+    """A tokenizer of a text tower: every text becomes a row of one length.
+
+    Attributes:
+      context: T, the length of the rows.
+    """
+
+    context: int
+
+    def __call__(self, texts: Sequence[str]) -> Tokens:
+        """Encodes texts; one that is too long keeps its beginning and the end token."""
+
+    def offsets(self, texts: Sequence[str]) -> Int32[np.ndarray, "B T 2"]:
+        """The spans of the tokens in rows of `__call__`, as in `Encoding`; (0, 0) for start, end
+        and padding."""
+
+
+def as_texts(texts: Sequence[Any] | str) -> list[str]:
+    """A list of texts; a string alone is one text.
+
+    Raises:
+      ConfigError: anything else than strings.
+    """
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ConfigError(f"texts[{index}]: expected a string, found {type(text).__name__}.")
+    return texts
+
+
+def check_fits(tokenizer: Tokenizer, *, rows: int, end_id: int | None = None) -> None:
+    """Whether a tokenizer belongs to a text tower.
+
+    Args:
+      rows: of the tower's embedding table; it may have more than the tokenizer has ids.
+      end_id: the end token that the tower is read at; None if that is not told by an id.
+
+    Raises:
+      CheckpointError: ids beyond the table, or another end token.
+    """
+    if tokenizer.vocab_size > rows:
+        raise CheckpointError(
+            f"expected a tokenizer for the model's {rows} token embeddings, found one with ids up "
+            f"to {tokenizer.vocab_size - 1}. Is it the tokenizer of another model, or are tokens "
+            "missing in the embedding table?"
+        )
+    if end_id is not None and tokenizer.end_id != end_id:
+        raise CheckpointError(
+            f"the model is read at the end token {end_id} (eos_token_id in its settings), and the "
+            f"tokenizer ends texts with {tokenizer.end_id}. Correct the one that is wrong; 2 in "
+            "the settings stands for the largest id."
+        )
+
+
+def padded_offsets(
+    encodings: Sequence[Encoding], context: int, *, start: int, end: int
+) -> Int32[np.ndarray, "B T 2"]:
+    """Offsets of rows with `start` tokens before and `end` tokens behind each text."""
+    result = np.zeros((len(encodings), context, 2), np.int32)
+    for row, encoding in zip(result, encodings, strict=True):
+        body = encoding.offsets[: context - start - end]
+        row[start : start + len(body)] = body
+    return result
