@@ -10,6 +10,7 @@ import numpy as np
 
 from perception_jax.data import images
 from perception_jax.data.records import ObjectAnnotation, Record
+from perception_jax.data.tokenization import Tokenizer
 from perception_jax.viz.overlay import draw_boxes
 from perception_jax.viz.report import Report
 
@@ -106,7 +107,7 @@ def _describe_object(number: int, one: ObjectAnnotation) -> str:
 def _describe(name: str, value: Any, tokenizer: Any) -> str:
     value = np.asarray(value)
     kind = f"{value.dtype}{list(value.shape)}"
-    if name == "ids" and value.ndim == 1 and hasattr(tokenizer, "decode"):
+    if name == "ids" and value.ndim == 1 and isinstance(tokenizer, Tokenizer):
         return f"{kind} “{tokenizer.decode(value)}”"
     if value.size == 0:
         return kind

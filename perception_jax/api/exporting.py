@@ -13,12 +13,14 @@ import jax.numpy as jnp
 from perception_jax.api.loaded import Loaded
 from perception_jax.data import processor_formats
 from perception_jax.data.processors import ImageProcessor
+from perception_jax.data.tokenization import ClipTokenizer, SiglipTokenizer
 from perception_jax.errors import ConfigError
 from perception_jax.interop.checkpoint_dir import OPEN_CLIP_SINGLE, SINGLE
 from perception_jax.interop.export import export_params
 from perception_jax.interop.rules import RuleTable
 from perception_jax.interop.source import OPEN_CLIP_CONFIG, Layout
 from perception_jax.interop.writer import MAX_SHARD, write_checkpoint
+from perception_jax.models import open_clip
 from perception_jax.models.architecture import Architecture, Tokenizer
 from perception_jax.models.params import flatten
 from perception_jax.models.registry import architecture_of
@@ -57,14 +59,20 @@ def export(
             f"{', '.join(dict.fromkeys(known))}. Use one of these."
         )
     params = flatten(loaded.model)
-    settings = write(loaded.config)
+    tokenizer = loaded.processor.tokenizer
+    config = loaded.config
+    if tokenizer is not None and arch.with_tokenizer is not None:
+        config = arch.with_tokenizer(config, tokenizer)
+    settings = write(config)
+    if layout == "reference" and settings and not _brought(tokenizer):
+        settings["text_cfg"]["hf_tokenizer_name"] = open_clip.IN_FOLDER
     if layout == "hf":
         settings = settings | _mixed_dtype(params)
     files = _settings_files(arch, layout, settings, loaded.processor.image)
     write_checkpoint(
         directory,
         export_params(arch.table(layout, loaded.config, params), params),
-        extras=files | _tokenizer_files(loaded.processor.tokenizer),
+        extras=files | _tokenizer_files(tokenizer),
         # open_clip and timm read no shards, and open_clip looks for a name of its own.
         weights=OPEN_CLIP_SINGLE if OPEN_CLIP_CONFIG in files else SINGLE,
         max_shard_bytes=MAX_SHARD if layout in ("hf", "jax") else 2**63,
@@ -103,6 +111,13 @@ def _settings_files(
         settings = settings | {"perception_jax_layout": "jax", "model_type": arch.name}
     preprocessor = {"preprocessor_config.json": image.to_hf()} if image else {}
     return {"config.json": settings} | preprocessor
+
+
+def _brought(tokenizer: Tokenizer | None) -> bool:
+    """Whether open_clip has the tokenizer without its files."""
+    if isinstance(tokenizer, ClipTokenizer):
+        return tokenizer.is_openai
+    return not (isinstance(tokenizer, SiglipTokenizer) and tokenizer.has_added)
 
 
 def _tokenizer_files(tokenizer: Tokenizer | None) -> dict[str, bytes]:

@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 from perception_jax.data import images, records
 from perception_jax.data.geometry import Geometry
 from perception_jax.data.processors import ImageProcessor, ProcessedImage
-from perception_jax.data.tokenization import ClipTokenizer
+from perception_jax.data.tokenization import PaddedTokenizer
 from perception_jax.errors import ConfigError, DataError
 
 
@@ -73,7 +73,7 @@ class ImageTextTransform:
     """
 
     processor: ImageProcessor
-    tokenizer: ClipTokenizer
+    tokenizer: PaddedTokenizer
     caption: Literal["random", "first"] = "random"
     weights: tuple[float, ...] = ()
     augment: Augment | None = None

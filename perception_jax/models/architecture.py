@@ -14,13 +14,13 @@ from typing import Any
 from flax import nnx
 
 from perception_jax.data.processors import ImageProcessor
-from perception_jax.data.tokenization import ClipTokenizer, SiglipTokenizer
+from perception_jax.data.tokenization import PaddedTokenizer
 from perception_jax.interop.rules import RuleTable, identity_table
 from perception_jax.models.shardings import SHARDINGS
 
 Settings = Mapping[str, Any]
 Shapes = Mapping[str, tuple[int, ...]]
-Tokenizer = ClipTokenizer | SiglipTokenizer
+Tokenizer = PaddedTokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +79,8 @@ class Architecture:
         checkpoint does not say; None for a model without images.
       read_tokenizer: files and configuration to the tokenizer, None if the checkpoint carries none
         that is read here; None for a model without texts.
+      with_tokenizer: configuration and tokenizer to the configuration that is written beside the
+        tokenizer's files; refuses one that does not fit.
       shardings: `(path regex, PartitionSpec)` rows for a mesh.
     """
 
@@ -95,6 +97,7 @@ class Architecture:
     parts: tuple[str, ...] = ()
     image_processor: Callable[[Any, str], ImageProcessor] | None = None
     read_tokenizer: Callable[[Files, Any], Tokenizer | None] | None = None
+    with_tokenizer: Callable[[Any, Tokenizer], Any] | None = None
     shardings: tuple[tuple[str, Any], ...] = SHARDINGS
 
     def settings_layout(self, layout: str) -> str:

@@ -18,6 +18,10 @@ from perception_jax.settings import Optional, Settings, shown
 
 TIMM_KEYS = ("timm_model_name", "timm_model_pretrained", "timm_pool", "timm_proj")
 """Of a `vision_cfg` whose trunk is timm's."""
+IN_FOLDER = "in-this-folder"
+"""`hf_tokenizer_name` for tokenizer files beside the weights, which open_clip reads from a local
+folder whatever the name."""
+CLIP_VOCAB_SIZE = 49408
 _COMMON = ("width", "layers", "mlp_ratio", "norm_kwargs")
 _NO_EFFECT = ("patch_dropout", "hf_tokenizer_name", "tokenizer_kwargs", "tokenizer_mode", "pad_id")
 """For training and for the tokenizer."""
@@ -63,6 +67,16 @@ def timm_trunk(config: Mapping[str, Any], *, image_size: int | None = None) -> t
             "model_args": config.get("timm_overrides"),
         }
     )
+
+
+def brings_tokenizer(config: Mapping[str, Any], vocab_size: int) -> bool:
+    """Whether open_clip reads texts with its own tokenizer, CLIP's, as it does unless the settings
+    name or change one."""
+    text = model_settings(config).section("text_cfg", optional=True)
+    named = text.get("hf_tokenizer_name", Optional(settings.TEXT), None)
+    changes = dict(text.section("tokenizer_kwargs", optional=True).content)
+    clean = changes.pop("clean", "lower")
+    return not (named or changes) and clean == "lower" and vocab_size == CLIP_VOCAB_SIZE
 
 
 def check(tower: Settings, meant: tuple[str, ...]) -> None:

@@ -7,14 +7,21 @@ open_clip loads what we export by `local-dir:`.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import perception_jax
+from perception_jax import api
+from perception_jax.data.processors import ImageProcessor
+from perception_jax.data.tokenization import AddedToken, ClipTokenizer
+from perception_jax.models.clip.config import ClipConfig
+from perception_jax.models.clip.modeling import Clip
 from perception_jax.models.eva import config as eva
 from perception_jax.models.siglip import config as siglip
 from perception_jax.models.timm import Size
@@ -139,3 +146,27 @@ def test_both_ways(tmp_path, tiny_trunks, name):
     with torch.no_grad():
         assert torch.equal(image, again.encode_image(channels_first(pixels), normalize=True))
     row.both_ways = True
+
+
+def test_a_token_behind_the_end_token(tmp_path, tiny_trunks):
+    """open_clip reads the exported tower at the end token, and the tokenizer from the folder."""
+    text = TEXT | {"vocab_size": 601, "pool_type": "eos", "eos_id": 599}
+    config = ClipConfig.from_open_clip(MODELS["CLIP gelu"] | {"text_cfg": text})
+    tokenizer = ClipTokenizer.shipped(600, 9)
+    tokenizer = dataclasses.replace(tokenizer, added=(AddedToken("<cat-toy>", 600),))
+    ours = api.Loaded(
+        model=Clip(config, rngs=nnx.Rngs(params=0)),
+        config=config,
+        processor=api.Processor(image=ImageProcessor(size=SIDE), tokenizer=tokenizer),
+    )
+    perception_jax.export(ours, tmp_path / "a", layout="reference")
+    code = open_clip()
+    theirs = code.create_model(f"local-dir:{tmp_path / 'a'}").eval()
+    texts = ["the <cat-toy> is in", "a <cat-toy>", "in the"]
+    ids = code.get_tokenizer(f"local-dir:{tmp_path / 'a'}")(texts)
+    np.testing.assert_array_equal(ids.numpy(), ours.processor.texts(texts))
+    with torch.no_grad():
+        expected = theirs.encode_text(ids).numpy()
+    found = ours.model.text(ours.processor.texts(texts)).embedding
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert np.abs(expected[0] - expected[1]).max() > 1e-3

@@ -29,12 +29,12 @@ import numpy as np
 from jaxtyping import Int, Int32
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
+from perception_jax.data.inputs import as_texts
 from perception_jax.data.tokenization import cleaning, files
 from perception_jax.data.tokenization.files import AddedToken, ForeignVocabularyError
 from perception_jax.data.tokenization.protocol import (
     Encoding,
     Tokens,
-    as_texts,
     padded_offsets,
 )
 from perception_jax.errors import CheckpointError, ConfigError

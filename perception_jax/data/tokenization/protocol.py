@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Int, Int32
 
-from perception_jax.errors import CheckpointError, ConfigError
+from perception_jax.errors import CheckpointError
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -81,40 +81,30 @@ class PaddedTokenizer(Tokenizer, Protocol):
         and padding."""
 
 
-def as_texts(texts: Sequence[Any] | str) -> list[str]:
-    """A list of texts; a string alone is one text.
-
-    Raises:
-      ConfigError: anything else than strings.
-    """
-    texts = [texts] if isinstance(texts, str) else list(texts)
-    for index, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise ConfigError(f"texts[{index}]: expected a string, found {type(text).__name__}.")
-    return texts
-
-
-def check_fits(tokenizer: Tokenizer, *, rows: int, end_id: int | None = None) -> None:
+def check_fits(
+    tokenizer: Tokenizer, *, rows: int, end_id: int | None = None, where: str = "tokenizer"
+) -> None:
     """Whether a tokenizer belongs to a text tower.
 
     Args:
       rows: of the tower's embedding table; it may have more than the tokenizer has ids.
-      end_id: the end token that the tower is read at; None if that is not told by an id.
+      end_id: the end token that the tower is read at; None if it is read otherwise.
+      where: the tokenizer comes from, for messages.
 
     Raises:
       CheckpointError: ids beyond the table, or another end token.
     """
     if tokenizer.vocab_size > rows:
         raise CheckpointError(
-            f"expected a tokenizer for the model's {rows} token embeddings, found one with ids up "
-            f"to {tokenizer.vocab_size - 1}. Is it the tokenizer of another model, or are tokens "
-            "missing in the embedding table?"
+            f"{where}: expected a tokenizer for the model's {rows} token embeddings, found one "
+            f"with ids up to {tokenizer.vocab_size - 1}. Is it the tokenizer of another model, or "
+            "are tokens missing in the embedding table?"
         )
     if end_id is not None and tokenizer.end_id != end_id:
         raise CheckpointError(
-            f"the model is read at the end token {end_id} (eos_token_id in its settings), and the "
-            f"tokenizer ends texts with {tokenizer.end_id}. Correct the one that is wrong; 2 in "
-            "the settings stands for the largest id."
+            f"{where}: the model is read at the end token {end_id} (eos_token_id in its settings), "
+            f"and the tokenizer ends texts with {tokenizer.end_id}. Correct the one that is wrong; "
+            "2 in the settings stands for the largest id."
         )
 
 

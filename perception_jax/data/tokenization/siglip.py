@@ -19,13 +19,13 @@ import numpy as np
 from jaxtyping import Int, Int32
 from tokenizers import Tokenizer
 
+from perception_jax.data.inputs import as_texts
 from perception_jax.data.tokenization import cleaning, files, unigram
 from perception_jax.data.tokenization.cleaning import Aligned
 from perception_jax.data.tokenization.files import AddedToken, ForeignVocabularyError
 from perception_jax.data.tokenization.protocol import (
     Encoding,
     Tokens,
-    as_texts,
     padded_offsets,
 )
 from perception_jax.data.tokenization.sentencepiece import read_unigram
@@ -117,8 +117,12 @@ class SiglipTokenizer:
     @property
     def vocab_size(self) -> int:
         """Rows that an embedding table needs: one more than the largest id."""
-        added = (token.id + 1 for token in self._whole.values())
-        return max(self._backend.get_vocab_size(), *added)
+        return max(self._backend.get_vocab_size(), *(t.id + 1 for t in self._whole.values()))
+
+    @property
+    def has_added(self) -> bool:
+        """Whether there are tokens behind those of the SentencePiece vocabulary."""
+        return self.vocab_size > self._backend.get_vocab_size()
 
     @property
     def end_id(self) -> int:

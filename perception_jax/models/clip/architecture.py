@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
 from perception_jax.data.processors import ImageProcessor
-from perception_jax.data.tokenization import ClipTokenizer
+from perception_jax.data.tokenization import (
+    ClipTokenizer,
+    ForeignVocabularyError,
+    PaddedTokenizer,
+    check_fits,
+)
 from perception_jax.models import open_clip, timm, towers
 from perception_jax.models.architecture import Architecture, Claim, Files, crop_of
 from perception_jax.models.clip import timm as clip_timm
@@ -23,12 +29,47 @@ def image_processor(config: Any, layout: str) -> ImageProcessor:
 
 def read_tokenizer(files: Files, config: Any) -> ClipTokenizer | None:
     """Of CLIP and EVA-CLIP. The authors' code brings the vocabulary along, so that checkpoints in
-    its layout do not carry it."""
-    context = config.text.context
+    its layout do not carry it, unless their settings name another.
+
+    Raises:
+      CheckpointError: damaged files, or a tokenizer that does not fit the text tower.
+    """
+    text, where = config.text, "CLIP's own tokenizer"
+    reference = files.layout == "reference"
     if (folder := files.folder_with("tokenizer.json", "vocab.json")) is not None:
-        return ClipTokenizer.from_directory(folder, context)
-    shipped = files.layout == "reference"
-    return ClipTokenizer.shipped(context=context, pad_id=0) if shipped else None
+        try:
+            clean, where = "open_clip" if reference else "hf", str(folder)
+            tokenizer = ClipTokenizer.from_directory(folder, text.context, clean)
+        except ForeignVocabularyError:  # such as BERT's
+            return None
+    elif reference and open_clip.brings_tokenizer(files.settings, text.vocab_size):
+        tokenizer = ClipTokenizer.shipped(context=text.context, pad_id=0)
+    else:
+        return None
+    check_fits(tokenizer, rows=text.vocab_size, end_id=text.end_id, where=where)
+    return tokenizer
+
+
+def with_tokenizer(config: Any, tokenizer: PaddedTokenizer) -> Any:
+    """The configuration with the tokenizer's special ids, where it has none of its own.
+
+    Where tokens lie behind the end token, a tower without the end token's id is read at the largest
+    one, and the settings that are written must go on saying so.
+
+    Raises:
+      CheckpointError: the tokenizer does not fit the text tower.
+    """
+    text = config.text
+    check_fits(tokenizer, rows=text.vocab_size, end_id=text.end_id)
+    known = {text.start_id, text.end_id, text.pad_id} != {None}
+    if known or not isinstance(tokenizer, ClipTokenizer):
+        return config
+    end = tokenizer.end_id
+    if end != tokenizer.vocab_size - 1:
+        return config
+    pad = end if tokenizer.pad_id is None or tokenizer.clean != "hf" else tokenizer.pad_id
+    ids = {"start_id": tokenizer.start_id, "end_id": end, "pad_id": pad}
+    return dataclasses.replace(config, text=dataclasses.replace(text, **ids))
 
 
 def _tower_to_hf(config: TowerConfig) -> dict[str, Any]:
@@ -57,6 +98,7 @@ ARCHITECTURES = (
         parts=("clip_vision_model",),
         image_processor=image_processor,
         read_tokenizer=read_tokenizer,
+        with_tokenizer=with_tokenizer,
     ),
     Architecture(
         name="clip_vision_model",

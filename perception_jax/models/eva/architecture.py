@@ -7,7 +7,7 @@ from typing import Any
 
 from perception_jax.models import open_clip, timm, towers
 from perception_jax.models.architecture import Architecture, Claim, Settings
-from perception_jax.models.clip.architecture import image_processor, read_tokenizer
+from perception_jax.models.clip.architecture import image_processor, read_tokenizer, with_tokenizer
 from perception_jax.models.eva.config import EvaConfig, EvaVisionConfig, is_eva
 from perception_jax.models.eva.modeling import Eva, VisionTower
 from perception_jax.models.eva.params import TABLES, TOWER_TABLES
@@ -41,6 +41,7 @@ ARCHITECTURES = (
         parts=("eva_vision_model",),
         image_processor=image_processor,
         read_tokenizer=read_tokenizer,
+        with_tokenizer=with_tokenizer,
     ),
     Architecture(
         name="eva_vision_model",

@@ -5,7 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from perception_jax.data.processors import ImageProcessor
-from perception_jax.data.tokenization import ForeignVocabularyError, SiglipTokenizer
+from perception_jax.data.tokenization import (
+    ForeignVocabularyError,
+    PaddedTokenizer,
+    SiglipTokenizer,
+    check_fits,
+)
 from perception_jax.models import open_clip, timm, towers
 from perception_jax.models.architecture import Architecture, Claim, Files
 from perception_jax.models.siglip.config import SiglipConfig, SiglipVisionConfig, is_siglip
@@ -22,11 +27,21 @@ def _image_processor(config: Any, _: str) -> ImageProcessor:
 
 def _read_tokenizer(files: Files, config: SiglipConfig) -> SiglipTokenizer | None:
     folder = files.folder_with("tokenizer.json", "spiece.model")
+    if folder is None:
+        return None
     clean = "open_clip" if files.layout == "reference" else "hf"
     try:
-        return folder and SiglipTokenizer.from_directory(folder, config.text.context, clean)
+        tokenizer = SiglipTokenizer.from_directory(folder, config.text.context, clean)
     except ForeignVocabularyError:  # SigLIP 2 has Gemma's
         return None
+    check_fits(tokenizer, rows=config.text.vocab_size, where=str(folder))
+    return tokenizer
+
+
+def _with_tokenizer(config: SiglipConfig, tokenizer: PaddedTokenizer) -> SiglipConfig:
+    """SigLIP's settings hold no special ids, and its tower needs none."""
+    check_fits(tokenizer, rows=config.text.vocab_size)
+    return config
 
 
 ARCHITECTURES = (
@@ -46,6 +61,7 @@ ARCHITECTURES = (
         parts=("siglip_vision_model",),
         image_processor=_image_processor,
         read_tokenizer=_read_tokenizer,
+        with_tokenizer=_with_tokenizer,
     ),
     Architecture(
         name="siglip_vision_model",

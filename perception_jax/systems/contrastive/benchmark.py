@@ -23,7 +23,7 @@ from perception_jax.data.scenes.spec import TEST_STYLE, TRAIN_STYLES
 from perception_jax.data.skipping import MAX_BAD_FRACTION, usable
 from perception_jax.data.sources.combine import Mixture
 from perception_jax.data.sources.memory import InMemory
-from perception_jax.data.tokenization import ClipTokenizer
+from perception_jax.data.tokenization import PaddedTokenizer
 from perception_jax.systems.contrastive.encode import Encoder
 from perception_jax.systems.contrastive.evaluate import (
     CaptionedImages,
@@ -80,7 +80,7 @@ class Benchmark:
 
 def scenes_benchmark(
     processor: ImageProcessor,
-    tokenizer: ClipTokenizer,
+    tokenizer: PaddedTokenizer,
     *,
     per_name: int,
     scenes: int,
@@ -119,7 +119,7 @@ def scenes_benchmark(
 def own_benchmark(
     source: Source,
     processor: ImageProcessor,
-    tokenizer: ClipTokenizer,
+    tokenizer: PaddedTokenizer,
     *,
     batch_size: int = 64,
     max_bad_fraction: float = MAX_BAD_FRACTION,

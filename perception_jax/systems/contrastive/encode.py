@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
 from perception_jax.data.processors import ImageProcessor
-from perception_jax.data.tokenization import ClipTokenizer
+from perception_jax.data.tokenization import PaddedTokenizer
 from perception_jax.evals.batches import in_batches
 from perception_jax.ops.image import normalise
 from perception_jax.ops.losses import unit
@@ -29,7 +29,7 @@ class Encoder:
     """
 
     def __init__(
-        self, processor: ImageProcessor, tokenizer: ClipTokenizer, *, batch_size: int = 64
+        self, processor: ImageProcessor, tokenizer: PaddedTokenizer, *, batch_size: int = 64
     ):
         self.processor = processor
         self.tokenizer = tokenizer

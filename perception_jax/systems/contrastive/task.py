@@ -20,7 +20,7 @@ from perception_jax.data.loader import make_loader
 from perception_jax.data.processors import ImageProcessor
 from perception_jax.data.records import Record, Source
 from perception_jax.data.skipping import MAX_BAD_FRACTION
-from perception_jax.data.tokenization import ClipTokenizer
+from perception_jax.data.tokenization import PaddedTokenizer
 from perception_jax.data.transforms import Augment, ImageTextTransform
 from perception_jax.models.clip.config import ClipConfig
 from perception_jax.models.clip.modeling import Clip
@@ -69,7 +69,7 @@ class ContrastiveTask:
         clip: ClipConfig,
         *,
         processor: ImageProcessor,
-        tokenizer: ClipTokenizer,
+        tokenizer: PaddedTokenizer,
         source: Source,
         benchmark: Benchmark | None = None,
     ):

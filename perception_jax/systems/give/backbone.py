@@ -19,12 +19,13 @@ from jaxtyping import Array
 
 from perception_jax import api
 from perception_jax.data.processors import Mode
-from perception_jax.data.tokenization import ClipTokenizer
 from perception_jax.data.views import at_size
 from perception_jax.errors import CheckpointError, ConfigError
 from perception_jax.interop.dtypes import floating_dtype
 from perception_jax.interop.load import LoadedParams, load_params
 from perception_jax.interop.source import open_source
+from perception_jax.models.architecture import Files
+from perception_jax.models.clip.architecture import read_tokenizer
 from perception_jax.models.clip.config import ClipConfig
 from perception_jax.models.clip.params import text_table
 from perception_jax.models.dinov2.config import Dinov2Config
@@ -254,12 +255,8 @@ def _paired(name: str, vision: api.Prepared, text: str | os.PathLike[str]) -> Lo
     clip = ClipConfig.from_hf(found.settings)
     config = PairedConfig(vision=vision.config, text=clip.text, embed_dim=clip.embed_dim)
     paired = nnx.eval_shape(lambda: Paired(config, rngs=nnx.Rngs(params=0)))
-    context = clip.text.context
-    folder = next((f for f in found.folders if (f / "vocab.json").is_file()), None)
-    tokenizer = (
-        ClipTokenizer.shipped(context=context)
-        if folder is None
-        else ClipTokenizer.from_directory(folder, context)
+    tokenizer = read_tokenizer(
+        Files(folders=found.folders, settings=found.settings, layout="hf"), clip
     )
     return LoadedBackbone(
         name=name,

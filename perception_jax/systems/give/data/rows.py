@@ -14,11 +14,9 @@ from jaxtyping import Bool, Float32
 from perception_jax.data import images
 from perception_jax.data.processors import ImageProcessor, ProcessedImage
 from perception_jax.data.records import Record
-from perception_jax.data.tokenization import ClipTokenizer, SiglipTokenizer
+from perception_jax.data.tokenization import PaddedTokenizer
 from perception_jax.systems.give.data.altered import altered
 from perception_jax.systems.give.data.sampler import Row
-
-Tokenizer = ClipTokenizer | SiglipTokenizer
 
 NUMBERS = ("image", "kind", "absent", "caption", "instruction", "absent_instruction")
 """Of a row, as they are in its plan."""
@@ -38,7 +36,7 @@ class GroupTransform:
     """
 
     processor: ImageProcessor
-    tokenizer: Tokenizer
+    tokenizer: PaddedTokenizer
     altered: bool = False
 
     def __call__(self, record: Record, rng: np.random.Generator) -> dict[str, np.ndarray]:

@@ -11,11 +11,12 @@ from perception_jax.data.loader import make_loader
 from perception_jax.data.processors import ImageProcessor
 from perception_jax.data.records import Record, Source
 from perception_jax.data.skipping import MAX_BAD_FRACTION, usable
+from perception_jax.data.tokenization import PaddedTokenizer
 from perception_jax.errors import ConfigError
 from perception_jax.systems.give.data.annotations import index_objects
 from perception_jax.systems.give.data.held import HeldBatches
 from perception_jax.systems.give.data.object_index import ObjectIndex
-from perception_jax.systems.give.data.rows import GroupTransform, Tokenizer
+from perception_jax.systems.give.data.rows import GroupTransform
 from perception_jax.systems.give.data.sampler import BatchPlanner, ClassGroups, GroupConfig
 
 _LOGGER = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ class TrainingData:
         config: GroupConfig,
         *,
         processor: ImageProcessor,
-        tokenizer: Tokenizer,
+        tokenizer: PaddedTokenizer,
         template: str | None = None,
         own_instructions: bool = True,
         hold: bool = False,
