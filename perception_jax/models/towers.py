@@ -14,8 +14,10 @@ from jaxtyping import Array, Float
 
 from perception_jax import settings
 from perception_jax.interop.rules import LINEAR, RuleTable
-from perception_jax.nn.mlp import ACTIVATIONS
 from perception_jax.settings import Settings
+
+ACTIVATIONS = ("quick_gelu", "gelu", "gelu_pytorch_tanh")
+"""What the published towers run with, of `nn.mlp.ACTIVATIONS`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -31,36 +31,69 @@ def gelu_tanh(x: Float[Array, "*B"]) -> Float[Array, "*B"]:
 
 
 ACTIVATIONS: Mapping[str, Callable] = MappingProxyType(
-    {"quick_gelu": quick_gelu, "gelu": gelu, "gelu_pytorch_tanh": gelu_tanh}
+    {
+        "quick_gelu": quick_gelu,
+        "gelu": gelu,
+        "gelu_pytorch_tanh": gelu_tanh,
+        "silu": jax.nn.silu,
+        "relu": jax.nn.relu,
+    }
 )
 """By the names that Hugging Face configurations use."""
 
 
 class Mlp(nnx.Module):
-    """`fc2(act(fc1(x)))`; `gain` is that of the initial `fc2`."""
+    """`fc2(act(fc1(x)))`.
 
-    def __init__(self, width: int, hidden: int, *, act: str, gain: float = 1.0, rngs: nnx.Rngs):
+    Args:
+      act: one of `ACTIVATIONS`.
+      bias: whether both layers have a bias.
+      gain: of the initial `fc2`.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        *,
+        act: str,
+        bias: bool = True,
+        gain: float = 1.0,
+        rngs: nnx.Rngs,
+    ):
         self.act = act
-        self.fc1 = Linear(width, hidden, rngs=rngs)
-        self.fc2 = Linear(hidden, width, gain=gain, rngs=rngs)
+        self.fc1 = Linear(width, hidden, bias=bias, rngs=rngs)
+        self.fc2 = Linear(hidden, width, bias=bias, gain=gain, rngs=rngs)
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         return self.fc2(ACTIVATIONS[self.act](self.fc1(x)))
 
 
-class SwiGlu(nnx.Module):
-    """`down(norm(silu(gate(x)) * up(x)))` (Shazeer, arXiv 2002.05202); the norm is optional.
+class GatedMlp(nnx.Module):
+    """`down(norm(act(gate(x)) * up(x)))` (Shazeer, arXiv 2002.05202); the norm is optional.
 
     Args:
+      act: one of `ACTIVATIONS`; "silu" makes it a SwiGLU.
+      bias: whether the layers have a bias (Llama's have none).
       inner_eps: of a norm over the hidden product (EVA-02's sub-LN); None has no such norm.
     """
 
-    def __init__(self, width: int, hidden: int, *, inner_eps: float | None = None, rngs: nnx.Rngs):
-        self.gate = Linear(width, hidden, rngs=rngs)
-        self.up = Linear(width, hidden, rngs=rngs)
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        *,
+        act: str = "silu",
+        bias: bool = True,
+        inner_eps: float | None = None,
+        rngs: nnx.Rngs,
+    ):
+        self.act = act
+        self.gate = Linear(width, hidden, bias=bias, rngs=rngs)
+        self.up = Linear(width, hidden, bias=bias, rngs=rngs)
         self.inner_norm = None if inner_eps is None else LayerNorm(hidden, eps=inner_eps)
-        self.down = Linear(hidden, width, rngs=rngs)
+        self.down = Linear(hidden, width, bias=bias, rngs=rngs)
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-        hidden = jax.nn.silu(self.gate(x)) * self.up(x)
+        hidden = ACTIVATIONS[self.act](self.gate(x)) * self.up(x)
         return self.down(hidden if self.inner_norm is None else self.inner_norm(hidden))

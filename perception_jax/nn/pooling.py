@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from perception_jax.nn.attention import attend, probabilities
+from perception_jax.nn.attention import multi_head
 from perception_jax.nn.linear import Linear
 from perception_jax.nn.mlp import Mlp
 from perception_jax.nn.norms import LayerNorm
-from perception_jax.nn.taps import PoolTap
+from perception_jax.nn.taps import LayerTap, PoolTap
 from perception_jax.ops.sharding import constrain
 
 
@@ -35,18 +34,11 @@ class MapHead(nnx.Module):
         self, x: Float[Array, "B T D"], *, tap: PoolTap | None = None
     ) -> tuple[Float[Array, "B D"], Float[Array, "B N T"] | None]:
         """The pooled token and, if tapped, the query's attention (float32)."""
-        batch, _, width = x.shape
         query = self.q_proj(self.probe[...].astype(x.dtype)[None, None])
-        query = query.reshape(1, 1, self.heads, -1).repeat(batch, axis=0)
-        k, v = (
-            proj(x).reshape(batch, -1, self.heads, width // self.heads)
-            for proj in (self.k_proj, self.v_proj)
-        )
-        y = attend(query, k, v)
-        recorded = None
         if tap is not None:
-            recorded = probabilities(query, k)[:, :, 0]
-            if tap.probe is not None:
-                y = y + jnp.einsum("bnt,btnh->bnh", tap.probe.astype(v.dtype), v)[:, None]
-        y = constrain(self.out_proj(constrain(y.reshape(batch, width), "batch")), "batch")
-        return constrain(y + self.mlp(self.norm(y)), "batch"), recorded
+            probe = None if tap.probe is None else tap.probe[:, :, None]
+            tap = LayerTap(probe=probe)
+        out = multi_head(query, self.k_proj(x), self.v_proj(x), heads=self.heads, tap=tap)
+        y = constrain(self.out_proj(constrain(out.x[:, 0], "batch")), "batch")
+        rows = None if out.rows is None else out.rows[:, :, 0]
+        return constrain(y + self.mlp(self.norm(y)), "batch"), rows

@@ -1,6 +1,7 @@
-"""Rotary positions over a grid (EVA-02, arXiv 2303.11331; timm's `RotaryEmbeddingCat`).
+"""Rotary positions: interleaved or half-split pairs, shared or per example, of several axes.
 
-Letters: T tokens, H head width.
+RoFormer, arXiv 2104.09864. Letters: B batch, T tokens, N heads, H head width, R channels that are
+turned (at most H), A axes of positions.
 """
 
 from __future__ import annotations
@@ -10,29 +11,130 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
+
+from perception_jax.errors import ConfigError
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Rope:
-    """Cosines and sines by which neighbouring channel pairs of queries and keys are turned."""
+    """Cosines and sines by which pairs of channels of queries and keys are turned.
 
-    cos: Float[Array, "T H"]
-    sin: Float[Array, "T H"]
+    Attributes:
+      cos, sin: float32, of all examples or of each; channels behind the R first are left alone.
+      interleaved: whether a pair is two neighbours (RoFormer, EVA-02) or a channel of the first
+        half with one of the second (GPT-NeoX, Llama) (static).
+    """
+
+    cos: Float[Array, "*B T R"]
+    sin: Float[Array, "*B T R"]
+    interleaved: bool = dataclasses.field(default=True, metadata={"static": True})
 
     def turn(self, x: Float[Array, "B T N H"]) -> Float[Array, "B T N H"]:
-        """`x cos + rot(x) sin` with rot([x0, x1, …]) = [-x1, x0, …], in float32."""
-        pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
-        turned = jnp.stack([-pairs[..., 1], pairs[..., 0]], axis=-1).reshape(x.shape)
-        y = x * self.cos[:, None] + turned * self.sin[:, None]
+        """`x cos + rot(x) sin` in float32; rot([x0, x1, …]) = [-x1, x0, …], or of halves."""
+        count = self.cos.shape[-1]
+        if count < x.shape[-1]:
+            turned = self.turn(x[..., :count])
+            return jnp.concatenate([turned, x[..., count:]], axis=-1)
+        wide = x.astype(jnp.float32)
+        if self.interleaved:
+            pairs = wide.reshape(*x.shape[:-1], -1, 2)
+            turned = jnp.stack([-pairs[..., 1], pairs[..., 0]], axis=-1).reshape(x.shape)
+        else:
+            first, second = jnp.split(wide, 2, axis=-1)
+            turned = jnp.concatenate([-second, first], axis=-1)
+        y = x * self.cos[..., None, :] + turned * self.sin[..., None, :]
         return y.astype(x.dtype)
+
+
+def rotary(
+    positions: Num[Array, "*B T"],
+    width: int,
+    *,
+    theta: float = 10000.0,
+    interleaved: bool = False,
+) -> Rope:
+    """Rotary positions of a sequence.
+
+    Args:
+      positions: of all examples or of each.
+      width: R, channels of a head that are turned; even.
+      theta: base of the wavelengths.
+      interleaved: see `Rope`.
+
+    Raises:
+      ConfigError: an odd width.
+    """
+    return _rope(positions[..., None] * _bands(width, theta), interleaved)
+
+
+def rotary_sections(
+    positions: Num[Array, "*B T A"],
+    sections: tuple[int, ...],
+    *,
+    theta: float = 10000.0,
+    interleaved: bool = False,
+) -> Rope:
+    """Positions on several axes, each of which turns its own section of one ladder of wavelengths.
+
+    Qwen2-VL's multimodal rotary embedding (arXiv 2409.12191, §2.1), whose axes are time, row and
+    column.
+
+    Args:
+      positions: of each axis.
+      sections: how many pairs of channels each axis turns, from the fastest on; R is twice their
+        sum.
+      theta, interleaved: see `rotary`.
+
+    Raises:
+      ConfigError: another number of sections than axes.
+    """
+    if len(sections) != positions.shape[-1]:
+        raise ConfigError(
+            f"rotary sections: expected one for each of {positions.shape[-1]} axes, found "
+            f"{list(sections)}."
+        )
+    axis_of_pair = np.repeat(np.arange(len(sections)), sections)
+    angles = positions[..., axis_of_pair] * _bands(2 * sum(sections), theta)
+    return _rope(angles, interleaved)
+
+
+def rotary_axes(
+    positions: Num[Array, "*B T A"],
+    width: int,
+    *,
+    theta: float = 10000.0,
+    interleaved: bool = False,
+) -> Rope:
+    """Positions on several axes, each of which has a ladder of wavelengths of its own.
+
+    The image towers of Qwen2-VL and Pixtral are such, with rows and columns.
+
+    Args:
+      positions: of each axis.
+      width: R; a multiple of twice the number of axes.
+      theta, interleaved: see `rotary`.
+
+    Raises:
+      ConfigError: another width.
+    """
+    axes = positions.shape[-1]
+    if width % (2 * axes):
+        raise ConfigError(
+            f"rotary positions on {axes} axes: expected a width that {2 * axes} divides, found "
+            f"{width}."
+        )
+    angles = positions[..., None] * _bands(width // axes, theta)
+    return _rope(angles.reshape(*angles.shape[:-2], width // 2), interleaved)
 
 
 def axial(
     grid: tuple[int, int], head_width: int, *, reference: tuple[int, int], prefix: int
 ) -> Rope:
     """Positions of a grid of patches, rows first, measured on a reference grid.
+
+    EVA-02's, arXiv 2303.11331; timm's `RotaryEmbeddingCat`.
 
     Args:
       grid: rows and columns.
@@ -49,3 +151,19 @@ def axial(
     angles = np.repeat(np.concatenate([y, x], axis=1), 2, axis=1)
     angles = np.concatenate([np.zeros((prefix, head_width)), angles])
     return Rope(jnp.asarray(np.cos(angles), jnp.float32), jnp.asarray(np.sin(angles), jnp.float32))
+
+
+def _bands(width: int, theta: float) -> Float[np.ndarray, "pairs"]:
+    """Radians a position of each pair, fastest first, rounded to float32 as PyTorch code does."""
+    if width % 2:
+        raise ConfigError(f"rotary width: expected an even number of channels, found {width}.")
+    exponents = np.arange(0, width, 2, dtype=np.float32) / np.float32(width)
+    return (1.0 / np.float32(theta) ** exponents).astype(np.float32)
+
+
+def _rope(angles: Float[Array, "*B T pairs"], interleaved: bool) -> Rope:
+    if interleaved:
+        angles = jnp.repeat(angles, 2, axis=-1)
+    else:
+        angles = jnp.concatenate([angles, angles], axis=-1)
+    return Rope(jnp.cos(angles), jnp.sin(angles), interleaved)

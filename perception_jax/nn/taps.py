@@ -36,7 +36,7 @@ from perception_jax.errors import ConfigError
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=("rows", "probes", "pool_probe"),
-    meta_fields=("attention", "hidden", "pool", "inserts"),
+    meta_fields=("attention", "cross", "hidden", "pool", "inserts"),
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Taps:
@@ -44,6 +44,7 @@ class Taps:
 
     Attributes:
       attention: layers whose attention probabilities are recorded; negative counts from the end.
+      cross: layers whose cross-attention probabilities are recorded, in the same rows.
       hidden: hidden states to record: 0 is the input of the first block, k the output of block
         k - 1 (the numbering of Hugging Face); negative counts from the end.
       rows: int[Q] query positions for the whole batch, or int[B, Q] per example; None is all.
@@ -56,6 +57,7 @@ class Taps:
     """
 
     attention: tuple[int, ...] = ()
+    cross: tuple[int, ...] = ()
     hidden: tuple[int, ...] = ()
     rows: Int[Array, "*R Q"] | None = None
     probes: Float[Array, "L B N Q K"] | None = None
@@ -115,16 +117,22 @@ def refuse_pool(taps: Taps | None) -> None:
         )
 
 
-def layer_indices(layers: tuple[int, ...], depth: int) -> tuple[int, ...]:
-    """Sorted, unique, non-negative indices into a stack of `depth` entries.
+def layer_indices(layers: tuple[int, ...], depth: int, start: int = 0) -> tuple[int, ...]:
+    """Sorted, unique, non-negative indices into the entries `start` to `depth` of a stack.
+
+    Negative ones count from `depth`.
 
     Raises:
-      ConfigError: an index lies outside [-depth, depth).
+      ConfigError: an index of no such entry.
     """
+    found = set()
     for index in layers:
-        if not -depth <= index < depth:
+        place = index + depth if index < 0 else index
+        if not start <= place < depth:
+            what = f"the stack has {depth}" if start == 0 else f"{start} to {depth - 1} run"
             raise ConfigError(
-                f"tap on layer {index}, but the stack has {depth}: expected an index in "
-                f"[{-depth}, {depth - 1}]"
+                f"tap on layer {index}, but {what}: expected an index in [{start}, {depth - 1}], "
+                f"or one from {start - depth} to -1 from the end."
             )
-    return tuple(sorted({index % depth for index in layers}))
+        found.add(place)
+    return tuple(sorted(found))

@@ -1,31 +1,40 @@
-"""The transformer block of CLIP, SigLIP, EVA and DINOv2: two residual steps, each with a norm.
+"""The transformer block: residual steps of attention, cross-attention if any, and an MLP.
 
-Letters: B batch, T tokens, D width, N heads, Q query rows.
+Letters: B batch, T tokens, D width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from perception_jax.nn.attention import Attention, Mask
+from perception_jax.errors import ConfigError
+from perception_jax.nn.attention import Attention
+from perception_jax.nn.dropout import drop_path, dropout
 from perception_jax.nn.norms import LayerNorm
-from perception_jax.nn.rope import Rope
-from perception_jax.nn.taps import LayerTap
+from perception_jax.nn.stack.layer import Layer, Step, StepOutput
+
+_ATTENTION, _CROSS, _MLP = 0, 1, 2
+"""Places that drop something, each with a key of its own."""
 
 
 class Block(nnx.Module):
-    """`x += scale1 * attention(norm1(x)); x += scale2 * mlp(norm2(x))`.
+    """Residual steps `x + f(x)`: attention, cross-attention to a memory if there is one, MLP.
 
-    The two steps can be called on their own, so that a method can put something between them.
+    The steps can be called on their own, so that a method can put something between them.
 
     Args:
       attention, mlp: the modules inside the steps.
-      norm: "pre" normalises a step's input, "post" its output (EVA-02-E).
-      layer_scale: start value of the learned factors (DINOv2); None has none.
+      norm: "pre": `x + f(norm(x))`; "post": `norm(x + f(x))` (the original Transformer, BERT);
+        "res_post": `x + norm(f(x))` (Swin v2, EVA-02-E).
+      norm_type: of the norms, made with a width and `eps`.
+      cross: attention to `Layer.memory`, between the two others.
+      layer_scale: start value of learned factors on the branches (DINOv2); None has none.
+      dropout: rate on what each step adds; see `Layer.key`.
     """
 
     def __init__(
@@ -35,48 +44,92 @@ class Block(nnx.Module):
         mlp: nnx.Module,
         *,
         eps: float,
-        norm: Literal["pre", "post"] = "pre",
+        norm: Literal["pre", "post", "res_post"] = "pre",
+        norm_type: Callable[..., nnx.Module] = LayerNorm,
+        cross: Attention | None = None,
         layer_scale: float | None = None,
+        dropout: float = 0.0,
     ):
+        def scale() -> nnx.Param | None:
+            return None if layer_scale is None else nnx.Param(jnp.full((width,), layer_scale))
+
         self.norm = norm
-        self.norm1 = LayerNorm(width, eps=eps)
+        self.dropout = dropout
+        self.norm1 = norm_type(width, eps=eps)
         self.attention = attention
-        self.norm2 = LayerNorm(width, eps=eps)
+        self.cross = cross
+        self.norm_cross = None if cross is None else norm_type(width, eps=eps)
+        self.norm2 = norm_type(width, eps=eps)
         self.mlp = mlp
-        scaled = layer_scale is not None
-        self.scale1 = nnx.Param(jnp.full((width,), layer_scale)) if scaled else None
-        self.scale2 = nnx.Param(jnp.full((width,), layer_scale)) if scaled else None
+        self.scale1 = scale()
+        self.scale_cross = None if cross is None else scale()
+        self.scale2 = scale()
 
-    def attention_step(
+    @property
+    def attends_memory(self) -> bool:
+        """Whether there is cross-attention."""
+        return self.cross is not None
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """The sub-layers, in order."""
+        cross = () if self.cross is None else (self.cross_step,)
+        return (self.attention_step, *cross, self.mlp_step)
+
+    def attention_step(self, x: Float[Array, "B T D"], layer: Layer | None = None) -> StepOutput:
+        """Self-attention."""
+        layer = layer or Layer()
+        out = self.attention(
+            self._before(x, self.norm1),
+            mask=layer.mask,
+            rope=layer.rope,
+            tap=layer.tap,
+            cache=layer.cache,
+        )
+        x = self._added(x, out.x, self.norm1, self.scale1, layer, _ATTENTION)
+        return StepOutput(x=x, attention=out.rows, cache=out.cache)
+
+    def cross_step(self, x: Float[Array, "B T D"], layer: Layer) -> StepOutput:
+        """Attention to the memory.
+
+        Raises:
+          ConfigError: there is none.
+        """
+        if layer.memory is None:
+            raise ConfigError(
+                "this block attends to a memory, but none was given: run the stack with "
+                "`memory=` tokens."
+            )
+        out = self.cross(
+            self._before(x, self.norm_cross),
+            keys=layer.memory,
+            mask=layer.memory_mask,
+            tap=layer.cross_tap,
+        )
+        x = self._added(x, out.x, self.norm_cross, self.scale_cross, layer, _CROSS)
+        return StepOutput(x=x, cross=out.rows)
+
+    def mlp_step(self, x: Float[Array, "B T D"], layer: Layer | None = None) -> StepOutput:
+        """The MLP."""
+        y = self.mlp(self._before(x, self.norm2))
+        return StepOutput(x=self._added(x, y, self.norm2, self.scale2, layer or Layer(), _MLP))
+
+    def _before(self, x: Float[Array, "B T D"], norm: nnx.Module) -> Float[Array, "B T D"]:
+        """What goes into a sub-layer."""
+        return norm(x) if self.norm == "pre" else x
+
+    def _added(
         self,
         x: Float[Array, "B T D"],
-        *,
-        mask: Mask | None = None,
-        rope: Rope | None = None,
-        tap: LayerTap | None = None,
-    ) -> tuple[Float[Array, "B T D"], Float[Array, "B N Q T"] | None]:
-        """The first residual step and, if tapped, the attention rows."""
-        pre = self.norm == "pre"
-        y, rows = self.attention(self.norm1(x) if pre else x, mask=mask, rope=rope, tap=tap)
-        return x + _scaled(y if pre else self.norm1(y), self.scale1), rows
-
-    def mlp_step(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        """The second residual step."""
-        y = self.mlp(self.norm2(x)) if self.norm == "pre" else self.norm2(self.mlp(x))
-        return x + _scaled(y, self.scale2)
-
-    def __call__(
-        self,
-        x: Float[Array, "B T D"],
-        *,
-        mask: Mask | None = None,
-        rope: Rope | None = None,
-        tap: LayerTap | None = None,
-    ) -> tuple[Float[Array, "B T D"], Float[Array, "B N Q T"] | None]:
-        """Both steps."""
-        x, rows = self.attention_step(x, mask=mask, rope=rope, tap=tap)
-        return self.mlp_step(x), rows
-
-
-def _scaled(y: Float[Array, "B T D"], scale: nnx.Param | None) -> Float[Array, "B T D"]:
-    return y if scale is None else y * scale[...].astype(y.dtype)
+        y: Float[Array, "B T D"],
+        norm: nnx.Module,
+        scale: nnx.Param | None,
+        layer: Layer,
+        site: int,
+    ) -> Float[Array, "B T D"]:
+        """The residual `x` with what a sub-layer adds."""
+        y = norm(y) if self.norm == "res_post" else y
+        y = y if scale is None else y * scale[...].astype(y.dtype)
+        y = dropout(y, self.dropout, layer.key_of(2 * site))
+        y = drop_path(y, layer.drop_path, layer.key_of(2 * site + 1))
+        return norm(x + y) if self.norm == "post" else x + y

@@ -7,30 +7,30 @@ from collections.abc import Iterator
 
 import jax
 
-from perception_jax.nn import attention
+from perception_jax.nn.attention import core
 
 
 @contextlib.contextmanager
 def patched(names: str) -> Iterator[None]:
     """The library changed in the `+`-joined ways of `VARIANTS` while a call is traced."""
-    before = attention.attend, attention._has_cudnn, jax.lax.scan
+    before = core.attend, core._has_cudnn, jax.lax.scan
     for name in names.split("+"):
         VARIANTS[name]()
     try:
         yield
     finally:
-        attention.attend, attention._has_cudnn, jax.lax.scan = before
+        core.attend, core._has_cudnn, jax.lax.scan = before
 
 
 def _xla() -> None:
-    attention._has_cudnn = lambda: False
+    core._has_cudnn = lambda: False
 
 
 def _dpa() -> None:
-    def attend(q, k, v, mask=None):
-        return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="xla")
+    def attend(q, k, v, mask=None, *, bias=None):
+        return jax.nn.dot_product_attention(q, k, v, bias, mask, implementation="xla")
 
-    attention.attend = attend
+    core.attend = attend
 
 
 def _unroll() -> None:

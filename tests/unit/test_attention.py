@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from perception_jax.nn import attention
-from perception_jax.nn.attention import LONG, attend
+from perception_jax.nn.attention import LONG, attend, core
 
 BATCH, QUERIES, KEYS, HEADS, WIDTH = 2, 130, 140, 3, 8
 MASKS = {
@@ -72,9 +71,9 @@ def lowered(platform, dtype, mask=None):
 
 
 def test_cudnn_serves_16_bits_without_a_mask_on_cuda_alone(monkeypatch):
-    monkeypatch.setattr(attention, "_has_cudnn", lambda: True)
+    monkeypatch.setattr(core, "_has_cudnn", lambda: True)
     # Stands in for a kernel that cannot even be lowered without a GPU.
-    monkeypatch.setattr(attention, "_cudnn", lambda q, k, v, mask: jnp.cos(q) + (k + v).mean())
+    monkeypatch.setattr(core, "_cudnn", lambda q, k, v, mask: jnp.cos(q) + (k + v).mean())
     for platform in ("cpu", "cuda", "tpu"):
         for dtype in (jnp.float32, jnp.bfloat16, jnp.float16):
             for mask in (None, MASKS["shared"]):
@@ -86,7 +85,7 @@ def test_cudnn_serves_16_bits_without_a_mask_on_cuda_alone(monkeypatch):
 
 
 def test_cudnn_and_its_gradients_equal_a_dense_softmax():
-    if not attention._has_cudnn():
+    if not core._has_cudnn():
         pytest.skip("needs a CUDA device")
     q, k, v, readout = (x.astype(jnp.bfloat16) for x in arrays())
 

@@ -111,7 +111,7 @@ def dense(tower, start, extra=0.0, pool_extra=0.0):
         y = mix(used, v)
         y = part.out_proj(y if part.inner_norm is None else part.inner_norm(y))
         y = y if pre else block.norm1(y)
-        x = block.mlp_step(x + (y if block.scale1 is None else y * block.scale1[...]))
+        x = block.mlp_step(x + (y if block.scale1 is None else y * block.scale1[...])).x
     x = tower.norm_post(x)
     pool = None
     if hasattr(tower, "head"):

@@ -54,8 +54,8 @@ def given(rows=BATCH):
     return {"states": jax.random.normal(jax.random.key(2), (rows, 3, WIDTH))}
 
 
-attention_step = jax.jit(lambda block, x, tap: block.attention_step(x, tap=tap))
-mlp_step = jax.jit(lambda block, x: block.mlp_step(x))
+attention_step = jax.jit(lambda block, x, tap: block.attention_step(x, stack.Layer(tap=tap)))
+mlp_step = jax.jit(lambda block, x: block.mlp_step(x).x)
 insert_step = jax.jit(lambda insert, x, given: (insert(x, given), insert.attention(x, given)))
 
 
@@ -67,7 +67,8 @@ def loop(blocks, x, given, taps, *, depth=DEPTH, repeats=1):
         tap = LayerTap(rows=taps.rows)
         if taps.probes is not None and layer in taps.attention:
             tap = LayerTap(rows=taps.rows, probe=taps.probes[taps.attention.index(layer)])
-        x, records["attention"][layer] = attention_step(block, x, tap)
+        out = attention_step(block, x, tap)
+        x, records["attention"][layer] = out.x, out.attention
         if layer in blocks.layers:
             place = blocks.layers.index(layer)
             insert = jax.tree.map(lambda leaf, place=place: leaf[place], blocks.inserts)

@@ -41,7 +41,7 @@ def seen(tower, pixels, **options):
 
 @pytest.mark.parametrize("options", [{}, {"depth": 3, "remat": True}], ids=str)
 def test_outputs_taps_and_gradients_are_those_of_the_stack(model, options):
-    separate = stack.separate(model)
+    separate = stack.separate(model, keep=True)
     expected = seen(model.vision, PIXELS, **options)
     found = seen(separate.vision, PIXELS, **options)
     chex.assert_trees_all_close(found, expected, atol=1e-6)
@@ -51,7 +51,7 @@ def test_outputs_taps_and_gradients_are_those_of_the_stack(model, options):
 
 def test_the_model_itself_stays_as_it_was_and_once_is_enough(model):
     before = jax.tree.structure(model)
-    once = stack.separate(model)
+    once = stack.separate(model, keep=True)
     assert jax.tree.structure(model) == before
     assert stack.depth_of(once.vision.blocks) == 4
     chex.assert_trees_all_equal(stack.separate(once), once)
@@ -81,4 +81,6 @@ def test_inserts_and_a_batch_that_grows_at_the_first_of_them(model):
     }
     expected = tower(PIXELS, **options)
     assert expected.tokens.shape[0] == 6
-    chex.assert_trees_all_close(stack.separate(tower)(PIXELS, **options), expected, atol=1e-6)
+    chex.assert_trees_all_close(
+        stack.separate(tower, keep=True)(PIXELS, **options), expected, atol=1e-6
+    )

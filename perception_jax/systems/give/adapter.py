@@ -19,10 +19,11 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from perception_jax.errors import ConfigError
-from perception_jax.nn.attention import attend, probabilities
+from perception_jax.nn.attention import AttentionOutput, multi_head
 from perception_jax.nn.linear import Linear
 from perception_jax.nn.mlp import gelu
 from perception_jax.nn.norms import LayerNorm
+from perception_jax.nn.taps import LayerTap
 from perception_jax.nn.variables import AdapterParam
 
 EPS = 1e-5
@@ -83,9 +84,7 @@ class AgAdapter(nnx.Module):
 
     def __call__(self, h: Float[Array, "B N D"], instruction: Instruction) -> Float[Array, "B N D"]:
         """Image tokens with what the instruction adds."""
-        q, k, v = self._heads(h, instruction)
-        mixed = attend(q, k, v, instruction.mask[:, None, None])
-        added = self.to_out(mixed.reshape(h.shape))
+        added = self.to_out(self._attend(h, instruction).x)
         strength = instruction.strength
         if self.gate is not None:
             strength = strength * jnp.tanh(self.gate[...].astype(jnp.float32))
@@ -95,17 +94,22 @@ class AgAdapter(nnx.Module):
         self, h: Float[Array, "B N D"], instruction: Instruction
     ) -> Float[Array, "B H N T"]:
         """How much each image token takes from each text token; 0 where the mask is False."""
-        q, k, _ = self._heads(h, instruction)
-        return probabilities(q, k, instruction.mask[:, None, None])
+        return self._attend(h, instruction, tap=LayerTap()).rows
 
-    def _heads(
-        self, h: Float[Array, "B N D"], instruction: Instruction
-    ) -> tuple[Float[Array, "B _ H _"], ...]:
+    def _attend(
+        self, h: Float[Array, "B N D"], instruction: Instruction, tap: LayerTap | None = None
+    ) -> AttentionOutput:
         text = self.fc1(instruction.states.astype(h.dtype))
         if self.fc2 is not None:
             text = self.fc2(gelu(text))
-        rows = (self.to_q(self.norm(h)), self.to_k(text), self.to_v(text))
-        return tuple(x.reshape(*x.shape[:2], self.heads, -1) for x in rows)
+        return multi_head(
+            self.to_q(self.norm(h)),
+            self.to_k(text),
+            self.to_v(text),
+            heads=self.heads,
+            mask=jnp.asarray(instruction.mask)[:, None, None],
+            tap=tap,
+        )
 
 
 def linear(

@@ -1,0 +1,117 @@
+"""Keys and values of the tokens so far, so that each new token attends without recomputing them.
+
+The arrays of all layers travel through a stack as one, updated in place: no layer's are copied.
+Letters: L layers, B batch, S capacity in tokens, T new tokens, M key-value heads, H head width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from perception_jax.errors import ConfigError
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KvCache:
+    """Keys and values of all layers of a stack.
+
+    Attributes:
+      keys, values: what was written; behind `lengths` they mean nothing.
+      lengths: tokens of each example so far.
+    """
+
+    keys: Float[Array, "L B S M H"]
+    values: Float[Array, "L B S M H"]
+    lengths: Int[Array, " B"]
+
+    @classmethod
+    def empty(
+        cls,
+        *,
+        depth: int,
+        batch: int,
+        capacity: int,
+        kv_heads: int,
+        head_width: int,
+        dtype: np.typing.DTypeLike = jnp.float32,
+    ) -> KvCache:
+        """Room for `capacity` tokens of each example."""
+        shape = (depth, batch, capacity, kv_heads, head_width)
+        return cls(
+            keys=jnp.zeros(shape, dtype),
+            values=jnp.zeros(shape, dtype),
+            lengths=jnp.zeros((batch,), jnp.int32),
+        )
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that an example may have."""
+        return self.keys.shape[2]
+
+    def with_lengths(self, lengths: Int[Array, " B"]) -> KvCache:
+        """The same with other lengths, e.g. without the padding behind a prompt.
+
+        What lies behind `lengths` is overwritten by the next tokens before any query sees it.
+        """
+        return dataclasses.replace(self, lengths=lengths)
+
+    def advanced(self, count: int) -> KvCache:
+        """The same, `count` tokens on."""
+        return self.with_lengths(self.lengths + count)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LayerCache:
+    """The part of a `KvCache` that concerns one layer.
+
+    Attributes:
+      stack: the cache of all layers.
+      layer: which one; a number or a traced scalar.
+    """
+
+    stack: KvCache
+    layer: Int[Array, ""] | int
+
+    @property
+    def lengths(self) -> Int[Array, " B"]:
+        """Tokens of each example so far, before any that are new."""
+        return self.stack.lengths
+
+    def write(self, k: Float[Array, "B T M H"], v: Float[Array, "B T M H"]) -> LayerCache:
+        """With the new tokens behind those so far; `lengths` stay as they are.
+
+        Raises:
+          ConfigError: more new tokens than the capacity.
+        """
+        batch, count = k.shape[:2]
+        if count > self.stack.capacity:
+            raise ConfigError(
+                f"a cache for {self.stack.capacity} tokens cannot take {count} at once: make it "
+                "with the capacity of the longest text and all that is generated."
+            )
+        place = (
+            self.layer,
+            jnp.arange(batch)[:, None],
+            self.stack.lengths[:, None] + jnp.arange(count),
+        )
+        keys, values = (
+            old.at[place].set(new.astype(old.dtype), mode="drop")
+            for old, new in ((self.stack.keys, k), (self.stack.values, v))
+        )
+        stack = dataclasses.replace(self.stack, keys=keys, values=values)
+        return dataclasses.replace(self, stack=stack)
+
+    def read(self) -> tuple[Float[Array, "B S M H"], Float[Array, "B S M H"]]:
+        """All keys and values of the layer, those behind `lengths` included."""
+        return self.stack.keys[self.layer], self.stack.values[self.layer]
+
+    def overflows(self, count: int) -> Bool[Array, " B"]:
+        """Whether `count` new tokens do not fit."""
+        return self.stack.lengths + count > self.stack.capacity

@@ -1,0 +1,44 @@
+"""Stacks of transformer blocks: one module with stacked leaves, run by `lax.scan`.
+
+A part of a stack is a slice of its leaves, so computing only the layers needed costs nothing.
+`engine` scans over layers of repeating kinds and knows nothing of transformers; `forward.run` calls
+the steps of blocks and the inserts around them; `stacked` makes stacks; `layer` says what a layer
+is given and gives.
+"""
+
+from perception_jax.nn.stack.engine import REMAT, Remat
+from perception_jax.nn.stack.forward import StackOutput, run
+from perception_jax.nn.stack.layer import Block, Context, Insert, Layer, Step, StepOutput
+from perception_jax.nn.stack.stacked import (
+    Inserted,
+    Mixed,
+    Separate,
+    base_of,
+    depth_of,
+    init,
+    part,
+    residual_gain,
+    separate,
+)
+
+__all__ = [
+    "REMAT",
+    "Block",
+    "Context",
+    "Insert",
+    "Inserted",
+    "Layer",
+    "Mixed",
+    "Remat",
+    "Separate",
+    "StackOutput",
+    "Step",
+    "StepOutput",
+    "base_of",
+    "depth_of",
+    "init",
+    "part",
+    "residual_gain",
+    "run",
+    "separate",
+]

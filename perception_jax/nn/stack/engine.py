@@ -1,0 +1,197 @@
+"""A scan over layers of repeating kinds, each with inputs and outputs of its own.
+
+Layers of one kind run the same program. Runs of a repeating pattern of kinds are one `lax.scan`
+each, so that a model with many equal layers compiles as fast as one with few. What the layers
+compute is the caller's `body`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from perception_jax.errors import ConfigError
+from perception_jax.nn.stack.stacked import part
+
+_LONGEST_PATTERN = 4
+
+Remat = bool | str
+"""A name of `REMAT`; True is "full", False "none"."""
+
+_POLICIES = jax.checkpoint_policies
+REMAT: Mapping[str, Callable | None] = MappingProxyType(
+    {
+        "none": _POLICIES.everything_saveable,
+        "full": None,
+        "dots": _POLICIES.dots_saveable,
+        "dots_no_batch": _POLICIES.dots_with_no_batch_dims_saveable,
+    }
+)
+"""What is kept for the backward pass: "none" recomputes nothing, "full" keeps the edges of layers
+alone, "dots" keeps all matrix products and "dots_no_batch" those with weights."""
+
+Kind = Hashable
+
+
+@dataclasses.dataclass(frozen=True)
+class Feed:
+    """Arrays with a leading axis over the layers that have them.
+
+    Attributes:
+      stacked: a pytree, or a `Separate` stack.
+      has: whether layers of a kind have them.
+    """
+
+    stacked: Any
+    has: Callable[[Kind], bool] = lambda kind: True
+
+
+@dataclasses.dataclass(frozen=True)
+class Slice:
+    """One layer of a scan.
+
+    Attributes:
+      kind: of the layer.
+      index: number of the layer; traced inside a scan.
+      feeds: its part of each feed; None of those that it does not have.
+    """
+
+    kind: Kind
+    index: Int[Array, ""] | int
+    feeds: Mapping[str, Any]
+
+
+Body = Callable[[Any, Slice], tuple[Any, dict[str, Any]]]
+"""Carry and layer to carry and what is recorded, by name."""
+
+
+def scan(
+    body: Body,
+    carry: Any,
+    kinds: Sequence[Kind],
+    feeds: Mapping[str, Feed],
+    *,
+    start: int = 0,
+    remat: Remat = False,
+    unrolled: Callable[[Kind], bool] = lambda kind: False,
+) -> tuple[Any, dict[str, Any]]:
+    """Runs the layers `start` to `len(kinds)`.
+
+    Args:
+      body: one layer; layers of equal kinds record equal structures.
+      kinds: of all layers from 0 on, those before `start` too, as feeds are counted from 0.
+      feeds: what layers have of their own.
+      remat: what is kept for the backward pass.
+      unrolled: kinds whose layers stand alone without a loop, e.g. where the carry's shape changes.
+
+    Returns:
+      The carry, and under each name what the layers recorded, stacked in layer order.
+
+    Raises:
+      ConfigError: an unknown name for `remat`.
+    """
+    recorded: dict[str, list[Any]] = {}
+    for pattern, first, stop in _runs(kinds, start, unrolled):
+        repeats = (stop - first) // len(pattern)
+        index = jnp.arange(first, stop).reshape(repeats, len(pattern))
+        layers = {name: _take(feed, kinds, pattern, first, repeats) for name, feed in feeds.items()}
+        one = _checkpointed(_body(body, pattern, feeds), remat)
+        if unrolled(pattern[0]):
+            carry, found = one(carry, jax.tree.map(lambda leaf: leaf[0], (index, layers)))
+            found = jax.tree.map(lambda leaf: leaf[None], found)
+        else:
+            carry, found = jax.lax.scan(one, carry, (index, layers))
+        for name, of_pattern in found.items():
+            recorded.setdefault(name, []).append(_in_layer_order(of_pattern))
+    return carry, {name: _concatenated(parts) for name, parts in recorded.items()}
+
+
+def _body(body: Body, pattern: Sequence[Kind], feeds: Mapping[str, Feed]) -> Callable:
+    """One repeat of a pattern of layers."""
+
+    def step(carry: Any, xs: tuple[Any, dict[str, Any]]) -> tuple[Any, dict[str, list[Any]]]:
+        index, layers = xs
+        recorded: dict[str, list[Any]] = {}
+        taken = dict.fromkeys(feeds, 0)
+        for j, kind in enumerate(pattern):
+            own = {}
+            for name, feed in feeds.items():
+                has = layers[name] is not None and feed.has(kind)
+                own[name] = _at(layers[name], taken[name]) if has else None
+                taken[name] += has
+            carry, found = body(carry, Slice(kind, index[j], own))
+            for name, value in found.items():
+                recorded.setdefault(name, []).append(value)
+        return carry, recorded
+
+    return step
+
+
+def _take(
+    feed: Feed, kinds: Sequence[Kind], pattern: Sequence[Kind], first: int, repeats: int
+) -> Any:
+    """Of a run, with the axes [repeats, layers of the pattern that have it] in front."""
+    count = sum(map(feed.has, pattern))
+    if feed.stacked is None or count == 0:
+        return None
+    before = sum(map(feed.has, kinds[:first]))
+    chosen = part(feed.stacked, before, before + repeats * count)
+    return jax.tree.map(lambda leaf: leaf.reshape(repeats, count, *leaf.shape[1:]), chosen)
+
+
+def _at(stacked: Any, index: int) -> Any:
+    return jax.tree.map(lambda leaf: leaf[index], stacked)
+
+
+def _in_layer_order(of_pattern: list[Any]) -> Any:
+    """For each layer of a pattern [repeats, ...] to [layers, ...]."""
+
+    def join(*leaves: Array) -> Array:
+        stacked = jnp.stack(leaves, axis=1)
+        return stacked.reshape(-1, *stacked.shape[2:])
+
+    return jax.tree.map(join, *of_pattern)
+
+
+def _concatenated(parts: list[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+
+
+def _checkpointed(body: Callable, remat: Remat) -> Callable:
+    name = {True: "full", False: "none"}.get(remat, remat)
+    if name not in REMAT:
+        raise ConfigError(f"remat: expected a bool or one of {', '.join(REMAT)}, found {remat!r}.")
+    if name == "none":
+        return body
+    return jax.checkpoint(body, prevent_cse=False, policy=REMAT[name])
+
+
+def _runs(
+    kinds: Sequence[Kind], start: int, unrolled: Callable[[Kind], bool]
+) -> Iterator[tuple[tuple[Kind, ...], int, int]]:
+    """Runs of a repeating pattern, as (pattern, first, stop): the longest first, then the next."""
+    while start < len(kinds):
+        pattern, stop = (kinds[start],), start + 1
+        if not unrolled(kinds[start]):
+            pattern, stop = max(
+                (_repeated(kinds, start, length) for length in range(1, _LONGEST_PATTERN + 1)),
+                key=lambda found: (found[1], -len(found[0])),
+            )
+        yield pattern, start, stop
+        start = stop
+
+
+def _repeated(kinds: Sequence[Kind], start: int, length: int) -> tuple[tuple[Kind, ...], int]:
+    """How far the pattern of `length` layers repeats; one that does not repeat ends at `start`."""
+    pattern = tuple(kinds[start : start + length])
+    stop = start + length
+    while tuple(kinds[stop : stop + length]) == pattern:
+        stop += length
+    single = length > 1 and stop == start + length
+    return pattern, start if single or len(pattern) < length else stop

@@ -1,0 +1,145 @@
+"""What is special about each layer of a stack: its name, its inserts, and what is recorded."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flax import nnx
+
+from perception_jax.errors import ConfigError
+from perception_jax.nn.stack.layer import Context
+from perception_jax.nn.stack.stacked import Inserted, Place
+from perception_jax.nn.taps import Taps, layer_indices
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """Layers of one kind run the same program.
+
+    Attributes:
+      name: in the stack's layout.
+      attention, cross, hidden: whether they are recorded.
+      inserts: of each group of inserts, whether the layer has one of them.
+      tapped_inserts: whether their attention is recorded.
+      widens: whether the batch grows to the context's rows at the layer's first insert.
+    """
+
+    name: str | None = None
+    attention: bool = False
+    cross: bool = False
+    hidden: bool = False
+    inserts: tuple[bool, ...] = ()
+    tapped_inserts: bool = False
+    widens: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Placed:
+    """A group of inserts: stacked over `layers`, at one place of their blocks."""
+
+    inserts: nnx.Module
+    layers: tuple[int, ...]
+    place: Place
+
+    def position(self, steps: int) -> int:
+        """How many of a block's steps come before.
+
+        Raises:
+          ConfigError: no such place.
+        """
+        named = {"before": 0, "between": steps - 1, "after": steps}
+        found = named.get(self.place, self.place)
+        if isinstance(found, str) or not 0 <= found <= steps:
+            raise ConfigError(
+                f"place of inserts: expected one of {', '.join(named)} or a number of steps in "
+                f"[0, {steps}], found {self.place!r}."
+            )
+        return found
+
+
+def placed_in(blocks: nnx.Module) -> tuple[Placed, ...]:
+    """The groups of inserts of a stack, in the order in which they were put in."""
+    if not isinstance(blocks, Inserted):
+        return ()
+    return (*placed_in(blocks.base), Placed(blocks.inserts, blocks.layers, blocks.place))
+
+
+def of_kind(choice: Any, kind: Kind, what: str) -> Any:
+    """`choice` itself, or what it holds for layers of a kind.
+
+    Raises:
+      ConfigError: it holds nothing for them.
+    """
+    if not isinstance(choice, Mapping):
+        return choice
+    if kind.name not in choice:
+        found = "without a layout" if kind.name is None else f"of kind {kind.name!r}"
+        raise ConfigError(
+            f"{what}: expected one for each kind of layer, found {sorted(choice)} and a layer "
+            f"{found}."
+        )
+    return choice[kind.name]
+
+
+def kinds_of(
+    placed: Sequence[Placed],
+    layout: Sequence[str] | None,
+    start: int,
+    stop: int,
+    taps: Taps,
+    context: Context | None,
+) -> tuple[Kind, ...]:
+    """The kinds of the layers 0 to `stop`, of which those from `start` on run.
+
+    Raises:
+      ConfigError: a context for a stack without inserts, or taps on what comes before the batch
+        grows.
+    """
+    attention = layer_indices(taps.attention, stop, start)
+    cross = layer_indices(taps.cross, stop, start)
+    hidden = layer_indices(taps.hidden, stop + 1, start)
+    tapped = layer_indices(taps.inserts, stop, start)
+    if context is not None and not placed:
+        raise ConfigError(
+            "a context was given, but this stack has no inserts that could use it: put adapters "
+            "in first, e.g. with nn.stack.Inserted."
+        )
+    used = {layer for group in placed for layer in group.layers} if context is not None else set()
+    if missing := set(tapped) - used:
+        raise ConfigError(
+            f"taps ask for the inserts of layers {sorted(missing)}; this call uses inserts in "
+            f"layers {sorted(used)}."
+        )
+    first = _first_wide(used, start, stop, context)
+    if first is not None and min((*attention, *cross, *hidden), default=stop) <= first:
+        raise ConfigError(
+            f"taps on layers up to {first} record the batch before it grows to its rows there; "
+            "record later layers, or repeat the images instead."
+        )
+    return tuple(
+        Kind(
+            name=None if layout is None else layout[layer],
+            attention=layer in attention,
+            cross=layer in cross,
+            hidden=layer + 1 in hidden,
+            inserts=tuple(context is not None and layer in group.layers for group in placed),
+            tapped_inserts=layer in tapped,
+            widens=layer == first,
+        )
+        for layer in range(stop)
+    )
+
+
+def _first_wide(used: set[int], start: int, stop: int, context: Context | None) -> int | None:
+    """The layer in which the batch grows, if it does."""
+    if context is None or context.repeats == 1:
+        return None
+    first = min((layer for layer in used if layer >= start), default=None)
+    if first is None or first >= stop:
+        raise ConfigError(
+            f"the first insert is in layer {first}, but only {stop} layers run: the batch never "
+            "grows to the context's rows. Run more layers, or give one row an example."
+        )
+    return first
