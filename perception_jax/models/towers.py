@@ -14,10 +14,8 @@ from jaxtyping import Array, Float
 
 from perception_jax import settings
 from perception_jax.interop.rules import LINEAR, RuleTable
+from perception_jax.nn.mlp import TOWER_ACTIVATIONS
 from perception_jax.settings import Settings
-
-ACTIVATIONS = ("quick_gelu", "gelu", "gelu_pytorch_tanh")
-"""What the published towers run with, of `nn.mlp.ACTIVATIONS`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,7 +47,7 @@ _HF_NAMES = {
     "depth": ("num_hidden_layers", settings.DEPTH),
     "heads": ("num_attention_heads", settings.HEADS),
     "mlp_dim": ("intermediate_size", settings.WIDTH),
-    "act": ("hidden_act", settings.Choice(ACTIVATIONS)),
+    "act": ("hidden_act", settings.Choice(TOWER_ACTIVATIONS)),
     "eps": ("layer_norm_eps", settings.EPS),
 }
 

@@ -40,6 +40,8 @@ ACTIVATIONS: Mapping[str, Callable] = MappingProxyType(
     }
 )
 """By the names that Hugging Face configurations use."""
+TOWER_ACTIVATIONS = ("quick_gelu", "gelu", "gelu_pytorch_tanh")
+"""Those of the published image and text towers."""
 
 
 class Mlp(nnx.Module):

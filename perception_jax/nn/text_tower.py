@@ -16,7 +16,7 @@ from perception_jax.errors import ConfigError
 from perception_jax.nn import stack
 from perception_jax.nn.attention import Attention
 from perception_jax.nn.linear import Linear, lookup
-from perception_jax.nn.mlp import ACTIVATIONS, Mlp
+from perception_jax.nn.mlp import TOWER_ACTIVATIONS, Mlp
 from perception_jax.nn.norms import LayerNorm
 from perception_jax.nn.taps import Taps, refuse_pool
 from perception_jax.nn.towers import TowerOutput
@@ -27,7 +27,7 @@ from perception_jax.ops.sharding import constrain
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextConfig:
     """Attributes:
-    act: one of `nn.mlp.ACTIVATIONS`; it belongs to the weights.
+    act: one of `nn.mlp.TOWER_ACTIVATIONS`; it belongs to the weights.
     pool: "end" reads the causal tower at the end token (CLIP); "last" reads a tower without any
       mask at the last position (SigLIP).
     projection_bias: whether the projection to the joint space has a bias.
@@ -68,7 +68,7 @@ _KINDS = {
     **settings.TRANSFORMER,
     "vocab_size": settings.VOCABULARY,
     "context": settings.CONTEXT,
-    "act": settings.Choice(ACTIVATIONS),
+    "act": settings.Choice(TOWER_ACTIVATIONS),
     "pool": settings.Choice(("end", "last")),
     "projection_bias": settings.FLAG,
     "end_id": _ID,

@@ -11,14 +11,14 @@ from perception_jax import settings
 from perception_jax.errors import ConfigError
 from perception_jax.models import open_clip, timm
 from perception_jax.models.towers import HF_FILE, read_hf_tower, write_hf_tower
-from perception_jax.nn.mlp import ACTIVATIONS
+from perception_jax.nn.mlp import TOWER_ACTIVATIONS
 from perception_jax.nn.text_tower import TextConfig
 from perception_jax.settings import Choice, Integer, Optional, Settings, check_fields, shown
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VisionConfig:
-    """The image tower; `act` is one of `nn.mlp.ACTIVATIONS` and belongs to the weights.
+    """The image tower; `act` is one of `nn.mlp.TOWER_ACTIVATIONS` and belongs to the weights.
 
     Raises:
       ConfigError: a field of another type or out of range (see `settings.check_fields`).
@@ -34,7 +34,7 @@ class VisionConfig:
     eps: float = 1e-5
 
     def __post_init__(self) -> None:
-        check_fields(self, {**settings.IMAGE_TOWER, "act": Choice(ACTIVATIONS)})
+        check_fields(self, {**settings.IMAGE_TOWER, "act": Choice(TOWER_ACTIVATIONS)})
 
     @property
     def tokens(self) -> int:

@@ -12,7 +12,7 @@ from perception_jax.errors import ConfigError
 from perception_jax.models import open_clip, timm
 from perception_jax.models.open_clip import TIMM_KEYS
 from perception_jax.models.towers import HF_FILE, read_hf_tower, write_hf_tower
-from perception_jax.nn.mlp import ACTIVATIONS
+from perception_jax.nn.mlp import TOWER_ACTIVATIONS
 from perception_jax.nn.text_tower import TextConfig
 from perception_jax.settings import Choice, Settings, check_fields, shown
 
@@ -41,7 +41,7 @@ class SiglipVisionConfig:
     eps: float = 1e-6
 
     def __post_init__(self) -> None:
-        check_fields(self, {**settings.IMAGE_TOWER, "act": Choice(ACTIVATIONS)})
+        check_fields(self, {**settings.IMAGE_TOWER, "act": Choice(TOWER_ACTIVATIONS)})
 
     @property
     def tokens(self) -> int:
