@@ -122,7 +122,7 @@ def throughput(given: argparse.Namespace, against: bool) -> Iterator[dict[str, A
     for name in given.towers:
         tower = towers()[name]
         models = {OURS: our_model(tower)}
-        models[SEPARATE] = stack.separate(models[OURS])
+        models[SEPARATE] = stack.separate(models[OURS], keep=True)
         if against:
             models["theirs"] = their_model(tower)
         for batch in given.batches:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 
 import chex
@@ -254,25 +253,23 @@ def test_an_unknown_place_is_refused():
 # --- Parts of a stack, states, dropout, remat ---------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class Refiner:
+class Refiner(nnx.Module):
     """A block that is no transformer's: a state that travels, inputs and outputs of its own."""
 
-    scale: jax.Array
     attends_memory = False
+
+    def __init__(self, scale):
+        self.scale = nnx.Param(scale)
 
     @property
     def steps(self):
         return (self.step,)
 
     def step(self, x, layer):
-        state = {"boxes": layer.state["boxes"] + layer.inputs["delta"] * self.scale}
+        state = {"boxes": layer.state["boxes"] + layer.inputs["delta"] * self.scale[...]}
         return stack.StepOutput(
             x=x + state["boxes"][:, None, :1], state=state, outputs={"boxes": state["boxes"]}
         )
-
-
-jax.tree_util.register_dataclass(Refiner, data_fields=["scale"], meta_fields=[])
 
 
 def test_states_travel_and_layers_have_inputs_and_outputs():
@@ -280,7 +277,7 @@ def test_states_travel_and_layers_have_inputs_and_outputs():
     blocks, delta = Refiner(jnp.array([1.0, 2.0, 3.0])), normal(3, 3, 4)
     first = {"boxes": jnp.zeros((B, 4))}
     whole = stack.run(blocks, X, inputs={"delta": delta}, state=first)
-    steps = delta * blocks.scale[:, None]
+    steps = delta * blocks.scale[...][:, None]
     expected = jnp.broadcast_to(jnp.cumsum(steps, axis=0)[:, None], (3, B, 4))
     chex.assert_trees_all_close(whole.outputs["boxes"], expected, atol=1e-6)
     chex.assert_trees_all_close(whole.state["boxes"], expected[-1], atol=1e-6)

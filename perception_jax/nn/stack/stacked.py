@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +15,9 @@ BlockModule = TypeVar("BlockModule", bound=nnx.Module)
 Model = TypeVar("Model", bound=nnx.Module)
 Stacked = TypeVar("Stacked")
 
-Place = Literal["before", "between", "after"] | int
-"""Where an insert stands: before a block's first sub-layer, before its last one (the MLP), after
-all, or behind so many of them."""
+Place = str | int
+"""Where an insert stands: "before" a block's first sub-layer, "between" them (before the last, the
+MLP), "after" all, or behind so many of them."""
 
 
 class Mixed(nnx.Module):
