@@ -17,13 +17,16 @@ so that `--help` answers at once:
 from __future__ import annotations
 
 import dataclasses
+import errno
+import os
 import pathlib
 import sys
 import textwrap
+import threading
 import traceback
 import types
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import ml_collections
 
@@ -39,6 +42,7 @@ __all__ = [
     "Program",
     "UsageError",
     "format_help",
+    "leave",
     "load_config_module",
     "main",
     "parse",
@@ -121,6 +125,8 @@ class Parsed:
 
 _TRACEBACK = Flag("traceback", bool, False, "Shows where in the code an error arose.")
 _HELP = ("--help", "-h")
+_LEAVE_SECONDS = 15.0
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _WIDTH = 96
 """Columns of `--help`."""
 
@@ -195,6 +201,28 @@ def main(
     except KeyboardInterrupt:
         print(f"{_command(program)}: interrupted", file=sys.stderr)
         return 130
+    except OSError as error:
+        if parsed.flags["traceback"] or error.errno not in _DISK_ERRORS:
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        print(f"{_command(program)}: {error.strerror}{where}. Free disk space.", file=sys.stderr)
+        return 1
+
+
+def leave(code: int) -> NoReturn:
+    """Ends the process with an exit code, also where a thread still waits for a file.
+
+    Python waits for all threads, and one that reads a named pipe or a dead network disk never ends.
+    """
+    for number, stream in ((1, sys.stdout), (2, sys.stderr)):
+        try:
+            stream.flush()
+        except (OSError, ValueError):  # the terminal or the pipe is gone; Python would fail again
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+    last = threading.Timer(_LEAVE_SECONDS, os._exit, [code])
+    last.daemon = True
+    last.start()
+    sys.exit(code)
 
 
 @dataclasses.dataclass(slots=True)

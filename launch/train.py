@@ -5,18 +5,21 @@ python -m launch.train --config=configs/quickstart.py --workdir=runs/quickstart
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import pathlib
-import sys
+import tempfile
+from typing import Any
 
-from launch import common
+from launch import common, config_files
 from perception_jax.errors import ConfigError
 
 PROGRAM = common.Program(
     name="train",
     description=(
         "Trains what a config file describes. Run it again with the same workdir and it goes on "
-        "where it stopped; SIGTERM and Ctrl-C save first. If the config file defines "
+        "where it stopped; SIGTERM, SIGHUP and Ctrl-C save first. If the config file defines "
         "finish(config, task, model, workdir), that follows the last step. Several hosts: start "
         "it on each of them (on a TPU slice they find each other; PERCEPTION_JAX_DISTRIBUTED=0 "
         "keeps a host alone)."
@@ -36,12 +39,17 @@ PROGRAM = common.Program(
     ),
 )
 
+MAY_CHANGE = ("data.workers", "data.source", "data.images", "data.test")
+"""Settings of a config that a resumed run may change: the batches do not depend on how many
+processes load them, nor on where the same data lie."""
+
 
 def run(parsed: common.Parsed) -> int:
     """Trains; returns 0 also when it was asked to stop and has saved."""
     from perception_jax.shard import distributed
     from perception_jax.train import loop
     from perception_jax.train.config import TrainConfig
+    from perception_jax.train.interrupt import Stopped
 
     _log_to_stderr()
     distributed.initialize()
@@ -53,20 +61,62 @@ def run(parsed: common.Parsed) -> int:
     resolved = parsed.config.to_dict()
     workdir = parsed.flags["workdir"]
     task = parsed.module.get_task(parsed.config)
-    result = loop.run(
-        task,
-        TrainConfig.from_mapping(resolved["train"]),
-        workdir,
-        resolved_config=resolved,
-    )
+    try:
+        result = loop.run(
+            task,
+            TrainConfig.from_mapping(resolved["train"]),
+            workdir,
+            resolved_config=resolved,
+            default_config=_defaults(parsed),
+            may_change=MAY_CHANGE,
+        )
+    except Stopped:
+        _say(f"{workdir}: stopped before the first step; the same command starts again")
+        return 0
     values = "  ".join(f"{key} {value:.4g}" for key, value in result.metrics.items())
     if result.finished:
-        print(f"{workdir}: {result.step} steps done  {values}")
+        _say(f"{workdir}: {result.step} steps done  {values}")
         if hasattr(parsed.module, "finish"):
-            parsed.module.finish(parsed.config, task, result.model, workdir)
+            _finish(parsed, task, result.model)
     else:
-        print(f"{workdir}: stopped at step {result.step}; the same command continues from there")
+        _say(f"{workdir}: stopped at step {result.step}; the same command continues from there")
     return 0
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError):  # after SIGHUP there is no terminal
+        print(text, flush=True)
+
+
+def _defaults(parsed: common.Parsed) -> dict[str, Any]:
+    """The config without what `--config.KEY=VALUE` set."""
+    return config_files.build_config(parsed.module, parsed.config_arg, parsed.config_path).to_dict()
+
+
+def _finish(parsed: common.Parsed, task: Any, model: Any) -> None:
+    """Calls the config's `finish` with a model that this process can read whole.
+
+    On several processes all of them call it, for it may compute together; the files of the first
+    are kept.
+    """
+    import jax
+    from flax import nnx
+
+    from perception_jax.shard import distributed
+
+    workdir = parsed.flags["workdir"]
+    if jax.process_count() == 1:
+        parsed.module.finish(parsed.config, task, model, workdir)
+        return
+    graph, state = nnx.split(model)
+    model = nnx.merge(graph, jax.tree.map(jax.numpy.asarray, distributed.gather(state)))
+    with contextlib.ExitStack() as stack:
+        if jax.process_index() > 0:
+            workdir = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        distributed.together(
+            "finish", lambda: parsed.module.finish(parsed.config, task, model, workdir)
+        )
 
 
 def _log_to_stderr() -> None:
@@ -78,4 +128,4 @@ def _log_to_stderr() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(common.main(PROGRAM, run))
+    common.leave(common.main(PROGRAM, run))

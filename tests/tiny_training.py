@@ -180,7 +180,7 @@ def main(argv: list[str]) -> None:
     - hold_at: after this step, waits for a checkpoint to be finished;
     - full: from there on, no file may grow beyond 1,500 bytes (as close to a full disk as a process
       can bring itself);
-    - processes, process, port: one of several processes with two devices each;
+    - processes, process, port: one of several processes with `devices` (2) each;
     - noise: of the task.
     """
     workdir, *pairs = argv
@@ -188,7 +188,7 @@ def main(argv: list[str]) -> None:
     pause, hold_at = settings.pop("pause", 0.0), settings.pop("hold_at", -1)
     full, noise = settings.pop("full", False), settings.pop("noise", 1e-3)
     if "processes" in settings:
-        jax.config.update("jax_num_cpu_devices", 2)
+        jax.config.update("jax_num_cpu_devices", settings.pop("devices", 2))
         port, count, index = (settings.pop(key) for key in ("port", "processes", "process"))
         jax.distributed.initialize(f"localhost:{port}", count, index)
 

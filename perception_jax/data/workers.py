@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import itertools
 import multiprocessing
 import os
 import signal
 import sys
 import threading
+import types
 from collections.abc import Iterator
 from typing import Any
 
 import grain
 from absl import flags
 
+from perception_jax.data.worker_watch import WorkerWatch
+
 _THREADS = grain.ReadOptions(num_threads=4, prefetch_buffer_size=64)
 _THREADS_IN_WORKER = grain.ReadOptions(num_threads=1, prefetch_buffer_size=16)
 _WORKER_BUFFER = 16
+_GRACE_SECONDS = 60.0
 # Arrays come from workers through pipes. Shared memory, grain's default, is 64 MB in a container
 # unless somebody knows to ask for more, and what is in flight when an iterator closes leaks.
 _THROUGH_PIPES = grain.experimental.DatasetOptions(min_shm_size=2**62)
@@ -51,34 +56,41 @@ def prefetch(elements: grain.MapDataset, num_workers: int) -> ClosableIterator:
         elements.to_iter_dataset(_THREADS_IN_WORKER), _THROUGH_PIPES
     )
     stream = iter(ahead.mp_prefetch(options, worker_init_fn=_start_worker))
-    # The processes start while their first elements are asked for, one of each in turn.
-    with _main_module_hidden():
-        first = _take(stream, num_workers)
-    return ClosableIterator(stream, first)
+    return ClosableIterator(stream, num_workers)
 
 
 class ClosableIterator(Iterator[Any]):
-    """`first`, then the rest of `stream`."""
+    """The elements of `stream`, and a watch over the processes that load them."""
 
-    def __init__(self, stream: grain.DatasetIterator, first: tuple[Any, ...] = ()) -> None:
+    def __init__(self, stream: grain.DatasetIterator, num_workers: int = 0) -> None:
         self._stream = stream
-        self._first = collections.deque(first)
+        self._starting = num_workers
+        self._first: collections.deque[Any] = collections.deque()
+        self._watch = WorkerWatch() if num_workers else None
 
     def __next__(self) -> Any:
-        return self._first.popleft() if self._first else next(self._stream)
+        if self._watch is None:
+            return next(self._stream)
+        if self._starting:
+            self._start()
+        if self._first:
+            return self._first.popleft()
+        with self._watch.waiting():
+            return next(self._stream)
+
+    def _start(self) -> None:
+        """The processes start while their first elements are asked for, one of each in turn."""
+        count, self._starting = self._starting, 0
+        with self._watch.waiting(), _main_module_hidden():
+            self._first.extend(itertools.islice(self._stream, count))
 
     def close(self) -> None:
-        """Stops threads and processes."""
-        self._stream.close()
-
-
-def _take(stream: Iterator[Any], count: int) -> tuple[Any, ...]:
-    taken = []
-    for element in stream:
-        taken.append(element)
-        if len(taken) == count:
-            break
-    return tuple(taken)
+        """Stops threads and processes; those that do not end by themselves are killed."""
+        if self._watch is None:
+            self._stream.close()
+            return
+        with self._watch.closing():
+            self._stream.close()
 
 
 @contextlib.contextmanager
@@ -104,10 +116,21 @@ def _main_module_hidden() -> Iterator[None]:
 
 
 def _start_worker(index: int, count: int) -> None:
-    """Runs first in each worker: Ctrl-C is the main process's, and without it nobody stays."""
+    """Runs first in each worker: signals are the main process's, and without it nobody stays."""
     del index, count
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _end_later)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _end_later(number: int, frame: types.FrameType | None) -> None:
+    """A signal to the whole process group reaches workers too, and the main process, which first
+    finishes its step, still needs their elements; it then ends them itself."""
+    del number, frame
+    last = threading.Timer(_GRACE_SECONDS, os._exit, [1])
+    last.daemon = True
+    last.start()
 
 
 def _exit_with_parent() -> None:

@@ -6,24 +6,34 @@ processes must never call it.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import logging
 import os
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax._src import distributed as jax_distributed  # the service has no public client
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Int32
 
-from perception_jax.errors import TrainingError
-from perception_jax.shard import mesh as mesh_lib
+from perception_jax.errors import PerceptionError, TrainingError
+
+T = TypeVar("T")
 
 SWITCH = "PERCEPTION_JAX_DISTRIBUTED"
 """Environment variable: "1" starts the distributed runtime, "0" never does."""
 
+TIMEOUT_SECONDS = 900.0
+"""How long `exchange` waits for the slowest process."""
+
 _log = logging.getLogger(__name__)
+_turns: collections.Counter[str] = collections.Counter()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,30 +79,85 @@ def initialize(enabled: bool | None = None, *, timeout_seconds: int = 300) -> Pr
     return info
 
 
-class Agreement:
-    """Lets all processes take the same decision at the same step: any process may ask for it.
+class Ballots:
+    """The votes with which all processes decide at the same step, e.g. to stop.
 
     Signals reach hosts at different times; if each acted on its own, some would wait in a
-    collective for hosts that have left. The vote runs on the devices behind the training step and
-    is read one call later, so that nobody waits for it. A single process decides at once.
+    collective for hosts that have left. Each process puts its vote into the step that all of them
+    run; the step sums them (`train.step.VOTE`), and every process reads the same sum.
     """
 
-    def __init__(self, mesh: Mesh, *, vote: bool | None = None) -> None:
-        """`vote`: whether to vote; by default where there is more than one process."""
-        self._vote = jax.process_count() > 1 if vote is None else vote
+    def __init__(self, mesh: Mesh, *, needed: bool | None = None) -> None:
+        """`needed`: whether to vote; by default where there is more than one process."""
+        self.needed = jax.process_count() > 1 if needed is None else needed
         self._sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-        self._any = jax.jit(jnp.max, out_shardings=mesh_lib.replicated(mesh))
         self._devices = mesh.size
-        self._pending: jax.Array | None = None
+        self._made: dict[bool, jax.Array] = {}
 
-    def __call__(self, wish: bool) -> bool:
-        """Every process must call this equally often; all get the same answer."""
-        if not self._vote:
-            return wish
-        last, mine = self._pending, np.full((1,), wish, np.int32)
-        votes = jax.make_array_from_callback((self._devices,), self._sharding, lambda _: mine)
-        self._pending = self._any(votes)
-        return last is not None and bool(last)
+    def cast(self, wish: bool) -> Int32[jax.Array, " devices"]:
+        """This process's vote, once per device of its own: 1 if it wishes, else 0."""
+        if wish not in self._made:
+            mine = np.full((1,), wish, np.int32)
+            self._made[wish] = jax.make_array_from_callback(
+                (self._devices,), self._sharding, lambda _: mine
+            )
+        return self._made[wish]
+
+
+def exchange(subject: str, text: str, *, timeout_seconds: float = TIMEOUT_SECONDS) -> list[str]:
+    """Gives every process the texts of all, in the order of their indices.
+
+    The texts go through the coordination service, not through the devices, so that this may run
+    beside a computation. All processes must call this in the same order.
+
+    Args:
+      subject: what the texts are; for messages.
+
+    Raises:
+      TrainingError: a process sent nothing in time.
+    """
+    count = jax.process_count()
+    if count == 1:
+        return [text]
+    turn = _turns[subject]
+    _turns[subject] += 1
+    client = jax_distributed.global_state.client
+    client.key_value_set(_key(subject, turn, jax.process_index()), text)
+    end = time.monotonic() + timeout_seconds
+    return [_receive(client, subject, turn, index, end) for index in range(count)]
+
+
+def together(subject: str, action: Callable[[], T]) -> T:
+    """Runs `action` on every process; if it fails on one, no process goes on.
+
+    Raises:
+      PerceptionError: what `action` raised here.
+      TrainingError: it succeeded here and failed on another process; the message is that one's.
+    """
+    try:
+        result = action()
+    except PerceptionError as error:
+        exchange(subject, f"{type(error).__name__}: {error}")
+        raise
+    for index, message in enumerate(exchange(subject, "")):
+        if message:
+            raise TrainingError(f"process {index} of this run failed ({subject}): {message}")
+    return result
+
+
+def gather(tree: T) -> T:
+    """Brings arrays that are spread over processes to each of them, whole, as numpy arrays.
+
+    Arrays that this process can read whole stay as they are. Needs as much host memory as the
+    arrays take.
+    """
+
+    def whole(leaf: Any) -> Any:
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            return multihost_utils.process_allgather(leaf, tiled=True)
+        return leaf
+
+    return jax.tree.map(whole, tree)
 
 
 def is_wanted(environment: Mapping[str, str]) -> bool:
@@ -102,6 +167,28 @@ def is_wanted(environment: Mapping[str, str]) -> bool:
         return switch == "1"
     hosts = environment.get("TPU_WORKER_HOSTNAMES", "")
     return len([host for host in hosts.split(",") if host.strip()]) > 1
+
+
+def _key(subject: str, turn: int, index: int) -> str:
+    return f"perception_jax/{subject}/{turn}/{index}"
+
+
+def _receive(client: Any, subject: str, turn: int, index: int, end: float) -> str:
+    """The text of one process. Waits in short pieces, so that Ctrl-C is answered."""
+    while True:
+        try:
+            return client.blocking_key_value_get(_key(subject, turn, index), 2000)
+        except jax.errors.JaxRuntimeError as error:
+            if "DEADLINE_EXCEEDED" not in str(error):
+                raise TrainingError(
+                    f"the job's other processes cannot be reached ({subject}): {error}. Look at "
+                    "the log of each process, then start the same command on all of them again."
+                ) from error
+            if time.monotonic() > end:
+                raise TrainingError(
+                    f"process {index} of {jax.process_count()} did not answer in time "
+                    f"({subject}). Look at its log, then start the same command on all again."
+                ) from error
 
 
 def _join(timeout_seconds: int) -> None:

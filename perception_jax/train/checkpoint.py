@@ -2,9 +2,10 @@
 
     checkpoints/N/state/       arrays: step, trainable, frozen, opt_state, ema, key (nested dict)
     checkpoints/N/data/        position of the data iterator, one JSON per process
-    checkpoints/N/meta/        meta.json: settings, library version, process count, evaluation;
-                               leaves.json: shapes of all arrays
+    checkpoints/N/meta/        meta.json: settings, library version, process count; leaves.json:
+                               shapes of all arrays
     checkpoints/N/files.json   sizes and checksums
+    checkpoints/N/evaluation.json   what the evaluators found, once they have
 
 Saves run in the background and are atomic: a directory has its final name only once it is whole.
 Restores take shapes and shardings from the running program, never from the files, so a run may
@@ -22,23 +23,31 @@ from collections.abc import Awaitable, Mapping
 from typing import Any
 
 import jax
-from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from perception_jax.errors import CheckpointError
-from perception_jax.train import integrity, layout
+from perception_jax.files import write_whole
+from perception_jax.shard import distributed
+from perception_jax.train import integrity, layout, position
+from perception_jax.train.position import PositionFile
 from perception_jax.train.state import Leaves, TrainState
 
 _log = logging.getLogger(__name__)
 
+_EVALUATION = "evaluation.json"
+
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-    """A restored run; the data iterator has been moved to its place too."""
+    """A restored run; the data iterator has been moved to its place too.
+
+    `evaluation` is None if the evaluators have not run (to their end) at this step.
+    """
 
     state: TrainState
     step: int
     meta: Mapping[str, Any]
+    evaluation: Mapping[str, float] | None
 
 
 class Checkpoints:
@@ -51,7 +60,7 @@ class Checkpoints:
         self._saving_step: int | None = None
         self._keep = _Keep(keep, keep_best)
         for step in steps(directory):
-            self._keep.consider(step, _read_meta(directory / str(step)))
+            self._keep.consider(step, _read_evaluation(directory / str(step)) or {})
         context = ocp.Context()
         # A lambda, because a context deep-copies its options, and with a bound method its object.
         context.asynchronous.post_finalization_callback = lambda: self._seal()
@@ -81,8 +90,8 @@ class Checkpoints:
         """Starts to save; returns once the arrays are copied, so that a step may donate them.
 
         Args:
-          data: a grain iterator.
-          meta: JSON-able; its "evaluation" holds the metrics that `keep_best` may name.
+          data: state of the data iterator, JSON-able.
+          meta: JSON-able.
 
         Raises:
           CheckpointError: this save or the one before it failed.
@@ -90,16 +99,29 @@ class Checkpoints:
         self.wait()
         own = {"step": step, "process_count": jax.process_count(), "ema": state.ema is not None}
         meta = {**meta, **own}
-        self._keep.consider(step, meta)
         tree = layout.to_tree(state)
         files = _JsonFiles({"meta.json": meta, "leaves.json": layout.shapes(tree)})
         self._saving_step = step
         try:
             self._saving = self._orbax.save_checkpointables_async(
-                step, {"state": tree, "data": data, "meta": files}, force=True
+                step, {"state": tree, "data": PositionFile(data), "meta": files}, force=True
             )
         except Exception as error:  # orbax and the file system raise many kinds
             raise self._failed(step, error) from error
+
+    def record_evaluation(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds what the evaluators found to the checkpoint of `step`, which is being or was saved.
+
+        Raises:
+          CheckpointError: that save failed, or the file cannot be written.
+        """
+        self.wait()
+        self._keep.consider(step, values)
+        if jax.process_index() == 0:
+            try:
+                write_whole(self.path(step) / _EVALUATION, json.dumps(dict(values)) + "\n")
+            except OSError as error:
+                raise self._failed(step, error) from error
 
     def poll(self) -> None:
         """Raises CheckpointError if a save in the background has failed."""
@@ -124,26 +146,43 @@ class Checkpoints:
           data: a grain iterator, moved to the saved position.
 
         Raises:
-          CheckpointError: checkpoints exist but none can be used, or the newest is of another
-            model or was written by another number of processes.
+          CheckpointError: checkpoints exist but all are damaged, or the newest whole one is of
+            another model or cannot be loaded.
+          DataError: its place in the data is that of other data.
         """
         damaged: dict[int, str] = {}
-        for step in sorted(steps(self._directory), reverse=True):
-            try:
-                restored = self._load(step, target, data)
-            except _DamagedError as error:
-                damaged[step] = str(error)
+        for step in self._agreed_steps():
+            why = self._agreed_damage(step)
+            if why:
+                damaged[step] = why
                 continue
+            restored = self._load(step, target, data)
             self._set_aside(damaged, used=step)
             return restored
         if damaged:
             listed = "\n  ".join(f"{self.path(step)}: {why}" for step, why in damaged.items())
             raise CheckpointError(
-                f"none of the {len(damaged)} checkpoints can be used:\n  {listed}\nIf the loader "
-                "or its worker count has changed, go back to what wrote them; to begin anew, use "
-                "another workdir."
+                f"none of the {len(damaged)} checkpoints can be used:\n  {listed}\nTo begin anew, "
+                "use another workdir."
             )
         return None
+
+    def _agreed_steps(self) -> list[int]:
+        """Newest first; what process 0 sees, for the others may see files later."""
+        found = json.dumps(sorted(steps(self._directory), reverse=True))
+        return json.loads(distributed.exchange("checkpoints", found)[0])
+
+    def _agreed_damage(self, step: int) -> str:
+        """What process 0 finds wrong with a checkpoint, in words."""
+
+        def look() -> str:
+            if jax.process_index() != 0:
+                return ""
+            why = integrity.find_damage(self.path(step))
+            return why or ("" if _read_meta(self.path(step)) else "meta/meta.json is no settings")
+
+        why = distributed.together("checking a checkpoint", look)
+        return distributed.exchange("damage", why)[0]
 
     def close(self) -> None:
         """Waits for the save in the background and ends orbax's threads."""
@@ -165,23 +204,25 @@ class Checkpoints:
 
     def _load(self, step: int, target: TrainState, data: Any) -> Restored:
         path = self.path(step)
-        why = integrity.find_damage(path)
-        meta = _read_meta(path)
-        if why or not meta:
-            raise _DamagedError(why or "meta/meta.json is missing or not JSON")
-        if meta["process_count"] != jax.process_count():
-            raise CheckpointError(
-                f"checkpoint {path} was written by {meta['process_count']} processes, this run has "
-                f"{jax.process_count()}; the position in the data is kept per process. Resume with "
-                f"{meta['process_count']} processes."
-            )
+        meta = read_meta(path)
         tree = layout.to_tree(target)
         _require_fit(path, tree)
+        distributed.together(
+            "finding the place in the data",
+            lambda: position.restore(
+                path / "data", data, written_by=meta["process_count"], batches=step
+            ),
+        )
         try:
-            loaded = self._orbax.load_checkpointables(step, {"state": tree, "data": data})
-        except Exception as error:
-            raise _DamagedError(f"{type(error).__name__}: {error}") from error
-        return Restored(layout.from_tree(loaded["state"], target), step, meta)
+            loaded = self._orbax.load_checkpointables(step, {"state": tree})
+        except Exception as error:  # orbax and the file system raise many kinds
+            raise CheckpointError(
+                f"checkpoint {path} cannot be loaded, though its files are whole: "
+                f"{type(error).__name__}: {error}. If memory has run out, free some or use more "
+                "devices; then run the same command again."
+            ) from error
+        found = distributed.exchange("evaluation", json.dumps(_read_evaluation(path)))[0]
+        return Restored(layout.from_tree(loaded["state"], target), step, meta, json.loads(found))
 
     def _set_aside(self, damaged: Mapping[int, str], *, used: int) -> None:
         """Moves damaged checkpoints out of the way of the run that is about to repeat them."""
@@ -198,7 +239,7 @@ class Checkpoints:
                 shelf.mkdir(exist_ok=True)
                 self.path(step).rename(_free_name(shelf, step))
         if damaged:
-            multihost_utils.sync_global_devices("damaged checkpoints are set aside")
+            distributed.exchange("damaged checkpoints are set aside", "")
             self._orbax.reload()
 
     def _seal(self) -> None:
@@ -255,10 +296,6 @@ def read_meta(path: pathlib.Path) -> dict[str, Any]:
     return meta
 
 
-class _DamagedError(Exception):
-    """This checkpoint cannot be used; the one before it may."""
-
-
 class _Keep:
     """Which checkpoints stay: the latest few, and the best by a metric."""
 
@@ -267,9 +304,9 @@ class _Keep:
         self._sign = -1.0 if metric.startswith("-") else 1.0
         self._scores: dict[int, float] = {}
 
-    def consider(self, step: int, meta: Mapping[str, Any]) -> None:
-        value = meta.get("evaluation", {}).get(self._metric)
-        if value is not None and math.isfinite(value):
+    def consider(self, step: int, evaluation: Mapping[str, float]) -> None:
+        value = evaluation.get(self._metric)
+        if isinstance(value, int | float) and math.isfinite(value):
             self._scores[step] = self._sign * value
 
     def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
@@ -303,10 +340,9 @@ class _JsonFiles:
 
 
 def _require_fit(path: pathlib.Path, tree: Mapping[str, Any]) -> None:
-    try:
-        saved = json.loads((path / "meta" / "leaves.json").read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{path} is not a whole checkpoint: {error}.") from error
+    saved = _read_object(path / "meta" / "leaves.json")
+    if saved is None:
+        raise CheckpointError(f"{path} is not a whole checkpoint: no list in meta/leaves.json.")
     differing = layout.differences(tree, saved)
     if differing:
         raise CheckpointError(
@@ -315,11 +351,36 @@ def _require_fit(path: pathlib.Path, tree: Mapping[str, Any]) -> None:
         )
 
 
+def kept_settings(path: pathlib.Path) -> dict[str, Any]:
+    """The settings that one checkpoint keeps, see `train.settings`; what it lacks is left out."""
+    meta = _read_meta(path)
+    return {
+        key: meta[key]
+        for key in ("trainer", "config")
+        if isinstance(meta.get(key), dict) and meta[key]
+    }
+
+
 def _read_meta(path: pathlib.Path) -> dict[str, Any]:
+    """{} if it is missing or not what a save writes."""
+    meta = _read_object(path / "meta" / "meta.json") or {}
+    whole = isinstance(meta.get("process_count"), int) and isinstance(meta.get("step"), int)
+    return meta if whole and isinstance(meta.get("ema"), bool) else {}
+
+
+def _read_evaluation(path: pathlib.Path) -> dict[str, float] | None:
+    """What the evaluators found; None if they have not run to their end."""
+    found = _read_object(path / _EVALUATION)
+    # Checkpoints of older versions were saved after the evaluation and hold it themselves.
+    return found if found is not None else _read_meta(path).get("evaluation") or None
+
+
+def _read_object(path: pathlib.Path) -> dict[str, Any] | None:
     try:
-        return json.loads((path / "meta" / "meta.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
 
 
 def _free_name(shelf: pathlib.Path, step: int) -> pathlib.Path:

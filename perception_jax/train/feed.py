@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -34,13 +34,14 @@ class Feed:
     """Takes batches off an endless dataset and places them.
 
     Attributes:
-      iterator: the dataset's iterator; its state is saved with each checkpoint.
+      iterator: the dataset's iterator.
     """
 
     def __init__(self, dataset: Iterable[Batch], mesh: Mesh, batch_size: int) -> None:
         """Args: see `TrainConfig.batch_size`. Raises ConfigError if the mesh does not divide it."""
         hosts = jax.process_count()
         mesh_lib.check_batch(mesh, batch_size, hosts)
+        self._dataset = dataset
         self.iterator = iter(dataset)
         for method in ("get_state", "set_state"):
             if not hasattr(self.iterator, method):
@@ -51,6 +52,15 @@ class Feed:
         self._sharding = mesh_lib.batch_sharding(mesh)
         self._host_batch = batch_size // hosts
         self._first: dict[str, tuple[tuple[int, ...], np.dtype]] | None = None
+        self._place: Any = None
+
+    def place(self) -> Any:
+        """The iterator's state before the next batch: what a checkpoint keeps."""
+        return self.iterator.get_state() if self._place is None else self._place
+
+    def stay_at(self, place: Any) -> None:
+        """Makes `place` the place for good, where a batch was left half way or not used."""
+        self._place = place
 
     def next(self) -> Fed:
         """The next batch.
@@ -64,16 +74,42 @@ class Feed:
             raise DataError(
                 "the training dataset ended; it must be endless (repeat it before batching)."
             ) from error
-        ids = tuple(str(item) for item in np.ravel(batch.pop(ID, ())))
+        ids = _ids(batch)
+        batch.pop(ID, None)
         self._check(batch, ids)
         place = jax.make_array_from_process_local_data
         arrays = jax.tree.map(lambda x: place(self._sharding, np.asarray(x)), batch)
         return Fed(arrays, ids)
 
+    def require_same_records(self, first: Sequence[str], moved: str) -> None:
+        """Compares the first batch of the data with that of the run so far.
+
+        The place in the data fits any data of the same length; its records may still be others.
+
+        Args:
+          first: ids of the records in the run's first batch.
+          moved: the settings that changed, for the message.
+
+        Raises:
+          DataError: the ids differ.
+        """
+        iterator = iter(self._dataset)
+        try:
+            found = _ids(next(iterator))
+        finally:
+            _close(iterator)
+        # On another number of hosts, this one sees another part of the batch.
+        same = found == tuple(first) if len(found) == len(first) else found[:1] == tuple(first[:1])
+        if not same:
+            raise DataError(
+                f"the training data are not those of the run: its first batch began with "
+                f"{list(first[:4])}, that of these data begins with {list(found[:4])} ({moved}). "
+                "Point the setting at the same data, or begin anew in another workdir."
+            )
+
     def close(self) -> None:
         """Ends the iterator's threads and worker processes."""
-        if hasattr(self.iterator, "close"):
-            self.iterator.close()
+        _close(self.iterator)
 
     def _check(self, batch: Mapping[str, Any], ids: tuple[str, ...]) -> None:
         found = {}
@@ -105,3 +141,12 @@ class Feed:
                 f"be compiled anew: {'; '.join(changed)} (records {list(ids[:4])} …). "
                 "Pad to fixed sizes in the transform."
             )
+
+
+def _ids(batch: Batch) -> tuple[str, ...]:
+    return tuple(str(item) for item in np.ravel(batch.get(ID, ())))
+
+
+def _close(iterator: Any) -> None:
+    if hasattr(iterator, "close"):
+        iterator.close()

@@ -6,11 +6,14 @@ each checkpoint carries a list of its files' sizes and CRC-32 sums, which is rea
 
 from __future__ import annotations
 
+import errno
 import json
 import pathlib
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
+from perception_jax.errors import CheckpointError
 from perception_jax.files import write_whole
 
 NAME = "files.json"
@@ -30,11 +33,42 @@ def seal(directory: pathlib.Path, parts: Iterable[str]) -> None:
 
 
 def find_damage(directory: pathlib.Path) -> str:
-    """What is wrong with a sealed directory, in words; "" if nothing is."""
+    """What is wrong with a sealed directory, in words; "" if nothing is.
+
+    Raises:
+      CheckpointError: whether it is whole cannot be told: a file may not be read, or memory or
+        file handles have run out. That says nothing about the files.
+    """
     try:
         listed = json.loads((directory / NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return _malformed(listed) or _first_difference(directory, listed)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        return f"{error.filename or NAME} is missing or no file"
+    except (ValueError, RecursionError) as error:
         return f"{NAME} cannot be read ({error})"
+    except (OSError, MemoryError) as error:
+        if isinstance(error, OSError) and error.errno == errno.EIO:
+            return f"the disk cannot read it ({error})"
+        raise CheckpointError(
+            f"checkpoint {directory} cannot be checked: {type(error).__name__}: {error}. Its files "
+            "may well be whole; mend this, then run the same command again."
+        ) from error
+
+
+def _malformed(listed: Any) -> str:
+    """Whether this is not the list that `seal` writes, in words."""
+    if not isinstance(listed, dict) or not listed:
+        return f"{NAME} should list files, found {json.dumps(listed)[:60]}"
+    for name, entry in listed.items():
+        numbers = entry if isinstance(entry, list) else ()
+        if len(numbers) != 2 or not all(type(number) is int for number in numbers):
+            return f"{NAME}: {name} should have a size and a checksum, found {str(entry)[:60]}"
+        if pathlib.PurePosixPath(name).is_absolute() or ".." in pathlib.PurePosixPath(name).parts:
+            return f"{NAME}: {name} is outside the checkpoint"
+    return ""
+
+
+def _first_difference(directory: pathlib.Path, listed: Mapping[str, list[int]]) -> str:
     for name, (size, checksum) in listed.items():
         path = directory / name
         if not path.is_file():

@@ -10,22 +10,24 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 from flax import nnx
+from jax.sharding import Mesh
 
-from perception_jax.errors import CheckpointError, TrainingError
+from perception_jax.errors import CheckpointError, PerceptionError, TrainingError
 from perception_jax.files import write_whole
 from perception_jax.shard import distributed, flops
 from perception_jax.shard import mesh as mesh_lib
 from perception_jax.train import checkpoint
 from perception_jax.train.config import TrainConfig
 from perception_jax.train.feed import Feed
-from perception_jax.train.interrupt import Interrupt
+from perception_jax.train.interrupt import Interrupt, Stopped
 from perception_jax.train.metrics import EVALUATE, Clock, Reporter
 from perception_jax.train.optim import make_optimizer
+from perception_jax.train.settings import Settings, require_same_everywhere
 from perception_jax.train.state import (
     AbstractModel,
     TrainState,
@@ -35,12 +37,18 @@ from perception_jax.train.state import (
     state_shardings,
     with_shardings,
 )
-from perception_jax.train.step import FINITE_METRICS, CompiledStep, compile_step, make_step
+from perception_jax.train.step import FINITE_METRICS, VOTE, CompiledStep, compile_step, make_step
 from perception_jax.train.task import Metrics, Task
 from perception_jax.train.workdir import Workdir, open_workdir
 from perception_jax.version import __version__
 
 _log = logging.getLogger(__name__)
+
+_PATIENCE = 30.0
+"""Seconds that one of several processes waits for data after a signal."""
+
+_SHOWN_IDS = 16
+"""How many ids of the first batch are kept, to tell whether data that moved are the same."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,34 +74,49 @@ def run(
     workdir: str | os.PathLike[str],
     *,
     resolved_config: Mapping[str, Any] | None = None,
+    default_config: Mapping[str, Any] | None = None,
+    may_change: Iterable[str] = (),
     stop: Callable[[int], bool] | None = None,
     devices: Sequence[jax.Device] | None = None,
 ) -> TrainResult:
     """Trains, or goes on training, in `workdir` until `config.steps` are done.
 
-    SIGTERM or Ctrl-C finishes the step, saves and returns; so does `stop`. The same call then
-    continues. On several hosts, `shard.distributed.initialize` must have been called.
+    SIGTERM, SIGHUP or Ctrl-C finishes the step, saves and returns; so does `stop`. The same call
+    then continues. An evaluation that a signal cuts short is made up for by the next call. On
+    several hosts, `shard.distributed.initialize` must have been called; all of them stop together.
 
     Args:
       resolved_config: everything else that makes this run what it is (data, model), JSON-able;
         kept in the workdir, and resuming with another one is refused.
+      default_config: `resolved_config` without what the user set. A run whose kept settings lack
+        one of these had the default.
+      may_change: dotted keys of `resolved_config` that a resumed run may change, because its
+        batches do not depend on them (number of workers, where the data lie).
       stop: asked after each step with the step; True ends the run as SIGTERM does.
       devices: all by default.
 
     Raises:
-      ConfigError: settings that cannot be, or that differ from those of the run in `workdir`.
-      DataError: the dataset ends or yields batches of changing or unexpected shapes.
-      TrainingError: the loss became NaN or infinite, or the workdir is in use.
+      ConfigError: settings that cannot be, or that differ from those of the run in `workdir` or
+        between processes.
+      DataError: the dataset ends or yields batches of changing or unexpected shapes, or is not
+        that of the run in `workdir`.
+      TrainingError: the loss became NaN or infinite, or the workdir is in use, not shared by all
+        processes or not writable.
       CheckpointError: a checkpoint cannot be written, or none can be read.
+      Stopped: a signal came before the first step.
     """
     mesh = mesh_lib.make_mesh(**dataclasses.asdict(config.mesh), devices=devices)
     mesh_lib.check_batch(mesh, config.batch_size, jax.process_count())
+    settings = Settings.of(config, resolved_config, default_config, may_change)
+    require_same_everywhere(settings)
     with contextlib.ExitStack() as stack:
-        home = stack.enter_context(open_workdir(workdir))
+        home = distributed.together(
+            "opening the workdir", lambda: stack.enter_context(open_workdir(workdir))
+        )
+        home.require_shared()
         stack.enter_context(jax.set_mesh(mesh))
         interrupt = stack.enter_context(Interrupt())
-        resuming = bool(checkpoint.steps(home.checkpoints))
-        home.settle_config(config, resolved_config, resuming=resuming)
+        kept = distributed.together("settings", lambda: _settle(home, settings))
 
         model = abstract_model(task)
         optimizer = make_optimizer(config.optim, config.steps, model.trainable)
@@ -102,17 +125,27 @@ def run(
         step = make_step(
             task, model, optimizer, compute_dtype=config.compute_dtype, ema=config.optim.ema
         )
-        feed = Feed(task.datasets()["train"], mesh, config.batch_size)
+        feed = distributed.together(
+            "opening the data", lambda: _open_data(task, mesh, config, interrupt)
+        )
         stack.callback(feed.close)
         checkpoints = stack.enter_context(
             checkpoint.Checkpoints(home.checkpoints, keep=config.keep, keep_best=config.keep_best)
         )
+        moved = settings.moved(kept)
+        if moved:
+            _log.warning("settings that may change have changed:\n  %s", "\n  ".join(moved))
         restored = checkpoints.restore(with_shardings(abstract, shardings), feed.iterator)
         if restored is None:
             state = init_state(task, optimizer.transform, shardings, config.seed)
         else:
             state = restored.state
             _log.info("continuing %s from step %d", home.path, restored.step)
+            if moved and restored.meta.get("first_ids"):
+                first = restored.meta["first_ids"]
+                distributed.together(
+                    "comparing the data", lambda: feed.require_same_records(first, "; ".join(moved))
+                )
         trainer = _Trainer(
             task=task,
             config=config,
@@ -121,20 +154,33 @@ def run(
             feed=feed,
             checkpoints=checkpoints,
             home=home,
-            config_to_save=dict(resolved_config or {}),
-            wish=lambda done: bool(stop is not None and stop(done)) or interrupt.requested,
-            agree=distributed.Agreement(mesh),
+            settings=settings,
+            interrupt=interrupt,
+            asked=stop or (lambda _: False),
+            ballots=distributed.Ballots(mesh),
             clock=Clock(
                 batch_size=config.batch_size,
                 devices=mesh.size,
                 peak_flops=flops.peak_flops(mesh.devices.flat[0].device_kind),
             ),
             state=state,
-            step=restored.step if restored else 0,
-            training=dict(restored.meta["training"]) if restored else {},
-            evaluation=dict(restored.meta["evaluation"]) if restored else {},
+            restored=restored,
         )
         return trainer.train()
+
+
+def _settle(home: Workdir, settings: Settings) -> Mapping[str, Any]:
+    """Process 0 compares and writes the settings; gives those kept in the newest checkpoint."""
+    newest = max(checkpoint.steps(home.checkpoints), default=None)
+    kept = None if newest is None else checkpoint.kept_settings(home.checkpoints / str(newest))
+    if jax.process_index() == 0:
+        home.settle_config(settings, kept=kept)
+    return kept or {}
+
+
+def _open_data(task: Task, mesh: Mesh, config: TrainConfig, interrupt: Interrupt) -> Feed:
+    with interrupt.leaving() if jax.process_count() == 1 else contextlib.nullcontext():
+        return Feed(task.datasets()["train"], mesh, config.batch_size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,62 +203,125 @@ class _Trainer:
     feed: Feed
     checkpoints: checkpoint.Checkpoints
     home: Workdir
-    config_to_save: Mapping[str, Any]
-    wish: Callable[[int], bool]
-    agree: distributed.Agreement
+    settings: Settings
+    interrupt: Interrupt
+    asked: Callable[[int], bool]
+    ballots: distributed.Ballots
     clock: Clock
 
     state: TrainState
-    step: int
-    training: dict[str, float]
-    evaluation: dict[str, float]
+    restored: dataclasses.InitVar[checkpoint.Restored | None]
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, restored: checkpoint.Restored | None) -> None:
+        self.step = 0 if restored is None else restored.step
+        meta = {} if restored is None else restored.meta
+        evaluation = None if restored is None else restored.evaluation
+        self.training = dict(meta.get("training", {}))
+        self.evaluation = dict(evaluation or {})
+        self._first_ids = list(meta.get("first_ids", ()))
+        self._saved_at = -1 if restored is None else self.step
+        self._evaluated_at = -1 if evaluation is None else self.step
         self._compiled: CompiledStep | None = None
         self._pending: _Pending | None = None
-        self._evaluated_at = self.step if self.evaluation else -1
+        self._wish, self._votes = False, 0.0
+        self._alone = not self.ballots.needed
         self._reporter = Reporter(
             self.home.path,
             step=self.step,
             steps=self.config.steps,
             tensorboard=self.config.tensorboard,
             active=jax.process_index() == 0,
+            evaluated=evaluation is not None,
         )
 
     def train(self) -> TrainResult:
-        stopping = False
         with contextlib.closing(self._reporter):
-            while self.step < self.config.steps and not stopping:
-                self._advance()
-                stopping = self.agree(self.wish(self.step))
-                last = self.step == self.config.steps
-                if last or _due(self.step, self.config.evaluate_every):
-                    self._evaluate()
-                if last or stopping or _due(self.step, self.config.checkpoint_every):
-                    self._save()
-            finished = self.step >= self.config.steps
-            if finished and self._evaluated_at != self.step:  # resumed after a stop at the end
-                self._evaluate()
+            try:
+                self._run()
+            except Stopped:  # inside an evaluation or a wait for data
+                if self.step == 0:
+                    raise
+                self._save()
             self.checkpoints.wait()
+        finished = self.step >= self.config.steps and self._evaluated_at == self.step
         if not finished:
             _log.info("stopped at step %d; the same command continues from there", self.step)
         return TrainResult(
             self._current_model(), {**self.training, **self.evaluation}, self.step, finished
         )
 
+    def _run(self) -> None:
+        if self.step > 0 and self._wants_evaluation():
+            self._evaluate()  # a stop or a failure cut it short
+        stopping = False
+        while self.step < self.config.steps and not stopping:
+            self._advance()
+            stopping = self._stops()
+            evaluating = self._wants_evaluation()
+            if evaluating or stopping or _due(self.step, self.config.checkpoint_every):
+                self._save()
+            if evaluating and (not stopping or self.step == self.config.steps):
+                self._evaluate()
+
+    def _wants_evaluation(self) -> bool:
+        due = self.step >= self.config.steps or _due(self.step, self.config.evaluate_every)
+        return due and self._evaluated_at != self.step
+
+    def _stops(self) -> bool:
+        """Whether the run stops after this step: at once if alone, else by the last votes read."""
+        self._wish = self.asked(self.step) or self.interrupt.requested
+        return self._wish if self._alone else self._votes > 0
+
     def _advance(self) -> None:
         """Starts one step, then looks at the one before: the devices never wait for the host."""
-        with self.clock.waiting():
-            fed = self.feed.next()
+        batch, ids = self._next_batch()
         if self._compiled is None:
-            self._compiled = self.compile(fed.arrays)
+            with self.interrupt.leaving(0.0 if self._alone else math.inf):
+                self._compiled = self.compile(batch)
             self.clock.model_flops = self._compiled.model_flops
             self.clock.hardware_flops = self._compiled.hardware_flops
             self.clock.restart()
-        self.state, metrics = self._compiled.call(self.state, fed.arrays)
+        self.state, metrics = self._compiled.call(self.state, batch)
         self.step += 1
         self._settle()
-        self._pending = _Pending(self.step, metrics, fed.ids)
+        self._pending = _Pending(self.step, metrics, ids)
+
+    def _next_batch(self) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """Waits for the next batch. If none comes, the place in the data is the one before it."""
+        place = self.feed.place()
+        try:
+            with self.clock.waiting(), self.interrupt.leaving(0.0 if self._alone else _PATIENCE):
+                fed = self.feed.next()
+        except BaseException as error:
+            self.feed.stay_at(place)
+            if isinstance(error, Exception):
+                self._keep_what_is_done(error)
+            elif isinstance(error, Stopped) and not self._alone:
+                raise TrainingError(
+                    f"a signal ended the wait for the data of step {self.step + 1}; the other "
+                    "processes had started it, so nothing was saved. The same command goes on "
+                    "from the newest checkpoint."
+                ) from error
+            raise
+        self._first_ids = self._first_ids or list(fed.ids[:_SHOWN_IDS])
+        if self._alone:
+            return fed.arrays, fed.ids
+        return {**fed.arrays, VOTE: self.ballots.cast(self._wish)}, fed.ids
+
+    def _keep_what_is_done(self, error: Exception) -> None:
+        """Saves the steps before data that cannot be had; raises Stopped if a signal is the cause.
+
+        Only a process that is alone can: the others would not know that they should save.
+        """
+        if not self._alone:
+            return
+        if self.interrupt.requested:  # it reached the loading processes too
+            raise Stopped from error
+        try:
+            self._save()
+            self.checkpoints.wait()
+        except PerceptionError as other:
+            _log.error("%s", other)
 
     def _settle(self) -> None:
         """Waits for the pending step, checks and reports it."""
@@ -220,6 +329,7 @@ class _Trainer:
             return
         pending, self._pending = self._pending, None
         values = {key: float(value) for key, value in jax.device_get(pending.metrics).items()}
+        self._votes = values.pop(VOTE, 0.0)
         if not all(math.isfinite(values[key]) for key in FINITE_METRICS):
             raise self._not_finite(pending, values)
         self.training = values
@@ -232,27 +342,34 @@ class _Trainer:
             self._reporter.training(pending.step, values)
 
     def _evaluate(self) -> None:
+        """Runs the evaluators on the model that was just saved."""
         self._settle()
         model = self._current_model()
-        self.evaluation = {
-            f"{EVALUATE}{name}/{key}": float(value)
-            for name, evaluator in self.task.evaluators().items()
-            for key, value in evaluator(model).items()
-        }
-        self._evaluated_at = self.step
-        if self.evaluation:
-            self._reporter.evaluation(self.step, self.evaluation)
+        # Several processes evaluate in step, so none may leave.
+        with self.interrupt.leaving(0.0 if self._alone else math.inf):
+            found = {
+                f"{EVALUATE}{name}/{key}": float(value)
+                for name, evaluator in self.task.evaluators().items()
+                for key, value in evaluator(model).items()
+            }
+        self.evaluation, self._evaluated_at = found, self.step
+        if found:
+            self._reporter.evaluation(self.step, found)
+        self.checkpoints.record_evaluation(self.step, _finite(found))
         self.clock.restart()
 
     def _save(self) -> None:
         self._settle()  # a step that is not finite must not be saved
+        if self._saved_at == self.step or self.step == 0:
+            return
         meta = {
             "library_version": __version__,
-            "config": self.config_to_save,
+            **self.settings.to_json(),
             "training": _finite(self.training),
-            "evaluation": _finite(self.evaluation) if self._evaluated_at == self.step else {},
+            "first_ids": self._first_ids,
         }
-        self.checkpoints.save(self.step, self.state, self.feed.iterator, meta)
+        self.checkpoints.save(self.step, self.state, self.feed.place(), meta)
+        self._saved_at = self.step
 
     def _current_model(self) -> nnx.Module:
         averaged = self.state.ema

@@ -13,6 +13,7 @@ import json
 import logging
 import math
 import pathlib
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -84,17 +85,25 @@ class Reporter:
     """
 
     def __init__(
-        self, workdir: pathlib.Path, *, step: int, steps: int, tensorboard: bool, active: bool
+        self,
+        workdir: pathlib.Path,
+        *,
+        step: int,
+        steps: int,
+        tensorboard: bool,
+        active: bool,
+        evaluated: bool = True,
     ) -> None:
-        """Args: `step` done, of `steps`; only the process that is `active` reports.
+        """Args: `step` done, of `steps`, and `evaluated`; only an `active` process reports.
 
         Raises:
           ConfigError: TensorBoard is asked for and tensorboardX is not installed.
+          TrainingError: the disk does not take the file.
         """
         self._steps, self._active = steps, active
         self._board = _tensorboard(workdir) if tensorboard and active else None
         self._path = workdir / "metrics.jsonl"
-        self._file = self._open(step) if active else None
+        self._file = self._open(step, evaluated) if active else None
         self._bar = None
         if active and sys.stderr.isatty():
             self._bar = tqdm.tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True)
@@ -103,7 +112,8 @@ class Reporter:
         """Moves the bar to `step`."""
         if self._bar is not None:
             self._bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
-            self._bar.update(step - self._bar.n)
+            with contextlib.suppress(OSError):  # the terminal is gone; the run is not
+                self._bar.update(step - self._bar.n)
 
     def training(self, step: int, values: Mapping[str, float | None]) -> None:
         """Reports training metrics; raises TrainingError if the disk does not take them."""
@@ -119,13 +129,33 @@ class Reporter:
     def close(self) -> None:
         for writer in (self._bar, self._file, self._board):
             if writer is not None:
-                writer.close()
+                with contextlib.suppress(OSError):  # no terminal, no disk: each line was flushed
+                    writer.close()
 
-    def _open(self, step: int) -> io.TextIOWrapper:
-        if self._path.exists():
-            kept = [line for line in read_metrics(self._path.parent) if line["step"] <= step]
-            write_whole(self._path, "".join(json.dumps(line) + "\n" for line in kept))
-        return self._path.open("a", encoding="utf-8")
+    def _open(self, step: int, evaluated: bool) -> io.TextIOWrapper:
+        def stays(line: Mapping[str, Any]) -> bool:
+            again = line["step"] == step and not evaluated and "loss" not in line
+            return line["step"] <= step and not again
+
+        try:
+            if self._path.exists():
+                lines, damaged = _parse(self._path)
+                if damaged:
+                    aside = _free_name(self._path)
+                    shutil.copyfile(self._path, aside)
+                    _log.warning(
+                        "%s: %d lines cannot be read (%s) and are dropped; the file as it was is "
+                        "kept as %s",
+                        self._path,
+                        len(damaged),
+                        "; ".join(damaged[:3]),
+                        aside.name,
+                    )
+                kept = [json.dumps(line) + "\n" for line in lines if stays(line)]
+                write_whole(self._path, "".join(kept))
+            return self._path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise self._unwritable(error) from error
 
     def _write(self, step: int, values: Mapping[str, float | None]) -> None:
         if self._file is None:
@@ -135,14 +165,17 @@ class Reporter:
             self._file.write(json.dumps({"step": step, **finite}) + "\n")
             self._file.flush()
         except OSError as error:
-            raise TrainingError(
-                f"cannot write {self._path}: {error}. Checkpoints written so far are intact; "
-                "free disk space and run the same command again."
-            ) from error
+            raise self._unwritable(error) from error
         if self._board is not None:
             for key, value in finite.items():
                 if value is not None:
                     self._board.add_scalar(key, value, step)
+
+    def _unwritable(self, error: OSError) -> TrainingError:
+        return TrainingError(
+            f"cannot write {self._path}: {error}. Checkpoints written so far are intact; "
+            "free disk space and run the same command again."
+        )
 
     def _tell(self, step: int, values: Mapping[str, float | None]) -> None:
         if not self._active:
@@ -152,22 +185,54 @@ class Reporter:
         if self._bar is None:
             _log.info("step %d/%d  %s", step, self._steps, text)
         else:
-            self._bar.write(f"step {step}/{self._steps}  {text}", file=sys.stderr)
+            with contextlib.suppress(OSError):
+                self._bar.write(f"step {step}/{self._steps}  {text}", file=sys.stderr)
 
 
 def read_metrics(workdir: str | pathlib.Path) -> list[dict[str, Any]]:
     """The lines of a run's `metrics.jsonl` in order; [] if there is none.
 
-    A last line that a killed process left unfinished is skipped.
+    Damaged lines are left out and named in the log; a last line that a killed process left
+    unfinished is left out without a word.
     """
     path = pathlib.Path(workdir) / "metrics.jsonl"
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        with contextlib.suppress(ValueError):
-            line = json.loads(text)
-            if isinstance(line, dict) and isinstance(line.get("step"), int):
-                lines.append(line)
+    if not path.exists():
+        return []
+    lines, damaged = _parse(path)
+    if damaged:
+        _log.warning(
+            "%s: %d lines cannot be read and are left out (%s)",
+            path,
+            len(damaged),
+            "; ".join(damaged[:3]),
+        )
     return lines
+
+
+def _parse(path: pathlib.Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """The lines that can be read, and what is wrong with the others."""
+    *texts, unfinished = path.read_bytes().split(b"\n")
+    lines: list[dict[str, Any]] = []
+    damaged = []
+    for number, text in enumerate(texts, start=1):
+        try:
+            line = json.loads(text)
+            if isinstance(line, dict) and type(line.get("step")) is int:
+                lines.append(line)
+            else:
+                damaged.append(f"line {number}: no object with a step")
+        except (ValueError, RecursionError) as error:
+            damaged.append(f"line {number}: {error}")
+    with contextlib.suppress(ValueError, RecursionError):
+        line = json.loads(unfinished)  # whole, but for its line end
+        if isinstance(line, dict) and type(line.get("step")) is int:
+            lines.append(line)
+    return lines, damaged
+
+
+def _free_name(path: pathlib.Path) -> pathlib.Path:
+    names = (path.with_name(f"{path.stem}.damaged-{n}{path.suffix}") for n in range(1, 1_000_000))
+    return next(name for name in names if not name.exists())
 
 
 def _tensorboard(workdir: pathlib.Path) -> Any:

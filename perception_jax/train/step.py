@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from perception_jax.errors import ConfigError
 from perception_jax.shard import flops
@@ -17,6 +17,11 @@ from perception_jax.shard import mesh as mesh_lib
 from perception_jax.train.optim import Optimizer
 from perception_jax.train.state import AbstractModel, Leaves, TrainState
 from perception_jax.train.task import Batch, Metrics, Task
+
+Advance = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+VOTE = "stop_votes"
+"""Key of a batch, and name of a metric: how many devices ask to stop."""
 
 FINITE_METRICS = ("loss", "grad_norm", "param_norm")
 """If one of these is not finite, the parameters are damaged or about to be."""
@@ -31,7 +36,7 @@ class Step:
       loss: trainable leaves, frozen leaves, batch and key to the loss and the task's metrics.
     """
 
-    advance: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+    advance: Advance
     loss: Callable[[Leaves, Leaves, Batch, jax.Array], tuple[jax.Array, Metrics]]
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -49,7 +54,7 @@ class CompiledStep:
       hardware_flops: what the step computes, recomputation included.
     """
 
-    call: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+    call: Advance
     model_flops: int
     hardware_flops: int
 
@@ -105,19 +110,46 @@ def make_step(
 def compile_step(
     step: Step, state: TrainState, shardings: TrainState, batch: Batch, mesh: Mesh
 ) -> CompiledStep:
-    """Compiles `step` for the shapes of `state` and `batch` (arrays or shapes)."""
+    """Compiles `step` for the shapes of `state` and `batch` (arrays or shapes).
+
+    A batch with the key `VOTE` (int[devices], see `shard.distributed.Vote`) gets the sum of it as a
+    metric of that name.
+    """
+    split: Any = mesh_lib.batch_sharding(mesh)
+    examples = {key: batch[key] for key in batch if key != VOTE}
+    advance = step.advance
+    if VOTE in batch:
+        advance = _counting_votes(advance)
+        split = {
+            **dict.fromkeys(batch, split),
+            VOTE: NamedSharding(mesh, PartitionSpec(mesh.axis_names)),
+        }
     jitted = jax.jit(
-        step,
-        in_shardings=(shardings, mesh_lib.batch_sharding(mesh)),
+        advance,
+        in_shardings=(shardings, split),
         out_shardings=(shardings, mesh_lib.replicated(mesh)),
         donate_argnums=0,
     )
     traced = jitted.trace(state, batch)
-    needed = flops.gradient_flops(
-        step.loss, state.trainable, state.frozen, batch, jax.eval_shape(lambda: jax.random.key(0))
-    )
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    needed = flops.gradient_flops(step.loss, state.trainable, state.frozen, examples, key)
     computed = flops.count_jaxpr(traced.jaxpr.jaxpr)
     return CompiledStep(traced.lower().compile(), model_flops=needed, hardware_flops=computed)
+
+
+def _counting_votes(advance: Advance) -> Advance:
+    """`advance`, and the sum of `VOTE`: processes agree inside the one program that they all run.
+
+    A program of its own would race the step: on CPU, gloo then pairs the messages of one with those
+    of the other.
+    """
+
+    def counting(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        votes = batch[VOTE]
+        new, metrics = advance(state, {key: batch[key] for key in batch if key != VOTE})
+        return new, {**metrics, VOTE: jnp.sum(votes)}
+
+    return counting
 
 
 def _cast(leaves: Leaves, dtype: jnp.dtype) -> Leaves:

@@ -13,9 +13,12 @@ import contextlib
 import dataclasses
 import fcntl
 import json
+import logging
 import os
 import pathlib
+import secrets
 import socket
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -23,21 +26,10 @@ import jax
 
 from perception_jax.errors import ConfigError, TrainingError
 from perception_jax.files import write_whole
-from perception_jax.train.config import TrainConfig
+from perception_jax.shard import distributed
+from perception_jax.train.settings import MAY_CHANGE, Settings, compare
 
-MAY_CHANGE = frozenset(
-    (
-        "steps",
-        "log_every",
-        "evaluate_every",
-        "checkpoint_every",
-        "keep",
-        "keep_best",
-        "tensorboard",
-        "mesh",
-    )
-)
-"""Trainer settings that a resumed run may change (`steps` only upward)."""
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,27 +46,93 @@ class Workdir:
     def config(self) -> pathlib.Path:
         return self.path / "config.json"
 
-    def settle_config(
-        self, config: TrainConfig, resolved: Mapping[str, Any] | None, *, resuming: bool
-    ) -> None:
+    def settle_config(self, settings: Settings, *, kept: Mapping[str, Any] | None) -> None:
         """Compares the settings with those of the run so far, then writes them to `config.json`.
+
+        Args:
+          kept: the settings in the newest checkpoint ({} if it has none); None for a new run.
 
         Raises:
           ConfigError: resuming with other settings; the message lists them.
+          TrainingError: `config.json` cannot be written.
         """
-        new = {"trainer": dataclasses.asdict(config), "config": dict(resolved or {})}
-        new = json.loads(json.dumps(new, default=str))
-        if resuming and self.config.exists():
-            differing = _forbidden_changes(json.loads(self.config.read_text()), new)
-            if differing:
+        if kept is not None:
+            sources = {self.config: self._read_config(), "the newest checkpoint": kept}
+            if not any(sources.values()):
                 raise ConfigError(
-                    f"{self.path} holds a run with other settings:\n  "
-                    + "\n  ".join(differing)
-                    + f"\nA run may change only {', '.join(sorted(MAY_CHANGE))} (steps upward). "
-                    "Use the old settings to continue it, or another workdir for a new run."
+                    f"expected the settings of the run in {self.config} or in its checkpoints, "
+                    "found none: whether it goes on with the same ones cannot be told. Put "
+                    "config.json back, or begin anew in another workdir."
                 )
-        if jax.process_index() == 0:
-            write_whole(self.config, json.dumps(new, indent=2, sort_keys=True) + "\n")
+            for source, old in sources.items():
+                if old:
+                    self._require_continuation(old, settings, source)
+        with saying_what_cannot_be_written(self.config):
+            write_whole(
+                self.config, json.dumps(settings.to_json(), indent=2, sort_keys=True) + "\n"
+            )
+
+    def _require_continuation(self, old: Mapping[str, Any], new: Settings, source: Any) -> None:
+        found = compare(old, new)
+        if found.forbidden:
+            free = ", ".join([*sorted(MAY_CHANGE), *sorted(new.free)])
+            raise ConfigError(
+                f"{self.path} holds a run with other settings (kept in {source}):\n  "
+                + "\n  ".join(found.forbidden)
+                + f"\nA run may change only {free} (steps upward). "
+                "Use the old settings to continue it, or another workdir for a new run."
+            )
+        if found.filled:
+            _log.warning(
+                "%s lacks settings that this version has; taken as\n  %s",
+                source,
+                "\n  ".join(found.filled),
+            )
+
+    def _read_config(self) -> dict[str, Any]:
+        """`config.json`; {} with a word in the log if it is missing or damaged."""
+        why = "is missing"
+        try:
+            content = json.loads(self.config.read_text(encoding="utf-8"))
+            if isinstance(content, dict):
+                return content
+            why = f"should hold an object, not {type(content).__name__}"
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, RecursionError) as error:
+            why = f"cannot be read ({error})"
+        _log.warning(
+            "%s %s; the settings in the newest checkpoint are compared instead, and the file is "
+            "written anew",
+            self.config,
+            why,
+        )
+        return {}
+
+    def require_shared(self) -> None:
+        """Shows that all processes see this same directory.
+
+        Raises:
+          TrainingError: one of them sees another; its path and host are named.
+        """
+        if jax.process_count() == 1:
+            return
+        token = self.path / f".token-{secrets.token_hex(8)}"
+        where = f"{self.path} on {socket.gethostname()}"
+        with contextlib.ExitStack() as stack:
+            if jax.process_index() == 0:
+                token.touch()
+                stack.callback(token.unlink, missing_ok=True)
+            name = distributed.exchange("token in the workdir", token.name)[0]
+            seen = _appears(self.path / name)
+            places = distributed.exchange("workdir", "" if seen else where)
+            first = distributed.exchange("first workdir", where)[0]
+        apart = [f"process {i}: {place}" for i, place in enumerate(places) if place]
+        if apart:
+            raise TrainingError(
+                f"all processes of a run need one shared workdir, found process 0: {first}, and "
+                f"apart from it {'; '.join(apart)}. Give a directory that all hosts mount."
+            )
 
 
 @contextlib.contextmanager
@@ -85,14 +143,15 @@ def open_workdir(path: str | os.PathLike[str]) -> Iterator[Workdir]:
 
     Raises:
       ConfigError: not a local path.
-      TrainingError: another process trains there.
+      TrainingError: another process trains there, or the directory cannot be written.
     """
     if "://" in str(path):
         raise ConfigError(
             f"workdir {path}: expected a path of a (mounted) file system, found a URL."
         )
     path = pathlib.Path(path).expanduser().resolve()
-    path.mkdir(parents=True, exist_ok=True)
+    with saying_what_cannot_be_written(path):
+        path.mkdir(parents=True, exist_ok=True)
     with _lock(path) if jax.process_index() == 0 else contextlib.nullcontext():
         yield Workdir(path)
 
@@ -100,7 +159,9 @@ def open_workdir(path: str | os.PathLike[str]) -> Iterator[Workdir]:
 @contextlib.contextmanager
 def _lock(path: pathlib.Path) -> Iterator[None]:
     # Opened without truncation: until the lock is ours, the file tells who holds it.
-    with (path / ".lock").open("a+", encoding="utf-8") as file:
+    with contextlib.ExitStack() as stack:
+        with saying_what_cannot_be_written(path / ".lock"):
+            file = stack.enter_context((path / ".lock").open("a+", encoding="utf-8"))
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -111,52 +172,32 @@ def _lock(path: pathlib.Path) -> Iterator[None]:
                 "checkpoint), or choose another workdir."
             ) from error
         file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
+        with contextlib.suppress(OSError):  # a full disk; the lock holds without an owner's name
+            os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         try:
             yield
         finally:
             file.truncate(0)
 
 
-def _forbidden_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    before, after = _dotted(old), _dotted(new)
-    lines: dict[str, str] = {}
-    for key in sorted(before.keys() | after.keys()):
-        was, now = before.get(key, _ABSENT), after.get(key, _ABSENT)
-        setting = _shown(key)
-        block, _, name = setting.partition(".")
-        name = name.split(".")[0]
-        free = block == "train" and name in MAY_CHANGE
-        fewer = name == "steps" and _is_int(was) and _is_int(now) and now < was
-        if was != now and (fewer or not free):
-            lines[setting] = f"{setting}: {was!r} before, {now!r} now"
-    return list(lines.values())
+@contextlib.contextmanager
+def saying_what_cannot_be_written(path: pathlib.Path) -> Iterator[None]:
+    """Turns an OSError (a full or read-only disk) into one clear error about `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise TrainingError(
+            f"cannot write {path}: {error.strerror or error}. Checkpoints written so far are "
+            "intact; free disk space or mend the permissions there, then run the same command "
+            "again."
+        ) from error
 
 
-def _shown(key: str) -> str:
-    """`trainer.seed` and `config.train.seed` are the same setting: "train.seed"."""
-    if key.startswith("trainer."):
-        return f"train.{key.removeprefix('trainer.')}"
-    return key.removeprefix("config.")
-
-
-def _dotted(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, Mapping):
-        return {prefix: tree}
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _dotted(value, f"{prefix}.{key}" if prefix else str(key))
-    return flat
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int)
-
-
-class _Absent:
-    def __repr__(self) -> str:
-        return "not set"
-
-
-_ABSENT = _Absent()
+def _appears(path: pathlib.Path) -> bool:
+    """Whether the file is there; network file systems may show it some seconds late."""
+    for _ in range(20):
+        if path.exists():
+            return True
+        os.scandir(path.parent).close()  # asks the server anew
+        time.sleep(0.25)
+    return False

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from perception_jax.errors import CheckpointError, ConfigError, DataError, TrainingError
-from perception_jax.train import checkpoint, loop, restore
+from perception_jax.train import checkpoint, integrity, loop, restore
 from perception_jax.train.config import TrainConfig
 from perception_jax.train.metrics import read_metrics
 from tests import tiny_training
@@ -206,16 +206,18 @@ def test_a_full_disk_leaves_the_earlier_checkpoints(root, tmp_path):
     assert not list((tmp_path / "checkpoints").glob("*tmp*"))  # what the failed save left is gone
 
 
-def test_another_process_count_is_refused(tmp_path):
+def reseal(checkpoint_path: pathlib.Path) -> None:
+    """As if the checkpoint had been written with what is in it now."""
+    integrity.seal(checkpoint_path, ("state", "data", "meta"))
+
+
+def test_a_missing_place_in_the_data_is_named(tmp_path):
     train(tmp_path, steps=2)
-    meta = tmp_path / "checkpoints" / "2" / "meta" / "meta.json"
-    content = meta.read_text().replace('"process_count": 1', '"process_count": 4')
-    meta.write_text(content)
-    listed = tmp_path / "checkpoints" / "2" / "files.json"
-    sums = json.loads(listed.read_text())
-    del sums["meta/meta.json"]
-    listed.write_text(json.dumps(sums))
-    with pytest.raises(CheckpointError, match=r"written by 4 processes, this run has 1"):
+    saved = tmp_path / "checkpoints" / "2"
+    meta = saved / "meta" / "meta.json"
+    meta.write_text(meta.read_text().replace('"process_count": 1', '"process_count": 4'))
+    reseal(saved)
+    with pytest.raises(CheckpointError, match=r"place in the data in .*process_0-of-4.json, found"):
         train(tmp_path)
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from perception_jax.errors import ConfigError, TrainingError
 from perception_jax.shard import distributed
 from perception_jax.shard.mesh import batch_sharding, batch_shards, check_batch, make_mesh
 from perception_jax.shard.rules import fsdp_largest_axis, place, shardings
+from perception_jax.train.state import TrainState
+from perception_jax.train.step import VOTE, Step, compile_step
 
 
 def shape(*sizes: int) -> jax.ShapeDtypeStruct:
@@ -127,11 +131,32 @@ def test_fsdp_largest_axis_takes_what_divides():
     assert spec((8,), mesh) == PartitionSpec()  # too small
 
 
-def test_agreement_is_read_one_call_later():
-    agree = distributed.Agreement(make_mesh(replica=2, tensor=2), vote=True)
-    assert [agree(wish) for wish in (False, True, False, False)] == [False, False, True, False]
-    alone = distributed.Agreement(make_mesh())
-    assert [alone(wish) for wish in (False, True)] == [False, True]
+def test_votes_are_summed_inside_the_step():
+    mesh = make_mesh(replica=2, tensor=2)
+    ballots = distributed.Ballots(mesh, needed=True)
+    state = TrainState(
+        step=jnp.int32(0),
+        trainable={"w": jnp.zeros(8)},
+        frozen={},
+        opt_state=(),
+        ema=None,
+        key=jnp.zeros(2, jnp.uint32),
+    )
+
+    def loss(trainable, frozen, batch, key):
+        return batch["x"].mean() + trainable["w"].sum(), {}
+
+    def plain(state, batch):
+        return dataclasses.replace(state, step=state.step + 1), {"loss": batch["x"].mean()}
+
+    everywhere = jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), state)
+    batch = {"x": jax.device_put(jnp.ones(8), batch_sharding(mesh)), VOTE: ballots.cast(False)}
+    step = compile_step(Step(plain, loss), state, everywhere, batch, mesh)
+    for wish, votes in ((False, 0), (True, 8), (False, 0)):
+        state, metrics = step.call(state, {**batch, VOTE: ballots.cast(wish)})
+        assert int(metrics[VOTE]) == votes
+        assert float(metrics["loss"]) == 1
+    assert not distributed.Ballots(mesh).needed  # alone, a process decides at once
 
 
 def test_distributed_start_is_only_on_request_or_on_several_tpu_hosts():

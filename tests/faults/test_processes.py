@@ -1,0 +1,133 @@
+"""Two real processes that train together: they end, stop, disagree and are continued by one."""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+import signal
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from perception_jax.train import loop
+from perception_jax.train.config import TrainConfig
+from perception_jax.train.metrics import read_metrics
+from tests import tiny_training
+from tests.tiny_training import TinyTask, program, wait_for_step
+
+OPTIM = {"schedule": "constant"}
+SETTINGS = {"steps": 12, "noise": 0.0, "checkpoint_every": 0, "optim": OPTIM}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compile_once(tmp_path_factory):
+    """The processes here train the same programs; they share the executables."""
+    with tiny_training.compilation_cache(tmp_path_factory.mktemp("cache")):
+        yield
+
+
+@contextlib.contextmanager
+def both(root: pathlib.Path, *workdirs: pathlib.Path, own: Any = ({}, {}), **more: Any) -> Iterator:
+    """Two processes in one workdir, or each in its own; `own` holds settings of each."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    with contextlib.ExitStack() as stack:
+        shared = {**SETTINGS, "processes": 2, "port": port, **more}
+        yield [
+            stack.enter_context(
+                program(
+                    root, workdirs[index % len(workdirs)], **{**shared, **own[index]}, process=index
+                )
+            )
+            for index in range(2)
+        ]
+
+
+def ends(children: list[Any], code: int = 0) -> list[tuple[str, str]]:
+    """What they wrote; both must end, and with `code`."""
+    said = [child.communicate(timeout=120) for child in children]
+    assert [child.returncode for child in children] == [code, code], said
+    return said
+
+
+def losses(workdir: pathlib.Path) -> np.ndarray:
+    lines = [line for line in read_metrics(workdir) if "loss" in line]
+    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
+    return np.array([line["loss"] for line in lines])
+
+
+def train(workdir: pathlib.Path, **more: Any) -> loop.TrainResult:
+    """In this process, on two devices."""
+    settings = {"steps": 12, "batch_size": 16, "log_every": 1, "checkpoint_every": 0}
+    config = TrainConfig.from_mapping({**settings, "optim": OPTIM, **more})
+    return loop.run(TinyTask(noise=0.0), config, workdir, devices=jax.devices()[:2])
+
+
+def test_they_are_one_run_that_one_process_continues(root, tmp_path):
+    with both(root, tmp_path / "two", steps=6, evaluate_every=3, devices=1) as children:
+        said = ends(children)
+    assert [out.splitlines()[-1] for out, _ in said] == ["finished 6", "finished 6"]
+    assert train(tmp_path / "two", evaluate_every=3).finished  # 2 processes, then 1
+    train(tmp_path / "one", evaluate_every=3)
+    np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), atol=1e-5)
+    evaluated = [
+        [line["step"] for line in read_metrics(tmp_path / name) if "loss" not in line]
+        for name in ("two", "one")
+    ]
+    assert evaluated == [[3, 6, 9, 12], [3, 6, 9, 12]]
+
+
+@pytest.mark.slow
+def test_a_run_of_one_process_is_continued_by_two(root, tmp_path):
+    train(tmp_path / "two", steps=6)
+    with both(root, tmp_path / "two", devices=1) as children:
+        ends(children)
+    train(tmp_path / "one")
+    np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_stops_both_at_the_same_step(root, tmp_path):
+    with both(root, tmp_path, steps=1000, pause=0.25) as children:
+        wait_for_step(children[1], 3)
+        children[1].send_signal(signal.SIGTERM)
+        said = ends(children)
+    first, second = (out.splitlines()[-1] for out, _ in said)
+    assert first == second
+    assert first.startswith("stopped")
+    assert (tmp_path / "checkpoints" / first.split()[1]).is_dir()
+
+
+@pytest.mark.slow
+def test_different_settings_are_named_at_the_start(root, tmp_path):
+    with both(root, tmp_path, own=({"seed": 1}, {"seed": 2, "steps": 9})) as children:
+        said = ends(children, 1)
+    for _, errors in said:
+        assert "train.seed: 1 on process 0, 2 on process 1" in errors
+        assert "train.steps: 12 on process 0, 9 on process 1" in errors
+
+
+@pytest.mark.slow
+def test_workdirs_that_are_not_shared_are_named_at_the_start(root, tmp_path):
+    with both(root, tmp_path / "a", tmp_path / "b") as children:
+        said = ends(children, 1)
+    for _, errors in said:
+        assert f"process 0: {tmp_path}/a on " in errors
+        assert f"process 1: {tmp_path}/b on " in errors
+    assert not list(tmp_path.glob("*/.token*"))
+
+
+@pytest.mark.slow
+def test_what_fails_on_one_is_said_by_both(root, tmp_path):
+    with contextlib.ExitStack() as stack:
+        owner = stack.enter_context(program(root, tmp_path, steps=10_000, pause=0.05))
+        wait_for_step(owner, 1)
+        children = stack.enter_context(both(root, tmp_path))
+        said = ends(children, 1)
+    assert f"in use by process {owner.pid} on " in said[0][1]
+    assert "process 0 of this run failed (opening the workdir): TrainingError" in said[1][1]
