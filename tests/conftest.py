@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
+from collections.abc import Iterator
 
-import jax
 import pytest
-from jaxtyping import install_import_hook
+
+from tests import session
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+session.share_compiled_programs(ROOT)
+if "PYTEST_XDIST_WORKER" in os.environ:  # torch's threads would wait for each other's cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import jax  # noqa: E402
+from jaxtyping import install_import_hook  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
 # Every annotation of the library is checked at each call.
 install_import_hook("perception_jax", "beartype.beartype")
-
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+# No test cuts the power; waiting for the disk was a tenth of the suite's time.
+os.fsync = lambda descriptor: None
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -29,6 +39,42 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=None,
         help="a report.html for the browser test (default: a demo report)",
     )
+    parser.addoption(
+        "--parity",
+        action="store_true",
+        help="a package that tests/parity needs and that is absent is an error, not a skip",
+    )
+    parser.addoption(
+        "--limit",
+        action="store_true",
+        help=f"fail tests that are not marked slow and take more than {session.LIMIT:.0f} s",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--parity"):
+        session.require_parity_packages()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    return session.workers(os.cpu_count() or 1, session.available_gib())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: session.place_in_order(item.path))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    report = yield
+    if report.passed and item.config.getoption("--limit"):
+        slow = item.get_closest_marker("slow") is not None
+        load = session.load_per_core()
+        why = session.over_limit(report.duration, slow=slow, load_per_core=load)
+        if why:
+            report.outcome, report.longrepr = "failed", f"{item.nodeid} {why}"
+    return report
 
 
 @pytest.fixture(scope="session")

@@ -182,11 +182,16 @@ def test_what_is_not_a_file_or_not_an_image_array(tmp_path):
         images.decode(np.zeros((4, 4, 3), np.uint8), max_pixels=15)
 
 
-def test_every_truncation_either_decodes_or_is_an_image_error():
+def test_every_truncation_either_decodes_whole_or_is_an_image_error():
     data = encoded(PIL.Image.fromarray(GRADIENT), "PNG")
-    for cut in range(0, len(data), 7):
+    last = data.index(b"IEND") - 8  # the pixels end before it, with four bytes of checksum
+    decoded = []
+    for cut in [*range(0, len(data), 7), len(data)]:
         with contextlib.suppress(ImageError):
-            images.decode(data[:cut])
+            np.testing.assert_array_equal(images.decode(data[:cut]), GRADIENT)
+            decoded.append(cut)
+    assert decoded
+    assert min(decoded) > last - 4
 
 
 def test_warning_filters_are_as_before_even_with_threads():

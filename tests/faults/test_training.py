@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
-import random
+import re
 import signal
 import time
 from typing import Any
@@ -50,7 +50,7 @@ def curve(workdir: pathlib.Path) -> list[tuple[Any, ...]]:
 
 
 def test_killed_and_resumed_is_bit_equal_to_uninterrupted(root, tmp_path):
-    killed_at = random.randrange(5, 13)
+    killed_at = 9  # the save of step 8 may still be under way
     settings = {"steps": 20, "checkpoint_every": 4, "evaluate_every": 7}
     with program(root, tmp_path / "killed", **settings, hold_at=5, pause=0.15) as child:
         wait_for_step(child, 4)
@@ -126,6 +126,14 @@ def test_nan_without_a_checkpoint_says_so(tmp_path):
         train(tmp_path, task)
 
 
+def test_a_gradient_that_is_not_finite_stops_at_its_own_step(tmp_path):
+    """Though the loss is finite."""
+    task = TinyTask()
+    task.loss = lambda model, batch, key: (jax.numpy.sqrt(0.0 * model.logit_scale[...]), {})
+    with pytest.raises(TrainingError, match=r"step 1 is not finite \(loss 0\.0, grad_norm nan"):
+        train(tmp_path, task)
+
+
 def test_changed_settings_are_refused_and_listed(tmp_path):
     resolved = {"data": {"size": 32}, "model": {"width": 8}}
     train(tmp_path, steps=4, resolved=resolved)
@@ -156,26 +164,33 @@ def test_a_run_that_saved_nothing_may_change_its_settings(tmp_path):
 
 
 def damage(path: pathlib.Path, how: str) -> None:
-    """Harms the largest file under `path`, which holds the arrays."""
+    """Harms the largest file under `path`; of a whole checkpoint it holds the arrays."""
     file = max((p for p in path.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
     content = bytearray(file.read_bytes())
     if how == "truncate":
         file.write_bytes(content[: len(content) // 2])
     elif how == "delete":
         file.unlink()
+    elif how == "digit":  # of a text: what is left is valid, and another place
+        changed = re.sub(rb"\d", lambda found: b"%d" % ((int(found[0]) + 1) % 10), content, count=1)
+        assert changed != content
+        file.write_bytes(changed)
     else:
         content[len(content) // 2] ^= 1
         file.write_bytes(content)
 
 
-@pytest.mark.parametrize("how", ["truncate", "delete", "flip"])
-def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(tmp_path, caplog, how):
+@pytest.mark.parametrize(
+    ("part", "how"),
+    [("state", "truncate"), ("state", "delete"), ("state", "flip"), ("data", "digit")],
+)
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(tmp_path, caplog, part, how):
     train(tmp_path / "whole")
     train(tmp_path / "hurt", stop=lambda step: step == 4)
-    damage(tmp_path / "hurt" / "checkpoints" / "4", how)
+    damage(tmp_path / "hurt" / "checkpoints" / "4" / part, how)
     with caplog.at_level("WARNING"):
         train(tmp_path / "hurt")
-    assert "checkpoints/4 is damaged (state/" in caplog.text
+    assert f"checkpoints/4 is damaged ({part}/" in caplog.text
     assert "goes on from step 2" in caplog.text
     assert (tmp_path / "hurt" / "damaged_checkpoints" / "4" / "files.json").exists()
     assert curve(tmp_path / "hurt") == curve(tmp_path / "whole")

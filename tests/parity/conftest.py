@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
+from typing import Any
 
 import pytest
 
@@ -18,7 +20,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    for row in node.workeroutput.get("measures", ()):
+        measures.Row(**row)  # registers itself
+
+
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    if hasattr(session.config, "workeroutput"):  # a worker of pytest-xdist
+        session.config.workeroutput["measures"] = [
+            dataclasses.asdict(row) for row in measures.ROWS
+        ]
+        return
     # Without it where this file was not among the first that pytest read.
     path = session.config.getoption("--table", default=None)
     if path is not None and exitstatus == 0:

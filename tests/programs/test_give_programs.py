@@ -122,9 +122,11 @@ def test_the_quickstart_says_where_own_images_belong(tmp_path, capsys):
 def test_the_plus_profile_trains_from_end_to_end(tmp_path):
     arguments = [f"{CONFIG},plus", "--config.train.steps=2", "--config.train.log_every=1"]
     assert common.main(train.PROGRAM, train.run, [*arguments, f"--workdir={tmp_path}"]) == 0
-    last = [row for row in read_metrics(tmp_path) if "loss" in row][-1]
+    first, last = (row for row in read_metrics(tmp_path) if "loss" in row)
     assert last["dense"] > 0
-    assert last["generic"] >= 0
+    # Fresh adapters change nothing, so nothing moves away from the static embedding yet.
+    assert first["generic"] == pytest.approx(0, abs=1e-6)
+    assert last["generic"] > 1e-5
     total = 3 * last["oid"] + last["oitc"] + last["dense"] + last["generic"]
     assert last["loss"] == pytest.approx(total, rel=1e-3)
     encoder = GiveEncoder.from_pretrained(tmp_path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from perception_jax.nn.attention import LONG, attend, core
@@ -47,6 +48,14 @@ def test_long_attention_and_its_gradients_equal_a_dense_softmax(mask):
         return jax.jit(jax.grad(score, argnums=(0, 1, 2), has_aux=True))(q, k, v)
 
     chex.assert_trees_all_close(both(attend), both(dense), atol=2e-6)
+
+
+@pytest.mark.parametrize("tokens", [4, 128], ids=["short", "long"])
+def test_a_query_without_keys_takes_the_mean(tokens):
+    q, k, v = jax.random.normal(jax.random.key(0), (3, 1, tokens, 2, 8))
+    mask = jnp.ones((1, 1, tokens, tokens), bool).at[0, 0, 1].set(False)
+    out = jax.jit(attend)(q, k, v, mask)
+    np.testing.assert_allclose(out[0, 1], v[0].mean(axis=0), atol=1e-6)
 
 
 def test_training_keeps_no_scores_of_long_sequences():

@@ -46,6 +46,13 @@ def test_published_size_by_shape_alone(size):
         assert shardings(leaves, SHARDINGS, mesh).keys() == leaves.keys()
 
 
+def test_heads_of_published_sizes():
+    """Of open_clip's model files; no shape of a checkpoint depends on them."""
+    expected = {"vit_b32": (12, 8), "vit_b16": (12, 8), "vit_l14": (16, 12), "vit_h14": (16, 16)}
+    found = {size: getattr(ClipConfig, size)() for size in expected}
+    assert {size: (c.vision.heads, c.text.heads) for size, c in found.items()} == expected
+
+
 @pytest.mark.parametrize("size", PUBLISHED)
 def test_config_survives_both_formats(size):
     config = getattr(ClipConfig, size)()

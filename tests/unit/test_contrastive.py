@@ -70,6 +70,17 @@ def test_towers_compute_in_the_dtype_of_the_parameters(monkeypatch):
     assert loss.dtype == metrics["scale"].dtype == jnp.float32
 
 
+def test_the_temperature_is_at_most_100():
+    task = tiny_clip.task()
+    model = jax.jit(task.init)(jax.random.key(0))
+    model.logit_scale[...] = jnp.float32(10.0)
+    batch = {
+        k: jnp.asarray(v) for k, v in next(iter(task.datasets()["train"])).items() if k != "id"
+    }
+    _, metrics = jax.jit(task.loss)(model, batch, jax.random.key(0))
+    assert float(metrics["scale"]) == pytest.approx(100, rel=1e-4)
+
+
 def test_encoder_pads_the_last_batch_and_compiles_once():
     model = Clip(tiny_clip.CONFIG, rngs=nnx.Rngs(params=0))
     task = tiny_clip.task()
@@ -88,8 +99,19 @@ def test_retrieval_counts_equal_captions_as_right():
     assert len(images.texts) == 8  # 64 images share eight captions
     assert all(images.texts[text] == images.captions[image] for image, text in images.pairs)
     model = Clip(tiny_clip.CONFIG, rngs=nnx.Rngs(params=0))
-    numbers = Retrieval(Encoder(task.processor, task.tokenizer), images)(model)
-    assert numbers["image_to_text_r1"] <= numbers["image_to_text_r5"] <= 1
+    encoder = Encoder(task.processor, task.tokenizer)
+    numbers = Retrieval(encoder, images)(model)
+    cosine = encoder.images(model, images.pixels) @ encoder.texts(model, images.texts).T
+    right = np.array([[text == own for text in images.texts] for own in images.captions])
+    for direction, scores, wanted in (
+        ("image_to_text", cosine, right),
+        ("text_to_image", cosine.T, right.T),
+    ):
+        best = np.where(wanted, scores, -np.inf).max(axis=1, keepdims=True)
+        ahead = ((scores >= best - 1e-6) & ~wanted).sum(axis=1)  # ties go against the model
+        for k in (1, 5):
+            assert numbers[f"{direction}_r{k}"] == pytest.approx((ahead < k).mean()), (direction, k)
+    assert 0 < numbers["image_to_text_r1"] < numbers["image_to_text_r5"] < 1
 
 
 def test_naming_needs_known_names():

@@ -114,9 +114,14 @@ def test_resuming_inside_an_epoch_gives_the_same_batches():
 
 def test_a_state_of_other_data_is_refused():
     state = iter(make_loader(Numbers(8), noisy, batch_size=2, seed=1)).get_state()
-    for source, seed in ((Numbers(9), 1), (Numbers(8), 2)):
+    for source, seed, shuffle in (
+        (Numbers(9), 1, True),
+        (Numbers(8), 2, True),
+        (Numbers(8), 1, False),
+    ):
+        loader = make_loader(source, noisy, batch_size=2, seed=seed, shuffle=shuffle)
         with pytest.raises(DataError, match="same data and seed"):
-            take(make_loader(source, noisy, batch_size=2, seed=seed), 1, state)
+            take(loader, 1, state)
 
 
 def test_hosts_share_one_global_batch():
@@ -150,6 +155,15 @@ def test_an_epoch_has_each_record_once_in_a_new_order():
     assert not np.array_equal(plain[0]["noise"][0], plain[2]["noise"][1])
 
 
+def test_another_seed_draws_other_random_numbers():
+    first, second = (
+        take(make_loader(Numbers(8), noisy, batch_size=8, seed=seed, shuffle=False), 1)[0]
+        for seed in (1, 2)
+    )
+    np.testing.assert_array_equal(first["id"], second["id"])
+    assert not np.isin(first["noise"], second["noise"]).any()
+
+
 def test_bad_records_are_skipped_counted_and_named_once(caplog):
     skipped = []
     loader = make_loader(
@@ -165,6 +179,7 @@ def test_bad_records_are_skipped_counted_and_named_once(caplog):
     ("count", "bad", "share", "stops"),
     [
         (20, 2, 0.05, True),
+        (30, 2, 0.05, True),  # the allowed count is rounded down
         (20, 2, 0.10, False),
         (20, 1, 0.01, False),
         (20, 1, 0.0, True),

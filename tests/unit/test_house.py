@@ -9,7 +9,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 import tomllib
 from collections.abc import Iterator
 
@@ -275,29 +274,22 @@ def test_works_where_torch_and_tensorflow_cannot_be_imported():
     assert done.returncode == 0, done.stderr
 
 
-def test_import_is_fast_and_light():
-    code = "import perception_jax, sys; print(*sys.modules)"
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        done = run_python(code)
-        seconds.append(time.perf_counter() - start)
+def test_import_is_light():
+    """Clocks would measure the machine; a second of imports is one of these packages."""
+    done = run_python("import perception_jax, sys; print(*sys.modules)")
     assert done.returncode == 0, done.stderr
-    assert set(done.stdout.split()) & {"jax", "numpy", "flax", "PIL", "ml_collections"} == set()
-    assert min(seconds) < 1.0
+    names = done.stdout.split()
+    assert (
+        set(names) & {"jax", "numpy", "flax", "PIL", "ml_collections", "typing_extensions"} == set()
+    )
+    assert len(names) < 300
 
 
 def test_rooms_are_light():
-    """Importing every room without using it stays far from a second each."""
+    """Importing every room without using it loads nothing that takes seconds."""
     rooms = sorted(p.parent.name for p in LIBRARY.glob("*/__init__.py"))
-    lines = ["import time"]
-    for room in rooms:
-        lines += [
-            "t = time.perf_counter()",
-            f"import perception_jax.{room}",
-            f"print('{room}', time.perf_counter() - t)",
-        ]
-    done = run_python("import jax, flax.nnx\n" + "\n".join(lines))
+    lines = [f"import perception_jax.{room}" for room in rooms]
+    done = run_python("\n".join([*lines, "import sys", "print(*sys.modules)"]))
     assert done.returncode == 0, done.stderr
-    slow = [line for line in done.stdout.splitlines() if float(line.split()[1]) > 1.0]
-    assert slow == []
+    slow = {"tensorflow_datasets", "orbax", "grain", "transformers", "pyarrow", "tensorboardX"}
+    assert {name.split(".")[0] for name in done.stdout.split()} & (HEAVY | slow) == set()

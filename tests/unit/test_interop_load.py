@@ -224,6 +224,19 @@ def test_a_round_trip_is_verified_tensor_by_tensor(tmp_path):
         verify_roundtrip(TABLE, files, wrong)
 
 
+@pytest.mark.parametrize("layer", range(3))
+def test_a_flipped_bit_in_any_layer_of_a_stack_is_noticed(tmp_path, layer):
+    spec, path = TensorSpec((8,), np.dtype(np.float32)), tmp_path / "x.safetensors"
+    tensors = [LazyTensor(f"w.{k}", spec, lambda: np.ones(8, np.float32)) for k in range(3)]
+    write_safetensors(path, tensors)
+    raw = bytearray(path.read_bytes())
+    raw[-1 - (2 - layer) * spec.nbytes] ^= 1
+    path.write_bytes(raw)
+    table = RuleTable(rules=(Rule("w.{i}", "w"),))
+    with pytest.raises(CheckpointError, match=rf"CRC-32 .*'w\.{layer}'"):
+        load_params(table, open_checkpoint(path), {"w": jax.ShapeDtypeStruct((3, 8), jnp.float32)})
+
+
 def test_outputs_are_compared_by_the_largest_difference():
     a = np.array([1.0, 2.0], np.float32)
     assert compare_outputs("logits", a, a + np.float32(0.5), tolerance=0.5) == 0.5

@@ -132,6 +132,7 @@ def test_the_present_value_gives_the_type(config_file, word, key, value):
         ("--config.batch_size", "needs a value: write --config.batch_size=VALUE (now 8)"),
         ("--config.sizes=1,x", "expected values separated by commas"),
         ("--config.sizes=1,2.5", "expected elements of type int (now [1, 2]), found 2.5"),
+        ("--config.sizes=1,True", "expected elements of type int (now [1, 2]), found True"),
         ("--config.sizes=__import__('os')", "expected values separated by commas"),
         ("--workdri=x", "--workdri: there is no such flag. Did you mean --workdir?"),
         ("--to=hff", "expected one of hf, reference, found 'hff'. Did you mean hf?"),

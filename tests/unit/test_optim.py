@@ -12,8 +12,8 @@ import optax
 import pytest
 
 from perception_jax.errors import ConfigError
-from perception_jax.train.config import OptimConfig, OptimRule, TrainConfig
-from perception_jax.train.optim import make_optimizer, schedule
+from perception_jax.train.config import DEFAULT_RULES, OptimConfig, OptimRule, TrainConfig
+from perception_jax.train.optim import make_optimizer, match_rules, schedule
 
 PLAIN = OptimConfig(schedule="constant", learning_rate=0.1, weight_decay=0.0, clip_norm=None)
 EVERYTHING = (OptimRule(".*"),)
@@ -90,6 +90,18 @@ def test_clip_bounds_the_global_norm():
     np.testing.assert_allclose([out["a"][0], out["b"][0]], [-0.06, -0.08], rtol=1e-6)
 
 
+def test_gradients_are_clipped_before_the_moments():
+    config = dataclasses.replace(PLAIN, clip_norm=1.0, rules=EVERYTHING)
+    params = {"w": jnp.arange(4.0)}
+    gradients = [{"w": jnp.array([1e3, -5.0, 2.0, 1.0])}, {"w": jnp.full(4, 0.1)}]
+    transform = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.1))
+    expected, state, update = params, transform.init(params), jax.jit(transform.update)
+    for grads in gradients:
+        updates, state = update(grads, state, expected)
+        expected = optax.apply_updates(expected, updates)
+    chex.assert_trees_all_close(apply(config, params, gradients), expected, rtol=1e-6)
+
+
 def test_frozen_leaves_stay_have_no_state_and_do_not_count_in_the_clip():
     config = dataclasses.replace(
         PLAIN,
@@ -140,6 +152,20 @@ def test_accumulation_keeps_the_schedule_in_steps():
         OptimConfig(schedule="linear", learning_rate=1.0, accumulate=5), 100, ["bias"]
     )
     np.testing.assert_allclose(optimizer.learning_rate(jnp.int32(53)), 0.5, rtol=1e-6)
+    # What is reported is what is applied. Two batches an update, linear to 0 over 8 batches:
+    # the updates of batches 0 and 2 have the rates 1 and 0.75.
+    config = dataclasses.replace(
+        PLAIN, name="sgd", b1=0.0, schedule="linear", learning_rate=1.0, accumulate=2
+    )
+    out = apply(config, {"bias": jnp.zeros(1)}, [{"bias": jnp.ones(1)}] * 4, 8)
+    np.testing.assert_allclose(out["bias"], -1.75, rtol=1e-6)
+
+
+def test_by_default_only_weights_decay():
+    """Biases, scales of norms and the loss's temperature and bias do not."""
+    paths = ["logit_scale", "logit_bias", "a/bias", "a/scale", "a/kernel", "position_embedding"]
+    found = match_rules(DEFAULT_RULES, paths)
+    assert [rule.weight_decay for rule in found.values()] == [False] * 4 + [True] * 2
 
 
 @pytest.mark.parametrize("name", ["adamw", "lion", "sgd", "adafactor", "muon"])

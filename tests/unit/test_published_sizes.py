@@ -133,6 +133,26 @@ def test_sizes_that_do_not_divide_fall_back(name, fsdp, tensor, path, spec):
     assert not place(leaves, arch.shardings, AbstractMesh((1, 8, 1), AXES)).fallbacks
 
 
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_no_table_ignores_a_tensor_that_it_does_not_know(name):
+    """What is ignored is named closely: a stranger beside any tensor of ours is an error."""
+    config, _ = PUBLISHED[name]
+    shapes = {path: leaf.shape for path, leaf in leaves_of(config).items()}
+    for table in architecture_of(config).tables.values():
+        table = table(config)
+        known = source_shapes(table, shapes)
+        strangers = {f"{name}.more" for name in known}
+        strangers |= {f"{name.rpartition('.')[0]}.extra".lstrip(".") for name in known}
+        strangers |= {f"{name.rpartition('.')[0]}.lora.weight".lstrip(".") for name in known}
+        assert [name for name in sorted(strangers) if table.ignored_because(name)] == []
+
+
+def test_what_eva_computes_is_ignored():
+    table = architecture_of(EvaConfig.eva02_b16()).tables["reference"](EvaConfig.eva02_b16())
+    assert table.ignored_because("visual.trunk.blocks.0.attn.rope.freqs")
+    assert table.ignored_because("text.attn_mask")
+
+
 def written(config, layout):
     """The settings of a layout, and the shapes of the tensors that stand beside them."""
     arch = architecture_of(config)

@@ -103,6 +103,8 @@ def test_rows_that_do_not_fit_are_named(spec: PartitionSpec, message: str):
         ((7, 6, 8), (None, "fsdp", None), (None, None, None)),  # never to one that stays whole.
         ((3, 6, 7), (None, "fsdp", "tensor"), (None, "tensor", None)),
         ((6,), (("fsdp", "tensor"),), ("tensor",)),
+        # 4 and 2 divide 12, their product does not.
+        ((6, 12), (None, ("replica", "fsdp", "tensor")), (None, ("replica", "fsdp"))),
     ],
 )
 def test_a_mesh_that_does_not_divide_falls_back_and_says_so(sizes, wanted, found, caplog):

@@ -26,7 +26,7 @@ def blocks():
         attention = Attention(WIDTH, HEADS, rngs=rngs)
         return Block(WIDTH, attention, Mlp(WIDTH, 32, act="gelu", rngs=rngs), eps=1e-5)
 
-    return stack.init(make, DEPTH, rngs=nnx.Rngs(params=0))
+    return jax.jit(lambda: stack.init(make, DEPTH, rngs=nnx.Rngs(params=0)))()
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ CAUSAL = jnp.tril(jnp.ones((1, 1, TOKENS, TOKENS), bool))
 @pytest.mark.parametrize("rows", [None, [0, 5], [[0, 6], [3, 1], [2, 2]]])
 def test_records_equal_dense_softmax(blocks, x, mask, rows, remat):
     rows = None if rows is None else jnp.asarray(rows)
-    taps = Taps(attention=(3, 0, -3), hidden=(0, -1, 2), rows=rows)
+    taps = Taps(attention=(3, 0, -3), hidden=(-5, -1, 2), rows=rows)
     out = jax.jit(lambda b, x, t: stack.run(b, x, mask=mask, taps=t, remat=remat))(blocks, x, taps)
     hidden, attention = dense(blocks, x, mask)
     chex.assert_trees_all_close(out.x, hidden[-1], atol=1e-5)
@@ -96,6 +96,19 @@ def test_probe_gradient_equals_gradient_of_dense_probabilities(blocks, x, remat)
     theirs = jax.grad(dense_score)(jnp.zeros((DEPTH, BATCH, HEADS, TOKENS, TOKENS)))
     chex.assert_trees_all_close(ours, theirs[1:3][:, :, :, jnp.array([4, 0])], atol=1e-5)
     assert float(jnp.abs(ours).max()) > 1e-3
+
+
+def test_probes_of_rows_of_each_example(blocks, x):
+    probes = jax.random.normal(jax.random.key(2), (2, BATCH, HEADS, 2, TOKENS))
+    rows = jnp.array([4, 1])
+    shared, own = (
+        Taps(attention=(0, 2), rows=rows, probes=probes)
+        for rows in (rows, jnp.broadcast_to(rows, (BATCH, 2)))
+    )
+    run = jax.jit(lambda blocks, x, taps: stack.run(blocks, x, taps=taps))
+    chex.assert_trees_all_close(run(blocks, x, own), run(blocks, x, shared), atol=1e-6)
+    zeros = own.zeros(depth=DEPTH, batch=BATCH, heads=HEADS, keys=TOKENS)
+    assert zeros.shape == probes.shape
 
 
 def test_taps_leave_the_output_alone(blocks, x):

