@@ -18,13 +18,19 @@ PYTHON ?= $(firstword $(foreach python,python3 python3.13 python3.12 python3.11,
   command -v $(python) >/dev/null 2>&1 && $(python) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
   2>/dev/null && echo $(python))))
 
-.PHONY: help quickstart test parity lint clean
+# Whole files go to as many workers as memory allows (tests/session.py); one is pytest alone.
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+
+.PHONY: help quickstart test test-slow parity parity-packages lint clean
 
 help:
 	@echo "make quickstart [ARGS=...]  teach a small CLIP to look for what it is told (GiVE), write a report"
 	@echo "                            ARGS=--config=configs/quickstart.py:short takes about a minute"
-	@echo "make test [ARGS=...]        all tests but the slow ones; ARGS go to pytest"
+	@echo "make test [ARGS=...]        all tests but the slow ones; ARGS go to pytest. Tests against PyTorch are"
+	@echo "                            skipped by name where its packages are absent"
+	@echo "make test-slow [ARGS=...]   the slow ones: every block of the README, whole notebooks, long runs"
 	@echo "make parity [ARGS=...]      the same numbers as PyTorch (installs torch, transformers, timm, open_clip)"
+	@echo "make parity-packages        installs these packages alone"
 	@echo "make lint                   style, formatting and which room imports which"
 	@echo "make clean                  removes caches and build outputs; keeps .venv and runs/"
 
@@ -32,10 +38,15 @@ quickstart: $(VENV)/.stamp-base
 	@$(BIN)/python -m launch.train --config=configs/quickstart.py --workdir=runs/quickstart $(ARGS)
 
 test: $(VENV)/.stamp-test
-	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	@$(PYTEST) -m "not slow" --limit --durations=25 $(ARGS)
+
+test-slow: $(VENV)/.stamp-test
+	@$(PYTEST) -m slow --durations=25 $(ARGS)
 
 parity: $(VENV)/.stamp-parity
-	@$(BIN)/python -m pytest tests/parity $(ARGS)
+	@$(PYTEST) tests/parity --parity $(ARGS)
+
+parity-packages: $(VENV)/.stamp-parity
 
 lint: $(VENV)/.stamp-test
 	@$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""How the suite runs: one cache of compiled programs, workers by memory, slow files first, limits."""
+"""How the suite runs: one cache of compiled programs, workers by memory, a time limit."""
 
 from __future__ import annotations
 

@@ -22,9 +22,7 @@ import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from flax import nnx
-from jax.experimental.compilation_cache import compilation_cache as jax_cache
 from jax.sharding import PartitionSpec
 
 from perception_jax.ops import losses
@@ -124,26 +122,6 @@ class TinyTask:
             return {"score": score}
 
         return {"norm": norm, **({"scripted": scripted} if self.scores else {})}
-
-
-@contextlib.contextmanager
-def compilation_cache(directory: pathlib.Path) -> Iterator[None]:
-    """Keeps executables in a directory, for this process and its children."""
-    settings = {
-        "jax_compilation_cache_dir": str(directory),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in settings.items():
-            jax.config.update(name, value)
-            patch.setenv(name.upper(), str(value))
-        jax_cache.reset_cache()  # it looks at the settings once
-        yield
-        for name, value in before.items():
-            jax.config.update(name, value)
-        jax_cache.reset_cache()
 
 
 @contextlib.contextmanager

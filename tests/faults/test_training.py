@@ -17,15 +17,7 @@ from perception_jax.errors import CheckpointError, ConfigError, DataError, Train
 from perception_jax.train import checkpoint, integrity, loop, restore
 from perception_jax.train.config import TrainConfig
 from perception_jax.train.metrics import read_metrics
-from tests import tiny_training
 from tests.tiny_training import TinyTask, program, wait_for_step
-
-
-@pytest.fixture(autouse=True, scope="module")
-def compile_once(tmp_path_factory):
-    """Most tests here train the same program; they share its executable."""
-    with tiny_training.compilation_cache(tmp_path_factory.mktemp("cache")):
-        yield
 
 
 def train(workdir: pathlib.Path, task: Any = None, stop: Any = None, **settings: Any) -> Any:

@@ -28,9 +28,7 @@ def pytest_testnodedown(node: Any) -> None:
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     if hasattr(session.config, "workeroutput"):  # a worker of pytest-xdist
-        session.config.workeroutput["measures"] = [
-            dataclasses.asdict(row) for row in measures.ROWS
-        ]
+        session.config.workeroutput["measures"] = [dataclasses.asdict(row) for row in measures.ROWS]
         return
     # Without it where this file was not among the first that pytest read.
     path = session.config.getoption("--table", default=None)

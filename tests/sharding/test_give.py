@@ -19,7 +19,6 @@ from perception_jax.train import loop, state
 from perception_jax.train.config import TrainConfig
 from perception_jax.train.metrics import read_metrics
 from perception_jax.train.optim import make_optimizer
-from tests import tiny_training
 from tests.tiny_give_task import GROUPS, make_task
 
 MESHES = {
@@ -29,13 +28,6 @@ MESHES = {
 }
 OPTIM = {"learning_rate": 0.01, "weight_decay": 0.05, "schedule": "constant"}
 STEPS = 5
-
-
-@pytest.fixture(autouse=True, scope="module")
-def compile_once(tmp_path_factory: pytest.TempPathFactory):
-    """Some tests here train the same program; they share its executable."""
-    with tiny_training.compilation_cache(tmp_path_factory.mktemp("cache")):
-        yield
 
 
 def train(

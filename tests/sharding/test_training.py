@@ -27,7 +27,6 @@ from perception_jax.train.config import TrainConfig
 from perception_jax.train.metrics import read_metrics
 from perception_jax.train.optim import make_optimizer
 from perception_jax.train.step import make_step
-from tests import tiny_training
 from tests.tiny_training import Frozen, TinyTask, program, wait_for_step
 
 MESHES = {
@@ -37,13 +36,6 @@ MESHES = {
     "replicas": ({"replica": 2, "fsdp": 4}, 8),
 }
 OPTIM = {"learning_rate": 0.02, "weight_decay": 0.1}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def compile_once(tmp_path_factory: pytest.TempPathFactory):
-    """Some tests here train the same program; they share its executable."""
-    with tiny_training.compilation_cache(tmp_path_factory.mktemp("cache")):
-        yield
 
 
 def train(
