@@ -74,7 +74,8 @@ def _task_and_model(parsed: common.Parsed):
         return task, model
     if step is not None:
         raise ConfigError(f"--step={step} goes with a training workdir; {source} is none.")
-    loaded = getattr(parsed.module, "load", api.load)(source)
+    load = getattr(parsed.module, "load", None)
+    loaded = api.load(source) if load is None else load(source, parsed.config)
     return parsed.module.get_task(parsed.config, loaded), loaded.model
 
 

@@ -181,11 +181,14 @@ def get_task(config: ml_collections.ConfigDict, loaded=None):
     return GiveTask(settings, backbone, training, evaluators=evaluators)
 
 
-def load(source: str):
-    """What `launch.evaluate` measures: a file of adapters, or the folder that it lies in."""
+def load(source: str, config: ml_collections.ConfigDict):
+    """What `launch.evaluate` measures: a file of adapters, or the folder that it lies in.
+
+    They may name the backbone of the config; any other has to lie beside them or to be shipped.
+    """
     from perception_jax.systems.give.pretrained import GiveEncoder
 
-    return GiveEncoder.from_pretrained(source)
+    return GiveEncoder.from_pretrained(source, trusted=(config.backbone,))
 
 
 def report(config: ml_collections.ConfigDict, task, model, folder: pathlib.Path) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ import pytest
 import perception_jax
 from perception_jax.data.scenes.source import portrait
 from perception_jax.errors import CheckpointError, ConfigError
+from perception_jax.interop import hub
 from perception_jax.interop.safetensors_io import SafetensorsFile
 from perception_jax.interop.tensors import LazyTensor
 from perception_jax.interop.writer import write_file
@@ -230,9 +232,68 @@ def test_a_merged_folder_is_made_for_the_size_that_was_trained_on(folder, tmp_pa
 
 def test_a_workdirs_settings_are_no_backbone(folder, tmp_path):
     """A training leaves `config.json`, its settings, beside the adapters."""
-    (tmp_path / ADAPTERS_FILE).write_bytes((folder / ADAPTERS_FILE).read_bytes())
-    (tmp_path / "config.json").write_text("{}")
-    assert GiveEncoder.from_pretrained(tmp_path).backbone.name == str(folder / "backbone")
+    shutil.copytree(folder, tmp_path / "run")
+    (tmp_path / "run" / "config.json").write_text("{}")
+    with_metadata(tmp_path / "run" / ADAPTERS_FILE, backbone="backbone")
+    found = GiveEncoder.from_pretrained(tmp_path / "run")
+    assert found.backbone.name == str(tmp_path / "run" / "backbone")
+
+
+def with_metadata(path, **changes) -> None:
+    """Writes other strings into the metadata of a file."""
+    file = SafetensorsFile(path)
+    arrays = {name: np.array(file[name]) for name in file}
+    tensors = [LazyTensor(n, s, lambda n=n: arrays[n]) for n, s in file.specs.items()]
+    write_file(path, tensors, file.metadata | changes)
+
+
+def test_a_backbone_that_a_file_names_is_not_followed_anywhere(folder, tmp_path, monkeypatch):
+    """Neither fetched nor read from elsewhere, unless the user says so."""
+    asked = []
+    monkeypatch.setattr(hub, "fetch", lambda name: asked.append(name) or folder / "backbone")
+    run = tmp_path / "run"
+    run.mkdir()
+    path = run / ADAPTERS_FILE
+    path.write_bytes((folder / ADAPTERS_FILE).read_bytes())
+    (run / "link").symlink_to(folder / "backbone")
+    names = ["/etc", "../..", ".", "", "owner/name", "link", str(folder / "backbone"), "a\0b"]
+    for name in (*names, "n" * 5000, f"../{folder.name}/backbone", "~", "file:///etc"):
+        with_metadata(path, backbone=name)
+        with pytest.raises(CheckpointError, match=r"give it as `backbone`") as error:
+            GiveEncoder.from_pretrained(run)
+        assert len(str(error.value)) < 600
+    assert not asked
+    with_metadata(path, backbone="owner/name")
+    assert GiveEncoder.from_pretrained(run, trusted=("owner/name",)).backbone.name == "owner/name"
+    assert GiveEncoder.from_pretrained(run, backbone="owner/name").backbone.name == "owner/name"
+    assert asked == 2 * ["owner/name"]
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("adapter_heads", ["0", "-1", "04x", "٤", "4.0", "true", "", "9" * 5000, "9" * 9]),
+        ("image_size", ["0", "-48", "1e3", "９", "", "99999999", "9" * 5000]),
+        ("image_mode", ["", "crop", "None"]),
+    ],
+)
+def test_metadata_that_makes_no_sense(folder, tmp_path, key, values):
+    path = tmp_path / ADAPTERS_FILE
+    path.write_bytes((folder / ADAPTERS_FILE).read_bytes())
+    for value in values:
+        with_metadata(path, **{key: value})
+        with pytest.raises(CheckpointError, match=rf"{key}: expected .*, found ") as error:
+            GiveEncoder.from_pretrained(path, backbone=folder / "backbone")
+        assert len(str(error.value)) < 600
+
+
+@pytest.mark.parametrize("block", ["99999999", "9" * 900])
+def test_adapters_of_blocks_that_no_tower_has(folder, tmp_path, block):
+    file = SafetensorsFile(folder / ADAPTERS_FILE)
+    theirs = renamed(file, lambda name: name.replace("ag_adapters.2.", f"ag_adapters.{block}."))
+    write_file(tmp_path / "far.safetensors", theirs, file.metadata)
+    with pytest.raises(CheckpointError, match="block: expected an integer of 0 to 1023"):
+        GiveEncoder.from_pretrained(tmp_path / "far.safetensors", backbone=folder / "backbone")
 
 
 def renamed(file: SafetensorsFile, rename) -> list[LazyTensor]:

@@ -18,6 +18,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from perception_jax import settings
 from perception_jax.errors import ConfigError
 from perception_jax.nn.attention import AttentionOutput, multi_head
 from perception_jax.nn.linear import Linear
@@ -54,11 +55,19 @@ class AdapterConfig:
     gate: "none" starts from a zero output projection; "tanh" from a zero scalar gate instead (an
       ablation: it learns more slowly).
     connector: "mlp" (two layers) or "linear" between text and image width (an ablation).
+
+    Raises:
+      ConfigError: a field of another type or out of range.
     """
 
     heads: int | None = None
     gate: Literal["none", "tanh"] = "none"
     connector: Literal["mlp", "linear"] = "mlp"
+
+    def __post_init__(self) -> None:
+        settings.check(self.heads, settings.Optional(settings.HEADS), "adapter heads")
+        settings.check(self.gate, settings.Choice(("none", "tanh")), "adapter gate")
+        settings.check(self.connector, settings.Choice(("mlp", "linear")), "adapter connector")
 
 
 class AgAdapter(nnx.Module):

@@ -19,6 +19,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from perception_jax import settings
 from perception_jax.data.processors import Mode
 from perception_jax.errors import CheckpointError
 from perception_jax.interop.export import export_params
@@ -28,6 +29,7 @@ from perception_jax.interop.safetensors_io import SafetensorsFile
 from perception_jax.interop.writer import write_file
 from perception_jax.models.params import flatten, unflatten
 from perception_jax.nn.variables import AdapterParam
+from perception_jax.settings import Integer, Settings
 from perception_jax.shard.rules import shardings as make_shardings
 from perception_jax.systems.give.adapter import AdapterConfig
 from perception_jax.systems.give.backbone import LoadedBackbone, build_backbone, leaves_in_give
@@ -179,16 +181,12 @@ def trained_on(path: str | os.PathLike[str], backbone: LoadedBackbone) -> Loaded
     Raises:
       CheckpointError: the file is missing or damaged, or says nonsense.
     """
-    metadata = SafetensorsFile(path).metadata
-    size, mode = metadata.get(SIZE_KEY), metadata.get(MODE_KEY)
+    file = SafetensorsFile(path)
+    size = _number(file, SIZE_KEY, settings.IMAGE_SIZE)
     if size is None:
         return backbone
-    if not size.isdecimal() or mode not in (*typing.get_args(Mode), None):
-        raise CheckpointError(
-            f"Expected a side in pixels and one of {typing.get_args(Mode)} as {SIZE_KEY} and "
-            f"{MODE_KEY} in {os.fspath(path)}, found {size!r} and {mode!r}."
-        )
-    return backbone.at_size(int(size), mode=mode)
+    mode = _metadata(file).get(MODE_KEY, settings.Choice(typing.get_args(Mode)), None)
+    return backbone.at_size(size, mode=mode)
 
 
 def read_config(
@@ -207,14 +205,14 @@ def read_config(
             f"{', '.join(sorted(names)[:3])}, …: is this a checkpoint of GiVE's adapters? Other "
             "names can be mapped with `renames`."
         )
-    stored = file.metadata.get(HEADS_KEY)
-    if stored is not None and not stored.isdecimal():
-        raise CheckpointError(f"Expected a number as {HEADS_KEY} in {file.path}, found {stored!r}.")
+    stored = _number(file, HEADS_KEY, settings.HEADS)
+    last, blocks = max(numbers), settings.Integer(0, settings.DEPTH.high - 1)
+    settings.check(last, blocks, f"adapters in {file.path}: block", error=CheckpointError)
     return GiveConfig(
         layers=tuple(sorted(numbers)),
         dense=any(name.startswith("dense_head.") for name in names),
         adapter=AdapterConfig(
-            heads=heads if stored is None else int(stored),
+            heads=heads if stored is None else stored,
             gate="tanh" if any(name.endswith(".gate") for name in names) else "none",
             connector="mlp" if any(".mlp.fc2." in name for name in names) else "linear",
         ),
@@ -226,7 +224,20 @@ def trained_leaves(give: Give) -> dict[str, Any]:
     return flatten(give, AdapterParam)
 
 
-_NUMBER = re.compile(rf"{ADAPTERS}\.(\d+)\.")
+_NUMBER = re.compile(rf"{ADAPTERS}\.(0|[1-9][0-9]*)\.")
+
+
+def _metadata(file: SafetensorsFile) -> Settings:
+    return Settings(file.metadata, f"metadata of {file.path}", error=CheckpointError)
+
+
+def _number(file: SafetensorsFile, key: str, kind: Integer) -> int | None:
+    """A number that stands in the metadata, which holds strings; None if it does not."""
+    text = _metadata(file).get(key, settings.Text(longest=32), None)
+    if text is None:
+        return None
+    value = int(text) if re.fullmatch("[0-9]+", text) else text
+    return settings.check(value, kind, f"metadata of {file.path}: {key}", error=CheckpointError)
 
 
 def _as_renames(renames: Sequence[tuple[str, str]]) -> tuple[Rename, ...]:

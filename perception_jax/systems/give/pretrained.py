@@ -21,6 +21,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from perception_jax import api
 from perception_jax.api import shipped_folder
 from perception_jax.data.records import Image
 from perception_jax.errors import CheckpointError, ConfigError
@@ -28,6 +29,7 @@ from perception_jax.interop.checkpoint_dir import INDEX, SINGLE
 from perception_jax.interop.safetensors_io import SafetensorsFile
 from perception_jax.nn import stack
 from perception_jax.nn.taps import Taps
+from perception_jax.settings import shown
 from perception_jax.systems.give.adapter import Instruction
 from perception_jax.systems.give.backbone import TEXT_SOURCE, LoadedBackbone, load_backbone
 from perception_jax.systems.give.checkpoint import load_give, trained_on
@@ -84,6 +86,7 @@ class GiveEncoder:
         renames: Sequence[tuple[str, str]] = (),
         dtype: np.typing.DTypeLike | None = None,
         mesh: jax.sharding.Mesh | None = None,
+        trusted: Sequence[str] = (),
     ) -> GiveEncoder:
         """Loads a backbone and the adapters for it.
 
@@ -92,11 +95,13 @@ class GiveEncoder:
             training, or from `export.export_merged`), or a shipped name (`SHIPPED`); None makes
             fresh ones, which change nothing until they are trained.
           backbone: folder, hub id or shipped name; None takes the one in the adapters' folder, or
-            else what their file names.
+            else the one that their file names, if it is shipped, lies in that folder or is
+            `trusted`.
           text: for a vision-only backbone, the CLIP whose text tower it gets.
           config: of fresh adapters.
           renames, mesh: see `checkpoint.load_give`.
           dtype: of the backbone; adapters keep theirs.
+          trusted: backbones that a file may name besides: hub ids that may be fetched, and folders.
 
         Raises:
           ConfigError: neither `give` nor `backbone`.
@@ -110,7 +115,7 @@ class GiveEncoder:
                 "adapters is given as `backbone`."
             )
         if backbone is None:
-            backbone = named_backbone(path)
+            backbone = named_backbone(path, trusted)
         loaded = load_backbone(backbone, text=text, dtype=dtype, mesh=mesh)
         if path is None:
             rngs = nnx.Rngs(params=0)
@@ -210,13 +215,20 @@ def find_adapters(give: str | os.PathLike[str]) -> pathlib.Path:
     return path / ADAPTERS_FILE if path.is_dir() else path
 
 
-def named_backbone(path: str | os.PathLike[str] | None) -> str:
+def named_backbone(path: str | os.PathLike[str] | None, trusted: Sequence[str] = ()) -> str:
     """The backbone that a file of adapters was made for: the one that lies beside it, or else the
     one that it names.
 
+    A file may come from anyone, so that nothing is fetched and no folder elsewhere is read because
+    it says so.
+
+    Args:
+      trusted: names that the caller would load.
+
     Raises:
       ConfigError: there is no file.
-      CheckpointError: it does not say.
+      CheckpointError: it does not say, or names something else than shipped weights, a folder
+        below its own, or what is trusted.
     """
     if path is None:
         raise ConfigError("name the backbone, the adapters, or both; found neither.")
@@ -226,7 +238,24 @@ def named_backbone(path: str | os.PathLike[str] | None) -> str:
     name = SafetensorsFile(path).metadata.get("backbone", "")
     if not name:
         raise CheckpointError(f"{path} does not name its backbone; give it as `backbone`.")
-    return name
+    if name in api.SHIPPED or name in trusted:
+        return name
+    # Also an absolute path, which a training on this machine wrote.
+    inside = folder.resolve() in _resolved(folder / name).parents
+    if inside and (folder / name).is_dir():
+        return str(folder / name)
+    raise CheckpointError(
+        f"{path} names the backbone {shown(name)}, which is neither shipped "
+        f"({', '.join(api.SHIPPED)}) nor in its folder; what a file names is not fetched and not "
+        "looked for elsewhere. If you trust it, give it as `backbone` (`--backbone` of a program)."
+    )
+
+
+def _resolved(path: pathlib.Path) -> pathlib.Path:
+    try:
+        return path.resolve()
+    except (OSError, ValueError, RuntimeError):  # names that no file has: NUL, too long, a loop
+        return pathlib.Path()
 
 
 def _call(
