@@ -76,6 +76,7 @@ def load_params(
     leaves = _leaves(bindings, matched, files, abstract, dtype)
     if shardings is not None and (missing := abstract.keys() - shardings.keys()):
         raise CheckpointError(f"Expected a sharding for every leaf, found none for {missing}.")
+    leaves = {path: leaves[path] for path in abstract}
     places = dict.fromkeys(abstract) if shardings is None else dict(shardings)
     if targets is not None:
         leaves = {

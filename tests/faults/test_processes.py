@@ -16,18 +16,10 @@ import pytest
 from perception_jax.train import loop
 from perception_jax.train.config import TrainConfig
 from perception_jax.train.metrics import read_metrics
-from tests import tiny_training
 from tests.tiny_training import TinyTask, program, wait_for_step
 
 OPTIM = {"schedule": "constant"}
 SETTINGS = {"steps": 12, "noise": 0.0, "checkpoint_every": 0, "optim": OPTIM}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def compile_once(tmp_path_factory):
-    """The processes here train the same programs; they share the executables."""
-    with tiny_training.compilation_cache(tmp_path_factory.mktemp("cache")):
-        yield
 
 
 @contextlib.contextmanager

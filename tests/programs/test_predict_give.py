@@ -209,8 +209,14 @@ def test_a_backbone_alone_is_seen_without_steering(place, encoder, tmp_path):
         (["--instruction= "], "ConfigError: expected words in each"),
         (["--instruction=the kite", "--alpha=-1"], "alpha: expected a number from 0 upwards"),
         (["--instruction=the kite", "--scale=0"], "scale: expected a number above 0"),
-        (["--candidates=ROOT/none.txt"], "DataError: ROOT/none.txt: expected a text file"),
-        (["--candidates=ROOT/photos/one.png"], "one.png: expected a text file in UTF-8"),
+        (
+            ["--candidates=ROOT/none.txt"],
+            "ROOT/none.txt: expected a readable file of text",
+        ),
+        (
+            ["--candidates=ROOT/photos/one.png"],
+            "one.png:1: expected UTF-8 text, found the byte",
+        ),
         (["--instruction=the kite", "--text=dog"], "ConfigError: --text belongs to encoder"),
     ],
 )

@@ -308,11 +308,12 @@ def test_foreign_names_are_mapped(folder, encoder, tmp_path):
     theirs = renamed(file, lambda name: "model." + name.replace("ag_adapters", "cross_attn"))
     write_file(tmp_path / "theirs.safetensors", theirs, file.metadata)
     renames = [(r"^model\.", ""), (r"^cross_attn\.", "ag_adapters.")]
-    mapped = GiveEncoder.from_pretrained(tmp_path / "theirs.safetensors", renames=renames)
+    named = {"backbone": folder / "backbone"}
+    mapped = GiveEncoder.from_pretrained(tmp_path / "theirs.safetensors", renames=renames, **named)
     for path, leaf in trained_leaves(encoder.model).items():
         np.testing.assert_array_equal(trained_leaves(mapped.model)[path], leaf)
     with pytest.raises(CheckpointError, match=r"ag_adapters\.1\.to_q.*renames"):
-        GiveEncoder.from_pretrained(tmp_path / "theirs.safetensors")
+        GiveEncoder.from_pretrained(tmp_path / "theirs.safetensors", **named)
 
 
 def test_another_backbone_is_refused_by_name(folder):

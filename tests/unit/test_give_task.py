@@ -29,7 +29,7 @@ def give():
         path: jnp.asarray(0.2 * rng.normal(size=leaf.shape), jnp.float32)
         for path, leaf in abstract.trainable.items()
     }
-    model = abstract.merge(own, dict(task.pretrained({})))
+    model = abstract.merge(own, dict(task.pretrained(abstract.frozen)))
     return task, model, jax.tree.map(jnp.asarray, batch)
 
 

@@ -242,7 +242,7 @@ def named_backbone(path: str | os.PathLike[str] | None, trusted: Sequence[str] =
         return name
     # Also an absolute path, which a training on this machine wrote.
     inside = folder.resolve() in _resolved(folder / name).parents
-    if inside and (folder / name).is_dir():
+    if inside and os.path.isdir(folder / name):
         return str(folder / name)
     raise CheckpointError(
         f"{path} names the backbone {shown(name)}, which is neither shipped "
