@@ -21,7 +21,7 @@ PYTHON ?= $(firstword $(foreach python,python3 python3.13 python3.12 python3.11,
 # Whole files go to as many workers as memory allows (tests/session.py); one is pytest alone.
 PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: help quickstart test test-slow parity parity-packages lint clean
+.PHONY: tpu help quickstart test test-slow parity parity-packages lint clean
 
 help:
 	@echo "make quickstart [ARGS=...]  teach a small CLIP to look for what it is told (GiVE), write a report"
@@ -31,6 +31,7 @@ help:
 	@echo "make test-slow [ARGS=...]   the slow ones: every block of the README, whole notebooks, long runs"
 	@echo "make parity [ARGS=...]      the same numbers as PyTorch (installs torch, transformers, timm, open_clip)"
 	@echo "make parity-packages        installs these packages alone"
+	@echo "make tpu                    compiles for a TPU slice without one (installs libtpu beside the packages)"
 	@echo "make lint                   style, formatting and which room imports which"
 	@echo "make clean                  removes caches and build outputs; keeps .venv and runs/"
 
@@ -47,6 +48,13 @@ parity: $(VENV)/.stamp-parity
 	@$(PYTEST) tests/parity --parity $(ARGS)
 
 parity-packages: $(VENV)/.stamp-parity
+
+# Not among the packages: JAX would look for a TPU at every start.
+tpu: $(VENV)/.stamp-test | $(VENV)/libtpu
+	@$(BIN)/python -m pytest -m tpu_compile $(ARGS)
+
+$(VENV)/libtpu: | $(BIN)/python
+	@$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --target $@ libtpu==0.0.52
 
 lint: $(VENV)/.stamp-test
 	@$(BIN)/ruff check .
