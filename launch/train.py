@@ -102,6 +102,7 @@ def _finish(parsed: common.Parsed, task: Any, model: Any) -> None:
     import jax
     from flax import nnx
 
+    from perception_jax.ops.sharding import gathered
     from perception_jax.shard import distributed
 
     workdir = parsed.flags["workdir"]
@@ -109,7 +110,7 @@ def _finish(parsed: common.Parsed, task: Any, model: Any) -> None:
         parsed.module.finish(parsed.config, task, model, workdir)
         return
     graph, state = nnx.split(model)
-    model = nnx.merge(graph, jax.tree.map(jax.numpy.asarray, distributed.gather(state)))
+    model = nnx.merge(graph, jax.tree.map(jax.numpy.asarray, gathered(state)))
     with contextlib.ExitStack() as stack:
         if jax.process_index() > 0:
             workdir = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))

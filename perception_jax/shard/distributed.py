@@ -18,7 +18,6 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 from jax._src import distributed as jax_distributed  # the service has no public client
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int32
 
@@ -143,21 +142,6 @@ def together(subject: str, action: Callable[[], T]) -> T:
         if message:
             raise TrainingError(f"process {index} of this run failed ({subject}): {message}")
     return result
-
-
-def gather(tree: T) -> T:
-    """Brings arrays that are spread over processes to each of them, whole, as numpy arrays.
-
-    Arrays that this process can read whole stay as they are. Needs as much host memory as the
-    arrays take.
-    """
-
-    def whole(leaf: Any) -> Any:
-        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-            return multihost_utils.process_allgather(leaf, tiled=True)
-        return leaf
-
-    return jax.tree.map(whole, tree)
 
 
 def is_wanted(environment: Mapping[str, str]) -> bool:
