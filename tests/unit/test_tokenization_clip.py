@@ -120,6 +120,8 @@ def test_added_tokens_are_found_whole_with_the_ids_of_the_files(tmp_path, mode):
     text = "a<cat-toy> on  &amp; <CAT-TOY>"
     rows = tokenizer([text]).ids[0].tolist()
     assert (rows[2], rows[-1]) == (600, 599)
+    found = tokenizer._backend.get_vocab()
+    assert len(set(found.values())) == len(found)  # else a copy keeps one of two, by chance
     encoding = tokenizer.encode(text)
     found = [text[first:last] for first, last in encoding.offsets[encoding.ids == 600]]
     assert found == ["<cat-toy>", "<CAT-TOY>"]

@@ -270,7 +270,10 @@ class ClipTokenizer:
                         f"vocabulary: expected the added token {shown(token)} to differ from all "
                         f"others after cleaning, found {shown(text)}."
                     )
-            ids = ids | {text: ids[token] for token, text in lowered.items()}
+            # One token for each id: a backend that is pickled keeps only one of two.
+            cleaned = {text: ids[token] for token, text in lowered.items()}
+            ids = {token: k for token, k in ids.items() if lowered.get(token, token) == token}
+            ids |= cleaned
             found = [
                 dataclasses.replace(token, content=lowered[token.content], normalized=False)
                 for token in found
