@@ -201,12 +201,14 @@ VOCABULARY = Integer(1, 2**24)
 REGISTERS = Integer(0, 4096)
 RATIO = Number(above=0.0, high=1024.0)
 """Of two widths."""
-EPS = Number(above=0.0, high=1.0)
+EPS = Number(above=1e-30, high=1.0)
+"""Far above the smallest float32, which XLA takes for 0."""
 FACTOR = Number(low=-1e6, high=1e6)
 """A start value, such as a temperature's logarithm."""
 MEAN = Several(Number(low=0.0, high=1.0), 3, 3)
 """Of pixels in [0, 1], by channel."""
-STD = Several(Number(above=0.0, high=2.0), 3, 3)
+STD = Several(Number(above=1e-6, high=2.0), 3, 3)
+"""Pixels are divided by it: the bound keeps them finite."""
 FLAG = Flag()
 TEXT = Text()
 

@@ -160,3 +160,12 @@ def test_what_is_shown_of_a_value_is_short():
     loop.append(loop)
     for value in (deep, loop, 10**5000, [10**5000], "x" * 10**6, {"a": deep}, [[1] * 99] * 99):
         assert len(settings.shown(value)) <= 120
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"), [(settings.EPS, 1e-320), (settings.STD, [0.2, 1e-320, 0.2])]
+)
+def test_numbers_that_are_zero_in_float32_are_refused(kind, value):
+    """Pixels would become infinite, and a norm would divide by zero."""
+    with pytest.raises(ConfigError, match="above 1e-"):
+        Settings({"key": value}, "config.json").get("key", kind)
