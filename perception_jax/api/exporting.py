@@ -11,8 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from perception_jax.api.loaded import Loaded
-from perception_jax.data import processor_formats
-from perception_jax.data.processors import ImageProcessor
+from perception_jax.data import processor_formats, processor_hf
 from perception_jax.data.tokenization import ClipTokenizer, SiglipTokenizer
 from perception_jax.errors import ConfigError
 from perception_jax.interop.checkpoint_dir import OPEN_CLIP_SINGLE, SINGLE
@@ -68,7 +67,7 @@ def export(
         settings["text_cfg"]["hf_tokenizer_name"] = open_clip.IN_FOLDER
     if layout == "hf":
         settings = settings | _mixed_dtype(params)
-    files = _settings_files(arch, layout, settings, loaded.processor.image)
+    files = _settings_files(arch, layout, settings, loaded)
     write_checkpoint(
         directory,
         export_params(arch.table(layout, loaded.config, params), params),
@@ -94,23 +93,29 @@ def _mixed_dtype(params: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _settings_files(
-    arch: Architecture,
-    layout: Layout,
-    settings: dict[str, Any] | None,
-    image: ImageProcessor | None,
+    arch: Architecture, layout: Layout, settings: dict[str, Any] | None, loaded: Loaded
 ) -> dict[str, Any]:
+    image = loaded.processor.image
     if settings is None:
         return {}
+    if image is None:
+        settings = {"model_cfg": settings} if layout == "reference" else settings
+    elif layout in ("reference", "timm"):
+        note = processor_hf.write_decode(image, arch.image_processor(loaded.config, layout))
+        if layout == "reference":
+            preprocess = processor_formats.to_open_clip(image)
+            settings = {"model_cfg": settings, "preprocess_cfg": preprocess} | note
+        else:
+            weights = settings["pretrained_cfg"] | processor_formats.to_timm(image)
+            settings = settings | {"pretrained_cfg": weights} | note
     if layout == "reference":
-        preprocess = {"preprocess_cfg": processor_formats.to_open_clip(image)} if image else {}
-        return {OPEN_CLIP_CONFIG: {"model_cfg": settings} | preprocess}
-    if layout == "timm":
-        weights = settings["pretrained_cfg"] | (processor_formats.to_timm(image) if image else {})
-        return {"config.json": settings | {"pretrained_cfg": weights}}
+        return {OPEN_CLIP_CONFIG: settings}
     if layout == "jax":
         settings = settings | {"perception_jax_layout": "jax", "model_type": arch.name}
-    preprocessor = {"preprocessor_config.json": image.to_hf()} if image else {}
-    return {"config.json": settings} | preprocessor
+    if layout == "timm" or image is None:
+        return {"config.json": settings}
+    preprocessor = image.to_hf(ours=layout == "jax")
+    return {"config.json": settings, "preprocessor_config.json": preprocessor}
 
 
 def _brought(tokenizer: Tokenizer | None) -> bool:

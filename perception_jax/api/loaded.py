@@ -10,7 +10,6 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from perception_jax.data import images as image_files
 from perception_jax.data.inputs import as_images, as_texts
 from perception_jax.data.processors import ImageProcessor
 from perception_jax.errors import CheckpointError, ConfigError
@@ -32,7 +31,7 @@ class Processor:
     image: ImageProcessor | None
     tokenizer: Tokenizer | None
 
-    def images(self, images: Any) -> Float[Array, "B S S 3"]:
+    def images(self, images: Any) -> Float[Array, "B H W 3"]:
         """Decodes, processes and normalises one image or several.
 
         Args:
@@ -40,7 +39,7 @@ class Processor:
             arrays [height, width, 3].
 
         Raises:
-          ConfigError: something else, or nothing.
+          ConfigError: something else, nothing, or images that keep several sizes.
           CheckpointError: the model takes no images.
           ImageError: an image cannot be decoded.
         """
@@ -49,8 +48,15 @@ class Processor:
         items = as_images(images)
         if not items:
             raise ConfigError("images: expected at least one image, found none.")
-        pixels = np.stack([self.image(image_files.decode(item)).pixels for item in items])
-        return normalise(jax.numpy.asarray(pixels), self.image.mean, self.image.std)
+        pixels = [self.image.read(item).pixels for item in items]
+        sizes = {f"{one.shape[1]}×{one.shape[0]}" for one in pixels}
+        if len(sizes) > 1:
+            raise ConfigError(
+                "images: this processor keeps proportions, and these images have several sizes "
+                f"({', '.join(sorted(sizes)[:8])}). Give those of one size together, or use "
+                'another mode than "whole".'
+            )
+        return normalise(jax.numpy.asarray(np.stack(pixels)), self.image.mean, self.image.std)
 
     def texts(self, texts: Any) -> Int[Array, "B T"]:
         """Token ids of one text or several, padded to the context length.

@@ -200,14 +200,16 @@ def _read_image_processor(found: Source, model: Identified) -> tuple[ImageProces
     default = make(model.config, model.layout)
     settings_file = found.read.get("settings", "the settings")
     if found.layout == "timm":
+        default = processor_formats.with_decoding(default, found.settings)
         settings = found.settings.get("pretrained_cfg", found.settings)
         return processor_formats.from_timm(settings, default), settings_file
     if found.layout == "reference" and "preprocess_cfg" in found.settings:
+        default = processor_formats.with_decoding(default, found.settings)
         settings = found.settings["preprocess_cfg"]
         return processor_formats.from_open_clip(settings, default), settings_file
     for folder in found.folders:
         if (file := _hf_processor(folder)) is not None:
-            return ImageProcessor.from_hf(read_json(file)), str(file)
+            return ImageProcessor.from_hf(read_json(file), default), str(file)
     return default, f"no file: the default of {model.architecture.name}"
 
 

@@ -5,7 +5,7 @@ Choices that a file format leaves open, made once here:
 - The EXIF orientation is applied, so "the original image" of every box is the picture as shown;
   `exif=False` leaves the pixels as stored, as code that only opens and converts does.
 - Alpha, palette transparency and colour keys are composited on white; `alpha="drop"` leaves them
-  out, as Pillow's `convert("RGB")` does.
+  out, as Pillow's `convert("RGB")` does. `read_picture` leaves the colour mode as it is.
 - 16-bit grey keeps its high byte, as Pillow does for 16-bit colour; 32-bit float is refused.
 - CMYK and the other colour spaces go through Pillow's own conversion; ICC profiles are ignored.
 - Of an animation or a multi-page file, the first frame is taken.
@@ -49,6 +49,15 @@ SUFFIXES = (
 Alpha = Literal["white", "drop"]
 
 _ORIENTATION_TAG = 0x0112
+_TRANSPOSES = {
+    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
+    3: PIL.Image.Transpose.ROTATE_180,
+    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
+    5: PIL.Image.Transpose.TRANSPOSE,
+    6: PIL.Image.Transpose.ROTATE_270,
+    7: PIL.Image.Transpose.TRANSVERSE,
+    8: PIL.Image.Transpose.ROTATE_90,
+}
 _TURNED = (5, 6, 7, 8)
 """Orientations that exchange width and height."""
 
@@ -100,11 +109,42 @@ def decode(
     if isinstance(image, np.ndarray):
         return _check_array(image, where, max_pixels)
     with pixel_budget.scope(), _opened(image, where) as picture:
-        _check_size(*picture.size, where, max_pixels)
-        pixel_budget.take(picture.size[0] * picture.size[1])
-        # Pillow turns TIFF files itself when it loads them.
-        orientation = 1 if picture.format == "TIFF" else _orientation(picture)
+        orientation = _checked_orientation(picture, where, max_pixels)
         return _turned(_to_rgb(picture, where, alpha), orientation if exif else 1)
+
+
+def read_picture(
+    image: records.Image | PIL.Image.Image,
+    *,
+    name: str = "",
+    max_pixels: int = MAX_PIXELS,
+    exif: bool = True,
+) -> PIL.Image.Image:
+    """As `decode`, in the colour mode of the file: RGBA, P, CMYK, L and so on.
+
+    Grey of 16 bits becomes RGB.
+
+    Raises:
+      ImageError: as `decode`.
+    """
+    where = _where(image, name)
+    if isinstance(image, np.ndarray):
+        return PIL.Image.fromarray(_check_array(image, where, max_pixels))
+    with pixel_budget.scope(), _opened(image, where) as picture:
+        orientation = _checked_orientation(picture, where, max_pixels)
+        picture.load()
+        if picture.mode == "F" or picture.mode.startswith("I"):
+            picture = PIL.Image.fromarray(_to_rgb(picture, where, "drop"))
+        method = _TRANSPOSES.get(orientation) if exif else None
+        return picture.copy() if method is None else picture.transpose(method)
+
+
+def _checked_orientation(picture: PIL.Image.Image, where: str, max_pixels: int) -> int:
+    """The orientation that a picture of allowed size still has once its pixels are loaded."""
+    _check_size(*picture.size, where, max_pixels)
+    pixel_budget.take(picture.size[0] * picture.size[1])
+    # Pillow turns TIFF files itself when it loads them.
+    return 1 if picture.format == "TIFF" else _orientation(picture)
 
 
 def read_size(image: records.Image, *, name: str = "") -> tuple[int, int]:

@@ -1,11 +1,13 @@
-"""`ImageProcessor` in the words of open_clip and timm; Hugging Face's are in `data.processors`."""
+"""`ImageProcessor` in the words of open_clip and timm; Hugging Face's are in `processor_hf`."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
 
+from perception_jax.data import processor_hf
 from perception_jax.data.processors import ImageProcessor
 from perception_jax.errors import ConfigError
 from perception_jax.settings import (
@@ -25,13 +27,19 @@ _SHARE = Number(above=0.01, high=1.0)
 _OPEN_CLIP_MODES = {"shortest": "tv_crop", "squash": "squash"}
 
 
+def with_decoding(layout: ImageProcessor, settings: Mapping[str, Any]) -> ImageProcessor:
+    """A layout's processor with the decoding that our own note in its settings names, if any."""
+    noted = processor_hf.read_decode(Settings(settings, "image processor"), layout)
+    return dataclasses.replace(layout, **noted)
+
+
 def from_open_clip(settings: Mapping[str, Any], default: ImageProcessor) -> ImageProcessor:
     """From the `preprocess_cfg` of an `open_clip_config.json`.
 
     Args:
       settings: keys that are left out take open_clip's defaults.
       default: its size is the model's, which open_clip takes from the model too; mean and
-        standard deviation where the settings name none.
+        standard deviation where the settings name none; decoding.
 
     Raises:
       ConfigError: a setting that `ImageProcessor` cannot reproduce.
@@ -43,6 +51,8 @@ def from_open_clip(settings: Mapping[str, Any], default: ImageProcessor) -> Imag
         resample=_kernel(file),
         mean=file.get("mean", MEAN, default.mean),
         std=file.get("std", STD, default.std),
+        exif=default.exif,
+        alpha=default.alpha,
     )
 
 
@@ -50,9 +60,11 @@ def to_open_clip(processor: ImageProcessor) -> dict[str, Any]:
     """The inverse of `from_open_clip`; "hf_crop" becomes "tv_crop", at most one pixel off.
 
     Raises:
-      ConfigError: padding, or a crop out of a larger image, which open_clip does not have.
+      ConfigError: padding, a crop out of a larger image or another mode that open_clip does not
+        have.
     """
-    if processor.mode == "llava_pad" or processor.resize not in (None, processor.size):
+    crops = processor.resizes and processor.mode in ("hf_crop", "tv_crop", "squash")
+    if not crops or processor.resize not in (None, processor.size):
         raise ConfigError(
             "open_clip resizes to the model's own size, without padding; found "
             f"{processor}. Export in another layout."
@@ -70,7 +82,7 @@ def from_timm(settings: Mapping[str, Any], default: ImageProcessor) -> ImageProc
 
     Args:
       settings: keys that are left out take timm's defaults.
-      default: size, mean and standard deviation where the settings name none.
+      default: size, mean and standard deviation where the settings name none; decoding.
 
     Raises:
       ConfigError: a setting that `ImageProcessor` cannot reproduce.
@@ -95,6 +107,8 @@ def from_timm(settings: Mapping[str, Any], default: ImageProcessor) -> ImageProc
         resample=_kernel(file),
         mean=file.get("mean", MEAN, default.mean),
         std=file.get("std", STD, default.std),
+        exif=default.exif,
+        alpha=default.alpha,
     )
 
 
@@ -102,10 +116,13 @@ def to_timm(processor: ImageProcessor) -> dict[str, Any]:
     """The inverse of `from_timm`, but for the size, which timm takes from the model.
 
     Raises:
-      ConfigError: padding, which timm does not have.
+      ConfigError: padding, images of their own size or proportions, which timm does not have.
     """
-    if processor.mode == "llava_pad":
-        raise ConfigError("timm's preprocessing has no padding: export in another layout.")
+    if not processor.resizes or processor.mode not in ("hf_crop", "tv_crop", "squash"):
+        raise ConfigError(
+            "timm's preprocessing resizes and crops to a square, without padding; found "
+            f"{processor}. Export in another layout."
+        )
     resize = processor.resize or processor.size
     exact = processor.size / resize
     # timm rounds down size / crop_pct.

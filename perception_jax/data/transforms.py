@@ -15,6 +15,7 @@ from perception_jax.data import images, records
 from perception_jax.data.geometry import Geometry
 from perception_jax.data.processors import ImageProcessor, ProcessedImage
 from perception_jax.data.tokenization import PaddedTokenizer
+from perception_jax.data.views import require_square
 from perception_jax.errors import ConfigError, DataError
 
 
@@ -79,6 +80,7 @@ class ImageTextTransform:
     augment: Augment | None = None
 
     def __post_init__(self) -> None:
+        require_square(self.processor)
         if self.weights and not (min(self.weights) >= 0 and self.weights[0] > 0):
             raise ConfigError(
                 "caption weights: expected none below 0 and the first above 0, found "

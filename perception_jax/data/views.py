@@ -41,7 +41,11 @@ def view(
       patch: side of a patch; what whole ones leave over at the right and at the bottom is not
         covered.
       side: of `picture`.
+
+    Raises:
+      ConfigError: a processor that does not make squares.
     """
+    require_square(processor)
     processed = processor(original)
     covered = processor.size // patch * patch
     corners = np.array([[0.0, 0.0, covered, covered]])
@@ -52,6 +56,19 @@ def view(
         region=tuple(processed.geometry.inverse_boxes(corners)[0].tolist()),
         original_size=(original.shape[1], original.shape[0]),
     )
+
+
+def require_square(processor: ImageProcessor) -> None:
+    """Refuses a processor of images of many sizes where all must have one.
+
+    Raises:
+      ConfigError: it keeps proportions.
+    """
+    if not processor.is_square:
+        raise ConfigError(
+            f'mode "{processor.mode}" gives images of many sizes; here all must have one: take '
+            'another mode, such as "squash" or "hf_crop".'
+        )
 
 
 def scaled(processor: ImageProcessor, scale: float, patch: int) -> ImageProcessor:

@@ -109,6 +109,14 @@ class Architecture:
         return identity_table(paths) if layout == "jax" else self.tables[layout](config)
 
 
-def crop_of(layout: str) -> str:
-    """The mode of the crop of a layout's own code: torchvision's, or that of `transformers`."""
-    return "tv_crop" if layout in ("reference", "timm") else "hf_crop"
+def image_code(layout: str) -> dict[str, Any]:
+    """How a layout's own code opens and crops images, as fields of an `ImageProcessor`.
+
+    `transformers` applies EXIF's orientation and composites transparency on white; open_clip and
+    OpenAI's `clip` do neither, and convert to RGB behind the crop, timm before.
+    """
+    if layout == "reference":
+        return {"mode": "tv_crop", "exif": False, "alpha": "drop_resized"}
+    if layout == "timm":
+        return {"mode": "tv_crop", "exif": False, "alpha": "drop"}
+    return {"mode": "hf_crop"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import pathlib
 
 import jax.numpy as jnp
@@ -35,6 +36,49 @@ CONFIGS = {
         "size": {"height": 48, "width": 48},
     },
 }
+
+
+CHANGES = {
+    "whole": {"do_center_crop": False},
+    "longest": {"do_center_crop": False, "size": {"shortest_edge": 48, "longest_edge": 70}},
+    "crop only": {"do_resize": False},
+    "as it is": {"do_resize": False, "do_center_crop": False},
+}
+SIZES = ((48, 48), (57, 91), (131, 50), (20, 33), (99, 99), (60, 200))
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_images_of_many_sizes_equal_those_of_transformers(change):
+    """Also crops out of images that are too small, which are filled up with black."""
+    transformers = pytest.importorskip("transformers")
+    config = CLIP | CHANGES[change]
+    theirs = transformers.CLIPImageProcessorPil(
+        **{**config, "do_normalize": False, "do_rescale": False}
+    )
+    ours = ImageProcessor.from_hf(config)
+    again = ImageProcessor.from_hf(ours.to_hf())
+    rng = np.random.default_rng(0)
+    for height, width in SIZES:
+        image = rng.integers(0, 256, (height, width, 3), np.uint8)
+        expected = theirs(PIL.Image.fromarray(image), return_tensors="np")["pixel_values"][0]
+        np.testing.assert_array_equal(ours(image).pixels.transpose(2, 0, 1), expected)
+        np.testing.assert_array_equal(again(image).pixels, ours(image).pixels)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "L"])
+def test_transparency_is_that_of_transformers(mode):
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.CLIPImageProcessorPil(
+        **{**CLIP, "do_normalize": False, "do_rescale": False}
+    )
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 80, 4), np.uint8)
+    content = io.BytesIO()  # a palette's transparency is known from the file
+    PIL.Image.fromarray(pixels).convert(mode).save(content, "PNG")
+    with PIL.Image.open(content) as picture:
+        assert (picture.mode, picture.has_transparency_data) == (mode, mode != "L")
+        expected = theirs(picture, return_tensors="np")["pixel_values"][0]
+    found = ImageProcessor.from_hf(CLIP).read(content.getvalue()).pixels
+    np.testing.assert_array_equal(found.transpose(2, 0, 1), expected)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
+
 import numpy as np
+import PIL.Image
+import PIL.ImageOps
 import pytest
 
+from perception_jax.api import Processor
+from perception_jax.data import views
 from perception_jax.data.geometry import Geometry
 from perception_jax.data.processors import ImageProcessor
+from perception_jax.data.tokenization import ClipTokenizer
+from perception_jax.data.transforms import ImageTextTransform
 from perception_jax.errors import ConfigError, ImageError
 
 
@@ -99,12 +108,16 @@ BASE = ImageProcessor(size=28).to_hf()
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"do_resize": False}, "do_resize"),
+        ({"do_rescale": False}, "do_rescale"),
         ({"rescale_factor": 1 / 127.5}, "rescale_factor"),
         ({"resample": 0}, "bicubic"),
         ({"crop_size": {"height": 28, "width": 20}}, "square"),
         ({"size": {"shortest_edge": 20}}, "larger than"),
-        ({"do_center_crop": False}, "many sizes"),
+        ({"do_center_crop": False, "do_pad": True}, "size_divisor"),
+        ({"size_divisor": 32}, "size_divisor without do_pad"),
+        ({"size": {"shortest_edge": 28, "longest_edge": 40}}, "longest_edge"),
+        ({"do_resize": False, "crop_size": None}, "crop_size"),
+        ({"perception_jax_decode": {"alpha": "black"}}, "alpha: expected one of 'white', 'drop'"),
         ({"size": {"height": 40, "width": 40}}, "shortest_edge"),
         ({"size": {"longest_edge": 40}}, "square"),
     ],
@@ -140,3 +153,166 @@ def test_equal_size_is_not_resampled():
     image = np.random.default_rng(1).integers(0, 256, (28, 28, 3), np.uint8)
     for mode in ("hf_crop", "tv_crop", "squash", "llava_pad"):
         assert np.array_equal(ImageProcessor(size=28, mode=mode)(image).pixels, image)
+
+
+def test_the_whole_image_keeps_its_proportions():
+    """40×90 → 20×45, padded to multiples of 14 at the right and at the bottom."""
+    image = np.full((90, 40, 3), 200, np.uint8)
+    plain = ImageProcessor(size=20, mode="whole")(image)
+    assert plain.pixels.shape == (45, 20, 3)
+    assert plain.geometry.boxes(np.array([[4.0, 10, 40, 90]])).tolist() == [[2, 5, 20, 45]]
+    padded = ImageProcessor(size=20, mode="whole", multiple=14, pad_colour=(1, 2, 3))(image)
+    assert padded.pixels.shape == (56, 28, 3)
+    np.testing.assert_array_equal(padded.pixels[:45, :20], plain.pixels)
+    assert padded.pixels[45:].reshape(-1, 3).tolist() == [[1, 2, 3]] * (11 * 28)
+    assert padded.pixels[:, 20:].reshape(-1, 3).tolist() == [[1, 2, 3]] * (8 * 56)
+    assert padded.geometry.window == (0, 0, 20, 45)
+    exact = ImageProcessor(size=20, mode="whole", multiple=5)(image)
+    assert exact.pixels.shape == (45, 20, 3)
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((480, 640), (800, 1066)),
+        ((427, 640), (800, 1199)),
+        ((200, 900), (296, 1333)),
+        ((9, 5), (1333, 741)),
+    ],
+)
+def test_the_longest_side_is_limited_as_in_detr(size, expected):
+    """Shortest side 800, longest at most 1333; where the limit bites, 1333 · short / long."""
+    image = np.zeros((*size, 3), np.uint8)
+    processor = ImageProcessor(size=800, mode="whole", longest=1333)
+    assert processor(image).pixels.shape[:2] == expected
+
+
+def test_without_resizing():
+    """The image as it is, or a crop out of it, filled up with black where it is too small."""
+    image = np.random.default_rng(0).integers(1, 256, (8, 14, 3), np.uint8)
+    whole = ImageProcessor(size=8, mode="whole", resizes=False)(image)
+    np.testing.assert_array_equal(whole.pixels, image)
+    hf, tv = (ImageProcessor(size=11, mode=m, resizes=False)(image) for m in ("hf_crop", "tv_crop"))
+    assert hf.pixels.shape == tv.pixels.shape == (11, 11, 3)
+    np.testing.assert_array_equal(hf.pixels[2:10], image[:, 1:12])
+    np.testing.assert_array_equal(tv.pixels[1:9], image[:, 2:13])
+    assert not hf.pixels[[0, 1, 10]].any()
+    assert hf.geometry.window == (0, 2, 11, 10)
+    assert hf.geometry.boxes(np.array([[1.0, 0, 12, 8]])).tolist() == [[0, 2, 11, 10]]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"mode": "whole", "resize": 30}, "no crop"),
+        ({"mode": "whole", "longest": 20}, "at least the shortest side, 28"),
+        ({"mode": "squash", "resizes": False}, "resizes, and so do"),
+        ({"mode": "llava_pad", "resizes": False}, "resizes, and so do"),
+        ({"resizes": False, "resize": 30}, "resizes, and so do"),
+        ({"longest": 40}, "no use for `longest`"),
+        ({"mode": "squash", "multiple": 2}, "no use for"),
+    ],
+)
+def test_fields_that_do_not_go_together(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        ImageProcessor(size=28, **fields)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"mode": "whole"},
+        {"mode": "whole", "longest": 40},
+        {"mode": "whole", "resizes": False},
+        {"mode": "hf_crop", "resizes": False},
+        {"mode": "tv_crop", "resizes": False, "exif": False, "alpha": "drop_resized"},
+        {"mode": "squash", "alpha": "drop"},
+        {"mode": "whole", "multiple": 14, "pad_colour": (122, 116, 104)},
+    ],
+)
+def test_every_processor_survives_a_file(fields):
+    processor = ImageProcessor(size=28, **fields)
+    assert ImageProcessor.from_hf(processor.to_hf(ours=True)) == processor
+    nested = {"image_processor": processor.to_hf(ours=True)}
+    again = ImageProcessor.from_hf(nested, ImageProcessor(size=14))
+    assert again.size == (14 if processor.mode == "whole" and not processor.resizes else 28)
+    if processor.multiple > 1:
+        with pytest.raises(ConfigError, match="'jax' layout"):
+            processor.to_hf()
+
+
+def test_the_whole_of_a_very_long_image_needs_a_limit():
+    image = np.zeros((1, 300_000, 3), np.uint8)
+    with pytest.raises(ImageError, match="set `longest`"):
+        ImageProcessor(size=224, mode="whole")(image)
+    assert ImageProcessor(size=224, mode="whole", longest=448)(image).pixels.shape == (1, 448, 3)
+
+
+def test_images_of_many_sizes_are_not_stacked():
+    processor = Processor(image=ImageProcessor(size=8, mode="whole"), tokenizer=None)
+    tall, wide = (np.zeros((*size, 3), np.uint8) for size in ((20, 10), (10, 20)))
+    assert processor.images([tall, tall]).shape == (2, 16, 8, 3)
+    with pytest.raises(ConfigError, match=r"several sizes \(16×8, 8×16\)"):
+        processor.images([tall, wide])
+    with pytest.raises(ConfigError, match="images of many sizes"):
+        ImageTextTransform(processor=processor.image, tokenizer=ClipTokenizer.shipped(context=8))
+    with pytest.raises(ConfigError, match="images of many sizes"):
+        views.view(processor.image, tall, patch=4, side=8)
+
+
+def rgba() -> PIL.Image.Image:
+    """Opaque, half transparent and invisible colours."""
+    pixels = np.random.default_rng(3).integers(0, 256, (40, 52, 4), np.uint8)
+    pixels[:, :20, 3], pixels[:, 20:30, 3] = 255, 0
+    return PIL.Image.fromarray(pixels)
+
+
+@pytest.mark.parametrize("mode", ["hf_crop", "squash"])
+def test_transparency(mode):
+    """On white; dropped as the file is opened; dropped behind Pillow's own resizing of RGBA."""
+    picture = rgba()
+    plain = ImageProcessor(size=20, mode=mode)
+    white = PIL.Image.new("RGBA", picture.size, "white")
+    white = PIL.Image.alpha_composite(white, picture).convert("RGB")
+    side = (20, 20) if mode == "squash" else (26, 20)
+    resized = picture.resize(side, PIL.Image.Resampling.BICUBIC)
+    resized = resized if mode == "squash" else resized.crop((3, 0, 23, 20))
+    expected = {
+        "white": plain(np.asarray(white)).pixels,
+        "drop": plain(np.asarray(picture.convert("RGB"))).pixels,
+        "drop_resized": np.asarray(resized.convert("RGB")),
+    }
+    content = io.BytesIO()
+    picture.save(content, "PNG")
+    for alpha, wanted in expected.items():
+        processor = dataclasses.replace(plain, alpha=alpha)
+        for image in (content.getvalue(), picture):
+            np.testing.assert_array_equal(processor.read(image).pixels, wanted, alpha)
+    assert len({value.tobytes() for value in expected.values()}) == 3
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_is_applied_where_the_reference_does(orientation):
+    pixels = np.random.default_rng(3).integers(0, 256, (40, 20, 3), np.uint8)
+    exif, content = PIL.Image.Exif(), io.BytesIO()
+    exif[0x0112] = orientation
+    PIL.Image.fromarray(pixels).save(content, "PNG", exif=exif)
+    with PIL.Image.open(content) as picture:
+        upright = np.asarray(PIL.ImageOps.exif_transpose(picture))
+    for alpha in ("white", "drop", "drop_resized"):
+        stored = ImageProcessor(size=20, mode="squash", exif=False, alpha=alpha)
+        turned = dataclasses.replace(stored, exif=True)
+        raw = content.getvalue()
+        np.testing.assert_array_equal(stored.read(raw).pixels, stored(pixels).pixels)
+        np.testing.assert_array_equal(turned.read(raw).pixels, stored(upright).pixels)
+
+
+def test_other_colour_modes_behind_resizing_are_no_error():
+    grey = np.arange(40 * 30, dtype=np.uint16).reshape(40, 30) * 50
+    pictures = [PIL.Image.fromarray(grey), rgba().convert("LA"), rgba().convert("P")]
+    pictures += [rgba().convert("CMYK"), rgba().convert("L"), rgba().convert("1")]
+    processor = ImageProcessor(size=20, alpha="drop_resized")
+    for picture in pictures:
+        assert processor.read(picture).pixels.shape == (20, 20, 3), picture.mode
+    with pytest.raises(ImageError, match="32-bit float"):
+        processor.read(PIL.Image.fromarray(np.zeros((4, 4), np.float32)))

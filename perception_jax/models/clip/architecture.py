@@ -14,7 +14,7 @@ from perception_jax.data.tokenization import (
     check_fits,
 )
 from perception_jax.models import open_clip, timm, towers
-from perception_jax.models.architecture import Architecture, Claim, Files, crop_of
+from perception_jax.models.architecture import Architecture, Claim, Files, image_code
 from perception_jax.models.clip import timm as clip_timm
 from perception_jax.models.clip.config import ClipConfig, VisionConfig
 from perception_jax.models.clip.modeling import Clip, VisionTower
@@ -24,7 +24,7 @@ from perception_jax.models.towers import TowerConfig
 
 def image_processor(config: Any, layout: str) -> ImageProcessor:
     """Of CLIP and EVA-CLIP, whole or the image tower alone."""
-    return ImageProcessor(size=config.vision.image_size, mode=crop_of(layout))
+    return ImageProcessor(size=config.vision.image_size, **image_code(layout))
 
 
 def read_tokenizer(files: Files, config: Any) -> ClipTokenizer | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from perception_jax.data.processors import ImageProcessor
 from perception_jax.models import timm
-from perception_jax.models.architecture import Architecture, Claim, crop_of
+from perception_jax.models.architecture import Architecture, Claim, image_code
 from perception_jax.models.dinov2 import names
 from perception_jax.models.dinov2.config import Dinov2Config
 from perception_jax.models.dinov2.modeling import Dinov2
@@ -14,9 +14,10 @@ from perception_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD
 
 def _image_processor(_: Dinov2Config, layout: str) -> ImageProcessor:
     # The published evaluation size, not that of the stored grid of positions.
-    return ImageProcessor(
-        size=224, resize=256, mode=crop_of(layout), mean=IMAGENET_MEAN, std=IMAGENET_STD
-    )
+    code = image_code(layout)
+    if layout == "reference":
+        code["alpha"] = "drop"  # torchvision's ImageFolder converts as it opens
+    return ImageProcessor(size=224, resize=256, mean=IMAGENET_MEAN, std=IMAGENET_STD, **code)
 
 
 ARCHITECTURES = (

@@ -12,7 +12,7 @@ from perception_jax.data.tokenization import (
     check_fits,
 )
 from perception_jax.models import open_clip, timm, towers
-from perception_jax.models.architecture import Architecture, Claim, Files
+from perception_jax.models.architecture import Architecture, Claim, Files, image_code
 from perception_jax.models.siglip.config import SiglipConfig, SiglipVisionConfig, is_siglip
 from perception_jax.models.siglip.modeling import Siglip, VisionTower
 from perception_jax.models.siglip.params import TABLES, TOWER_TABLES
@@ -21,8 +21,9 @@ from perception_jax.models.towers import TowerConfig
 _HALF = (0.5, 0.5, 0.5)
 
 
-def _image_processor(config: Any, _: str) -> ImageProcessor:
-    return ImageProcessor(size=config.vision.image_size, mode="squash", mean=_HALF, std=_HALF)
+def _image_processor(config: Any, layout: str) -> ImageProcessor:
+    code = image_code(layout) | {"mode": "squash"}
+    return ImageProcessor(size=config.vision.image_size, mean=_HALF, std=_HALF, **code)
 
 
 def _read_tokenizer(files: Files, config: SiglipConfig) -> SiglipTokenizer | None:

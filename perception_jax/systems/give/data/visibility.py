@@ -11,6 +11,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from perception_jax.data.processors import ImageProcessor
+from perception_jax.data.views import require_square
+from perception_jax.errors import ConfigError
 
 MIN_VISIBLE = 0.5
 
@@ -41,6 +43,9 @@ def _placement(
     sizes: Int[np.ndarray, "N 2"], processor: ImageProcessor
 ) -> tuple[Float[np.ndarray, "N 2"], Float[np.ndarray, "N 2"]]:
     """Scale and offset from original to model pixels, per axis."""
+    require_square(processor)
+    if not processor.resizes:
+        raise ConfigError("processor: expected one that resizes, found `resizes` False.")
     if processor.mode == "squash":
         return processor.size / sizes, np.zeros(sizes.shape)
     side = processor.resize or processor.size
