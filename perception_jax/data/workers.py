@@ -12,6 +12,7 @@ import sys
 import threading
 import types
 from collections.abc import Iterator
+from multiprocessing import resource_tracker
 from typing import Any
 
 import grain
@@ -81,6 +82,7 @@ class ClosableIterator(Iterator[Any]):
     def _start(self) -> None:
         """The processes start while their first elements are asked for, one of each in turn."""
         count, self._starting = self._starting, 0
+        _start_tracker()
         with self._watch.waiting(), _main_module_hidden():
             self._first.extend(itertools.islice(self._stream, count))
 
@@ -91,6 +93,19 @@ class ClosableIterator(Iterator[Any]):
             return
         with self._watch.closing():
             self._stream.close()
+
+
+def _start_tracker() -> None:
+    """Starts Python's resource tracker with SIGHUP blocked, as it blocks SIGINT and SIGTERM itself.
+
+    Otherwise a SIGHUP to the process group ends it, and the one that Python then starts prints a
+    traceback for each semaphore that it does not know.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGHUP,))
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager

@@ -216,11 +216,7 @@ class Checkpoints:
         try:
             loaded = self._orbax.load_checkpointables(step, {"state": tree})
         except Exception as error:  # orbax and the file system raise many kinds
-            raise CheckpointError(
-                f"checkpoint {path} cannot be loaded, though its files are whole: "
-                f"{type(error).__name__}: {error}. If memory has run out, free some or use more "
-                "devices; then run the same command again."
-            ) from error
+            raise _unloadable(path, error) from error
         found = distributed.exchange("evaluation", json.dumps(_read_evaluation(path)))[0]
         return Restored(layout.from_tree(loaded["state"], target), step, meta, json.loads(found))
 
@@ -284,8 +280,16 @@ def read_leaves(path: pathlib.Path, target: Mapping[str, Leaves]) -> dict[str, L
     _require_fit(path, target)
     context = ocp.Context()
     context.pytree.loading.partial_load = True
-    with context:
-        return ocp.load_checkpointables(path, {"state": dict(target)})["state"]
+    try:
+        with context:
+            state = ocp.load_checkpointables(path, {"state": dict(target)})["state"]
+    except Exception as error:  # orbax and the file system raise many kinds
+        raise _unloadable(path, error) from error
+    # A run that goes on deletes old checkpoints, and arrays without files are read as zeros.
+    why = integrity.find_damage(path, contents=False)
+    if why:
+        raise CheckpointError(f"checkpoint {path} changed while it was read: {why}.")
+    return state
 
 
 def read_meta(path: pathlib.Path) -> dict[str, Any]:
@@ -337,6 +341,17 @@ class _JsonFiles:
 
     async def load(self, directory: Any) -> Awaitable[None]:
         raise CheckpointError(f"{directory}: restores never ask orbax for these; see read_meta.")
+
+
+def _unloadable(path: pathlib.Path, error: Exception) -> CheckpointError:
+    why = integrity.find_damage(path, contents=False)
+    if why:
+        return CheckpointError(f"checkpoint {path} changed while it was read: {why}.")
+    return CheckpointError(
+        f"checkpoint {path} cannot be loaded, though its files are whole: "
+        f"{type(error).__name__}: {error}. If memory has run out, free some or use more "
+        "devices; then run the same command again."
+    )
 
 
 def _require_fit(path: pathlib.Path, tree: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pathlib
 
@@ -12,8 +13,10 @@ from perception_jax.errors import CheckpointError
 from perception_jax.shard import mesh as mesh_lib
 from perception_jax.shard import rules as rules_lib
 from perception_jax.train import checkpoint
-from perception_jax.train.state import abstract_model, with_shardings
+from perception_jax.train.state import AbstractModel, Leaves, abstract_model, with_shardings
 from perception_jax.train.task import Task
+
+_log = logging.getLogger(__name__)
 
 
 def load_model(
@@ -34,15 +37,31 @@ def load_model(
     Returns:
       The model, with the moving average of its weights if the run kept one, and its step.
 
+    A workdir may belong to a run that goes on: if the newest checkpoint is replaced by a newer one
+    while it is read, that one is read.
+
     Raises:
       CheckpointError: there is no such checkpoint, it is damaged, or it is of another model.
     """
-    path = _find(pathlib.Path(source).expanduser().resolve(), step)
-    meta = checkpoint.read_meta(path)
+    source = pathlib.Path(source).expanduser().resolve()
     mesh = mesh_lib.make_mesh() if mesh is None else mesh
     model = abstract_model(task)
     leaves = {**model.trainable, **model.frozen}
     target = with_shardings(leaves, rules_lib.shardings(leaves, task.shardings, mesh))
+    path = _find(source, step)
+    while True:
+        try:
+            return _read(path, model, target)
+        except CheckpointError as error:
+            newest = _find(source, step)
+            if newest == path:
+                raise
+            _log.info("%s; reading %s instead", error, newest)
+            path = newest
+
+
+def _read(path: pathlib.Path, model: AbstractModel, target: Leaves) -> tuple[nnx.Module, int]:
+    meta = checkpoint.read_meta(path)
     weights = "ema" if meta["ema"] else "trainable"
     parts = checkpoint.read_leaves(
         path,

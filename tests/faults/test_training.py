@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pathlib
 import re
+import shutil
 import signal
 import time
 from typing import Any
@@ -198,6 +199,28 @@ def test_if_all_checkpoints_are_damaged_nothing_is_touched(tmp_path):
     assert checkpoint.steps(tmp_path / "checkpoints") == [2, 4, 6]
     with pytest.raises(CheckpointError, match=r"/4 is damaged: state/.* bytes, .* were written"):
         restore.load_model(TinyTask(), tmp_path, step=4)
+
+
+@pytest.mark.parametrize("where", ["integrity.find_damage", "ocp.load_checkpointables"])
+def test_a_checkpoint_that_its_run_replaces_meanwhile_is_not_read(tmp_path, monkeypatch, where):
+    train(tmp_path, steps=4)
+    older = tmp_path / "checkpoints" / "2"
+    newer = (tmp_path / "checkpoints" / "4").rename(tmp_path / "newer")
+    module, name = where.split(".")
+    owner = getattr(checkpoint, module)
+    real = getattr(owner, name)
+
+    def then_replace(path: pathlib.Path, *args: Any, **more: Any) -> Any:
+        found = real(path, *args, **more)
+        if newer.exists():
+            newer.rename(tmp_path / "checkpoints" / "4")
+            shutil.rmtree(older / "state")  # as far as its deletion has come
+        return found
+
+    monkeypatch.setattr(owner, name, then_replace)
+    assert restore.load_model(TinyTask(), tmp_path)[1] == 4
+    with pytest.raises(CheckpointError, match=r"/2 is damaged: state/.* is missing"):
+        restore.load_model(TinyTask(), tmp_path, step=2)
 
 
 def test_a_full_disk_leaves_the_earlier_checkpoints(root, tmp_path):
