@@ -34,6 +34,7 @@ from perception_jax.train.state import Leaves, TrainState
 
 _log = logging.getLogger(__name__)
 
+_ORBAX_LOG = logging.getLogger("absl")
 _EVALUATION = "evaluation.json"
 
 
@@ -55,9 +56,11 @@ class Checkpoints:
 
     def __init__(self, directory: pathlib.Path, *, keep: int, keep_best: str = "") -> None:
         """Args: `keep` and `keep_best` as in `TrainConfig`."""
+        _ORBAX_LOG.addFilter(_has_no_traceback)
         self._directory = directory
         self._saving: Any = None
         self._saving_step: int | None = None
+        self._has_failed = False
         self._keep = _Keep(keep, keep_best)
         for step in steps(directory):
             self._keep.consider(step, _read_evaluation(directory / str(step)) or {})
@@ -185,11 +188,21 @@ class Checkpoints:
         return distributed.exchange("damage", why)[0]
 
     def close(self) -> None:
-        """Waits for the save in the background and ends orbax's threads."""
+        """Waits for the save in the background and ends orbax's threads.
+
+        Raises:
+          CheckpointError: that save failed.
+        """
         try:
             self.wait()
         finally:
-            self._orbax.close()
+            try:
+                self._orbax.close()
+            except Exception as error:
+                if not self._has_failed:  # else it is the error that was raised before
+                    raise self._failed(self._saving_step, error) from error
+            finally:
+                _ORBAX_LOG.removeFilter(_has_no_traceback)
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -245,6 +258,7 @@ class Checkpoints:
                 integrity.seal(path, ("state", "data", "meta"))
 
     def _failed(self, step: int | None, error: Exception) -> CheckpointError:
+        self._has_failed = True
         latest = self.latest
         left = (
             "There is no earlier checkpoint."
@@ -341,6 +355,11 @@ class _JsonFiles:
 
     async def load(self, directory: Any) -> Awaitable[None]:
         raise CheckpointError(f"{directory}: restores never ask orbax for these; see read_meta.")
+
+
+def _has_no_traceback(record: logging.LogRecord) -> bool:
+    """A filter: each of orbax's threads logs the error of a failed save, which is raised as one."""
+    return not (record.exc_info and "orbax" in record.pathname)
 
 
 def _unloadable(path: pathlib.Path, error: Exception) -> CheckpointError:

@@ -67,10 +67,12 @@ class Workdir:
             for source, old in sources.items():
                 if old:
                     self._require_continuation(old, settings, source)
+        text = json.dumps(settings.to_json(), indent=2, sort_keys=True) + "\n"
         with saying_what_cannot_be_written(self.config):
-            write_whole(
-                self.config, json.dumps(settings.to_json(), indent=2, sort_keys=True) + "\n"
-            )
+            # On a full disk a run can only go on if nothing is written before what its failed save
+            # left behind is removed.
+            if not (self.config.is_file() and self.config.read_bytes() == text.encode()):
+                write_whole(self.config, text)
 
     def _require_continuation(self, old: Mapping[str, Any], new: Settings, source: Any) -> None:
         found = compare(old, new)

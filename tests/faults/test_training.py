@@ -231,6 +231,9 @@ def test_a_full_disk_leaves_the_earlier_checkpoints(root, tmp_path):
     assert child.returncode == 1
     assert "CheckpointError: the checkpoint of step 8 could not be written to" in errors
     assert f"The checkpoint of step 4 ({tmp_path}/checkpoints/4) is intact" in errors
+    assert "CheckpointError" in errors[errors.rindex("\nTraceback") :]  # the last word, not orbax's
+    assert "Thread.run() raised" not in errors
+    assert "thread (save_finalize) failed" not in errors
     assert checkpoint.steps(tmp_path / "checkpoints") == [4]
     assert train(tmp_path, steps=14, checkpoint_every=4, log_every=99).finished
     assert not list((tmp_path / "checkpoints").glob("*tmp*"))  # what the failed save left is gone
