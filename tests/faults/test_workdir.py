@@ -78,13 +78,18 @@ def test_a_run_is_saved_before_an_evaluator_fails(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_an_evaluation(tmp_path, number):
+    inherited = signal.signal(number, signal.SIG_DFL)  # under nohup a SIGHUP is ignored
+
     def hang() -> None:
         signal.raise_signal(number)
         pytest.fail("the evaluation went on")
 
     task = Evaluated()
     task.inside = hang
-    result = train(tmp_path, task)
+    try:
+        result = train(tmp_path, task)
+    finally:
+        signal.signal(number, inherited)
     assert (result.step, result.finished) == (4, False)
     assert saved(tmp_path) == [2, 4]
     assert train(tmp_path, Evaluated()).finished
