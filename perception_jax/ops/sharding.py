@@ -58,6 +58,11 @@ def constrain(x: Shaped[Array, "..."], *names: str | None) -> Shaped[Array, "...
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
 
 
+def on_mesh() -> bool:
+    """Whether what is traced now runs on a mesh of more than one device."""
+    return jax.sharding.get_abstract_mesh().size > 1
+
+
 def constrain_batch(tree: Tree) -> Tree:
     """`constrain(x, "batch")` for every array of a pytree that has an axis."""
     return jax.tree.map(lambda x: constrain(x, "batch") if x.ndim else x, tree)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from perception_jax.nn.attention import LONG, attend, core
+from perception_jax.nn.attention import LONG, attend, blocks, core
 
 BATCH, QUERIES, KEYS, HEADS, WIDTH = 2, 130, 140, 3, 8
 MASKS = {
@@ -48,6 +48,26 @@ def test_long_attention_and_its_gradients_equal_a_dense_softmax(mask):
         return jax.jit(jax.grad(score, argnums=(0, 1, 2), has_aux=True))(q, k, v)
 
     chex.assert_trees_all_close(both(attend), both(dense), atol=2e-6)
+
+
+@pytest.mark.parametrize(("scores", "loops"), [(1 << 21, 0), (1, 2), (8 * 131 * 140, 1)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_blocks_on_cpu_change_nothing(scores, loops, masked, monkeypatch):
+    """Blocks of examples and heads, then halves of the query rows."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    q, k, v = (
+        jax.random.normal(key, (6, size, heads, WIDTH))
+        for key, size, heads in zip(keys, (131, 140, 140), (4, 2, 2), strict=True)
+    )
+    mask = jax.random.bernoulli(jax.random.key(7), 0.5, (6, 4, 131, 140)) if masked else None
+    expected = dense(q, *(jnp.repeat(x, 2, axis=2) for x in (k, v)), mask)
+    monkeypatch.setattr(blocks, "SCORES", scores)
+    for fused, halves in ((1 << 16, 0), (70 * 140, 0 if masked else 1)):
+        monkeypatch.setattr(blocks, "FUSED_SCORES", fused)
+        jax.clear_caches()
+        compiled = jax.jit(attend).lower(q, k, v, mask).compile()
+        assert compiled.as_text().count(" while(") == loops + halves
+        chex.assert_trees_all_close(compiled(q, k, v, mask), expected, atol=2e-6)
 
 
 @pytest.mark.parametrize("tokens", [4, 128], ids=["short", "long"])

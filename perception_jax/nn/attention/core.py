@@ -9,7 +9,6 @@ Q tapped query rows.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from perception_jax.errors import ConfigError
+from perception_jax.nn.attention import blocks
 from perception_jax.nn.attention.mask import AnyMask, AttentionMask, dense_mask, take_rows
 
 Bias = Float[Array, "#B #N #T #K"]
@@ -73,13 +73,24 @@ def _attend(
     mask: Bool[Array, "#B #N #T #K"] | None,
     bias: Bias | None,
 ) -> Float[Array, "B T N H"]:
+    # Batch axes in front: on CPU, XLA's products over interleaved ones take twice the time.
+    return _attend_heads_first(*(x.swapaxes(1, 2) for x in (q, k, v)), mask, bias).swapaxes(1, 2)
+
+
+def _attend_heads_first(
+    q: Float[Array, "B N T H"],
+    k: Float[Array, "B M K H"],
+    v: Float[Array, "B M K H"],
+    mask: Bool[Array, "#B #N #T #K"] | None,
+    bias: Bias | None,
+) -> Float[Array, "B N T H"]:
     scores = _masked(_scores(q, k, bias), mask)
     # The division by the row sum comes after the product with the values, where it is cheaper;
     # the shift by the maximum cancels, so no gradient needs to flow through it.
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
     sums = weights.sum(axis=-1, keepdims=True)
-    mixed = _grouped(weights.astype(v.dtype), _heads_first(v), preferred_element_type=jnp.float32)
-    return _heads_last((mixed / sums).astype(v.dtype))
+    mixed = _grouped(weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    return (mixed / sums).astype(v.dtype)
 
 
 def _cudnn(q: Array, k: Array, v: Array, mask: AttentionMask | None) -> Array:
@@ -116,17 +127,11 @@ def _attend_long(
     structure: jax.tree_util.PyTreeDef,
 ) -> Float[Array, "B T N H"]:
     mask = structure.unflatten(leaves)
-
-    def plain(heads: tuple, bias: Bias | None, mask: Array | None) -> tuple:
-        return (_attend(*heads, mask, bias),), None
-
-    def cudnn(heads: tuple) -> tuple:
-        return (_cudnn(*heads, mask),), None
-
-    fused = cudnn if _cudnn_takes(q, k, v, mask, bias) else None
+    branches = {"cpu": functools.partial(blocks.in_blocks, _attend_heads_first)}
+    if _cudnn_takes(q, k, v, mask, bias):
+        branches["cuda"] = lambda q, k, v, _mask, _bias: _cudnn(q, k, v, mask)
     dense = dense_mask(mask, q.shape[1], k.shape[1])
-    ((y,), _) = _per_platform(plain, (q, k, v), bias, dense, cuda=fused)
-    return y
+    return jax.lax.platform_dependent(q, k, v, dense, bias, default=_attend, **branches)
 
 
 def _attend_long_forward(
@@ -141,77 +146,28 @@ def _attend_long_backward(
     q, k, v, bias, leaves = kept
     mask = structure.unflatten(leaves)
 
-    def plain(heads: tuple, bias: Bias | None, mask: Array | None) -> tuple:
-        *qkv, gradient = heads
+    arrays = (q, k, v, gradient)
+
+    def plain(arrays: tuple, mask: Array | None, bias: Bias | None) -> tuple:
+        *qkv, gradient = arrays
         *to_heads, to_bias = jax.vjp(lambda *x: _attend(*x[:3], mask, x[3]), *qkv, bias)[1](
             gradient
         )
         return tuple(to_heads), to_bias
 
-    def cudnn(heads: tuple) -> tuple:
-        *qkv, gradient = heads
+    def cudnn(arrays: tuple, _mask: Array | None, _bias: Bias | None) -> tuple:
+        *qkv, gradient = arrays
         return jax.vjp(lambda *qkv: _cudnn(*qkv, mask), *qkv)[1](gradient), None
 
-    fused = cudnn if _cudnn_takes(q, k, v, mask, bias) else None
+    branches = {"cpu": functools.partial(blocks.in_turn, plain)}
+    if _cudnn_takes(q, k, v, mask, bias):
+        branches["cuda"] = cudnn
     dense = dense_mask(mask, q.shape[1], k.shape[1])
-    to_heads, to_bias = _per_platform(plain, (q, k, v, gradient), bias, dense, cuda=fused)
+    to_heads, to_bias = jax.lax.platform_dependent(arrays, dense, bias, default=plain, **branches)
     return *to_heads, to_bias, None
 
 
 _attend_long.defvjp(_attend_long_forward, _attend_long_backward)
-
-
-def _per_platform(
-    function: Callable,
-    arrays: tuple[Array, ...],
-    bias: Bias | None,
-    mask: Bool[Array, "#B #N #T #K"] | None,
-    *,
-    cuda: Callable | None,
-) -> Any:
-    """`function(arrays, bias, mask)`; on CPU for the heads of one key after the other.
-
-    The scores then stay in the CPU's cache. Arrays, in and out, are [B, T, heads, H], the second
-    of them with key-value heads; next to those out comes the gradient of the bias, or None.
-    `cuda(arrays)`, if given, takes the place of `function` on CUDA.
-    """
-    groups = arrays[1].shape[2]
-
-    def in_turn(arrays: tuple[Array, ...], bias: Bias | None, mask: Array | None) -> Any:
-        each = (tuple(_by_group(x, 2, groups) for x in arrays), _by_group(bias, 1, groups))
-        shared = mask is not None and mask.shape[1] == 1
-        masks = None if shared else _by_group(mask, 1, groups)
-
-        def one(group: tuple) -> Any:
-            (heads, bias), own = group
-            return function(heads, bias, mask if shared else own)
-
-        out, to_bias = jax.lax.map(one, (each, masks))
-        return tuple(_join_groups(x, 2) for x in out), _join_groups(to_bias, 1)
-
-    def at_once(arrays: tuple[Array, ...], bias: Bias | None, mask: Array | None) -> Any:
-        return function(arrays, bias, mask)
-
-    def on_cuda(arrays: tuple[Array, ...], bias: Bias | None, mask: Array | None) -> Any:
-        return cuda(arrays)
-
-    branches = {"cpu": in_turn} | ({"cuda": on_cuda} if cuda else {})
-    return jax.lax.platform_dependent(arrays, bias, mask, default=at_once, **branches)
-
-
-def _by_group(x: Array | None, axis: int, groups: int) -> Array | None:
-    """Heads at `axis` to [groups, ..., heads a group, ...]."""
-    if x is None:
-        return None
-    x = x.reshape(*x.shape[:axis], groups, x.shape[axis] // groups, *x.shape[axis + 1 :])
-    return jnp.moveaxis(x, axis, 0)
-
-
-def _join_groups(x: Array | None, axis: int) -> Array | None:
-    if x is None:
-        return None
-    x = jnp.moveaxis(x, 0, axis)
-    return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
 
 
 def probabilities(
@@ -227,7 +183,8 @@ def probabilities(
     if rows is not None:
         q = take_rows(q, rows, axis=1)
         bias = None if bias is None else _bias_rows(bias, rows)
-    return jax.nn.softmax(_masked(_scores(q, k, bias), dense), axis=-1)
+    scores = _scores(q.swapaxes(1, 2), k.swapaxes(1, 2), bias)
+    return jax.nn.softmax(_masked(scores, dense), axis=-1)
 
 
 def add_probe(
@@ -237,7 +194,7 @@ def add_probe(
     rows: Int[Array, "*R Q"] | None,
 ) -> Float[Array, "B T N H"]:
     """Adds `probe @ v` to the tapped rows: d(score)/d(probe) is d(score)/d(probability)."""
-    extra = _heads_last(_grouped(probe.astype(v.dtype), _heads_first(v)))
+    extra = _grouped(probe.astype(v.dtype), v.swapaxes(1, 2)).swapaxes(1, 2)
     if rows is None:
         return y + extra
     if rows.ndim == 1:
@@ -245,21 +202,11 @@ def add_probe(
     return jax.vmap(lambda one, index, more: one.at[index].add(more))(y, rows, extra)
 
 
-def _heads_first(x: Float[Array, "B T N H"]) -> Float[Array, "B N T H"]:
-    # Batch axes in front: on CPU, XLA's products over interleaved ones take twice the time.
-    return x.transpose(0, 2, 1, 3)
-
-
-def _heads_last(x: Float[Array, "B N T H"]) -> Float[Array, "B T N H"]:
-    return x.transpose(0, 2, 1, 3)
-
-
 def _scores(
-    q: Float[Array, "B T N H"], k: Float[Array, "B K M H"], bias: Bias | None
+    q: Float[Array, "B N T H"], k: Float[Array, "B M K H"], bias: Bias | None
 ) -> Float[Array, "B N T K"]:
     scaled = q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
-    keys = _heads_first(k).swapaxes(2, 3)
-    scores = _grouped(_heads_first(scaled), keys, preferred_element_type=jnp.float32)
+    scores = _grouped(scaled, k.swapaxes(2, 3), preferred_element_type=jnp.float32)
     return scores if bias is None else scores + bias.astype(scores.dtype)
 
 

@@ -123,7 +123,10 @@ def _body(body: Body, pattern: Sequence[Kind], feeds: Mapping[str, Feed]) -> Cal
             own = {}
             for name, feed in feeds.items():
                 has = layers[name] is not None and feed.has(kind)
-                own[name] = _at(layers[name], taken[name]) if has else None
+                own[name] = None
+                if has:
+                    alone = _count(feed, pattern) == 1
+                    own[name] = layers[name] if alone else _at(layers[name], taken[name])
                 taken[name] += has
             carry, found = body(carry, Slice(kind, index[j], own))
             for name, value in found.items():
@@ -136,13 +139,24 @@ def _body(body: Body, pattern: Sequence[Kind], feeds: Mapping[str, Feed]) -> Cal
 def _take(
     feed: Feed, kinds: Sequence[Kind], pattern: Sequence[Kind], first: int, repeats: int
 ) -> Any:
-    """Of a run, with the axes [repeats, layers of the pattern that have it] in front."""
-    count = sum(map(feed.has, pattern))
+    """Of a run, with the axes [repeats, layers of the pattern that have it] in front.
+
+    Where one layer has it there is no second axis: on CPU, XLA would copy all of a stack that is
+    reshaped for a loop without moving an element.
+    """
+    count = _count(feed, pattern)
     if feed.stacked is None or count == 0:
         return None
     before = sum(map(feed.has, kinds[:first]))
     chosen = part(feed.stacked, before, before + repeats * count)
+    if count == 1:
+        return chosen
     return jax.tree.map(lambda leaf: leaf.reshape(repeats, count, *leaf.shape[1:]), chosen)
+
+
+def _count(feed: Feed, pattern: Sequence[Kind]) -> int:
+    """Layers of a pattern that have it."""
+    return sum(map(feed.has, pattern))
 
 
 def _at(stacked: Any, index: int) -> Any:
