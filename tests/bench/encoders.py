@@ -5,7 +5,8 @@ python tests/bench/encoders.py [--towers=ViT-B/16,ViT-L/14-336,DINOv2-L] [--batc
 
 Random weights, float32 on CPU and bfloat16 on a GPU, the same for both sides. The sides take turns
 call by call, so that a busy machine slows both; each call is waited for, and the median counts.
-"ours, separate" is the model after `nn.stack.separate`.
+"ours, separate" is the model after `nn.stack.separate`. On CPU a plain matrix product of either
+library takes its turn too; the share is a tower's FLOP a second against the faster product's.
 `--cold` adds the seconds until the first output in a new process, with an empty compilation cache
 and with the one that this left behind.
 """
@@ -34,7 +35,17 @@ import jax
 import numpy as np
 import variants
 from cold_start import OURS, SEPARATE
-from towers import Call, Tower, our_call, our_dtype, our_model, their_call, their_model, towers
+from towers import (
+    Call,
+    Tower,
+    forward_flops,
+    our_call,
+    our_dtype,
+    our_model,
+    their_call,
+    their_model,
+    towers,
+)
 
 from perception_jax.nn import stack
 
@@ -99,6 +110,22 @@ def sides(tower: Tower, models: Mapping[str, Any], batch: int, given: argparse.N
     return calls
 
 
+_SIDE = 2048
+
+
+def products(against: bool) -> dict[str, Call]:
+    """Square matrix products, which show what the processor can do at the moment."""
+    ours = jax.numpy.ones((_SIDE, _SIDE))
+    product = jax.jit(jax.numpy.matmul)
+    calls: dict[str, Call] = {"product": lambda: product(ours, ours)}
+    if against:
+        import torch
+
+        theirs = torch.ones(_SIDE, _SIDE)
+        calls["product, torch"] = lambda: theirs @ theirs
+    return calls
+
+
 def _first(calls: dict[str, Call], outputs: dict[str, Any], name: str, call: Call) -> None:
     """Adds a call that works, and the output of ours."""
     start = time.perf_counter()
@@ -127,17 +154,37 @@ def throughput(given: argparse.Namespace, against: bool) -> Iterator[dict[str, A
             models["theirs"] = their_model(tower)
         for batch in given.batches:
             calls = sides(tower, models, batch, given)
+            extra = products(against) if backend == "cpu" else {}
             for queue in given.queue:
-                taken = seconds_per_call(calls, given.calls or CALLS[backend], queue)
-                for side, seconds in taken.items():
+                taken = seconds_per_call(calls | extra, given.calls or CALLS[backend], queue)
+                best = max((2 * _SIDE**3 / taken[name] for name in extra), default=None)
+                for side in calls:
+                    seconds = taken[side]
                     row = {"tower": name, "batch": batch, "queue": queue, "side": side}
-                    rates = {"images_per_s": batch / seconds}
-                    yield row | rates | {"ours_over_it": seconds / taken[OURS]}
-                    print(
+                    row |= {"images_per_s": batch / seconds, "ours_over_it": seconds / taken[OURS]}
+                    line = (
                         f"{name:13} batch {batch:3} queue {queue:3}  {side:38} "
-                        f"{batch / seconds:9.2f} images/s  ours is {seconds / taken['ours']:.2f}x",
-                        flush=True,
+                        f"{batch / seconds:9.2f} images/s  ours is {row['ours_over_it']:.2f}x"
                     )
+                    if best:
+                        rate = forward_flops(tower, models[OURS], batch) / seconds
+                        row |= {"flops_per_s": rate, "share_of_product": rate / best}
+                        line += f"  {rate / best:.0%} of {best / 1e9:.0f} GFLOP/s"
+                    print(line, flush=True)
+                    yield row
+
+
+def processor() -> str:
+    """Its name, with the instructions for vectors and matrices that matter here."""
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    known = dict(map(str.strip, line.split(":", 1)) for line in lines if ":" in line)
+    flags = known.get("flags", "").split()
+    some = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_tile") if name in flags]
+    numbers = f"family {known.get('cpu family')} model {known.get('model')}"
+    return f"{known.get('model name', platform.machine())}, {numbers}, {' '.join(some)}"
 
 
 def machine() -> dict[str, Any]:
@@ -148,6 +195,7 @@ def machine() -> dict[str, Any]:
             versions[name] = importlib.metadata.version(name)
     return {
         "device": jax.devices()[0].device_kind,
+        "processor": processor(),
         "dtype": our_dtype().name,
         "cores": os.cpu_count(),
         "python": platform.python_version(),

@@ -19,6 +19,7 @@ from perception_jax.models.clip.config import ClipConfig
 from perception_jax.models.clip.modeling import VisionTower
 from perception_jax.models.dinov2.config import Dinov2Config
 from perception_jax.models.dinov2.modeling import Dinov2
+from perception_jax.shard.flops import count_flops
 
 Call = Callable[[], Any]
 """Starts one forward pass and returns its output, which may not be finished yet."""
@@ -76,6 +77,12 @@ def our_call(tower: Tower, model: nnx.Module, batch: int) -> Call:
     pixels = jax.device_put(pixels.astype(our_dtype()))
     forward = jax.jit(lambda model, pixels: model(pixels).embedding)
     return lambda: forward(model, pixels)
+
+
+def forward_flops(tower: Tower, model: nnx.Module, batch: int) -> int:
+    """Of the matrix products of one forward pass."""
+    pixels = jax.ShapeDtypeStruct((batch, tower.size, tower.size, 3), our_dtype())
+    return count_flops(lambda model, pixels: model(pixels).embedding, model, pixels)
 
 
 def their_model(tower: Tower) -> Any:
