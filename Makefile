@@ -44,6 +44,8 @@ test: $(VENV)/.stamp-test
 test-slow: $(VENV)/.stamp-test
 	@$(PYTEST) -m slow --durations=25 $(ARGS)
 
+# As users run it: `make test` leaves out LLVM's optimisation (tests/session.py).
+parity: export XLA_FLAGS := --xla_backend_optimization_level=3 $(XLA_FLAGS)
 parity: $(VENV)/.stamp-parity
 	@$(PYTEST) tests/parity --parity $(ARGS)
 

@@ -12,6 +12,7 @@ from tests import session
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 session.share_compiled_programs(ROOT)
+session.compile_quickly()
 if "PYTEST_XDIST_WORKER" in os.environ:  # torch's threads would wait for each other's cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 

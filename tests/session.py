@@ -37,6 +37,16 @@ def share_compiled_programs(root: pathlib.Path) -> None:
     compile_cache.switch_on()
 
 
+def compile_quickly() -> None:
+    """Has XLA skip LLVM's optimisation, half of the suite's time and no part in any check.
+
+    What is optimised before it (fusion, sharding, buffers) stays. A level in `XLA_FLAGS` wins.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if "--xla_backend_optimization_level" not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_backend_optimization_level=0".strip()
+
+
 def workers(cores: int, available_gib: float) -> int:
     """Processes for `-n auto`; 0 runs the tests in pytest's own."""
     count = min(cores, int(available_gib // GIB_PER_WORKER), MAX_WORKERS)
