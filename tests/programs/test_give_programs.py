@@ -119,6 +119,7 @@ def test_the_quickstart_says_where_own_images_belong(tmp_path, capsys):
         assert config in error
 
 
+@pytest.mark.slow  # a second training; its losses and heads have unit tests
 def test_the_plus_profile_trains_from_end_to_end(tmp_path):
     arguments = [f"{CONFIG},plus", "--config.train.steps=2", "--config.train.log_every=1"]
     assert common.main(train.PROGRAM, train.run, [*arguments, f"--workdir={tmp_path}"]) == 0

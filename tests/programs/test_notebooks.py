@@ -183,7 +183,13 @@ def test_every_notebook_is_a_pair_and_is_tried():
     assert {file.stem for file in FOLDER.glob("*.ipynb")} == set(TRIALS)
 
 
-@pytest.mark.parametrize("name", TRIALS)
+SLOW = ("02_give",)
+"""Run by `make test-slow` alone: `make test` trains GiVE in test_give_programs.py."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in TRIALS]
+)
 def test_notebook_runs(name, tmp_path):
     trial = TRIALS[name]
     cells = percent_cells((FOLDER / f"{name}.py").read_text())
