@@ -26,6 +26,7 @@ from perception_jax.interop.checkpoint_dir import (
     read_json,
 )
 from perception_jax.interop.tensors import TensorFiles
+from perception_jax.settings import shown
 
 Layout = Literal["hf", "reference", "timm", "jax"]
 
@@ -156,7 +157,7 @@ def _layout(settings: Mapping[str, Any], where: pathlib.Path) -> Layout | None:
     ours = settings.get("perception_jax_layout")
     if ours not in (None, "jax", "hf"):
         raise CheckpointError(
-            f"Expected perception_jax_layout 'jax' in the settings of {where}, found {ours!r}."
+            f"Expected perception_jax_layout 'jax' in the settings of {where}, found {shown(ours)}."
         )
     if ours == "jax":
         return "jax"

@@ -96,7 +96,8 @@ def _claimed(settings: Settings, layout: str) -> Architecture:
     for arch, claim in claims:
         if claim.fits(settings):
             return arch
-    found = settings.get("architecture") or settings.get("model_cfg", settings)["vision_cfg"]
+    inner = settings.get("model_cfg", settings)
+    found = settings["architecture"] if "architecture" in settings else inner["vision_cfg"]
     raise ConfigError(
         f"{layout}: the model of {shown(found)} is not built here; there are "
         f"{', '.join(f'{arch.name} ({claim.expects})' for arch, claim in claims)}."

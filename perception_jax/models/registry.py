@@ -11,6 +11,7 @@ from typing import Any
 
 from perception_jax.errors import ConfigError
 from perception_jax.models.architecture import Architecture
+from perception_jax.settings import shown
 
 MODULES = [
     "perception_jax.models.clip.architecture",
@@ -48,7 +49,7 @@ def architecture(name: str) -> Architecture:
     found = find(name)
     if found is None:
         raise ConfigError(
-            f"no architecture is called {name!r} here; there are: "
+            f"no architecture is called {shown(name)} here; there are: "
             f"{', '.join(item.name for item in architectures())}. "
             "The support matrix in README.md says what is planned."
         )

@@ -168,6 +168,8 @@ def text(**change):
         (text(hf_model_name="roberta-base"), "reference", "hf_model_name"),
         (text(no_causal_mask=True), "reference", "no_causal_mask"),
         ({"architecture": "resnet50"}, "timm", "'resnet50' is not built here"),
+        ({"architecture": ""}, "timm", "the model of '' is not built here"),
+        ({"model_type": "x" * 10**6}, "hf", "^no architecture is called '[x.]{,120}' here"),
         ({"architecture": "vit_base_patch16_siglip_gap_224"}, "timm", "is not built here"),
         ({"architecture": "vit_pico_patch16_clip_224"}, "timm", "'vit_pico_patch16_clip_224'"),
         (
