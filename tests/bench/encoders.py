@@ -155,6 +155,7 @@ def throughput(given: argparse.Namespace, against: bool) -> Iterator[dict[str, A
         for batch in given.batches:
             calls = sides(tower, models, batch, given)
             extra = products(against) if backend == "cpu" else {}
+            flops = forward_flops(tower, models[OURS], batch)
             for queue in given.queue:
                 taken = seconds_per_call(calls | extra, given.calls or CALLS[backend], queue)
                 best = max((2 * _SIDE**3 / taken[name] for name in extra), default=None)
@@ -167,7 +168,7 @@ def throughput(given: argparse.Namespace, against: bool) -> Iterator[dict[str, A
                         f"{batch / seconds:9.2f} images/s  ours is {row['ours_over_it']:.2f}x"
                     )
                     if best:
-                        rate = forward_flops(tower, models[OURS], batch) / seconds
+                        rate = flops / seconds
                         row |= {"flops_per_s": rate, "share_of_product": rate / best}
                         line += f"  {rate / best:.0%} of {best / 1e9:.0f} GFLOP/s"
                     print(line, flush=True)

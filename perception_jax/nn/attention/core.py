@@ -9,6 +9,7 @@ Q tapped query rows.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -146,24 +147,31 @@ def _attend_long_backward(
     q, k, v, bias, leaves = kept
     mask = structure.unflatten(leaves)
 
-    arrays = (q, k, v, gradient)
-
-    def plain(arrays: tuple, mask: Array | None, bias: Bias | None) -> tuple:
+    def one(arrays: tuple, mask: Array | None, bias: Bias | None) -> tuple:
         *qkv, gradient = arrays
-        *to_heads, to_bias = jax.vjp(lambda *x: _attend(*x[:3], mask, x[3]), *qkv, bias)[1](
-            gradient
-        )
+
+        def run(q: Array, k: Array, v: Array, bias: Bias | None) -> Array:
+            return _attend_heads_first(q, k, v, mask, bias)
+
+        *to_heads, to_bias = jax.vjp(run, *qkv, bias)[1](gradient)
         return tuple(to_heads), to_bias
+
+    def heads_first(function: Callable, arrays: tuple, *others: Array | None) -> tuple:
+        to_heads, to_bias = function(tuple(x.swapaxes(1, 2) for x in arrays), *others)
+        return tuple(x.swapaxes(1, 2) for x in to_heads), to_bias
 
     def cudnn(arrays: tuple, _mask: Array | None, _bias: Bias | None) -> tuple:
         *qkv, gradient = arrays
         return jax.vjp(lambda *qkv: _cudnn(*qkv, mask), *qkv)[1](gradient), None
 
-    branches = {"cpu": functools.partial(blocks.in_turn, plain)}
+    at_once = functools.partial(heads_first, one)
+    branches = {"cpu": functools.partial(heads_first, functools.partial(blocks.in_turn, one))}
     if _cudnn_takes(q, k, v, mask, bias):
         branches["cuda"] = cudnn
     dense = dense_mask(mask, q.shape[1], k.shape[1])
-    to_heads, to_bias = jax.lax.platform_dependent(arrays, dense, bias, default=plain, **branches)
+    to_heads, to_bias = jax.lax.platform_dependent(
+        (q, k, v, gradient), dense, bias, default=at_once, **branches
+    )
     return *to_heads, to_bias, None
 
 
