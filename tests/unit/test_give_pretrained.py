@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import perception_jax
+from perception_jax.api import load_backbone
 from perception_jax.data.scenes.source import portrait
 from perception_jax.errors import CheckpointError, ConfigError
 from perception_jax.interop import hub
@@ -22,10 +23,10 @@ from perception_jax.interop.tensors import LazyTensor
 from perception_jax.interop.writer import write_file
 from perception_jax.models.params import flatten
 from perception_jax.nn import maps
+from perception_jax.nn.adapters import AdapterParam
 from perception_jax.nn.taps import Taps
 from perception_jax.systems.give.adapter import AdapterConfig
-from perception_jax.systems.give.backbone import load_backbone
-from perception_jax.systems.give.checkpoint import load_give, save_give, trained_leaves
+from perception_jax.systems.give.checkpoint import load_give, save_give
 from perception_jax.systems.give.data.scenes import names as scene_names
 from perception_jax.systems.give.export import export_merged
 from perception_jax.systems.give.model import GiveConfig
@@ -310,8 +311,8 @@ def test_foreign_names_are_mapped(folder, encoder, tmp_path):
     renames = [(r"^model\.", ""), (r"^cross_attn\.", "ag_adapters.")]
     named = {"backbone": folder / "backbone"}
     mapped = GiveEncoder.from_pretrained(tmp_path / "theirs.safetensors", renames=renames, **named)
-    for path, leaf in trained_leaves(encoder.model).items():
-        np.testing.assert_array_equal(trained_leaves(mapped.model)[path], leaf)
+    for path, leaf in flatten(encoder.model, AdapterParam).items():
+        np.testing.assert_array_equal(flatten(mapped.model, AdapterParam)[path], leaf)
     with pytest.raises(CheckpointError, match=r"ag_adapters\.1\.to_q.*renames"):
         GiveEncoder.from_pretrained(tmp_path / "theirs.safetensors", **named)
 

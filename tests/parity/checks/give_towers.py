@@ -17,11 +17,11 @@ from perception_jax.interop.safetensors_io import SafetensorsFile
 from perception_jax.models.clip.config import ClipConfig
 from perception_jax.models.clip.params import hf_table, text_table
 from perception_jax.models.dinov2.config import Dinov2Config
+from perception_jax.models.paired import PairedConfig, build_backbone
 from perception_jax.models.params import flatten, unflatten
 from perception_jax.models.registry import architecture
 from perception_jax.models.siglip.config import SiglipConfig
 from perception_jax.nn.taps import Taps
-from perception_jax.systems.give.backbone import LoadedBackbone, PairedConfig, build_backbone
 from perception_jax.systems.give.checkpoint import load_give
 from perception_jax.systems.give.model import instruct
 from tests.parity.cases import Case, assert_close, check
@@ -84,7 +84,7 @@ def _compare(case: Case, name: str, out: Any, *, attention: bool) -> None:
         assert_close(value, arrays[f"{name}.{key}"], what=f"{name} {key}")
 
 
-def _backbone(case: Case) -> LoadedBackbone:
+def _backbone(case: Case) -> api.Loaded:
     settings = case.settings
     kind, text = settings["backbone"], settings["text"]
     hf = {
@@ -110,7 +110,7 @@ def _backbone(case: Case) -> LoadedBackbone:
         model = nnx.eval_shape(lambda: build_backbone(config, rngs=nnx.Rngs(params=0)))
         table = hf_table() if kind == "clip" else architecture(kind).tables["hf"](config)
         params = load_params(table, files, flatten(model)).params
-    return LoadedBackbone(
+    return api.Loaded(
         name=case.name,
         model=unflatten(model, params),
         config=config,

@@ -22,7 +22,7 @@ from perception_jax.evals.conditioned import prompts
 from perception_jax.evals.conditioned.accumulate import TOP, Accumulator, Measured, Needs, Texts
 from perception_jax.evals.conditioned.annotations import Annotations
 from perception_jax.evals.conditioned.report import Report, report
-from perception_jax.nn.variables import AdapterParam
+from perception_jax.nn.adapters import AdapterParam
 from perception_jax.systems.give.encoding.galleries import (
     Galleries,
     Pixels,
