@@ -31,6 +31,8 @@ from perception_jax.settings import Kind, Settings, shown
 BACKBONE, FINGERPRINT = "backbone", "backbone_fingerprint"
 """Keys of the metadata."""
 
+_INTEGER, _NUMBER = re.compile("[0-9]+"), re.compile(r"[0-9]+(\.[0-9]+)?(e[-+]?[0-9]+)?")
+
 _log = logging.getLogger(__name__)
 
 
@@ -159,9 +161,9 @@ class AdapterFile:
         if text is None:
             return default
         value = text
-        if isinstance(kind, settings.Integer) and re.fullmatch("[0-9]+", text):
+        if isinstance(kind, settings.Integer) and _INTEGER.fullmatch(text):
             value = int(text)
-        elif isinstance(kind, settings.Number) and re.fullmatch(r"[0-9.]+(e[-+]?[0-9]+)?", text):
+        elif isinstance(kind, settings.Number) and _NUMBER.fullmatch(text):
             value = float(text)
         return settings.check(value, kind, f"{where}: {key}", error=CheckpointError)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import pathlib
 import shutil
 
@@ -18,10 +19,12 @@ from perception_jax.api import load_backbone
 from perception_jax.data.scenes.source import portrait
 from perception_jax.errors import CheckpointError, ConfigError
 from perception_jax.interop import hub
+from perception_jax.interop.adapters import FINGERPRINT
+from perception_jax.interop.fingerprint import fingerprint
 from perception_jax.interop.safetensors_io import SafetensorsFile
 from perception_jax.interop.tensors import LazyTensor
 from perception_jax.interop.writer import write_file
-from perception_jax.models.params import flatten
+from perception_jax.models.params import flatten, unflatten
 from perception_jax.nn import maps
 from perception_jax.nn.adapters import AdapterParam
 from perception_jax.nn.taps import Taps
@@ -162,6 +165,8 @@ def test_the_shipped_adapters_tell_what_is_there_in_drawings_that_never_trained(
     """Each name is asked of every drawing; chance puts a drawing's own first in one of sixteen."""
     encoder = GiveEncoder.from_pretrained("scenes-give")
     assert encoder.backbone.name == "scenes-clip"
+    own = fingerprint(flatten(perception_jax.load("scenes-clip").model))
+    assert SafetensorsFile(find_adapters("scenes-give")).metadata[FINGERPRINT] == own
     size = encoder.processor.image.size
     images = [portrait(name, "twemoji", canvas=size, seed=0) for name in NAMES for _ in NAMES]
     asked = [f"the {name}" for _ in NAMES for name in NAMES]
@@ -276,6 +281,9 @@ def test_a_backbone_that_a_file_names_is_not_followed_anywhere(folder, tmp_path,
         ("adapter_heads", ["0", "-1", "04x", "٤", "4.0", "true", "", "9" * 5000, "9" * 9]),
         ("image_size", ["0", "-48", "1e3", "９", "", "99999999", "9" * 5000]),
         ("image_mode", ["", "crop", "None"]),
+        ("adapter_act", ["", "gelu_erf"]),
+        ("adapter_eps", ["0", "-1e-5", "nan", "1e999", "1..5", "٤"]),
+        ("head_act", ["softmax"]),
     ],
 )
 def test_metadata_that_makes_no_sense(folder, tmp_path, key, values):
@@ -322,6 +330,80 @@ def test_another_backbone_is_refused_by_name(folder):
     with pytest.raises(CheckpointError) as error:
         GiveEncoder.from_pretrained(folder / ADAPTERS_FILE, backbone=folder / "wider")
     assert "ag_adapters.0.norm.weight has shape (32,), expected (40,)" in str(error.value)
+
+
+def test_other_weights_under_the_same_name_are_refused(folder, encoder, tmp_path):
+    """The file says which weights it was trained with: here some of the same shapes lie there."""
+    run = tmp_path / "run"
+    shutil.copytree(folder, run)
+    shutil.rmtree(run / "backbone")
+    other = tiny_give.tiny_clip()
+    leaves = flatten(other.model)
+    leaves["text/projection/kernel"] = leaves["text/projection/kernel"] + 0.1
+    other = dataclasses.replace(other, model=unflatten(other.model, leaves))
+    perception_jax.export(other, run / "backbone")
+    with pytest.raises(CheckpointError) as error:
+        GiveEncoder.from_pretrained(run)
+    own = fingerprint(flatten(perception_jax.load(folder / "backbone").model))
+    found = fingerprint(leaves)
+    assert f"'backbone' with fingerprint {own}" in str(error.value)
+    assert f"backbone' with fingerprint {found}" in str(error.value)
+    assert own != found
+    # The right weights elsewhere, under any name.
+    again = GiveEncoder.from_pretrained(run, backbone=folder / "backbone")
+    np.testing.assert_array_equal(again.encode(IMAGES).tokens, encoder.encode(IMAGES).tokens)
+
+
+def test_an_older_file_without_a_fingerprint_loads_with_a_warning(folder, tmp_path, caplog):
+    path = tmp_path / ADAPTERS_FILE
+    file = SafetensorsFile(folder / ADAPTERS_FILE)
+    older = {k: v for k, v in file.metadata.items() if k != FINGERPRINT}
+    write_file(path, renamed(file, str), older)
+    with caplog.at_level(logging.WARNING):
+        GiveEncoder.from_pretrained(path, backbone=folder / "backbone")
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert message.startswith(f"{path} has no fingerprint of its backbone 'backbone': whether ")
+    caplog.clear()
+    GiveEncoder.from_pretrained(folder / ADAPTERS_FILE)
+    assert not caplog.records
+
+
+def test_names_in_files_start_from_the_files_folder(folder, tmp_path, monkeypatch):
+    """Adapters and backbone may move together, and the working directory may be any."""
+    assert SafetensorsFile(folder / ADAPTERS_FILE).metadata["backbone"] == "backbone"
+    shutil.copytree(folder, tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    found = GiveEncoder.from_pretrained("moved")
+    assert found.backbone.name == str(pathlib.Path("moved") / "backbone")
+    # A backbone beside the folder: named relative to it, and read only if the user names it too.
+    (tmp_path / "run").mkdir()
+    beside = GiveEncoder(found.model, dataclasses.replace(found.backbone, name="moved/backbone"))
+    save_give("run/give.safetensors", beside.model, beside.backbone)
+    metadata = SafetensorsFile("run/give.safetensors").metadata
+    assert metadata["backbone"] == str(pathlib.Path("..") / "moved" / "backbone")
+    with pytest.raises(CheckpointError, match="give it as `backbone`"):
+        GiveEncoder.from_pretrained("run")
+    for trusted in ("moved/backbone", str(tmp_path / "moved" / "backbone")):
+        again = GiveEncoder.from_pretrained("run", trusted=("scenes-clip", trusted))
+        assert fingerprint(flatten(again.model)) == fingerprint(flatten(found.model))
+
+
+def test_settings_that_no_shape_tells_come_back(folder, tmp_path):
+    adapter = AdapterConfig(heads=2, mlp_hidden=20, act="relu", eps=1e-3, gate="tanh")
+    config = GiveConfig(layers=(1,), adapter=adapter, head_act="quick_gelu")
+    backbone = load_backbone(folder / "backbone")
+    give = tiny_give.with_adapters(backbone, config)
+    save_give(tmp_path / ADAPTERS_FILE, give, backbone)
+    again = load_give(tmp_path / ADAPTERS_FILE, backbone)
+    assert again.backbone.vision.blocks.inserts.config == adapter
+    assert again.oid_head.act == "quick_gelu"
+    linear = AdapterConfig(heads=2, connector="linear")
+    give = tiny_give.with_adapters(backbone, GiveConfig(layers=(1,), adapter=linear))
+    save_give(tmp_path / ADAPTERS_FILE, give, backbone)
+    again = load_give(tmp_path / ADAPTERS_FILE, backbone)
+    assert again.backbone.vision.blocks.inserts.config == linear
+    with pytest.raises(ConfigError, match='mlp_hidden: expected None for the connector "linear"'):
+        AdapterConfig(connector="linear", mlp_hidden=8)
 
 
 def test_missing_and_unknown_names_are_all_listed(folder, tmp_path):
