@@ -5,8 +5,8 @@ A fingerprint is a digest of a CRC-32 of each layer of each leaf. It is the same
 - for every layout of checkpoint, as leaves are those of the loaded model;
 - in float32 and in bfloat16: weights count as bfloat16 rounds them, so that a backbone loaded in
   half precision is still the same (and a change below that precision goes unseen);
-- on any mesh, and for stacked layers, with inserts among them (`nn.stack.Inserted`) or none, and
-  layers with leaves of their own (`nn.stack.separate`);
+- on any mesh, and for stacked layers (`blocks/…`), with inserts among them (`blocks/base/…`) or
+  none, and layers with leaves of their own (`blocks/layers/K/…`);
 - for images of another size: position embeddings, which are resized, do not count.
 """
 
@@ -36,7 +36,7 @@ def fingerprint(leaves: Mapping[str, jax.Array | np.ndarray]) -> str:
     On several processes it is a collective: all of them must call it.
 
     Args:
-      leaves: by path, as `models.params.flatten` gives them.
+      leaves: by "/"-joined path.
     """
     lines = []
     for path, leaf in leaves.items():

@@ -1,7 +1,7 @@
 """Layers that train inside a frozen model. What trains is chosen by type, not by name.
 
-A task whose `trainable` is `AdapterParam` trains these layers alone: frozen leaves have no gradient
-and no optimizer state. `nn.stack.Inserted` puts such layers into a stack of blocks.
+`nnx.split(model, AdapterParam, ...)` separates them from the frozen leaves, which then have no
+gradient and no optimizer state. `nn.stack.Inserted` puts such layers into a stack of blocks.
 """
 
 from __future__ import annotations
