@@ -5,6 +5,9 @@ Every message says what was expected, what was found, where, and what to do next
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class PerceptionError(Exception):
     """Base class of every error that the library raises on purpose."""
@@ -28,3 +31,25 @@ class CheckpointError(PerceptionError):
 
 class TrainingError(PerceptionError):
     """Training cannot go on (NaN loss, workdir in use, too many bad records)."""
+
+
+def did_you_mean(word: str, known: Iterable[str], *, prefix: str = "") -> str:
+    """The end of a message on a wrong name: ". Did you mean X?", or which names are known.
+
+    Dotted names are compared as a whole and by their last part, so that `lr` finds `optimizer.lr`.
+
+    Args:
+      prefix: stands before each name that is shown, e.g. "--".
+    """
+    known = list(known)
+    last = word.rpartition(".")[2]
+
+    def likeness(name: str) -> float:
+        whole = difflib.SequenceMatcher(None, word, name).ratio()
+        tail = difflib.SequenceMatcher(None, last, name.rpartition(".")[2]).ratio()
+        return max(whole, 0.9 * tail)
+
+    best = max(known, key=likeness, default=None)
+    if best is not None and likeness(best) >= 0.6:
+        return f". Did you mean {prefix}{best}?"
+    return f". Known: {', '.join(prefix + name for name in known)}."
