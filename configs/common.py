@@ -9,7 +9,8 @@ from typing import Any
 
 import ml_collections
 
-from launch.overrides import UsageError, did_you_mean, parse_value
+from launch.common import UsageError
+from perception_jax.errors import did_you_mean
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:
@@ -31,20 +32,22 @@ def parse_arg(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:
     """
     values = ml_collections.ConfigDict(defaults)
     for part in (arg or "").split(","):
-        name, separator, text = (piece.strip() for piece in part.partition("="))
+        name, _, text = (piece.strip() for piece in part.partition("="))
         if not name:
             continue
         if name not in defaults:
             raise UsageError(
-                f"--config=FILE:{arg}: this config takes no {name!r}."
-                + did_you_mean(name, defaults, prefix="")
+                f"--config=FILE:{arg}: this config takes no {name!r}{did_you_mean(name, defaults)}"
             )
-        values[name] = parse_value(
-            text if separator else None,
-            values[name],
-            kind=values.get_type(name),
-            where=name,
-        )
+        kind = values.get_type(name)
+        if kind is bool:
+            text = {"": True, "true": True, "false": False}.get(text.lower(), text)
+        try:
+            values[name] = kind(text) if kind is not bool else text
+        except (TypeError, ValueError):
+            raise UsageError(
+                f"--config=FILE:{arg}: {name} takes a value of type {kind.__name__}, found {text!r}."
+            ) from None
     return values.lock()
 
 

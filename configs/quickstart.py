@@ -14,11 +14,6 @@ import ml_collections
 
 from configs.common import parse_arg, trainer
 from configs.give import scenes
-from configs.give.scenes import finish, load, report
-
-__all__ = ["finish", "get_config", "get_task", "load", "report"]
-
-SCENES = "scenes"
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
@@ -37,26 +32,6 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     )
     # The backbone's own size: a step takes less than half the time that it takes at 72 px.
     config.data.size = 48
-    # Drawn scenes are all there is; images of your own are for configs/give/forkme.py.
-    config.data.source = SCENES
     config.data.length = 300 if short else 8_000
     config.evaluation.update({"scenes": 40 if short else 200})
     return config
-
-
-def get_task(config: ml_collections.ConfigDict, loaded=None):
-    """The task of `configs.give.scenes`.
-
-    Raises:
-      ConfigError: another source of data than scenes.
-    """
-    from perception_jax.errors import ConfigError
-
-    if config.data.source != SCENES:
-        raise ConfigError(
-            f"data.source: the quickstart trains on scenes that it draws, found "
-            f"{config.data.source!r}. For images of your own with named objects and their captions "
-            "take --config=configs/give/forkme.py, for images with a caption each "
-            "--config=configs/clip/scenes.py, with the same --config.data.source."
-        )
-    return scenes.get_task(config, loaded)

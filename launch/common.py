@@ -32,6 +32,9 @@ _LEAVE_SECONDS = 15.0
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+Define = Callable[[flags.FlagValues], None]
+
+
 class UsageError(ConfigError):
     """The command line cannot be understood (exit code 2)."""
 
@@ -42,13 +45,14 @@ class Program:
 
     Attributes:
       name: of the module in `launch`, e.g. "train".
-      define: defines the program's flags in the `FlagValues` that it is given.
+      define: defines the program's flags in the `FlagValues` that it is given; or several such
+        functions by command, for a program whose first argument is a command.
       config: whether the program takes `--config`, which is then required.
       positional: names of the arguments without dashes, all required.
     """
 
     name: str
-    define: Callable[[flags.FlagValues], None]
+    define: Define | Mapping[str, Define]
     config: bool = False
     positional: tuple[str, ...] = ()
 
@@ -64,6 +68,7 @@ class Parsed:
 
     Attributes:
       flags: value by name, e.g. `parsed.flags.workdir`.
+      command: the first argument of a program with commands.
       positional: text by name.
       config: with overrides applied, locked; None for a program without `--config`.
       defaults: the config without overrides.
@@ -72,6 +77,7 @@ class Parsed:
 
     flags: flags.FlagValues
     positional: Mapping[str, str]
+    command: str | None = None
     config: ml_collections.ConfigDict | None = None
     defaults: ml_collections.ConfigDict | None = None
     config_path: pathlib.Path | None = None
@@ -91,8 +97,9 @@ def parse(
       ConfigError: a config file that cannot be used.
     """
     values = flags.FlagValues() if values is None else values
+    command, define, argv = _split_command(argv, program)
+    define(values)
     argv = [program.command, *argv]
-    program.define(values)
     flags.DEFINE_bool("traceback", False, "Shows where an error arose.", flag_values=values)
     defaults = path = None
     if program.config:
@@ -124,6 +131,7 @@ def parse(
     return Parsed(
         flags=values,
         positional=dict(zip(program.positional, rest, strict=True)),
+        command=command,
         config=values.config if program.config else None,
         defaults=defaults,
         config_path=path,
@@ -170,6 +178,20 @@ def _config_dict(config: Any, path: pathlib.Path) -> ml_collections.ConfigDict:
             f"ml_collections.ConfigDict, found {type(config).__name__}."
         )
     return config
+
+
+def _split_command(
+    argv: Sequence[str], program: Program
+) -> tuple[str | None, Define, Sequence[str]]:
+    """The command, what defines its flags, and the other words."""
+    if not isinstance(program.define, Mapping):
+        return None, program.define, argv
+    if argv and argv[0] in program.define:
+        return argv[0], program.define[argv[0]], argv[1:]
+    if any(word.startswith(("--help", "-h")) for word in argv):
+        return None, lambda values: None, argv
+    found = f", found {argv[0]!r}" if argv else ""
+    raise UsageError(f"expected a command first, one of {', '.join(program.define)}{found}.")
 
 
 def _config_spec(argv: Sequence[str]) -> str | None:

@@ -1,35 +1,35 @@
-"""Draws many scenes on one picture, to look at.
+"""Draws many scenes with their captions on one picture, to look at.
 
-python -m launch.contact_sheet --out=runs/scenes.png --boxes
+    python -m launch.contact_sheet --out=runs/scenes.png --split=test --boxes
 """
 
 from __future__ import annotations
 
 import pathlib
-import sys
+
+from absl import flags
 
 from launch import common
 
-PROGRAM = common.Program(
-    name="contact_sheet",
-    description="Draws many scenes with their captions on one picture, to look at.",
-    flags=(
-        common.Flag("out", pathlib.Path, help="The image file to write.", required=True),
-        common.Flag("rows", int, 4, "Rows of scenes."),
-        common.Flag("columns", int, 6, "Scenes in a row."),
-        common.Flag("canvas", int, 192, "Pixels along a scene's side."),
-        common.Flag(
-            "split",
-            default="train",
-            choices=("train", "test", "held_out"),
-            help="Which artists and concepts.",
-        ),
-        common.Flag("seed", int, 0, "Other scenes."),
-        common.Flag("boxes", bool, False, "Draws the objects' boxes and names."),
-    ),
-    config="none",
-    examples=("python -m launch.contact_sheet --out=runs/scenes.png --split=test --boxes",),
-)
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the flags of this program."""
+    flags.DEFINE_string("out", None, "Image file to write.", required=True, flag_values=values)
+    flags.DEFINE_integer("rows", 4, "Rows of scenes.", flag_values=values)
+    flags.DEFINE_integer("columns", 6, "Scenes in a row.", flag_values=values)
+    flags.DEFINE_integer("canvas", 192, "Pixels along a scene's side.", flag_values=values)
+    flags.DEFINE_enum(
+        "split",
+        "train",
+        ("train", "test", "held_out"),
+        "Which artists and concepts.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer("seed", 0, "Other scenes.", flag_values=values)
+    flags.DEFINE_bool("boxes", False, "Draws the objects' boxes and names.", flag_values=values)
+
+
+PROGRAM = common.Program(name="contact_sheet", define=define_flags)
 
 
 def run(parsed: common.Parsed) -> int:
@@ -42,24 +42,24 @@ def run(parsed: common.Parsed) -> int:
     from perception_jax.viz import draw_boxes
     from perception_jax.viz.grid import grid
 
-    flags = parsed.flags
-    config = SceneConfig(canvas=flags["canvas"], split=flags["split"])
-    source = ScenesSource(config, seed=flags["seed"], length=flags["rows"] * flags["columns"])
+    values, out = parsed.flags, pathlib.Path(parsed.flags.out)
+    config = SceneConfig(canvas=values.canvas, split=values.split)
+    source = ScenesSource(config, seed=values.seed, length=values.rows * values.columns)
     images, captions = [], []
     for index in range(len(source)):
         record = source[index]
         image = np.asarray(record.image)
-        if flags["boxes"]:
+        if values.boxes:
             boxes = np.asarray([item.box for item in record.objects])
             image = draw_boxes(image, boxes, [item.name for item in record.objects])
         images.append(image)
         captions.append(record.captions[0])
-    sheet = grid(images, captions, columns=flags["columns"], cell=flags["canvas"])
-    flags["out"].parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(sheet).save(flags["out"])
-    print(flags["out"])
+    sheet = grid(images, captions, columns=values.columns, cell=values.canvas)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(sheet).save(out)
+    print(out)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(common.main(PROGRAM, run))
+    common.start(PROGRAM, run)

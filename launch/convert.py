@@ -1,61 +1,66 @@
 """Converts a checkpoint from one layout to another.
 
-python -m launch.convert SRC DST --to=hf --verify
+    python -m launch.convert scenes-clip runs/scenes-clip-hf --to=hf --verify
+    python -m launch.convert dinov2_vitb14_pretrain.pth runs/dinov2-b --to=hf --verify
+    python -m launch.convert openai/clip-vit-base-patch16 runs/tower --to=timm --prefix=vision_model.
+
+Reads SRC (a checkpoint folder or file, shipped weights or a hub id) in any layout that the library
+knows and writes the folder DST, new or empty, in another: every name is accounted for in the key
+report, DST is there whole or not at all.
 """
 
 from __future__ import annotations
 
 import pathlib
-import sys
 from typing import TYPE_CHECKING
+
+from absl import flags
 
 from launch import common
 
 if TYPE_CHECKING:
     from perception_jax.api import Layout, Loaded
 
-PROGRAM = common.Program(
-    name="convert",
-    description=(
-        "Reads a checkpoint in any layout that the library knows and writes it in another: every "
-        "name is accounted for in the key report, DST is there whole or not at all."
-    ),
-    config="none",
-    positional=(
-        common.Argument("SRC", "A checkpoint folder or file, shipped weights or a hub id."),
-        common.Argument("DST", "The folder to write; new or empty."),
-    ),
-    flags=(
-        common.Flag(
-            "to",
-            help="Layout to write: Hugging Face's, the authors' or open_clip's, timm's, or ours.",
-            choices=("hf", "reference", "timm", "jax"),
-            required=True,
-        ),
-        common.Flag(
-            "model_config", help="Settings of SRC where none lie beside it: a file or folder."
-        ),
-        common.Flag("section", help="State dict to read of a torch file that holds several."),
-        common.Flag(
-            "prefix",
-            help="Reads the part of SRC whose names begin so, e.g. the image tower of a LLaVA.",
-            default="",
-        ),
-        common.Flag(
-            "dtype",
-            help="Changes the floating-point numbers; without it they stay as stored.",
-            choices=("float32", "bfloat16", "float16"),
-        ),
-        common.Flag("verify", bool, False, "Reads DST back and compares it bit by bit."),
-        common.Flag("overwrite", bool, False, "Replaces what is in DST."),
-    ),
-    examples=(
-        "python -m launch.convert scenes-clip runs/scenes-clip-hf --to=hf --verify",
-        "python -m launch.convert dinov2_vitb14_pretrain.pth runs/dinov2-b --to=hf --verify",
-        "python -m launch.convert openai/clip-vit-base-patch16 runs/tower --to=timm "
-        "--prefix=vision_model.",
-    ),
-)
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the flags of this program."""
+    flags.DEFINE_enum(
+        "to",
+        None,
+        ("hf", "reference", "timm", "jax"),
+        "Layout to write: Hugging Face's, the authors' or open_clip's, timm's, or ours.",
+        required=True,
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "model_config",
+        None,
+        "Settings of SRC where none lie beside it: a file or folder.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "section", None, "State dict to read of a torch file with several.", flag_values=values
+    )
+    flags.DEFINE_string(
+        "prefix",
+        "",
+        "Reads the part of SRC whose names begin so, e.g. the image tower of a LLaVA.",
+        flag_values=values,
+    )
+    flags.DEFINE_enum(
+        "dtype",
+        None,
+        ("float32", "bfloat16", "float16"),
+        "Changes the floating-point numbers; without it they stay as stored.",
+        flag_values=values,
+    )
+    flags.DEFINE_bool(
+        "verify", False, "Reads DST back and compares it bit by bit.", flag_values=values
+    )
+    flags.DEFINE_bool("overwrite", False, "Replaces what is in DST.", flag_values=values)
+
+
+PROGRAM = common.Program(name="convert", define=define_flags, positional=("SRC", "DST"))
 
 
 def run(parsed: common.Parsed) -> int:
@@ -63,15 +68,15 @@ def run(parsed: common.Parsed) -> int:
     import perception_jax
 
     source, target = parsed.positional["SRC"], pathlib.Path(parsed.positional["DST"])
-    part = {name: parsed.flags[name] for name in ("section", "prefix", "dtype")}
-    loaded = perception_jax.load(source, config=parsed.flags["model_config"], **part)
+    part = {name: parsed.flags[name].value for name in ("section", "prefix", "dtype")}
+    loaded = perception_jax.load(source, config=parsed.flags.model_config, **part)
     print(f"{source}: {loaded.report}")
     perception_jax.export(
-        loaded, target, layout=parsed.flags["to"], overwrite=parsed.flags["overwrite"]
+        loaded, target, layout=parsed.flags.to, overwrite=parsed.flags.overwrite
     )
     size = sum(item.stat().st_size for item in target.iterdir())
     print(f"{target}: written in layout {parsed.flags['to']}, {size / 2**20:,.1f} MiB")
-    if parsed.flags["verify"]:
+    if parsed.flags.verify:
         print(f"verified: {_verify(loaded, target, parsed.flags['to'])}")
     return 0
 
@@ -98,4 +103,4 @@ def _verify(loaded: Loaded, target: pathlib.Path, layout: Layout) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(common.main(PROGRAM, run))
+    common.start(PROGRAM, run)

@@ -1,114 +1,123 @@
 """Makes canonical records of MOInst's published files, or rebuilds a comparable set from LVIS.
 
-python -m launch.import_moinst published --train=MOInst_train.json --test=MOInst_test.json \
-    --out=data/moinst
+    python -m launch.import_moinst published --train=MOInst_train.json --test=MOInst_test.json --images=coco --out=data/moinst
+    python -m launch.import_moinst lvis --lvis=lvis_v1_train.json --exclude=lvis_v1_val.json --out=data/moinst_r
+    python -m launch.import_moinst captions --records=data/moinst_r/objects.jsonl --captions=answers.jsonl --out=data/moinst_r
+
+Writes data for GiVE, one image per JSON line. The first argument is the step. published: imports
+the published MOInst files, or foreign ones like them. lvis: the first part of MOInst-R, a
+comparable set out of LVIS v1: objects, and questions for an MLLM. captions: its second part, the
+MLLM's answers filtered, and the split. Numbers on MOInst-R are no numbers on MOInst.
+`python -m launch.import_moinst STEP --help` shows the step's flags.
 """
 
 from __future__ import annotations
 
 import json
 import pathlib
-import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from launch import common
-from launch.flags_of import check_flags
+from absl import flags
 
-FLAGS_OF = {
-    "published": ("train", "test", "categories", "images", "boxes", "exclude"),
-    "lvis": ("lvis", "exclude", "classes", "count", "seed"),
-    "captions": ("records", "captions", "test_count", "seed"),
-}
-"""Which flags each step takes, besides --out."""
-REQUIRED = {"published": ("train",), "lvis": ("lvis",), "captions": ("records", "captions")}
+from launch import common
+
+
+def _define_out(values: flags.FlagValues) -> None:
+    flags.DEFINE_string("out", None, "Folder of the results.", required=True, flag_values=values)
+
+
+def _define_exclude(values: flags.FlagValues) -> None:
+    flags.DEFINE_multi_string(
+        "exclude",
+        [],
+        "COCO or LVIS file whose images must not be trained on, e.g. lvis_v1_val.json; any number.",
+        flag_values=values,
+    )
+
+
+def _define_seed(values: flags.FlagValues) -> None:
+    flags.DEFINE_integer("seed", 0, "Seed of what is drawn at random.", flag_values=values)
+
+
+def define_published(values: flags.FlagValues) -> None:
+    """Defines the flags of the step `published`."""
+    flags.DEFINE_string(
+        "train", None, "The JSON file of the training part.", required=True, flag_values=values
+    )
+    flags.DEFINE_string("test", None, "The JSON file of the test part.", flag_values=values)
+    flags.DEFINE_string(
+        "categories",
+        "auto",
+        "Names of the category ids: auto, lvis_v1, lvis_v0.5, coco80, coco_stuff, or a JSON file.",
+        flag_values=values,
+    )
+    flags.DEFINE_string("images", None, "Folder to look the images up in.", flag_values=values)
+    flags.DEFINE_string(
+        "boxes",
+        None,
+        "COCO or LVIS file whose annotation ids are the object ids.",
+        flag_values=values,
+    )
+    _define_exclude(values)
+    _define_out(values)
+
+
+def define_lvis(values: flags.FlagValues) -> None:
+    """Defines the flags of the step `lvis`."""
+    flags.DEFINE_string("lvis", None, "lvis_v1_train.json.", required=True, flag_values=values)
+    flags.DEFINE_integer(
+        "classes", 264, "How many of the most frequent classes.", flag_values=values
+    )
+    flags.DEFINE_integer("count", 80_000, "How many images.", flag_values=values)
+    _define_exclude(values)
+    _define_seed(values)
+    _define_out(values)
+
+
+def define_captions(values: flags.FlagValues) -> None:
+    """Defines the flags of the step `captions`."""
+    flags.DEFINE_string(
+        "records", None, "objects.jsonl of the step lvis.", required=True, flag_values=values
+    )
+    flags.DEFINE_string(
+        "captions", None, "The MLLM's answers, JSON lines.", required=True, flag_values=values
+    )
+    flags.DEFINE_integer("test_count", 1100, "Images of the test part.", flag_values=values)
+    _define_seed(values)
+    _define_out(values)
+
 
 PROGRAM = common.Program(
     name="import_moinst",
-    description=(
-        "Writes data for GiVE as canonical records, one image per JSON line. published: imports "
-        "the published MOInst files, or foreign ones like them. lvis: the first part of MOInst-R, "
-        "a comparable set out of LVIS v1: objects, and questions for an MLLM. captions: its second "
-        "part, the MLLM's answers filtered, and the split. Numbers on MOInst-R are no numbers on "
-        "MOInst."
-    ),
-    config="none",
-    positional=(common.Argument("STEP", "What to do.", choices=tuple(FLAGS_OF)),),
-    flags=(
-        common.Flag("train", pathlib.Path, help="published: the JSON file of the training part."),
-        common.Flag("test", pathlib.Path, help="published: the JSON file of the test part."),
-        common.Flag(
-            "categories",
-            default="auto",
-            help="published: names of the category ids: auto, lvis_v1, lvis_v0.5, coco80, "
-            "coco_stuff, or a JSON file.",
-        ),
-        common.Flag("images", pathlib.Path, help="published: folder to look the images up in."),
-        common.Flag(
-            "boxes",
-            pathlib.Path,
-            help="published: COCO or LVIS file whose annotation ids are the object ids.",
-        ),
-        common.Flag("lvis", pathlib.Path, help="lvis: lvis_v1_train.json."),
-        common.Flag(
-            "exclude",
-            default=(),
-            repeated=True,
-            help="published, lvis: COCO or LVIS file whose images must not be trained on, e.g. "
-            "lvis_v1_val.json.",
-        ),
-        common.Flag("classes", int, 264, "lvis: how many of the most frequent classes."),
-        common.Flag("count", int, 80_000, "lvis: how many images."),
-        common.Flag("records", pathlib.Path, help="captions: objects.jsonl of the step lvis."),
-        common.Flag("captions", pathlib.Path, help="captions: the MLLM's answers, JSON lines."),
-        common.Flag("test_count", int, 1100, "captions: images of the test part."),
-        common.Flag("seed", int, 0, "lvis, captions: of what is drawn at random."),
-        common.Flag("out", pathlib.Path, help="Folder for the results.", required=True),
-    ),
-    examples=(
-        "python -m launch.import_moinst published --train=MOInst_train.json "
-        "--test=MOInst_test.json --images=coco --out=data/moinst",
-        "python -m launch.import_moinst lvis --lvis=lvis_v1_train.json "
-        "--exclude=lvis_v1_val.json --out=data/moinst_r",
-        "python -m launch.import_moinst captions --records=data/moinst_r/objects.jsonl "
-        "--captions=answers.jsonl --out=data/moinst_r",
-    ),
+    define={"published": define_published, "lvis": define_lvis, "captions": define_captions},
 )
 
 
 def run(parsed: common.Parsed) -> int:
     """Runs the step; returns 0."""
-    step, flags = parsed.positional["STEP"], parsed.flags
-    _check(step, flags)
-    flags["out"].mkdir(parents=True, exist_ok=True)
-    _STEPS[step](flags)
+    step = {"published": _published, "lvis": _lvis, "captions": _captions}[parsed.command]
+    out = pathlib.Path(parsed.flags.out)
+    out.mkdir(parents=True, exist_ok=True)
+    step(parsed.flags, out)
     return 0
 
 
-def _check(step: str, flags: Mapping[str, Any]) -> None:
-    from perception_jax.errors import ConfigError
-
-    for name in REQUIRED[step]:
-        if flags[name] is None:
-            raise ConfigError(f"{step}: --{name} is missing.")
-    check_flags(PROGRAM, step, flags, FLAGS_OF)
-
-
-def _published(flags: Mapping[str, Any]) -> None:
+def _published(values: flags.FlagValues, out: pathlib.Path) -> None:
     import dataclasses
 
     from perception_jax.data.moinst.boxes import SourceBoxes
     from perception_jax.data.moinst.published import import_published
 
     imported = import_published(
-        flags["train"],
-        flags["test"],
-        categories=flags["categories"],
-        images=flags["images"],
-        exclude=_image_ids(flags["exclude"]),
+        pathlib.Path(values.train),
+        None if values.test is None else pathlib.Path(values.test),
+        categories=values.categories,
+        images=None if values.images is None else pathlib.Path(values.images),
+        exclude=_image_ids(values.exclude),
     )
-    if flags["boxes"] is not None:
-        boxes = SourceBoxes(flags["boxes"])
+    if values.boxes is not None:
+        boxes = SourceBoxes(pathlib.Path(values.boxes))
         filled = {part: boxes.fill(images) for part, images in imported.images.items()}
         imported = dataclasses.replace(
             imported, images={part: images for part, (images, _) in filled.items()}
@@ -124,25 +133,25 @@ def _published(flags: Mapping[str, Any]) -> None:
     print(f"class names: {imported.table}{shares}")
     for line in imported.warnings():
         print(f"warning: {line}")
-    _write(flags["out"], imported.images, imported.classes, imported.report)
+    _write(out, imported.images, imported.classes, imported.report)
 
 
-def _lvis(flags: Mapping[str, Any]) -> None:
+def _lvis(values: flags.FlagValues, out: pathlib.Path) -> None:
     from perception_jax.data.moinst import captions
     from perception_jax.data.moinst.lvis import RebuildConfig, rebuild
     from perception_jax.data.sources.fields import read_json
     from perception_jax.files import replacing
 
-    config = RebuildConfig(classes=flags["classes"], images=flags["count"], seed=flags["seed"])
-    if not flags["exclude"]:
+    config = RebuildConfig(classes=values.classes, images=values.count, seed=values.seed)
+    if not values.exclude:
         print("warning: no images are excluded; LVIS's validation images may be among the chosen")
     built = rebuild(
-        read_json(flags["lvis"]),
+        read_json(pathlib.Path(values.lvis)),
         config,
-        exclude=_image_ids(flags["exclude"]),
-        where=str(flags["lvis"]),
+        exclude=_image_ids(values.exclude),
+        where=str(values.lvis),
     )
-    path = flags["out"] / "questions.jsonl"
+    path = out / "questions.jsonl"
     with replacing(path) as file:
         for question in captions.questions(built.images):
             file.write(json.dumps(question, ensure_ascii=False).encode() + b"\n")
@@ -154,20 +163,21 @@ def _lvis(flags: Mapping[str, Any]) -> None:
         "images_eligible": built.eligible,
         "images_excluded": built.excluded,
     }
-    _write(flags["out"], {"objects": built.images}, built.classes, report)
+    _write(out, {"objects": built.images}, built.classes, report)
 
 
-def _captions(flags: Mapping[str, Any]) -> None:
+def _captions(values: flags.FlagValues, out: pathlib.Path) -> None:
     from perception_jax.data.moinst import captions, record, split
 
-    classes = record.read_classes(flags["records"].parent / record.CLASSES_FILE)
+    records = pathlib.Path(values.records)
+    classes = record.read_classes(records.parent / record.CLASSES_FILE)
     captioned = captions.add_captions(
-        record.read_images(flags["records"]), classes, captions.read_answers(flags["captions"])
+        record.read_images(records), classes, captions.read_answers(pathlib.Path(values.captions))
     )
-    train, test = split.stratified_split(captioned.images, flags["test_count"], seed=flags["seed"])
+    train, test = split.stratified_split(captioned.images, values.test_count, seed=values.seed)
     parts = {"train": train, "test": test}
     counts = {f"images_{part}": len(images) for part, images in parts.items()}
-    _write(flags["out"], parts, classes, {**captioned.report, **counts})
+    _write(out, parts, classes, {**captioned.report, **counts})
 
 
 def _image_ids(paths: Iterable[str]) -> set[Any]:
@@ -198,12 +208,5 @@ def _write(
     print(text)
 
 
-_STEPS: Mapping[str, Callable[[Mapping[str, Any]], None]] = {
-    "published": _published,
-    "lvis": _lvis,
-    "captions": _captions,
-}
-
-
 if __name__ == "__main__":
-    sys.exit(common.main(PROGRAM, run))
+    common.start(PROGRAM, run)

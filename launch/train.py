@@ -1,6 +1,12 @@
 """Trains what a config file describes, or goes on with it.
 
-python -m launch.train --config=configs/quickstart.py --workdir=runs/quickstart
+    python -m launch.train --config=configs/quickstart.py --workdir=runs/quickstart
+    python -m launch.train --config=configs/quickstart.py:short --workdir=runs/short --config.train.seed=1
+
+Run it again with the same workdir and it goes on where it stopped; SIGTERM, SIGHUP and Ctrl-C save
+first. After the last step the system writes its report and exports its model. Several hosts: start
+it on each of them (on a TPU slice they find each other; PERCEPTION_JAX_DISTRIBUTED=0 keeps a host
+alone).
 """
 
 from __future__ import annotations
@@ -12,40 +18,33 @@ import pathlib
 import tempfile
 from typing import Any
 
-from launch import common, compile_cache, config_files
-from perception_jax.errors import ConfigError
+from absl import flags
 
-PROGRAM = common.Program(
-    name="train",
-    description=(
-        "Trains what a config file describes. Run it again with the same workdir and it goes on "
-        "where it stopped; SIGTERM, SIGHUP and Ctrl-C save first. If the config file defines "
-        "finish(config, task, model, workdir), that follows the last step. Several hosts: start "
-        "it on each of them (on a TPU slice they find each other; PERCEPTION_JAX_DISTRIBUTED=0 "
-        "keeps a host alone)."
-    ),
-    flags=(
-        common.Flag(
-            "workdir",
-            pathlib.Path,
-            help="Folder of this run: checkpoints, metrics.jsonl, config.json.",
-            required=True,
-        ),
-    ),
-    examples=(
-        "python -m launch.train --config=configs/quickstart.py --workdir=runs/quickstart",
-        "python -m launch.train --config=configs/quickstart.py:short --workdir=runs/short "
-        "--config.train.seed=1",
-    ),
-)
+from launch import common, compile_cache
+from perception_jax.errors import ConfigError
 
 MAY_CHANGE = ("data.workers", "data.source", "data.images", "data.test")
 """Settings of a config that a resumed run may change: the batches do not depend on how many
 processes load them, nor on where the same data lie."""
 
 
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the flags of this program."""
+    flags.DEFINE_string(
+        "workdir",
+        None,
+        "Folder of this run: checkpoints, metrics.jsonl, config.json.",
+        required=True,
+        flag_values=values,
+    )
+
+
+PROGRAM = common.Program(name="train", define=define_flags, config=True)
+
+
 def run(parsed: common.Parsed) -> int:
     """Trains; returns 0 also when it was asked to stop and has saved."""
+    from launch.systems import training_program
     from perception_jax.shard import distributed
     from perception_jax.train import loop
     from perception_jax.train.config import TrainConfig
@@ -54,33 +53,32 @@ def run(parsed: common.Parsed) -> int:
     _log_to_stderr()
     compile_cache.skip_several_cpu_devices()
     distributed.initialize()
-    if "train" not in parsed.config or not hasattr(parsed.module, "get_task"):
+    if "train" not in parsed.config:
         raise ConfigError(
             f"{parsed.config_path}: to train, a config file needs a block `train` (see "
-            "configs.common.trainer) and a function get_task(config)."
+            "configs.common.trainer)."
         )
-    resolved = parsed.config.to_dict()
-    workdir = parsed.flags["workdir"]
-    task = parsed.module.get_task(parsed.config)
+    program = training_program(parsed.config)
+    resolved, workdir = parsed.config.to_dict(), pathlib.Path(parsed.flags.workdir)
+    task = program.task(parsed.config)
     try:
         result = loop.run(
             task,
             TrainConfig.from_mapping(resolved["train"]),
             workdir,
             resolved_config=resolved,
-            default_config=_defaults(parsed),
+            default_config=parsed.defaults.to_dict(),
             may_change=MAY_CHANGE,
         )
     except Stopped:
         _say(f"{workdir}: stopped before the first step; the same command starts again")
         return 0
     values = "  ".join(f"{key} {value:.4g}" for key, value in result.metrics.items())
-    if result.finished:
-        _say(f"{workdir}: {result.step} steps done  {values}")
-        if hasattr(parsed.module, "finish"):
-            _finish(parsed, task, result.model)
-    else:
+    if not result.finished:
         _say(f"{workdir}: stopped at step {result.step}; the same command continues from there")
+        return 0
+    _say(f"{workdir}: {result.step} steps done  {values}")
+    _finish(program, parsed.config, task, result.model, workdir)
     return 0
 
 
@@ -89,13 +87,8 @@ def _say(text: str) -> None:
         print(text, flush=True)
 
 
-def _defaults(parsed: common.Parsed) -> dict[str, Any]:
-    """The config without what `--config.KEY=VALUE` set."""
-    return config_files.build_config(parsed.module, parsed.config_arg, parsed.config_path).to_dict()
-
-
-def _finish(parsed: common.Parsed, task: Any, model: Any) -> None:
-    """Calls the config's `finish` with a model that this process can read whole.
+def _finish(program: Any, config: Any, task: Any, model: Any, workdir: pathlib.Path) -> None:
+    """Calls the system's `finish` with a model that this process can read whole.
 
     On several processes all of them call it, for it may compute together; the files of the first
     are kept.
@@ -106,9 +99,8 @@ def _finish(parsed: common.Parsed, task: Any, model: Any) -> None:
     from perception_jax.ops.sharding import gathered
     from perception_jax.shard import distributed
 
-    workdir = parsed.flags["workdir"]
     if jax.process_count() == 1:
-        parsed.module.finish(parsed.config, task, model, workdir)
+        program.finish(config, task, model, workdir)
         return
     graph, state = nnx.split(model)
     model = nnx.merge(graph, jax.tree.map(jax.numpy.asarray, gathered(state)))
@@ -116,9 +108,7 @@ def _finish(parsed: common.Parsed, task: Any, model: Any) -> None:
         if jax.process_index() > 0:
             workdir = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
             stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
-        distributed.together(
-            "finish", lambda: parsed.module.finish(parsed.config, task, model, workdir)
-        )
+        distributed.together("finish", lambda: program.finish(config, task, model, workdir))
 
 
 def _log_to_stderr() -> None:
@@ -130,4 +120,4 @@ def _log_to_stderr() -> None:
 
 
 if __name__ == "__main__":
-    common.leave(common.main(PROGRAM, run))
+    common.start(PROGRAM, run)

@@ -12,8 +12,6 @@ concepts, and retrieval of composed scenes.
 
 from __future__ import annotations
 
-import pathlib
-
 import ml_collections
 
 from configs.common import parse_arg, trainer
@@ -36,7 +34,7 @@ OPTIM = {
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """The shipped model's recipe; the argument `runlocal` shrinks everything."""
     tiny = parse_arg(arg, runlocal=False).runlocal
-    config = ml_collections.ConfigDict()
+    config = ml_collections.ConfigDict({"system": "contrastive"})
     config.train = trainer(
         steps=12 if tiny else 9000,
         batch_size=32 if tiny else 128,
@@ -88,106 +86,3 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         {"per_name": 1 if tiny else 4, "scenes": 40 if tiny else 500}
     )
     return config
-
-
-def get_task(config: ml_collections.ConfigDict, loaded=None):
-    """The contrastive task of this config.
-
-    Args:
-      loaded: a checkpoint from `perception_jax.load` to evaluate; its model, processor and
-        tokenizer then replace the config's.
-    """
-    from perception_jax.data.processors import ImageProcessor
-    from perception_jax.data.tokenization import ClipTokenizer
-    from perception_jax.systems.contrastive.task import ContrastiveConfig, ContrastiveTask
-
-    model, data = config.model, config.data
-    if loaded is None:
-        clip = clip_config(model)
-        processor = ImageProcessor(size=model.image_size)
-        tokenizer = ClipTokenizer.shipped(model.vocab_size, model.context)
-    else:
-        clip = loaded.config
-        processor, tokenizer = loaded.processor.image, loaded.processor.tokenizer
-    source, benchmark = _source_and_benchmark(config, processor, tokenizer)
-    return ContrastiveTask(
-        ContrastiveConfig(
-            loss=config.loss,
-            batch_size=config.train.batch_size,
-            seed=config.train.seed,
-            workers=data.workers,
-            caption_weights=data.caption_weights,
-            min_area=data.min_area,
-            max_bad_fraction=data.max_bad_fraction,
-        ),
-        clip,
-        processor=processor,
-        tokenizer=tokenizer,
-        source=source,
-        benchmark=benchmark,
-    )
-
-
-def report(config: ml_collections.ConfigDict, task, model, folder: pathlib.Path) -> None:
-    """Evaluates and writes `results.json` and `report.html` into `folder`."""
-    from perception_jax.systems.contrastive import conclude
-
-    own = "your images" if config.data.source != SCENES else "drawings"
-    conclude.report(
-        task, model, folder, config=config.to_dict(), title=f"A small CLIP, trained on {own}"
-    )
-
-
-def finish(config: ml_collections.ConfigDict, task, model, workdir: pathlib.Path) -> None:
-    """After training: the report, and a Hugging Face folder `workdir/hf` that loads back."""
-    from perception_jax.systems.contrastive import conclude
-
-    report(config, task, model, workdir)
-    conclude.export_and_verify(task, model, workdir / "hf")
-
-
-def _source_and_benchmark(config: ml_collections.ConfigDict, processor, tokenizer):
-    from perception_jax.data.sources import open_source
-    from perception_jax.data.sources.combine import split
-    from perception_jax.systems.contrastive import benchmark
-
-    data = config.data
-    if data.source == SCENES:
-        source = benchmark.training_source(
-            processor.size,
-            seed=config.train.seed,
-            length=data.length,
-            singles=data.singles,
-            objects=data.objects,
-        )
-        return source, benchmark.scenes_benchmark(processor, tokenizer, **config.evaluation)
-    train, held_out = split(open_source(data.source, kind=data.kind), every=10)
-    own = benchmark.own_benchmark(
-        held_out, processor, tokenizer, max_bad_fraction=data.max_bad_fraction
-    )
-    return train, own
-
-
-def clip_config(model: ml_collections.ConfigDict):
-    """The model's dataclass: 32-wide heads, MLPs of four times the width."""
-    from perception_jax.models.clip.config import ClipConfig, TextConfig, VisionConfig
-
-    return ClipConfig(
-        vision=VisionConfig(
-            image_size=model.image_size,
-            patch_size=model.patch_size,
-            width=model.width,
-            depth=model.depth,
-            heads=model.width // 32,
-            mlp_dim=4 * model.width,
-        ),
-        text=TextConfig(
-            vocab_size=model.vocab_size,
-            context=model.context,
-            width=model.text_width,
-            depth=model.text_depth,
-            heads=model.text_width // 32,
-            mlp_dim=4 * model.text_width,
-        ),
-        embed_dim=model.embed_dim,
-    )

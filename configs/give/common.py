@@ -1,4 +1,4 @@
-"""What the GiVE configs share: blocks of settings, and the task that is made of them.
+"""Blocks of settings that the GiVE configs share.
 
 The recipe is this library's (the paper's own could not be confirmed): AdamW, 2e-4 at 1,024 rows,
 500 warm-up steps, cosine to 0.
@@ -6,7 +6,7 @@ The recipe is this library's (the paper's own could not be confirmed): AdamW, 2e
 
 from __future__ import annotations
 
-import pathlib
+from typing import Any
 
 import ml_collections
 
@@ -19,8 +19,8 @@ RATE, ROWS = 2e-4, 1024
 
 
 def blocks(*, groups: int, images: int, heads: int | None = None) -> ml_collections.ConfigDict:
-    """Everything but the trainer's settings and the data."""
-    config = ml_collections.ConfigDict()
+    """Everything but the trainer's settings, the backbone and the data."""
+    config = ml_collections.ConfigDict({"system": "give"})
     config.adapter = ml_collections.ConfigDict(
         {
             # None: one head for 64 of the image tower's width.
@@ -41,6 +41,69 @@ def blocks(*, groups: int, images: int, heads: int | None = None) -> ml_collecti
     config.sampler = ml_collections.ConfigDict(
         {"grouped": True, "groups": groups, "images": images}
     )
+    # Recompute activations in the backward pass.
+    config.remat = False
+    config.evaluation = ml_collections.ConfigDict(
+        {
+            # Name under which its numbers are logged.
+            "name": "test",
+            # Images per device call, over all devices.
+            "batch_size": 64,
+            # Scenes only: how many, and absent names that are asked about in each.
+            "scenes": 400,
+            "negatives": 30,
+        }
+    )
+    config.report = ml_collections.ConfigDict(
+        {"title": "GiVE", "measured_on": "images that were not trained on"}
+    )
+    return config
+
+
+def data(source: str, *, size: int, **settings: Any) -> ml_collections.ConfigDict:
+    """Where the records come from, and how they become batches.
+
+    Args:
+      source: "scenes" draws them; anything else with named objects is read by `data.sources`:
+        canonical MOInst records (`launch.import_moinst`), LVIS, COCO, JSON lines.
+      size: side of the model's image, pixels.
+      settings: those that differ from the defaults below.
+    """
+    config = ml_collections.ConfigDict(
+        {
+            "source": source,
+            # Kind of the source (see `data.sources`); "" guesses it where there is no doubt.
+            "kind": "",
+            # Test records; "" keeps every so many of the source, and 0 of them does not test.
+            "test": "",
+            "test_every": 0,
+            # Share of the records that may be skipped as unusable, in training and evaluation.
+            "max_bad_fraction": 0.01,
+            # Folder of the image files; "" lets the reader find them.
+            "images": "",
+            "size": size,
+            # "hf_crop" cuts the centre out, "llava_pad" keeps everything and adds bars; "" does
+            # what the backbone's own processor does.
+            "mode": "",
+            # Caption of objects that have none, e.g. "a photo of a {}."; "" leaves them out.
+            "template": "",
+            # LVIS: only listed classes are known to be absent.
+            "federated": False,
+            # Loading processes; 0 loads in threads.
+            "workers": 0,
+            # Process each image once and keep it, for data that fit in memory.
+            "hold": False,
+            # Scenes only: objects in each, their shortest and longest side in sides of the image,
+            # how many different names there are (0 for all 443), whether half of the captions leave
+            # the name out, and how many different scenes.
+            "objects": (2, 3),
+            "sides": (0.3, 0.7),
+            "names": 0,
+            "unnamed": False,
+            "length": 16_000,
+        }
+    )
+    config.update(settings)
     return config
 
 
@@ -81,148 +144,8 @@ def published(
         },
     )
     config.remat = True
-    config.data = ml_collections.ConfigDict(
-        {
-            # Anything with named objects that `data.sources` reads: canonical MOInst records
-            # (`launch.import_moinst`), LVIS, COCO, JSON lines.
-            "source": "data/moinst/train.jsonl",
-            "test": "data/moinst/test.jsonl",
-            # Kind of both (see `data.sources`); "" guesses it where there is no doubt.
-            "kind": "",
-            # Share of the records that may be skipped as unusable, in training and evaluation.
-            "max_bad_fraction": 0.01,
-            # Folder of the image files; "" lets the reader find them.
-            "images": "",
-            "size": size,
-            "mode": mode,
-            # Caption of objects that have none, e.g. "a photo of a {}."; "" leaves them out.
-            "template": "",
-            # LVIS: only listed classes are known to be absent.
-            "federated": False,
-            "workers": 8,
-            "hold": False,
-        }
+    config.data = data(
+        "data/moinst/train.jsonl", test="data/moinst/test.jsonl", size=size, mode=mode, workers=8
     )
+    config.report.title = f"GiVE on {backbone}"
     return config
-
-
-def task_config(config: ml_collections.ConfigDict):
-    """The settings of the task, whatever its data are."""
-    from perception_jax.systems.give.adapter import AdapterConfig
-    from perception_jax.systems.give.encoding.encode import InstructionConfig
-    from perception_jax.systems.give.losses import LossConfig
-    from perception_jax.systems.give.model import GiveConfig
-    from perception_jax.systems.give.plus import PlusConfig
-    from perception_jax.systems.give.task import GiveTaskConfig
-
-    adapter = AdapterConfig(
-        heads=config.adapter.heads,
-        gate=config.adapter.gate,
-        connector=config.adapter.connector,
-    )
-    return GiveTaskConfig(
-        model=GiveConfig(layers=config.adapter.layers, adapter=adapter),
-        losses=LossConfig(**config.losses),
-        instruction=InstructionConfig(masked=config.mask, informed=config.instruction),
-        plus=PlusConfig(**config.plus),
-        batch_size=config.train.batch_size,
-        workers=config.data.workers,
-        remat=config.get("remat", False),
-    )
-
-
-def group_config(config: ml_collections.ConfigDict):
-    """How batches are drawn."""
-    from perception_jax.systems.give.data.sampler import GroupConfig
-
-    return GroupConfig(**config.sampler, seed=config.train.seed)
-
-
-def get_task(config: ml_collections.ConfigDict, loaded=None):
-    """GiVE on records of `config.data`.
-
-    Args:
-      loaded: a `GiveEncoder` to evaluate (see `load`); its backbone then replaces the config's.
-    """
-    from perception_jax.api import open_backbone
-    from perception_jax.data.sources import open_source
-    from perception_jax.systems.give.data.training_data import TrainingData
-    from perception_jax.systems.give.evaluation.benchmark import evaluation_of
-    from perception_jax.systems.give.task import GiveTask
-
-    data = config.data
-    backbone = open_backbone(config.backbone) if loaded is None else loaded.backbone
-    backbone = backbone.at_size(data.size, mode=data.mode)
-    processor = backbone.processor
-    settings = task_config(config)
-    options = {"images": data.images} if data.images else {}
-    training = TrainingData(
-        open_source(data.source, kind=data.kind, **options),
-        group_config(config),
-        processor=processor.image,
-        tokenizer=processor.tokenizer,
-        template=data.template or None,
-        hold=data.hold,
-        altered=settings.plus.altered,
-        max_bad_fraction=data.max_bad_fraction,
-    )
-    evaluators = {}
-    if data.test:
-        evaluators["test"] = evaluation_of(
-            open_source(data.test, kind=data.kind, **options),
-            processor,
-            classes=training.index.names,
-            federated=data.federated,
-            instruction=settings.instruction,
-            in_memory=data.hold,
-            workers=data.workers,
-            max_bad_fraction=data.max_bad_fraction,
-        )
-    return GiveTask(settings, backbone, training, evaluators=evaluators)
-
-
-def load(source: str, config: ml_collections.ConfigDict):
-    """What `launch.evaluate` measures: a file of adapters, or the folder that it lies in.
-
-    They may name the backbone of the config; any other has to lie beside them or to be shipped.
-    """
-    from perception_jax.systems.give.pretrained import GiveEncoder
-
-    return GiveEncoder.from_pretrained(source, trusted=(config.backbone,))
-
-
-def report(config: ml_collections.ConfigDict, task, model, folder: pathlib.Path) -> None:
-    """Evaluates and writes `results.json` and `report.html` into `folder`.
-
-    The pictures are of the records of `config.data.test`; without them there are none.
-    """
-    from perception_jax.systems.give.showing import conclude
-
-    conclude.report(
-        task,
-        model,
-        folder,
-        config=config.to_dict(),
-        title=f"GiVE on {config.backbone}",
-        trained_on=config.data.source,
-        measured_on="images that were not trained on",
-        records=test_records(config),
-    )
-
-
-def finish(config: ml_collections.ConfigDict, task, model, workdir: pathlib.Path) -> None:
-    """After training: the adapters as `workdir/give.safetensors`, with their backbone as the folder
-    `workdir/hf`, and the report."""
-    from perception_jax.systems.give.showing import conclude
-
-    conclude.save(model, task.backbone, workdir)
-    report(config, task, model, workdir)
-
-
-def test_records(config: ml_collections.ConfigDict):
-    """The source of `config.data.test`, or None."""
-    from perception_jax.data.sources import open_source
-
-    path = config.data.get("test")
-    options = {"images": config.data.images} if path and config.data.images else {}
-    return open_source(path, kind=config.data.get("kind"), **options) if path else None

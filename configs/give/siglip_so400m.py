@@ -8,9 +8,7 @@ from __future__ import annotations
 import ml_collections
 
 from configs.common import parse_arg
-from configs.give.common import finish, get_task, load, published, report
-
-__all__ = ["finish", "get_config", "get_task", "load", "report"]
+from configs.give.common import published
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:

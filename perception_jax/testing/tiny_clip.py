@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from perception_jax.api import Processor
 from perception_jax.data.processors import ImageProcessor
 from perception_jax.data.records import Record
 from perception_jax.data.tokenization import ClipTokenizer
 from perception_jax.models.clip.config import ClipConfig, TextConfig, VisionConfig
+from perception_jax.systems.contrastive.data import ContrastiveData
 from perception_jax.systems.contrastive.task import ContrastiveConfig, ContrastiveTask
 
 SIZE, CONTEXT, VOCAB = 16, 8, 1024
@@ -17,6 +19,9 @@ CONFIG = ClipConfig(
     vision=VisionConfig(image_size=SIZE, patch_size=8, width=32, depth=2, heads=2, mlp_dim=64),
     text=TextConfig(vocab_size=VOCAB, context=CONTEXT, width=32, depth=1, heads=2, mlp_dim=64),
     embed_dim=16,
+)
+PROCESSOR = Processor(
+    image=ImageProcessor(size=SIZE), tokenizer=ClipTokenizer.shipped(VOCAB, CONTEXT)
 )
 
 
@@ -40,9 +45,7 @@ class ColourSource:
 def task(loss: str = "softmax", batch_size: int = 16) -> ContrastiveTask:
     """The contrastive task on `ColourSource`, without a benchmark."""
     return ContrastiveTask(
-        ContrastiveConfig(loss=loss, batch_size=batch_size, seed=0),
+        ContrastiveConfig(loss=loss),
         CONFIG,
-        processor=ImageProcessor(size=SIZE),
-        tokenizer=ClipTokenizer.shipped(VOCAB, CONTEXT),
-        source=ColourSource(),
+        data=ContrastiveData(ColourSource(), PROCESSOR, batch_size=batch_size, seed=0),
     )

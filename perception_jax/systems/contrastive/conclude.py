@@ -66,13 +66,11 @@ def export_and_verify(
     Raises:
       CheckpointError: they differ by more than 1e-5.
     """
-    processor = api.Processor(image=task.processor, tokenizer=task.tokenizer)
-    api.export(
-        api.Loaded(model=model, config=task.clip, processor=processor), folder, overwrite=True
-    )
+    loaded = api.Loaded(model=model, config=task.clip, processor=task.processor)
+    api.export(loaded, folder, overwrite=True)
     again = api.load(folder)
     image = decode(task.benchmark.pictures[0].image)
-    before = model.vision(processor.images([image])).embedding
+    before = model.vision(task.processor.images([image])).embedding
     after = again.model.vision(again.processor.images([image])).embedding
     worst = float(np.abs(np.asarray(before) - np.asarray(after)).max())
     if not worst <= 1e-5:

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from perception_jax.data.processors import ImageProcessor
 from perception_jax.data.tokenization import PaddedTokenizer
-from perception_jax.evals.batches import in_batches
+from perception_jax.inference.batches import in_batches
 from perception_jax.ops.image import normalise
 from perception_jax.ops.losses import unit
 

@@ -7,27 +7,22 @@ the global batch. Letters: B batch, H W image, T text tokens, E embedding width.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+import functools
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from perception_jax.data.loader import make_loader
-from perception_jax.data.processors import ImageProcessor
-from perception_jax.data.records import Record, Source
-from perception_jax.data.skipping import MAX_BAD_FRACTION
-from perception_jax.data.tokenization import PaddedTokenizer
-from perception_jax.data.transforms import Augment, ImageTextTransform
 from perception_jax.models.clip.config import ClipConfig
 from perception_jax.models.clip.modeling import Clip
 from perception_jax.models.shardings import SHARDINGS
 from perception_jax.ops.image import normalise
 from perception_jax.ops.losses import sigmoid_contrastive, softmax_contrastive, unit
 from perception_jax.systems.contrastive.benchmark import Benchmark
+from perception_jax.systems.contrastive.data import ContrastiveData
 from perception_jax.train.task import Batch, Evaluator, Metrics
 
 MAX_LOG_SCALE = 4.6052
@@ -36,25 +31,15 @@ MAX_LOG_SCALE = 4.6052
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ContrastiveConfig:
-    """Attributes:
-    loss: "softmax" (CLIP) or "sigmoid" (SigLIP).
-    batch_size: rows of the global batch.
-    seed: of the data order and of the transforms' choices.
-    workers: data-loading processes; 0 loads in the main process.
-    remat: recompute activations in the backward pass.
-    caption_weights: how often each of a record's captions is drawn; see `ImageTextTransform`.
-    min_area: smallest share of an image that a training crop keeps; 1 does not crop.
-    max_bad_fraction: of records that may be skipped; see `data.skipping`.
+    """Settings of the loss.
+
+    Attributes:
+      loss: "softmax" (CLIP) or "sigmoid" (SigLIP).
+      remat: recompute activations in the backward pass.
     """
 
     loss: Literal["softmax", "sigmoid"] = "softmax"
-    batch_size: int
-    seed: int
-    workers: int = 0
     remat: bool = False
-    caption_weights: tuple[float, ...] = ()
-    min_area: float = 1.0
-    max_bad_fraction: float = MAX_BAD_FRACTION
 
 
 class ContrastiveTask:
@@ -68,17 +53,20 @@ class ContrastiveTask:
         config: ContrastiveConfig,
         clip: ClipConfig,
         *,
-        processor: ImageProcessor,
-        tokenizer: PaddedTokenizer,
-        source: Source,
-        benchmark: Benchmark | None = None,
+        data: ContrastiveData,
+        benchmark: Callable[[], Benchmark] | None = None,
     ):
+        """Args: benchmark: makes what is measured; called when it is first needed."""
         self.config = config
         self.clip = clip
-        self.processor = processor
-        self.tokenizer = tokenizer
-        self._source = source
-        self.benchmark = benchmark
+        self.data = data
+        self.processor = data.processor
+        self._make_benchmark = benchmark
+
+    @functools.cached_property
+    def benchmark(self) -> Benchmark | None:
+        """What is measured, or None."""
+        return None if self._make_benchmark is None else self._make_benchmark()
 
     def init(self, key: jax.Array) -> nnx.Module:
         """A CLIP with fresh parameters; the sigmoid loss adds a logit bias (`SigmoidClip`)."""
@@ -94,7 +82,7 @@ class ContrastiveTask:
         """The contrastive loss, and how often the own text ranks first within the batch."""
         del key  # no dropout
         dtype = model.logit_scale.dtype  # the trainer's compute dtype
-        pixels = normalise(batch["image"], self.processor.mean, self.processor.std, dtype)
+        pixels = normalise(batch["image"], self.processor.image.mean, self.processor.image.std, dtype)
         image = unit(model.vision(pixels, remat=self.config.remat).embedding)
         text = unit(model.text(batch["ids"], dtype=dtype, remat=self.config.remat).embedding)
         log_scale = model.logit_scale[...].astype(jnp.float32)
@@ -106,39 +94,13 @@ class ContrastiveTask:
             loss = sigmoid_contrastive(image, text, scale, model.logit_bias[...], ignore=same)
         return loss, {"batch_accuracy": batch_accuracy(image, text, same), "scale": scale}
 
-    def source(self) -> Source:
-        """The training records."""
-        return self._source
-
-    def transform(self, record: Record, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """What the model sees of a record."""
-        return self._transform()(record, rng)
-
     def datasets(self) -> Mapping[str, Iterable[Batch]]:
-        """ "train": endless batches of {"image", "ids", "mask", "id"}."""
-        train = make_loader(
-            self._source,
-            self._transform(),
-            batch_size=self.config.batch_size,
-            seed=self.config.seed,
-            shuffle=True,
-            epochs=None,
-            num_workers=self.config.workers,
-            max_bad_fraction=self.config.max_bad_fraction,
-        )
-        return {"train": train}
+        """ "train": endless batches of the data."""
+        return {"train": self.data.loader()}
 
     def evaluators(self) -> Mapping[str, Evaluator]:
         """The benchmark's, if one was given."""
         return {} if self.benchmark is None else self.benchmark.evaluators()
-
-    def _transform(self) -> ImageTextTransform:
-        return ImageTextTransform(
-            processor=self.processor,
-            tokenizer=self.tokenizer,
-            weights=self.config.caption_weights,
-            augment=Augment(min_area=self.config.min_area) if self.config.min_area < 1 else None,
-        )
 
 
 class SigmoidClip(Clip):

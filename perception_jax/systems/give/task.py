@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -19,7 +19,6 @@ from flax import nnx
 from jaxtyping import Array
 
 from perception_jax import api
-from perception_jax.data.records import Record, Source
 from perception_jax.models.paired import build_backbone
 from perception_jax.models.params import flatten, unflatten
 from perception_jax.nn.adapters import AdapterParam
@@ -82,13 +81,19 @@ class GiveTask:
         backbone: api.Loaded,
         data: TrainingData | None,
         *,
-        evaluators: Mapping[str, Evaluator] | None = None,
+        evaluators: Callable[[], Mapping[str, Evaluator]] | None = None,
     ):
-        """Args: data: None for a task whose step is compiled but not fed."""
+        """Makes the task; reads no weights and no test records.
+
+        Args:
+          data: None for a task whose step is compiled but not fed.
+          evaluators: makes what is measured, by name; called when it is first needed.
+        """
         self.config = config
         self.backbone = backbone
         self.data = data
-        self._evaluators = dict(evaluators or {})
+        self._make_evaluators = evaluators or dict
+        self._evaluators: Mapping[str, Evaluator] | None = None
 
     @functools.cached_property
     def encoder(self) -> Encoder:
@@ -139,14 +144,6 @@ class GiveTask:
             "cosine_absent": _mean_cosine(absent, batch["told_absent"]),
         }
 
-    def source(self) -> Source:
-        """The rows of all batches."""
-        return self.data.source()
-
-    def transform(self, record: Record, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """What the model sees of a row, its instructions as numbers."""
-        return self.data.transform(record, rng)
-
     def datasets(self) -> Mapping[str, Iterable[Batch]]:
         """ "train": endless batches of `GroupTransform`'s arrays, and "told" and "told_absent":
         states, mask and embedding of each row's instructions."""
@@ -161,7 +158,9 @@ class GiveTask:
         return {"train": loader.map(table)}
 
     def evaluators(self) -> Mapping[str, Evaluator]:
-        """Those that were given."""
+        """What is measured, by name."""
+        if self._evaluators is None:
+            self._evaluators = self._make_evaluators()
         return self._evaluators
 
     @functools.cached_property

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from perception_jax.api import Processor
 from perception_jax.errors import CheckpointError
-from perception_jax.evals.batches import in_batches
+from perception_jax.inference.batches import in_batches
 from perception_jax.nn.text_tower import TextTower
 from perception_jax.ops.image import normalise
 from perception_jax.ops.losses import unit

@@ -1,4 +1,4 @@
-"""What programs that look at images share: which images, the run over them, where results go."""
+"""A function of one image on a folder of image files: which images, the run, where results go."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Seen:
-    """What a program found out about one image.
+class ImageResult:
+    """The result of a program for one image.
 
     Attributes:
-      picture: to look at, uint8[height, width, 3].
+      picture: uint8[height, width, 3].
       facts: JSON values.
       line: for the terminal, behind the image's name.
     """
@@ -57,8 +57,8 @@ class ImageRun:
         images = find_images(source)
         return cls(source, out, tuple(images), tuple(output_names(images, out)))
 
-    def run(self, look: Callable[[pathlib.Path], Seen]) -> int:
-        """Looks at each image and writes `NAME.png` and `NAME.json`.
+    def run(self, predict: Callable[[pathlib.Path], ImageResult]) -> int:
+        """Runs `predict` on each image and writes `NAME.png` and `NAME.json`.
 
         An image of a folder that cannot be read is named, skipped and counted.
 
@@ -78,21 +78,21 @@ class ImageRun:
         pairs = list(zip(self.images, self.names, strict=True))
         for image, name in tqdm.tqdm(pairs, unit="image", dynamic_ncols=True, disable=hidden):
             try:
-                seen = look(image)
+                result = predict(image)
             except ImageError as error:
                 if not self.source.is_dir():
                     raise
                 skipped += 1
                 tqdm.tqdm.write(f"skipped {error}")
                 continue
-            _save(seen, image, self.out, name)
-            tqdm.tqdm.write(f"{image.name}{seen.line}")
+            _save(result, image, self.out, name)
+            tqdm.tqdm.write(f"{image.name}{result.line}")
         used = len(self.images) - skipped
         print(f"{self.out}: pictures and JSON of {used} images, {skipped} skipped")
         return int(used == 0)
 
 
-def _save(seen: Seen, image: pathlib.Path, out: pathlib.Path, name: str) -> None:
+def _save(result: ImageResult, image: pathlib.Path, out: pathlib.Path, name: str) -> None:
     """Writes `out/name.png` and `out/name.json`, each whole or not at all."""
     from PIL import Image
 
@@ -100,8 +100,8 @@ def _save(seen: Seen, image: pathlib.Path, out: pathlib.Path, name: str) -> None
     from perception_jax.files import write_whole
 
     picture = io.BytesIO()
-    Image.fromarray(seen.picture).save(picture, "PNG")
-    text = json.dumps(seen.facts, ensure_ascii=False)
+    Image.fromarray(result.picture).save(picture, "PNG")
+    text = json.dumps(result.facts, ensure_ascii=False)
     try:
         out.mkdir(parents=True, exist_ok=True)
         write_whole(out / f"{name}.png", picture.getvalue())

@@ -1,0 +1,106 @@
+"""Finds the program of a system by its name.
+
+`perception_jax/systems/NAME/program.py` makes objects of settings. A system that trains has the
+functions of `Trains`, one that runs on images those of `Predicts`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import ml_collections
+from absl import flags
+
+from perception_jax import systems
+from perception_jax.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from flax import nnx
+
+    from perception_jax.inference.images import ImageResult
+    from perception_jax.train.task import Task
+
+
+class TrainingRecords(Protocol):
+    """Training data before they are batches.
+
+    Attributes:
+      tokenizer: of the batches' "ids"; None without texts.
+    """
+
+    tokenizer: Any
+
+    def source(self) -> Any:
+        """The records, a `data.records.Source`."""
+
+    def transform(self, record: Any, rng: Any) -> Mapping[str, Any]:
+        """The arrays that the model gets of a record."""
+
+
+@runtime_checkable
+class Trains(Protocol):
+    """The program of a system that trains and evaluates."""
+
+    def data(self, config: ml_collections.ConfigDict) -> TrainingRecords:
+        """The training data; reads no weights."""
+
+    def task(self, config: ml_collections.ConfigDict, loaded: Any = None) -> Task:
+        """The trainer's task, around what `load` gave if that is given."""
+
+    def load(self, source: str, config: ml_collections.ConfigDict) -> Any:
+        """A checkpoint to evaluate; its `model` is what the task's evaluators take."""
+
+    def report(
+        self, config: ml_collections.ConfigDict, task: Task, model: nnx.Module, folder: pathlib.Path
+    ) -> None:
+        """Evaluates and writes the results and a report into `folder`."""
+
+    def finish(
+        self, config: ml_collections.ConfigDict, task: Task, model: nnx.Module, folder: pathlib.Path
+    ) -> None:
+        """Follows the last step of training: report and export into the workdir."""
+
+
+@runtime_checkable
+class Predicts(Protocol):
+    """The program of a system that `launch.predict` runs on images."""
+
+    def define_flags(self, values: flags.FlagValues) -> None:
+        """Defines the system's own flags, besides those that all systems have."""
+
+    def predictor(self, values: flags.FlagValues) -> Callable[[pathlib.Path], ImageResult]:
+        """Loads the model; gives what is done with each image."""
+
+
+def names() -> list[str]:
+    """Systems that have a program, in alphabetical order."""
+    (folder,) = systems.__path__
+    return sorted(path.parent.name for path in pathlib.Path(folder).glob("*/program.py"))
+
+
+def training_program(config: ml_collections.ConfigDict) -> Trains:
+    """The program that `config.system` names.
+
+    Raises:
+      ConfigError: it names none, or one that does not train.
+    """
+    name = config.get("system")
+    program = _program(name) if name in names() else None
+    if not isinstance(program, Trains):
+        known = [other for other in names() if isinstance(_program(other), Trains)]
+        hint = did_you_mean(str(name), known)
+        raise ConfigError(f"config.system: there is no system {name!r} that trains{hint}")
+    return program
+
+
+def predicting_programs() -> dict[str, Predicts]:
+    """All programs that run on images, by the names of their systems."""
+    found = {name: _program(name) for name in names()}
+    return {name: one for name, one in found.items() if isinstance(one, Predicts)}
+
+
+def _program(name: str) -> Any:
+    return importlib.import_module(f"{systems.__name__}.{name}.program")

@@ -1,0 +1,77 @@
+"""The training data of contrastive training: captioned records as batches of arrays."""
+
+from __future__ import annotations
+
+import grain
+import numpy as np
+
+from perception_jax.api import Processor
+from perception_jax.data.loader import make_loader
+from perception_jax.data.records import Record, Source
+from perception_jax.data.skipping import MAX_BAD_FRACTION
+from perception_jax.data.tokenization import PaddedTokenizer
+from perception_jax.data.transforms import Augment, ImageTextTransform
+
+
+class ContrastiveData:
+    """Records with captions, ready to train on."""
+
+    def __init__(
+        self,
+        source: Source,
+        processor: Processor,
+        *,
+        batch_size: int,
+        seed: int,
+        workers: int = 0,
+        caption_weights: tuple[float, ...] = (),
+        min_area: float = 1.0,
+        max_bad_fraction: float = MAX_BAD_FRACTION,
+    ):
+        """Opens nothing yet.
+
+        Args:
+          batch_size: rows of the global batch.
+          seed: of the data order and of the transform's choices.
+          workers: data-loading processes; 0 loads in the main process.
+          caption_weights: how often each of a record's captions is drawn; see `ImageTextTransform`.
+          min_area: smallest share of an image that a training crop keeps; 1 does not crop.
+          max_bad_fraction: of records that may be skipped; see `data.skipping`.
+        """
+        self.processor = processor
+        self.batch_size = batch_size
+        self._source = source
+        self._seed, self._workers = seed, workers
+        self._max_bad_fraction = max_bad_fraction
+        self._transform = ImageTextTransform(
+            processor=processor.image,
+            tokenizer=processor.tokenizer,
+            weights=caption_weights,
+            augment=Augment(min_area=min_area) if min_area < 1 else None,
+        )
+
+    @property
+    def tokenizer(self) -> PaddedTokenizer:
+        """The tokenizer of the captions."""
+        return self.processor.tokenizer
+
+    def source(self) -> Source:
+        """The training records."""
+        return self._source
+
+    def transform(self, record: Record, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """What the model gets of a record."""
+        return self._transform(record, rng)
+
+    def loader(self) -> grain.IterDataset:
+        """This host's part of each batch, without end: {"image", "ids", "mask", "id"}."""
+        return make_loader(
+            self._source,
+            self._transform,
+            batch_size=self.batch_size,
+            seed=self._seed,
+            shuffle=True,
+            epochs=None,
+            num_workers=self._workers,
+            max_bad_fraction=self._max_bad_fraction,
+        )

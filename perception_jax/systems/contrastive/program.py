@@ -1,0 +1,158 @@
+"""What `launch` runs for contrastive training: data, task, evaluation, report and export.
+
+`config` is an `ml_collections.ConfigDict` as `configs/clip/scenes.py` makes it.
+"""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flax import nnx
+
+    from perception_jax.api import Loaded, Processor
+    from perception_jax.data.records import Source
+    from perception_jax.models.clip.config import ClipConfig
+    from perception_jax.systems.contrastive.benchmark import Benchmark
+    from perception_jax.systems.contrastive.data import ContrastiveData
+    from perception_jax.systems.contrastive.task import ContrastiveTask
+
+SCENES = "scenes"
+"""The `data.source` that stands for drawings instead of files."""
+
+
+def data(config: Any) -> ContrastiveData:
+    """The training data alone."""
+    return _data(config, _processor(config))
+
+
+def task(config: Any, loaded: Loaded | None = None) -> ContrastiveTask:
+    """The task of the trainer.
+
+    Args:
+      loaded: a checkpoint from `perception_jax.load` to evaluate; its model, processor and
+        tokenizer then replace the config's.
+    """
+    from perception_jax.systems.contrastive.task import ContrastiveConfig, ContrastiveTask
+
+    processor = _processor(config) if loaded is None else loaded.processor
+    return ContrastiveTask(
+        ContrastiveConfig(loss=config.loss),
+        clip_config(config.model) if loaded is None else loaded.config,
+        data=_data(config, processor),
+        benchmark=functools.partial(_benchmark, config, processor),
+    )
+
+
+def load(source: str, config: Any) -> Loaded:
+    """A checkpoint to evaluate."""
+    import perception_jax
+
+    return perception_jax.load(source)
+
+
+def report(config: Any, task: ContrastiveTask, model: nnx.Module, folder: pathlib.Path) -> None:
+    """Evaluates and writes `results.json` and `report.html` into `folder`."""
+    from perception_jax.systems.contrastive import conclude
+
+    own = "your images" if config.data.source != SCENES else "drawings"
+    conclude.report(
+        task, model, folder, config=config.to_dict(), title=f"A small CLIP, trained on {own}"
+    )
+
+
+def finish(config: Any, task: ContrastiveTask, model: nnx.Module, workdir: pathlib.Path) -> None:
+    """After training: the report, and a Hugging Face folder `workdir/hf` that loads back."""
+    from perception_jax.systems.contrastive import conclude
+
+    report(config, task, model, workdir)
+    conclude.export_and_verify(task, model, workdir / "hf")
+
+
+def clip_config(model: Any) -> ClipConfig:
+    """The model's dataclass: 32-wide heads, MLPs of four times the width."""
+    from perception_jax.models.clip.config import ClipConfig, TextConfig, VisionConfig
+
+    return ClipConfig(
+        vision=VisionConfig(
+            image_size=model.image_size,
+            patch_size=model.patch_size,
+            width=model.width,
+            depth=model.depth,
+            heads=model.width // 32,
+            mlp_dim=4 * model.width,
+        ),
+        text=TextConfig(
+            vocab_size=model.vocab_size,
+            context=model.context,
+            width=model.text_width,
+            depth=model.text_depth,
+            heads=model.text_width // 32,
+            mlp_dim=4 * model.text_width,
+        ),
+        embed_dim=model.embed_dim,
+    )
+
+
+def _processor(config: Any) -> Processor:
+    from perception_jax.api import Processor
+    from perception_jax.data.processors import ImageProcessor
+    from perception_jax.data.tokenization import ClipTokenizer
+
+    model = config.model
+    return Processor(
+        image=ImageProcessor(size=model.image_size),
+        tokenizer=ClipTokenizer.shipped(model.vocab_size, model.context),
+    )
+
+
+def _data(config: Any, processor: Processor) -> ContrastiveData:
+    from perception_jax.systems.contrastive.benchmark import training_source
+    from perception_jax.systems.contrastive.data import ContrastiveData
+
+    settings = config.data
+    if settings.source == SCENES:
+        source = training_source(
+            processor.image.size,
+            seed=config.train.seed,
+            length=settings.length,
+            singles=settings.singles,
+            objects=settings.objects,
+        )
+    else:
+        source = _own(config)[0]
+    return ContrastiveData(
+        source,
+        processor,
+        batch_size=config.train.batch_size,
+        seed=config.train.seed,
+        workers=settings.workers,
+        caption_weights=settings.caption_weights,
+        min_area=settings.min_area,
+        max_bad_fraction=settings.max_bad_fraction,
+    )
+
+
+def _benchmark(config: Any, processor: Processor) -> Benchmark:
+    from perception_jax.systems.contrastive import benchmark
+
+    if config.data.source == SCENES:
+        return benchmark.scenes_benchmark(
+            processor.image, processor.tokenizer, **config.evaluation
+        )
+    return benchmark.own_benchmark(
+        _own(config)[1],
+        processor.image,
+        processor.tokenizer,
+        max_bad_fraction=config.data.max_bad_fraction,
+    )
+
+
+def _own(config: Any) -> tuple[Source, Source]:
+    """The user's own records: those that train, and every tenth for testing."""
+    from perception_jax.data.sources import open_source
+    from perception_jax.data.sources.combine import split
+
+    return split(open_source(config.data.source, kind=config.data.kind), every=10)

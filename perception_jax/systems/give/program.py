@@ -1,0 +1,263 @@
+"""What `launch` runs for GiVE: its data, task, evaluation, report and export, and `predict`.
+
+`config` is an `ml_collections.ConfigDict` as `configs/give` makes it. What is heavy is imported
+when it is needed, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from absl import flags
+
+if TYPE_CHECKING:
+    from flax import nnx
+
+    from perception_jax.api import Loaded, Processor
+    from perception_jax.data.records import Source
+    from perception_jax.inference.images import ImageResult
+    from perception_jax.systems.give.data.training_data import TrainingData
+    from perception_jax.systems.give.evaluation.evaluate import Evaluation
+    from perception_jax.systems.give.pretrained import GiveEncoder
+    from perception_jax.systems.give.task import GiveTask, GiveTaskConfig
+
+SCENES = "scenes"
+"""The `data.source` that stands for drawings instead of files."""
+
+
+def data(config: Any) -> TrainingData:
+    """The training data alone; the backbone's weights are not read."""
+    return _training_data(config, _backbone(config).processor)
+
+
+def task(config: Any, loaded: GiveEncoder | None = None) -> GiveTask:
+    """The task of the trainer.
+
+    Args:
+      loaded: what `load` gave, to evaluate it; its backbone then replaces the config's.
+    """
+    from perception_jax.systems.give.task import GiveTask
+
+    backbone = _backbone(config, loaded)
+    training = _training_data(config, backbone.processor)
+    return GiveTask(
+        _task_config(config),
+        backbone,
+        training,
+        evaluators=functools.partial(evaluators, config, backbone.processor, training),
+    )
+
+
+def load(source: str, config: Any) -> GiveEncoder:
+    """Adapters to evaluate: a file, or the folder that it lies in.
+
+    They may name the backbone of the config; any other has to lie beside them or to be shipped.
+    """
+    from perception_jax.systems.give.pretrained import GiveEncoder
+
+    return GiveEncoder.from_pretrained(source, trusted=(config.backbone,))
+
+
+def evaluators(
+    config: Any, processor: Processor, training: TrainingData
+) -> dict[str, Evaluation]:
+    """What the config measures, by name; reads all labels of the test records."""
+    from perception_jax.systems.give.data import scenes
+    from perception_jax.systems.give.evaluation.benchmark import evaluation_of
+    from perception_jax.systems.give.evaluation.evaluate import EvaluationConfig
+
+    settings, asked = config.data, config.evaluation
+    records = _sources(config)[1]
+    if records is None:
+        return {}
+    drawn = settings.source == SCENES
+    evaluation = evaluation_of(
+        records,
+        processor,
+        classes=scenes.names(settings.names) if drawn else training.index.names,
+        federated=asked.negatives > 0 if drawn else settings.federated,
+        instruction=_task_config(config).instruction,
+        config=EvaluationConfig(batch_size=asked.batch_size),
+        in_memory=settings.hold,
+        workers=settings.workers,
+        max_bad_fraction=settings.max_bad_fraction,
+    )
+    return {asked.name: evaluation}
+
+
+def report(config: Any, task: GiveTask, model: nnx.Module, folder: pathlib.Path) -> None:
+    """Evaluates and writes `results.json` and `report.html` into `folder`."""
+    from perception_jax.systems.give.showing import conclude
+
+    conclude.report(
+        task,
+        model,
+        folder,
+        config=config.to_dict(),
+        title=config.report.title,
+        trained_on=_training_in_words(config),
+        measured_on=config.report.measured_on,
+        records=_sources(config)[1],
+    )
+
+
+def finish(config: Any, task: GiveTask, model: nnx.Module, workdir: pathlib.Path) -> None:
+    """After training: the adapters as `workdir/give.safetensors`, with their backbone as the folder
+    `workdir/hf`, and the report."""
+    from perception_jax.systems.give.showing import conclude
+
+    conclude.save(model, task.backbone, workdir)
+    report(config, task, model, workdir)
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the flags of `launch.predict give`."""
+    flags.DEFINE_multi_string(
+        "instruction",
+        [],
+        'What to look for, e.g. "the kite", taken verbatim; any number.',
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "candidates", None, "A file of objects to rank, one name a line.", flag_values=values
+    )
+    flags.DEFINE_string(
+        "captions", None, "A file of captions, one a line; shows the nearest.", flag_values=values
+    )
+    flags.DEFINE_float(
+        "alpha", 1.0, "Strength of the adapters; 0 is the backbone alone.", flag_values=values
+    )
+    flags.DEFINE_string(
+        "backbone", None, "Backbone instead of the one the adapters name.", flag_values=values
+    )
+
+
+def predictor(values: flags.FlagValues) -> Callable[[pathlib.Path], ImageResult]:
+    """Gives what `launch.predict give` does with each image."""
+    from perception_jax.data.text_lines import read_lines
+    from perception_jax.inference.images import ImageResult
+    from perception_jax.systems.give.predict import Predictor, load_encoder
+    from perception_jax.systems.give.showing.picture import draw
+
+    candidates, captions = (
+        () if file is None else read_lines(file) for file in (values.candidates, values.captions)
+    )
+    encoder = load_encoder(values.model, backbone=values.backbone)
+    predict = Predictor(
+        encoder,
+        tuple(values.instruction),
+        candidates=candidates,
+        captions=captions,
+        alpha=values.alpha,
+        scale=values.scale,
+    )
+    facts = {"model": values.model, "backbone": encoder.backbone.name}
+
+    def result(image: pathlib.Path) -> ImageResult:
+        prediction = predict(image)
+        return ImageResult(
+            picture=draw(prediction, image.name),
+            facts={**facts, "image": str(image), **prediction.to_json()},
+            line="".join(f"  {name}: {chance:.0%}" for name, chance in prediction.presences()[:5]),
+        )
+
+    return result
+
+
+def _backbone(config: Any, loaded: GiveEncoder | None = None) -> Loaded:
+    """The backbone with a processor of the config's image size; its weights are read later."""
+    from perception_jax.api import open_backbone
+
+    backbone = open_backbone(config.backbone) if loaded is None else loaded.backbone
+    return backbone.at_size(config.data.size, mode=config.data.mode or None)
+
+
+def _training_data(config: Any, processor: Processor) -> TrainingData:
+    from perception_jax.systems.give.data.sampler import GroupConfig
+    from perception_jax.systems.give.data.training_data import TrainingData
+
+    return TrainingData(
+        _sources(config)[0],
+        GroupConfig(**config.sampler, seed=config.train.seed),
+        processor=processor.image,
+        tokenizer=processor.tokenizer,
+        template=config.data.template or None,
+        hold=config.data.hold,
+        altered=config.plus.altered,
+        max_bad_fraction=config.data.max_bad_fraction,
+    )
+
+
+def _task_config(config: Any) -> GiveTaskConfig:
+    from perception_jax.systems.give.adapter import AdapterConfig
+    from perception_jax.systems.give.encoding.encode import InstructionConfig
+    from perception_jax.systems.give.losses import LossConfig
+    from perception_jax.systems.give.model import GiveConfig
+    from perception_jax.systems.give.plus import PlusConfig
+    from perception_jax.systems.give.task import GiveTaskConfig
+
+    adapter = config.adapter
+    return GiveTaskConfig(
+        model=GiveConfig(
+            layers=adapter.layers,
+            adapter=AdapterConfig(
+                heads=adapter.heads, gate=adapter.gate, connector=adapter.connector
+            ),
+        ),
+        losses=LossConfig(**config.losses),
+        instruction=InstructionConfig(masked=config.mask, informed=config.instruction),
+        plus=PlusConfig(**config.plus),
+        batch_size=config.train.batch_size,
+        workers=config.data.workers,
+        remat=config.remat,
+    )
+
+
+def _sources(config: Any) -> tuple[Source, Source | None]:
+    """The records that train, and those that test or None."""
+    from perception_jax.data.sources import open_source
+    from perception_jax.data.sources.combine import split
+
+    settings = config.data
+    if settings.source == SCENES:
+        return _drawn(config)
+    options = {"images": settings.images} if settings.images else {}
+    train = open_source(settings.source, kind=settings.kind, **options)
+    if settings.test:
+        return train, open_source(settings.test, kind=settings.kind, **options)
+    return split(train, every=settings.test_every) if settings.test_every else (train, None)
+
+
+def _drawn(config: Any) -> tuple[Source, Source]:
+    from perception_jax.systems.give.data import scenes
+
+    settings, asked = config.data, config.evaluation
+    shown = scenes.GiveScenesConfig(
+        canvas=settings.size,
+        objects=settings.objects,
+        size=settings.sides,
+        names=scenes.names(settings.names),
+        unnamed=settings.unnamed,
+    )
+    return (
+        scenes.training_scenes(shown, seed=config.train.seed, length=settings.length),
+        scenes.test_scenes(shown, length=asked.scenes, negatives=asked.negatives),
+    )
+
+
+def _training_in_words(config: Any) -> str:
+    from perception_jax.systems.give.data import scenes
+
+    settings = config.data
+    if settings.source != SCENES:
+        return settings.source
+    fewest, most = settings.objects
+    small, large = settings.sides
+    return (
+        f"{settings.length:,} scenes of four artists, each of {fewest} to {most} objects out of "
+        f"{len(scenes.names(settings.names))}, with sides from {small:g} to {large:g} of the "
+        "image's"
+    )
