@@ -46,7 +46,8 @@ def parse_arg(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:
             values[name] = kind(text) if kind is not bool else text
         except (TypeError, ValueError):
             raise UsageError(
-                f"--config=FILE:{arg}: {name} takes a value of type {kind.__name__}, found {text!r}."
+                f"--config=FILE:{arg}: {name} takes a value of type {kind.__name__}, "
+                f"found {text!r}."
             ) from None
     return values.lock()
 

@@ -83,9 +83,7 @@ class Parsed:
     config_path: pathlib.Path | None = None
 
 
-def parse(
-    argv: Sequence[str], program: Program, values: flags.FlagValues | None = None
-) -> Parsed:
+def parse(argv: Sequence[str], program: Program, values: flags.FlagValues | None = None) -> Parsed:
     """Parses a command line (without the program's own name).
 
     Args:
@@ -98,23 +96,17 @@ def parse(
     """
     values = flags.FlagValues() if values is None else values
     command, define, argv = _split_command(argv, program)
-    define(values)
     argv = [program.command, *argv]
-    flags.DEFINE_bool("traceback", False, "Shows where an error arose.", flag_values=values)
     defaults = path = None
-    if program.config:
-        spec = _config_spec(argv)
-        if spec is not None:
-            defaults, path = load_config(spec)
-            _check_overrides(argv, defaults)
-        config_flags.DEFINE_config_file(
-            "config",
-            None,
-            "A config file, FILE.py[:ARG]; --config.KEY=VALUE overrides one of its settings.",
-            flag_values=values,
-            sys_argv=argv,
-        )
-        flags.mark_flag_as_required("config", values)
+    spec = _config_spec(argv) if program.config else None
+    if spec is not None:
+        defaults, path = load_config(spec)
+        _check_overrides(argv, defaults)
+    others = set(values)
+    define(values)
+    _define_common_flags(values, argv if program.config else None)
+    for name in set(values) - others:  # so that --help shows them, wherever they are defined
+        values.register_key_flag_for_module(sys.argv[0], values[name])
     try:
         rest = values(argv)[1:]
     except flags.UnrecognizedFlagError as error:
@@ -150,6 +142,7 @@ def load_config(spec: str) -> tuple[ml_collections.ConfigDict, pathlib.Path]:
         near = sorted(str(p) for p in path.parent.glob("*.py") if not p.name.startswith("_"))
         found = f" That folder has: {', '.join(near[:8])}." if near else ""
         raise ConfigError(f"config file {path} does not exist in {pathlib.Path.cwd()}.{found}")
+    sys.modules.pop("config_config", None)  # config_flags would run this file in another's names
     values = flags.FlagValues()
     words = [path.name, f"--config={spec}"]
     config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=words)
@@ -178,6 +171,21 @@ def _config_dict(config: Any, path: pathlib.Path) -> ml_collections.ConfigDict:
             f"ml_collections.ConfigDict, found {type(config).__name__}."
         )
     return config
+
+
+def _define_common_flags(values: flags.FlagValues, config_argv: Sequence[str] | None) -> None:
+    """Defines `--traceback`, and `--config` for a program that is given the words it reads."""
+    flags.DEFINE_bool("traceback", False, "Shows where an error arose.", flag_values=values)
+    if config_argv is None:
+        return
+    config_flags.DEFINE_config_file(
+        "config",
+        None,
+        "A config file, FILE.py[:ARG]; --config.KEY=VALUE overrides one of its settings.",
+        flag_values=values,
+        sys_argv=list(config_argv),
+    )
+    flags.mark_flag_as_required("config", values)
 
 
 def _split_command(
@@ -272,19 +280,24 @@ def _run(program: Program, run: Callable[[Parsed], int | None], parsed: Parsed) 
     show = parsed.flags.traceback
     try:
         return run(parsed) or 0
-    except PerceptionError as error:
-        message, code = f"{type(error).__name__}: {error}", 1
     except KeyboardInterrupt:
-        message, code, show = "interrupted", 130, False
-    except OSError as error:
-        if show or error.errno not in _DISK_ERRORS:
-            raise
-        where = f" ({error.filename})" if error.filename else ""
-        message, code = f"{error.strerror}{where}. Free disk space.", 1
-    if show:
-        traceback.print_exc()
-    print(f"{program.command}: {message}", file=sys.stderr)
+        message, code = "interrupted", 130
+    except (PerceptionError, OSError) as error:
+        message, code = _message(error), 1
+        if message is None or show:
+            traceback.print_exc()
+    print(f"{program.command}: {message or 'failed, see above'}", file=sys.stderr)
     return code
+
+
+def _message(error: PerceptionError | OSError) -> str | None:
+    """One line for errors of ours and for a full disk; None for others."""
+    if isinstance(error, PerceptionError):
+        return f"{type(error).__name__}: {error}"
+    if error.errno in _DISK_ERRORS:
+        where = f" ({error.filename})" if error.filename else ""
+        return f"{error.strerror}{where}. Free disk space."
+    return None
 
 
 def _report_usage(program: Program, error: ConfigError) -> int:

@@ -2,7 +2,8 @@
 
     python -m launch.convert scenes-clip runs/scenes-clip-hf --to=hf --verify
     python -m launch.convert dinov2_vitb14_pretrain.pth runs/dinov2-b --to=hf --verify
-    python -m launch.convert openai/clip-vit-base-patch16 runs/tower --to=timm --prefix=vision_model.
+    python -m launch.convert openai/clip-vit-base-patch16 runs/tower --to=timm \
+        --prefix=vision_model.
 
 Reads SRC (a checkpoint folder or file, shipped weights or a hub id) in any layout that the library
 knows and writes the folder DST, new or empty, in another: every name is accounted for in the key
@@ -71,13 +72,11 @@ def run(parsed: common.Parsed) -> int:
     part = {name: parsed.flags[name].value for name in ("section", "prefix", "dtype")}
     loaded = perception_jax.load(source, config=parsed.flags.model_config, **part)
     print(f"{source}: {loaded.report}")
-    perception_jax.export(
-        loaded, target, layout=parsed.flags.to, overwrite=parsed.flags.overwrite
-    )
+    perception_jax.export(loaded, target, layout=parsed.flags.to, overwrite=parsed.flags.overwrite)
     size = sum(item.stat().st_size for item in target.iterdir())
-    print(f"{target}: written in layout {parsed.flags['to']}, {size / 2**20:,.1f} MiB")
+    print(f"{target}: written in layout {parsed.flags.to}, {size / 2**20:,.1f} MiB")
     if parsed.flags.verify:
-        print(f"verified: {_verify(loaded, target, parsed.flags['to'])}")
+        print(f"verified: {_verify(loaded, target, parsed.flags.to)}")
     return 0
 
 

@@ -1,7 +1,9 @@
 """Evaluates a checkpoint on what a config file measures, with a report.
 
-    python -m launch.evaluate --config=configs/clip/scenes.py --checkpoint=scenes-clip --out=runs/eval
-    python -m launch.evaluate --config=configs/quickstart.py --checkpoint=runs/quickstart --out=runs/eval
+    python -m launch.evaluate --config=configs/clip/scenes.py --checkpoint=scenes-clip \
+        --out=runs/eval
+    python -m launch.evaluate --config=configs/quickstart.py --checkpoint=runs/quickstart \
+        --out=runs/eval
 
 Prints the numbers and writes them to OUT/results.json, with OUT/report.html.
 """

@@ -1,8 +1,11 @@
 """Makes canonical records of MOInst's published files, or rebuilds a comparable set from LVIS.
 
-    python -m launch.import_moinst published --train=MOInst_train.json --test=MOInst_test.json --images=coco --out=data/moinst
-    python -m launch.import_moinst lvis --lvis=lvis_v1_train.json --exclude=lvis_v1_val.json --out=data/moinst_r
-    python -m launch.import_moinst captions --records=data/moinst_r/objects.jsonl --captions=answers.jsonl --out=data/moinst_r
+    python -m launch.import_moinst published --train=MOInst_train.json --test=MOInst_test.json \
+        --images=coco --out=data/moinst
+    python -m launch.import_moinst lvis --lvis=lvis_v1_train.json --exclude=lvis_v1_val.json \
+        --out=data/moinst_r
+    python -m launch.import_moinst captions --records=data/moinst_r/objects.jsonl \
+        --captions=answers.jsonl --out=data/moinst_r
 
 Writes data for GiVE, one image per JSON line. The first argument is the step. published: imports
 the published MOInst files, or foreign ones like them. lvis: the first part of MOInst-R, a

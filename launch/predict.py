@@ -1,8 +1,11 @@
 """Runs a system on an image, or on all images of a folder: a picture and a JSON file for each.
 
-    python -m launch.predict encoder --model=scenes-clip --image=photo.jpg --text=dog --out=runs/maps
-    python -m launch.predict encoder --model=facebook/dinov2-small --image=photos --scale=2 --out=runs/maps
-    python -m launch.predict give --model=runs/give_scenes --image=photo.jpg --instruction=kite --candidates=names.txt --out=runs/kite
+    python -m launch.predict encoder --model=scenes-clip --image=photo.jpg --text=dog \
+        --out=runs/maps
+    python -m launch.predict encoder --model=facebook/dinov2-small --image=photos --scale=2 \
+        --out=runs/maps
+    python -m launch.predict give --model=runs/give_scenes --image=photo.jpg \
+        --instruction=kite --candidates=names.txt --out=runs/kite
 
 The first argument is the system. encoder: maps of an image encoder (attention, the patches and
 pixels that count for each text, patch features), and how well the texts fit. give: the same encoder

@@ -1,7 +1,8 @@
 """Trains what a config file describes, or goes on with it.
 
     python -m launch.train --config=configs/quickstart.py --workdir=runs/quickstart
-    python -m launch.train --config=configs/quickstart.py:short --workdir=runs/short --config.train.seed=1
+    python -m launch.train --config=configs/quickstart.py:short --workdir=runs/short \
+        --config.train.seed=1
 
 Run it again with the same workdir and it goes on where it stopped; SIGTERM, SIGHUP and Ctrl-C save
 first. After the last step the system writes its report and exports its model. Several hosts: start

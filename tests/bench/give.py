@@ -25,10 +25,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from configs.give.common import task_config
 from perception_jax.api import Loaded, published_backbone
 from perception_jax.models.paired import build_backbone
 from perception_jax.shard.mesh import make_mesh
+from perception_jax.systems.give import program
 from perception_jax.systems.give.adapter import Instruction
 from perception_jax.systems.give.model import Give, GiveConfig
 from perception_jax.systems.give.task import GiveTask, GiveTaskConfig
@@ -66,7 +66,7 @@ def sizes(name: str) -> str:
     """One line about a config's training step."""
     config = importlib.import_module(f"configs.give.{name}").get_config()
     backbone = published_backbone(config.backbone).at_size(config.data.size)
-    task = GiveTask(task_config(config), backbone, data=None)
+    task = GiveTask(program.task_config(config), backbone, data=None)
     train = TrainConfig.from_mapping(config.train.to_dict())
     model = abstract_model(task)
     optimizer = make_optimizer(train.optim, train.steps, model.trainable)
@@ -167,7 +167,7 @@ def settings_of(layers: str = "spread") -> GiveTaskConfig:
     """A task's settings with that choice of blocks."""
     config = importlib.import_module("configs.give.clip_b16").get_config()
     config.adapter.layers = layers
-    return task_config(config)
+    return program.task_config(config)
 
 
 def random_give(backbone: Loaded, config: GiveConfig) -> Give:

@@ -53,11 +53,12 @@ def test_import_and_look(tmp_path, capsys):
 
     page = tmp_path / "page.html"
     flags = [
-        "--config=configs/data/moinst.py",
+        "--config=configs/give/clip_b16.py",
+        "--config.backbone=scenes-clip",
         f"--config.data.source={out}",
         f"--config.data.images={tmp_path / 'coco'}",
-        "--config.data.groups=5",
-        "--config.data.images_per_group=2",
+        "--config.sampler.groups=5",
+        "--config.sampler.images=2",
         "--config.data.size=32",
         f"--out={page}",
         "--count=40",

@@ -30,6 +30,7 @@ from perception_jax.ops.image import normalise
 from perception_jax.ops.losses import softmax_contrastive, unit
 from perception_jax.shard import mesh as mesh_lib
 from perception_jax.shard import program
+from perception_jax.systems.contrastive.data import ContrastiveData
 from perception_jax.systems.contrastive.task import ContrastiveConfig, ContrastiveTask
 from perception_jax.systems.give.adapter import AdapterConfig
 from perception_jax.systems.give.model import GiveConfig
@@ -105,12 +106,9 @@ def array(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
 
 
 def clip_task() -> ContrastiveTask:
+    processor = Processor(image=PROCESSOR, tokenizer=ClipTokenizer.shipped(VOCABULARY, TEXT))
     return ContrastiveTask(
-        ContrastiveConfig(batch_size=BATCH, seed=0),
-        CLIP,
-        processor=PROCESSOR,
-        tokenizer=ClipTokenizer.shipped(VOCABULARY, TEXT),
-        source=[],
+        ContrastiveConfig(), CLIP, data=ContrastiveData([], processor, batch_size=BATCH, seed=0)
     )
 
 

@@ -12,7 +12,7 @@ import pytest
 from launch import common, compile_cache
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-PROGRAM = common.Program(name="x", description="Computes.", config="none")
+PROGRAM = common.Program(name="x", define=lambda values: None)
 SCRIPT = """
 import sys
 from launch import common
@@ -29,7 +29,7 @@ def run(parsed):
         print(jax.jit(lambda x: x * 3)(14.0))
     print(any(event.endswith("/cache_hits") for event in events))
 
-sys.exit(common.main(common.Program(name="x", description="Computes.", config="none"), run))
+common.start(common.Program(name="x", define=lambda values: None), run)
 """
 
 
@@ -84,9 +84,6 @@ def test_only_a_process_of_its_own_switches_it_on(monkeypatch):
     monkeypatch.setattr(compile_cache, "switch_on", lambda: started.append(True))
     assert common.main(PROGRAM, lambda parsed: 0, []) == 0
     assert not started
-    monkeypatch.setattr(sys, "argv", ["x"])
-    assert common.main(PROGRAM, lambda parsed: 0) == 0
-    assert started
 
 
 def test_what_was_not_used_for_longest_goes_first(tmp_path):

@@ -139,9 +139,7 @@ def _benchmark(config: Any, processor: Processor) -> Benchmark:
     from perception_jax.systems.contrastive import benchmark
 
     if config.data.source == SCENES:
-        return benchmark.scenes_benchmark(
-            processor.image, processor.tokenizer, **config.evaluation
-        )
+        return benchmark.scenes_benchmark(processor.image, processor.tokenizer, **config.evaluation)
     return benchmark.own_benchmark(
         _own(config)[1],
         processor.image,

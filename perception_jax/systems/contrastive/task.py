@@ -82,7 +82,9 @@ class ContrastiveTask:
         """The contrastive loss, and how often the own text ranks first within the batch."""
         del key  # no dropout
         dtype = model.logit_scale.dtype  # the trainer's compute dtype
-        pixels = normalise(batch["image"], self.processor.image.mean, self.processor.image.std, dtype)
+        pixels = normalise(
+            batch["image"], self.processor.image.mean, self.processor.image.std, dtype
+        )
         image = unit(model.vision(pixels, remat=self.config.remat).embedding)
         text = unit(model.text(batch["ids"], dtype=dtype, remat=self.config.remat).embedding)
         log_scale = model.logit_scale[...].astype(jnp.float32)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from perception_jax.api import Loaded, Processor
     from perception_jax.data.records import Source
     from perception_jax.inference.images import ImageResult
+    from perception_jax.systems.give.data.scenes import GiveScenesConfig
     from perception_jax.systems.give.data.training_data import TrainingData
     from perception_jax.systems.give.evaluation.evaluate import Evaluation
     from perception_jax.systems.give.pretrained import GiveEncoder
@@ -44,10 +45,36 @@ def task(config: Any, loaded: GiveEncoder | None = None) -> GiveTask:
     backbone = _backbone(config, loaded)
     training = _training_data(config, backbone.processor)
     return GiveTask(
-        _task_config(config),
+        task_config(config),
         backbone,
         training,
         evaluators=functools.partial(evaluators, config, backbone.processor, training),
+    )
+
+
+def task_config(config: Any) -> GiveTaskConfig:
+    """The settings of the task, whatever its data are."""
+    from perception_jax.systems.give.adapter import AdapterConfig
+    from perception_jax.systems.give.encoding.encode import InstructionConfig
+    from perception_jax.systems.give.losses import LossConfig
+    from perception_jax.systems.give.model import GiveConfig
+    from perception_jax.systems.give.plus import PlusConfig
+    from perception_jax.systems.give.task import GiveTaskConfig
+
+    adapter = config.adapter
+    return GiveTaskConfig(
+        model=GiveConfig(
+            layers=adapter.layers,
+            adapter=AdapterConfig(
+                heads=adapter.heads, gate=adapter.gate, connector=adapter.connector
+            ),
+        ),
+        losses=LossConfig(**config.losses),
+        instruction=InstructionConfig(masked=config.mask, informed=config.instruction),
+        plus=PlusConfig(**config.plus),
+        batch_size=config.train.batch_size,
+        workers=config.data.workers,
+        remat=config.remat,
     )
 
 
@@ -61,16 +88,14 @@ def load(source: str, config: Any) -> GiveEncoder:
     return GiveEncoder.from_pretrained(source, trusted=(config.backbone,))
 
 
-def evaluators(
-    config: Any, processor: Processor, training: TrainingData
-) -> dict[str, Evaluation]:
+def evaluators(config: Any, processor: Processor, training: TrainingData) -> dict[str, Evaluation]:
     """What the config measures, by name; reads all labels of the test records."""
     from perception_jax.systems.give.data import scenes
     from perception_jax.systems.give.evaluation.benchmark import evaluation_of
     from perception_jax.systems.give.evaluation.evaluate import EvaluationConfig
 
     settings, asked = config.data, config.evaluation
-    records = _sources(config)[1]
+    records = _test_records(config)
     if records is None:
         return {}
     drawn = settings.source == SCENES
@@ -79,7 +104,7 @@ def evaluators(
         processor,
         classes=scenes.names(settings.names) if drawn else training.index.names,
         federated=asked.negatives > 0 if drawn else settings.federated,
-        instruction=_task_config(config).instruction,
+        instruction=task_config(config).instruction,
         config=EvaluationConfig(batch_size=asked.batch_size),
         in_memory=settings.hold,
         workers=settings.workers,
@@ -100,7 +125,7 @@ def report(config: Any, task: GiveTask, model: nnx.Module, folder: pathlib.Path)
         title=config.report.title,
         trained_on=_training_in_words(config),
         measured_on=config.report.measured_on,
-        records=_sources(config)[1],
+        records=_test_records(config),
     )
 
 
@@ -180,7 +205,7 @@ def _training_data(config: Any, processor: Processor) -> TrainingData:
     from perception_jax.systems.give.data.training_data import TrainingData
 
     return TrainingData(
-        _sources(config)[0],
+        _training_records(config),
         GroupConfig(**config.sampler, seed=config.train.seed),
         processor=processor.image,
         tokenizer=processor.tokenizer,
@@ -191,60 +216,52 @@ def _training_data(config: Any, processor: Processor) -> TrainingData:
     )
 
 
-def _task_config(config: Any) -> GiveTaskConfig:
-    from perception_jax.systems.give.adapter import AdapterConfig
-    from perception_jax.systems.give.encoding.encode import InstructionConfig
-    from perception_jax.systems.give.losses import LossConfig
-    from perception_jax.systems.give.model import GiveConfig
-    from perception_jax.systems.give.plus import PlusConfig
-    from perception_jax.systems.give.task import GiveTaskConfig
-
-    adapter = config.adapter
-    return GiveTaskConfig(
-        model=GiveConfig(
-            layers=adapter.layers,
-            adapter=AdapterConfig(
-                heads=adapter.heads, gate=adapter.gate, connector=adapter.connector
-            ),
-        ),
-        losses=LossConfig(**config.losses),
-        instruction=InstructionConfig(masked=config.mask, informed=config.instruction),
-        plus=PlusConfig(**config.plus),
-        batch_size=config.train.batch_size,
-        workers=config.data.workers,
-        remat=config.remat,
-    )
-
-
-def _sources(config: Any) -> tuple[Source, Source | None]:
-    """The records that train, and those that test or None."""
-    from perception_jax.data.sources import open_source
+def _training_records(config: Any) -> Source:
     from perception_jax.data.sources.combine import split
+    from perception_jax.systems.give.data import scenes
 
     settings = config.data
     if settings.source == SCENES:
-        return _drawn(config)
-    options = {"images": settings.images} if settings.images else {}
-    train = open_source(settings.source, kind=settings.kind, **options)
-    if settings.test:
-        return train, open_source(settings.test, kind=settings.kind, **options)
-    return split(train, every=settings.test_every) if settings.test_every else (train, None)
+        return scenes.training_scenes(
+            _drawn(config), seed=config.train.seed, length=settings.length
+        )
+    records = _opened(config, settings.source)
+    if settings.test or not settings.test_every:
+        return records
+    return split(records, every=settings.test_every)[0]
 
 
-def _drawn(config: Any) -> tuple[Source, Source]:
+def _test_records(config: Any) -> Source | None:
+    from perception_jax.data.sources.combine import split
     from perception_jax.systems.give.data import scenes
 
     settings, asked = config.data, config.evaluation
-    shown = scenes.GiveScenesConfig(
+    if settings.source == SCENES:
+        return scenes.test_scenes(_drawn(config), length=asked.scenes, negatives=asked.negatives)
+    if settings.test:
+        return _opened(config, settings.test)
+    if not settings.test_every:
+        return None
+    return split(_opened(config, settings.source), every=settings.test_every)[1]
+
+
+def _opened(config: Any, path: str) -> Source:
+    from perception_jax.data.sources import open_source
+
+    options = {"images": config.data.images} if config.data.images else {}
+    return open_source(path, kind=config.data.kind, **options)
+
+
+def _drawn(config: Any) -> GiveScenesConfig:
+    from perception_jax.systems.give.data import scenes
+
+    settings = config.data
+    return scenes.GiveScenesConfig(
         canvas=settings.size,
         objects=settings.objects,
         size=settings.sides,
         names=scenes.names(settings.names),
         unnamed=settings.unnamed,
-    )
-    return (
-        scenes.training_scenes(shown, seed=config.train.seed, length=settings.length),
-        scenes.test_scenes(shown, length=asked.scenes, negatives=asked.negatives),
     )
 
 
