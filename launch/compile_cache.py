@@ -8,11 +8,13 @@ variables. They are read when jax is imported, so this comes first and imports n
 - `JAX_ENABLE_COMPILATION_CACHE=0` switches it off.
 
 A folder that cannot be used, or a damaged file in it, costs the time to compile and nothing else.
+Programs of several CPU devices are always compiled anew, see `skip_several_cpu_devices`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 import pathlib
@@ -39,6 +41,29 @@ def switch_on() -> None:
         _shrink(folder, MAX_BYTES)
         os.environ[_FOLDER] = str(folder)
     os.environ.setdefault(*_KEPT)
+
+
+def skip_several_cpu_devices() -> None:
+    """Makes jax compile what runs on several CPU devices instead of reading it from the cache.
+
+    A program that jaxlib 0.10.2 reads back has lost the order of its collectives: devices start
+    different ones, wait for each other, and XLA ends the process after 40 seconds. jax has no
+    setting for it. Imports jax; call it before anything is compiled. Further calls do nothing.
+    """
+    from jax._src import compilation_cache
+
+    read = compilation_cache.get_executable_and_time
+    if getattr(read, "skips_several_cpu_devices", False):
+        return
+
+    @functools.wraps(read)
+    def read_unless_several(cache_key, compile_options, backend, executable_devices):
+        if backend.platform == "cpu" and len(executable_devices) > 1:
+            return None, None
+        return read(cache_key, compile_options, backend, executable_devices)
+
+    read_unless_several.skips_several_cpu_devices = True
+    compilation_cache.get_executable_and_time = read_unless_several
 
 
 def default_folder() -> pathlib.Path:

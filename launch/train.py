@@ -12,7 +12,7 @@ import pathlib
 import tempfile
 from typing import Any
 
-from launch import common, config_files
+from launch import common, compile_cache, config_files
 from perception_jax.errors import ConfigError
 
 PROGRAM = common.Program(
@@ -52,6 +52,7 @@ def run(parsed: common.Parsed) -> int:
     from perception_jax.train.interrupt import Stopped
 
     _log_to_stderr()
+    compile_cache.skip_several_cpu_devices()
     distributed.initialize()
     if "train" not in parsed.config or not hasattr(parsed.module, "get_task"):
         raise ConfigError(

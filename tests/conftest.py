@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from launch import compile_cache
 from tests import session
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -19,6 +20,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # torch's threads would wait for each o
 import jax  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
+compile_cache.skip_several_cpu_devices()
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
 # Every annotation of the library is checked at each call.

@@ -20,9 +20,13 @@ from launch import common
 def run(parsed):
     import jax
     import jax.monitoring
+    from launch import compile_cache
+    compile_cache.skip_several_cpu_devices()
     events = []
     jax.monitoring.register_event_listener(lambda event, **_: events.append(event))
-    print(jax.jit(lambda x: x * 3)(14.0))
+    mesh = jax.make_mesh((jax.device_count(),), ("x",))
+    with jax.set_mesh(mesh):
+        print(jax.jit(lambda x: x * 3)(14.0))
     print(any(event.endswith("/cache_hits") for event in events))
 
 sys.exit(common.main(common.Program(name="x", description="Computes.", config="none"), run))
@@ -53,6 +57,12 @@ def test_the_second_start_compiles_nothing_and_damage_costs_time_alone(tmp_path)
     for file in files:
         file.write_bytes(file.read_bytes()[:100])
     assert start(tmp_path) == "False"
+
+
+def test_a_program_of_several_cpu_devices_is_compiled_anew(tmp_path):
+    """jaxlib reads it back without the order of its collectives, and it hangs."""
+    two = {"JAX_NUM_CPU_DEVICES": "2"}
+    assert [start(tmp_path, **two), start(tmp_path, **two)] == ["False", "False"]
 
 
 @pytest.mark.parametrize("named", [True, False], ids=["named by the user", "our own"])
