@@ -48,10 +48,10 @@ from flax import nnx
 
 import perception_jax
 from perception_jax import viz
+from perception_jax.api import load_backbone
 from perception_jax.data.images import decode
 from perception_jax.data.sources.combine import split
 from perception_jax.data.sources.objects import ObjectLines
-from perception_jax.systems.give.backbone import load_backbone
 from perception_jax.systems.give.checkpoint import save_give
 from perception_jax.systems.give.data import scenes
 from perception_jax.systems.give.data.instructions import instruction_for

@@ -9,17 +9,17 @@ import numpy as np
 from flax import nnx
 
 import perception_jax
-from perception_jax.api import Loaded, Processor
+from perception_jax.api import Loaded, Processor, load_backbone
 from perception_jax.data.processors import ImageProcessor
 from perception_jax.data.tokenization import ClipTokenizer
 from perception_jax.models.clip.config import ClipConfig, VisionConfig
 from perception_jax.models.clip.modeling import Clip
-from perception_jax.models.params import unflatten
+from perception_jax.models.params import flatten, unflatten
+from perception_jax.nn.adapters import AdapterParam
 from perception_jax.nn.text_tower import TextConfig
 from perception_jax.systems.give.adapter import AdapterConfig
-from perception_jax.systems.give.backbone import LoadedBackbone, leaves_in_give, load_backbone
-from perception_jax.systems.give.checkpoint import save_give, trained_leaves
-from perception_jax.systems.give.model import Give, GiveConfig
+from perception_jax.systems.give.checkpoint import save_give
+from perception_jax.systems.give.model import Give, GiveConfig, leaves_in_give
 from perception_jax.systems.give.pretrained import ADAPTERS_FILE
 
 SIDE, PATCH, WIDTH, DEPTH = 16, 8, 32, 3
@@ -51,11 +51,11 @@ def shaken(leaves: dict, seed: int, scale: float = 0.1) -> dict:
     }
 
 
-def with_adapters(loaded: LoadedBackbone | Loaded, config: GiveConfig) -> Give:
+def with_adapters(loaded: Loaded, config: GiveConfig) -> Give:
     """Random adapters and heads in a backbone."""
     own = leaves_in_give(loaded.model)
     give = Give(config, loaded.model, rngs=nnx.Rngs(params=1))
-    return unflatten(give, own | shaken(trained_leaves(give), 1))
+    return unflatten(give, own | shaken(flatten(give, AdapterParam), 1))
 
 
 def write(root: pathlib.Path, *, dense: bool = False) -> pathlib.Path:

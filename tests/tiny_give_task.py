@@ -9,14 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from perception_jax.api import Processor
+from perception_jax.api import Loaded, Processor
 from perception_jax.data.processors import ImageProcessor
 from perception_jax.data.records import ObjectAnnotation, Record
 from perception_jax.data.tokenization import ClipTokenizer
 from perception_jax.models.clip.modeling import Clip
 from perception_jax.models.params import flatten, unflatten
 from perception_jax.systems.give.adapter import AdapterConfig
-from perception_jax.systems.give.backbone import LoadedBackbone
 from perception_jax.systems.give.data.sampler import GroupConfig
 from perception_jax.systems.give.data.training_data import TrainingData
 from perception_jax.systems.give.model import GiveConfig
@@ -38,7 +37,7 @@ def make_task() -> GiveTask:
         image=ImageProcessor(size=tiny_clip.SIZE),
         tokenizer=ClipTokenizer.shipped(tiny_clip.VOCAB, tiny_clip.CONTEXT),
     )
-    loaded = LoadedBackbone(
+    loaded = Loaded(
         name="tiny",
         model=unflatten(abstract, jax.tree.map(jnp.asarray, backbone_leaves())),
         config=tiny_clip.CONFIG,

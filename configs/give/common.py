@@ -31,7 +31,7 @@ def blocks(*, groups: int, images: int, heads: int | None = None) -> ml_collecti
         }
     )
     config.losses = ml_collections.ConfigDict(
-        {"oitc": 1.0, "oiic": 1.0, "oid": 1.0, "absent_rows": True}
+        {"oitc": 1.0, "oiic": 1.0, "oid": 1.0, "absent_rows": True, "oiic_temperature": 0.07}
     )
     # The "plus" profile (see `systems.give.plus`); all off is GiVE as specified.
     config.plus = ml_collections.ConfigDict({"dense": 0.0, "altered": False, "generic": 0.0})
@@ -144,8 +144,8 @@ def get_task(config: ml_collections.ConfigDict, loaded=None):
     Args:
       loaded: a `GiveEncoder` to evaluate (see `load`); its backbone then replaces the config's.
     """
+    from perception_jax.api import open_backbone
     from perception_jax.data.sources import open_source
-    from perception_jax.systems.give.backbone import open_backbone
     from perception_jax.systems.give.data.training_data import TrainingData
     from perception_jax.systems.give.evaluation.benchmark import evaluation_of
     from perception_jax.systems.give.task import GiveTask

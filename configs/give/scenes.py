@@ -89,7 +89,7 @@ def get_task(config: ml_collections.ConfigDict, loaded=None):
     Args:
       loaded: a `GiveEncoder` to evaluate (see `load`); its backbone then replaces the config's.
     """
-    from perception_jax.systems.give.backbone import open_backbone
+    from perception_jax.api import open_backbone
     from perception_jax.systems.give.data import scenes
     from perception_jax.systems.give.data.training_data import TrainingData
     from perception_jax.systems.give.evaluation.benchmark import evaluation_of

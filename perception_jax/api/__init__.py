@@ -11,9 +11,10 @@ Four layouts are read and written:
   of what else the architecture has.
 """
 
+from perception_jax.api.backbones import load_backbone, open_backbone, published_backbone
 from perception_jax.api.exporting import export, table_of
 from perception_jax.api.loaded import Loaded, Processor
-from perception_jax.api.loading import Prepared, load, prepare
+from perception_jax.api.loading import load, prepare
 from perception_jax.api.locate import SHIPPED, find, shipped_folder
 from perception_jax.interop.source import Layout
 
@@ -21,12 +22,14 @@ __all__ = [
     "SHIPPED",
     "Layout",
     "Loaded",
-    "Prepared",
     "Processor",
     "export",
     "find",
     "load",
+    "load_backbone",
+    "open_backbone",
     "prepare",
+    "published_backbone",
     "shipped_folder",
     "table_of",
 ]

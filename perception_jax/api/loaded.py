@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -11,11 +12,16 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from perception_jax.data.inputs import as_images, as_texts
-from perception_jax.data.processors import ImageProcessor
+from perception_jax.data.processors import ImageProcessor, Mode
+from perception_jax.data.views import at_size
 from perception_jax.errors import CheckpointError, ConfigError
+from perception_jax.interop.dtypes import floating_dtype
+from perception_jax.interop.load import LoadedParams
 from perception_jax.interop.report import KeyReport
 from perception_jax.models.architecture import Tokenizer
+from perception_jax.models.params import flatten, unflatten
 from perception_jax.ops.image import normalise
+from perception_jax.shard.rules import shardings as make_shardings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,18 +84,94 @@ class Processor:
         return jax.numpy.asarray(self.tokenizer(items).ids)
 
 
+@runtime_checkable
+class Weights(Protocol):
+    """The weights of a checkpoint that has been opened and not read.
+
+    Attributes:
+      rules: `(path regex, PartitionSpec)` rows for a mesh.
+    """
+
+    rules: tuple[tuple[str, Any], ...]
+
+    def read(
+        self,
+        *,
+        dtype: np.dtype | None = None,
+        shardings: Mapping[str, jax.sharding.Sharding] | None = None,
+        targets: Mapping[str, jax.ShapeDtypeStruct] | None = None,
+    ) -> LoadedParams:
+        """Leaves by path; arguments and errors as of `interop.load.load_params`."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Loaded:
     """A model with all that is needed to use it and to write it again.
 
     Attributes:
-      model: the NNX module.
+      model: the NNX module; with `weights`, its leaves are `jax.ShapeDtypeStruct`s.
       config: its frozen dataclass, e.g. `ClipConfig`.
       processor: of images and texts.
+      name: what it was loaded from: a folder or file, a hub id or a shipped name; "" if it was not.
       report: what happened to each of the checkpoint's keys; None for a model not read from one.
+      weights: of a checkpoint that is open and not read (`prepare`, `open_backbone`); else None.
     """
 
     model: nnx.Module
     config: Any
     processor: Processor
+    name: str = ""
     report: KeyReport | None = None
+    weights: Weights | None = None
+
+    def filled(
+        self, *, dtype: np.typing.DTypeLike | None = None, mesh: jax.sharding.Mesh | None = None
+    ) -> Loaded:
+        """The same with its weights read, tensor by tensor straight to their shards.
+
+        Args, Raises: as of `perception_jax.load`.
+        """
+        if self.weights is None:
+            raise CheckpointError(f"{self.name}: its weights have been read already.")
+        placed = None
+        if mesh is not None:
+            placed = make_shardings(flatten(self.model), self.weights.rules, mesh)
+        dtype = None if dtype is None else floating_dtype(dtype)
+        read = self.weights.read(dtype=dtype, shardings=placed)
+        model = unflatten(self.model, read.params)
+        return dataclasses.replace(self, model=model, report=read.report, weights=None)
+
+    def read(self, targets: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+        """Some leaves by path, with the dtype and sharding of their targets: from `weights`, or
+        copies of those of `model`.
+
+        Raises:
+          CheckpointError: the files do not fit, or there are no weights.
+        """
+        if self.weights is not None:
+            return self.weights.read(targets=targets).params
+        leaves = flatten(self.model)
+        if not all(isinstance(leaf, jax.Array) for leaf in leaves.values()):
+            raise CheckpointError(f"{self.name}: expected weights, found shapes alone.")
+
+        def copied() -> dict[str, Array]:
+            return {
+                path: jax.numpy.copy(leaves[path].astype(target.dtype))
+                for path, target in targets.items()
+            }
+
+        placed = {path: target.sharding for path, target in targets.items()}
+        return jax.jit(copied, out_shardings=placed)()
+
+    def at_size(self, size: int, *, mode: Mode | None = None) -> Loaded:
+        """The same with a processor that makes images of another size; towers take any.
+
+        Args:
+          size: side of the images, pixels.
+          mode: how images become squares; None keeps the processor's.
+        """
+        image = at_size(self.processor.image, size)
+        if mode not in (None, image.mode):
+            image = dataclasses.replace(image, mode=mode, resize=None)
+        processor = dataclasses.replace(self.processor, image=image)
+        return dataclasses.replace(self, processor=processor)

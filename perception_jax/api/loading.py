@@ -20,12 +20,12 @@ from perception_jax.errors import CheckpointError, ConfigError
 from perception_jax.interop.checkpoint_dir import read_json
 from perception_jax.interop.dtypes import floating_dtype
 from perception_jax.interop.load import LoadedParams, load_params
-from perception_jax.interop.source import OPEN_CLIP_CONFIG, Layout, Source, open_source
-from perception_jax.models.architecture import Architecture, Files, Tokenizer
+from perception_jax.interop.rules import RuleTable
+from perception_jax.interop.source import OPEN_CLIP_CONFIG, Source, open_source
+from perception_jax.models.architecture import Files, Tokenizer
 from perception_jax.models.identify import Identified, identify
-from perception_jax.models.params import flatten, unflatten
+from perception_jax.models.params import flatten
 from perception_jax.settings import shown
-from perception_jax.shard.rules import shardings as make_shardings
 
 _PROCESSOR = "processor_config.json"
 """What transformers 5 writes: settings of the image processor under "image_processor"."""
@@ -67,45 +67,27 @@ def load(
     """
     _check_arguments(config, section, prefix, mesh)
     dtype = None if dtype is None else floating_dtype(dtype)
-    prepared = prepare(source, config=config, section=section, prefix=prefix)
-    placed = None
-    if mesh is not None:
-        placed = make_shardings(prepared.leaves, prepared.architecture.shardings, mesh)
-    loaded = prepared.read(dtype=dtype, shardings=placed)
-    return Loaded(
-        model=unflatten(prepared.model, loaded.params),
-        config=prepared.config,
-        processor=prepared.processor,
-        report=loaded.report,
-    )
+    opened = prepare(source, config=config, section=section, prefix=prefix)
+    return opened.filled(dtype=dtype, mesh=mesh)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Prepared:
-    """A checkpoint of which all is known but the weights, which `read` reads.
+class _Weights:
+    """The weights of a checkpoint; see `Weights`.
 
     Attributes:
-      model: the NNX module with `jax.ShapeDtypeStruct` leaves.
-      config: its frozen dataclass.
-      processor: of images and texts.
-      architecture: of the model.
-      layout: of the names in the file.
+      leaves: shape and dtype of each leaf by its path.
+      table: the name rules.
+      rules: for a mesh.
       found: the files.
-      processor_files: where the parts of the processor come from.
+      processor_files: where the parts of the processor come from, for the report.
     """
 
-    model: nnx.Module
-    config: Any
-    processor: Processor
-    architecture: Architecture
-    layout: Layout
+    leaves: Mapping[str, jax.ShapeDtypeStruct]
+    table: RuleTable
+    rules: tuple[tuple[str, Any], ...]
     found: Source
     processor_files: Mapping[str, str]
-
-    @property
-    def leaves(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shape and dtype of each leaf by its path."""
-        return flatten(self.model)
 
     def read(
         self,
@@ -114,15 +96,10 @@ class Prepared:
         shardings: Mapping[str, jax.sharding.Sharding] | None = None,
         targets: Mapping[str, jax.ShapeDtypeStruct] | None = None,
     ) -> LoadedParams:
-        """Reads the weights, tensor by tensor straight to their shards.
-
-        Args, Raises: as of `interop.load.load_params`.
-        """
-        abstract = self.leaves
         loaded = load_params(
-            self.architecture.table(self.layout, self.config, abstract),
+            self.table,
             self.found.files,
-            abstract,
+            self.leaves,
             dtype=dtype,
             shardings=shardings,
             targets=targets,
@@ -136,8 +113,9 @@ class Prepared:
         return dataclasses.replace(loaded, report=report)
 
 
-def prepare(source: Any, *, config: Any = None, section: Any = None, prefix: Any = "") -> Prepared:
-    """Finds a checkpoint and reads its settings and names, but not its weights.
+def prepare(source: Any, *, config: Any = None, section: Any = None, prefix: Any = "") -> Loaded:
+    """Finds a checkpoint and reads its settings and names, but not its weights: the model has
+    shapes for leaves, and `Loaded.read` and `Loaded.filled` read them.
 
     Args, Raises: as of `load`.
     """
@@ -153,18 +131,22 @@ def prepare(source: Any, *, config: Any = None, section: Any = None, prefix: Any
         )
     image, image_from = _read_image_processor(found, model)
     tokenizer = _read_tokenizer(found, model)
-    build = model.architecture.build
-    return Prepared(
-        model=nnx.eval_shape(lambda: build(model.config, rngs=nnx.Rngs(params=0))),
+    arch = model.architecture
+    abstract = nnx.eval_shape(lambda: arch.build(model.config, rngs=nnx.Rngs(params=0)))
+    leaves = flatten(abstract)
+    weights = _Weights(
+        leaves=leaves,
+        table=arch.table(model.layout, model.config, leaves),
+        rules=arch.shardings,
+        found=found,
+        processor_files={"image processor": image_from, "tokenizer": _tokenizer_from(tokenizer)},
+    )
+    return Loaded(
+        model=abstract,
         config=model.config,
         processor=Processor(image=image, tokenizer=tokenizer),
-        architecture=model.architecture,
-        layout=model.layout,
-        found=found,
-        processor_files={
-            "image processor": image_from,
-            "tokenizer": _tokenizer_from(tokenizer),
-        },
+        name=os.fspath(source),
+        weights=weights,
     )
 
 

@@ -95,7 +95,7 @@ class Watch:
             self._judge(None)
 
     def _name(self, skipped: Skipped) -> None:
-        """Once per id: a record can stand at many places, as in GiVE's rows."""
+        """Once per id: a record can stand at many places, e.g. once for each of its objects."""
         key = skipped.id or skipped.index
         if key in self._named:
             return

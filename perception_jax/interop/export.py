@@ -76,11 +76,11 @@ def _layer(
 ) -> list[np.ndarray]:
     """Their tensors of layer `k`."""
     layer = k if binding.stacked else ...
-    ours = [_on_host(params[path], layer) for path in binding.targets]
+    ours = [on_host(params[path], layer) for path in binding.targets]
     return binding.rule.transform.to_theirs(ours)
 
 
-def _on_host(leaf: jax.Array | np.ndarray, layer: int | EllipsisType) -> np.ndarray:
+def on_host(leaf: jax.Array | np.ndarray, layer: int | EllipsisType) -> np.ndarray:
     """One layer of a leaf, or all of it, without leaving a copy of the leaf in host memory."""
     if isinstance(leaf, jax.Array) and not _is_host_memory(leaf):
         # JAX keeps what numpy has read of an array on that array: read a temporary one.

@@ -21,6 +21,17 @@ def flatten(model: nnx.Module, only: type[nnx.Variable] = nnx.Variable) -> dict[
     return {"/".join(map(str, path)): variable.get_value() for path, variable in flat}
 
 
+def with_inserts(path: str, stack: str) -> str:
+    """The path of a leaf of a model in which an `nn.stack.Inserted` takes the place of a stack.
+
+    Args:
+      path: of the leaf in the model without inserts.
+      stack: path of the stack, e.g. "vision/blocks"; leaves elsewhere keep their paths.
+    """
+    inside = path.removeprefix(f"{stack}/")
+    return path if inside == path else f"{stack}/base/{inside}"
+
+
 def unflatten(model: Model, params: Mapping[str, jax.Array]) -> Model:
     """The model with its leaves replaced by `params`, which must hold every one of them."""
     graphdef, state = nnx.split(model)

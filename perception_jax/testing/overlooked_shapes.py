@@ -26,9 +26,9 @@ from perception_jax.evals.conditioned.diagnostics import area_under_curve
 from perception_jax.models.clip.config import VisionConfig
 from perception_jax.models.clip.modeling import VisionTower
 from perception_jax.nn import stack
+from perception_jax.nn.adapters import AdapterParam
 from perception_jax.nn.text_tower import TextConfig, TextTower
 from perception_jax.nn.towers import TowerOutput
-from perception_jax.nn.variables import AdapterParam
 from perception_jax.ops.losses import softmax_contrastive, unit
 from perception_jax.systems.give.adapter import AdapterConfig, Instruction
 from perception_jax.systems.give.data.annotations import index_objects

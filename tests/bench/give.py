@@ -26,14 +26,10 @@ import numpy as np
 from flax import nnx
 
 from configs.give.common import task_config
+from perception_jax.api import Loaded, published_backbone
+from perception_jax.models.paired import build_backbone
 from perception_jax.shard.mesh import make_mesh
 from perception_jax.systems.give.adapter import Instruction
-from perception_jax.systems.give.backbone import (
-    LoadedBackbone,
-    build_backbone,
-    joint_width,
-    published_backbone,
-)
 from perception_jax.systems.give.model import Give, GiveConfig
 from perception_jax.systems.give.task import GiveTask, GiveTaskConfig
 from perception_jax.train.config import TrainConfig
@@ -98,7 +94,11 @@ def nbytes(tree: Any) -> float:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) / 2**30
 
 
-def abstract_batch(backbone: LoadedBackbone, rows: int, size: int) -> Mapping[str, Any]:
+def joint_width(backbone: Loaded) -> int:
+    return backbone.model.text.projection.kernel.shape[1]
+
+
+def abstract_batch(backbone: Loaded, rows: int, size: int) -> Mapping[str, Any]:
     """Shapes of a batch."""
     text = backbone.config.text
 
@@ -106,7 +106,7 @@ def abstract_batch(backbone: LoadedBackbone, rows: int, size: int) -> Mapping[st
         return {
             "states": jax.ShapeDtypeStruct((rows, INSTRUCTION, text.width), jnp.float32),
             "mask": jax.ShapeDtypeStruct((rows, INSTRUCTION), bool),
-            "embedding": jax.ShapeDtypeStruct((rows, joint_width(backbone.model)), jnp.float32),
+            "embedding": jax.ShapeDtypeStruct((rows, joint_width(backbone)), jnp.float32),
         }
 
     number = jax.ShapeDtypeStruct((rows,), jnp.int32)
@@ -119,7 +119,7 @@ def abstract_batch(backbone: LoadedBackbone, rows: int, size: int) -> Mapping[st
     }
 
 
-def forward_speed(backbone: LoadedBackbone, batch: int, calls: int) -> str:
+def forward_speed(backbone: Loaded, batch: int, calls: int) -> str:
     """Images per second of the plain and of the steered tower."""
     give = random_give(backbone, settings_of().model)
     size = backbone.processor.image.size
@@ -136,7 +136,7 @@ def forward_speed(backbone: LoadedBackbone, batch: int, calls: int) -> str:
     )
 
 
-def training_speed(backbone: LoadedBackbone, rows: int, calls: int, layers: str) -> str:
+def training_speed(backbone: Loaded, rows: int, calls: int, layers: str) -> str:
     """Gradients per second with and without sharing between the rows of an image."""
     settings = settings_of(layers)
     settings = dataclasses.replace(settings, batch_size=rows, remat=False)
@@ -170,7 +170,7 @@ def settings_of(layers: str = "spread") -> GiveTaskConfig:
     return task_config(config)
 
 
-def random_give(backbone: LoadedBackbone, config: GiveConfig) -> Give:
+def random_give(backbone: Loaded, config: GiveConfig) -> Give:
     """Random weights of the backbone's shapes."""
     return jax.jit(
         lambda: Give(
@@ -181,13 +181,13 @@ def random_give(backbone: LoadedBackbone, config: GiveConfig) -> Give:
     )()
 
 
-def random_instruction(backbone: LoadedBackbone, rows: int) -> Instruction:
+def random_instruction(backbone: Loaded, rows: int) -> Instruction:
     rng = np.random.default_rng(1)
     shape = (rows, INSTRUCTION, backbone.config.text.width)
     return Instruction(
         states=jnp.asarray(rng.normal(size=shape), jnp.float32),
         mask=jnp.ones(shape[:2], bool),
-        embedding=jnp.zeros((rows, joint_width(backbone.model))),
+        embedding=jnp.zeros((rows, joint_width(backbone))),
         strength=jnp.float32(1.0),
     )
 

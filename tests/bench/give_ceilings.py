@@ -21,6 +21,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 from PIL import Image
 
+from perception_jax.api import Loaded, load_backbone
 from perception_jax.data.records import Record
 from perception_jax.data.scenes.sample import SceneConfig
 from perception_jax.data.scenes.source import ScenesSource
@@ -30,7 +31,6 @@ from perception_jax.nn import stack
 from perception_jax.nn.taps import Taps
 from perception_jax.ops.image import normalise
 from perception_jax.ops.losses import unit
-from perception_jax.systems.give.backbone import LoadedBackbone, load_backbone
 from perception_jax.systems.give.data import scenes
 
 OBJECTS, SIDES = (2, 3), (0.3, 0.7)
@@ -85,7 +85,7 @@ def main() -> None:
 class Looking:
     """The backbone, and its embedding of each name."""
 
-    def __init__(self, backbone: LoadedBackbone, names: tuple[str, ...]):
+    def __init__(self, backbone: Loaded, names: tuple[str, ...]):
         self.backbone, self.names = backbone, names
         self.size = backbone.processor.image.size
         self.place = {name: number for number, name in enumerate(names)}

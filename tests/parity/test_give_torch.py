@@ -18,7 +18,7 @@ import pytest
 from flax import nnx
 
 import perception_jax
-from perception_jax.api import Loaded, Processor
+from perception_jax.api import Loaded, Processor, load_backbone
 from perception_jax.data.processors import ImageProcessor
 from perception_jax.data.tokenization import ClipTokenizer
 from perception_jax.interop.safetensors_io import SafetensorsFile
@@ -29,7 +29,6 @@ from perception_jax.models.siglip.config import SiglipConfig, SiglipVisionConfig
 from perception_jax.models.siglip.modeling import Siglip
 from perception_jax.nn.text_tower import TextConfig
 from perception_jax.systems.give.adapter import AdapterConfig
-from perception_jax.systems.give.backbone import as_backbone, load_backbone
 from perception_jax.systems.give.checkpoint import load_give
 from perception_jax.systems.give.export import export_merged
 from perception_jax.systems.give.model import GiveConfig, instruct
@@ -121,7 +120,7 @@ def setup(request, tmp_path_factory):
     kind, tiny = request.param, {"clip": tiny_clip, "siglip": tiny_siglip}
     loaded = tiny[kind]() if kind in tiny else perception_jax.load(kind)
     give = with_adapters(loaded, GiveConfig(layers=(0, 2), adapter=AdapterConfig(heads=2)))
-    backbone = as_backbone(loaded, kind)
+    backbone = dataclasses.replace(loaded, name=kind)
     encoder = GiveEncoder(give, backbone if kind in tiny else backbone.at_size(LARGER))
     folder = tmp_path_factory.mktemp("merged") / "folder"
     export_merged(folder, encoder)

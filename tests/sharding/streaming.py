@@ -19,7 +19,6 @@ import optax
 from perception_jax import api
 from perception_jax.models.params import flatten
 from perception_jax.shard import mesh as mesh_lib
-from perception_jax.systems.give.backbone import open_backbone
 from perception_jax.systems.give.model import GiveConfig
 from perception_jax.systems.give.task import GiveTask, GiveTaskConfig
 from perception_jax.train import state as state_lib
@@ -63,9 +62,8 @@ class Peak(threading.Thread):
 def main(checkpoint: str, port: str, index: int) -> None:
     jax.distributed.initialize(f"localhost:{port}", 2, index)
     mesh = mesh_lib.make_mesh(1, 2, 1)
-    task = GiveTask(
-        GiveTaskConfig(model=GiveConfig(layers=(0,)), batch_size=2), open_backbone(checkpoint), None
-    )
+    config = GiveTaskConfig(model=GiveConfig(layers=(0,)), batch_size=2)
+    task = GiveTask(config, api.open_backbone(checkpoint), None)
     with jax.set_mesh(mesh):
         model = state_lib.abstract_model(task)
         transform = optax.sgd(0.1)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from perception_jax.api import Processor
+from perception_jax.api import Loaded, Processor
 from perception_jax.data.processors import ImageProcessor
 from perception_jax.data.tokenization import ClipTokenizer
 from perception_jax.models.clip.config import ClipConfig, VisionConfig
@@ -32,7 +32,6 @@ from perception_jax.shard import mesh as mesh_lib
 from perception_jax.shard import program
 from perception_jax.systems.contrastive.task import ContrastiveConfig, ContrastiveTask
 from perception_jax.systems.give.adapter import AdapterConfig
-from perception_jax.systems.give.backbone import LoadedBackbone
 from perception_jax.systems.give.model import GiveConfig
 from perception_jax.systems.give.task import GiveTask, GiveTaskConfig
 from perception_jax.train import state as state_lib
@@ -118,7 +117,7 @@ def clip_task() -> ContrastiveTask:
 def give_task() -> GiveTask:
     model = nnx.eval_shape(lambda: architecture_of(CLIP).build(CLIP, rngs=nnx.Rngs(params=0)))
     processor = Processor(image=PROCESSOR, tokenizer=None)
-    backbone = LoadedBackbone(name="tiny", model=model, config=CLIP, processor=processor)
+    backbone = Loaded(name="tiny", model=model, config=CLIP, processor=processor)
     # The first block has no adapter: both encodings of an image share it.
     config = GiveConfig(layers=(1, 2), adapter=AdapterConfig(heads=4))
     return GiveTask(GiveTaskConfig(model=config, batch_size=BATCH, remat=True), backbone, None)

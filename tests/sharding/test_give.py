@@ -13,7 +13,7 @@ import pytest
 from perception_jax.models.params import flatten
 from perception_jax.shard import mesh as mesh_lib
 from perception_jax.shard import rules
-from perception_jax.systems.give.backbone import leaves_in_give
+from perception_jax.systems.give.model import leaves_in_give
 from perception_jax.systems.give.task import GiveTask
 from perception_jax.train import loop, state
 from perception_jax.train.config import TrainConfig

@@ -27,7 +27,7 @@ from perception_jax.evals.conditioned.annotations import (
     Pairs,
 )
 from perception_jax.evals.conditioned.report import report
-from perception_jax.nn.variables import AdapterParam
+from perception_jax.nn.adapters import AdapterParam
 from perception_jax.shard.mesh import make_mesh
 from perception_jax.systems.give.adapter import AdapterConfig
 from perception_jax.systems.give.data.labels import read_labels

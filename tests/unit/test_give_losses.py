@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import jax
@@ -9,11 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from perception_jax.errors import ConfigError
 from perception_jax.ops.losses import unit
 from perception_jax.systems.give import losses
 from perception_jax.systems.give.losses import LossConfig, Rows, all_losses, oiic, oitc
 
 WIDTH = 5
+TEMPERATURE = 0.07
+"""Of OIIC, the default."""
+oiic_at = functools.partial(oiic, temperature=TEMPERATURE)
 PARTS = ("present", "absent", "text", "present_logit", "absent_logit")
 
 
@@ -85,15 +90,16 @@ def oid_by_loops(present, absent):
 @pytest.mark.parametrize("rows", [1, 2, 7, 12])
 @pytest.mark.parametrize("absent_rows", [True, False])
 def test_losses_are_the_loops(rows, absent_rows):
-    config = LossConfig(oitc=0.5, oiic=2.0, oid=3.0, absent_rows=absent_rows)
     call = jax.jit(all_losses, static_argnums=0)
-    for seed in range(5):
+    for seed, temperature in enumerate((TEMPERATURE, TEMPERATURE, TEMPERATURE, 0.2, 0.2)):
+        weights = {"oitc": 0.5, "oiic": 2.0, "oid": 3.0, "oiic_temperature": temperature}
+        config = LossConfig(absent_rows=absent_rows, **weights)
         numbers, given = batch(seed, rows)
         found = call(config, rows_of(numbers), scale=jnp.float32(6.0), **given)
         absent = given["absent"] if absent_rows else None
         expected = {
             "oitc": oitc_by_loops(numbers, given["present"], given["text"], 6.0),
-            "oiic": oiic_by_loops(numbers, given["present"], absent, losses.TEMPERATURE),
+            "oiic": oiic_by_loops(numbers, given["present"], absent, temperature),
             "oid": oid_by_loops(given["present_logit"], given["absent_logit"]),
         }
         assert expected["oiic"] > 0 or rows < 7
@@ -111,7 +117,7 @@ def test_gradients_are_finite_differences():
     def by_loops(given):
         return (
             0.5 * oitc_by_loops(numbers, given["present"], given["text"], 6.0)
-            + 2 * oiic_by_loops(numbers, given["present"], given["absent"], losses.TEMPERATURE)
+            + 2 * oiic_by_loops(numbers, given["present"], given["absent"], TEMPERATURE)
             + 3 * oid_by_loops(given["present_logit"], given["absent_logit"])
         )
 
@@ -136,14 +142,14 @@ def test_absent_rows_are_negatives_and_never_anchors():
     numbers = {"image": [0, 1, 2, 3], "kind": [0, 1, 2, 3], "caption": [0, 1, 2, 3]}
     _, given = batch(1, 4)
     present, absent = given["present"], jnp.repeat(given["present"][:1], 4, axis=0)
-    slope = jax.jit(jax.value_and_grad(oiic, argnums=2))
+    slope = jax.jit(jax.value_and_grad(oiic_at, argnums=2))
     value, gradient = slope(present, rows_of(numbers), absent)
     assert (float(value), float(jnp.abs(gradient).max())) == (0.0, 0.0)
     # With one, an absent row costs the more the nearer it is to the anchors.
     pair = rows_of({**numbers, "kind": [0, 0, 2, 3]})
     between = jnp.broadcast_to(unit(present[0] + present[1]), present.shape)
     costs = [float(slope(present, pair, sign * between)[0]) for sign in (-1, 0, 1)]
-    assert float(oiic(present, pair)) < costs[0] < costs[1] < costs[2]
+    assert float(oiic_at(present, pair)) < costs[0] < costs[1] < costs[2]
 
 
 def test_rows_without_positives_are_left_out_of_the_mean():
@@ -152,10 +158,10 @@ def test_rows_without_positives_are_left_out_of_the_mean():
     _, given = batch(2, 3)
     rows, present = rows_of(numbers), given["present"]
     expected = oiic_by_loops(
-        {name: np.asarray(v) for name, v in numbers.items()}, present, None, losses.TEMPERATURE
+        {name: np.asarray(v) for name, v in numbers.items()}, present, None, TEMPERATURE
     )
-    assert float(oiic(present, rows)) == pytest.approx(expected, abs=1e-6)
-    s = np.exp(np.float64(present) @ np.float64(present).T / losses.TEMPERATURE)
+    assert float(oiic_at(present, rows)) == pytest.approx(expected, abs=1e-6)
+    s = np.exp(np.float64(present) @ np.float64(present).T / TEMPERATURE)
     by_hand = -np.log(s[0, 1] / (s[0, 1] + s[0, 2])) - np.log(s[0, 1] / (s[0, 1] + s[1, 2]))
     assert expected == pytest.approx(by_hand / 2, rel=1e-12)
 
@@ -168,7 +174,7 @@ def test_a_batch_of_one_object(image, absent_rows):
     _, given = batch(4, 3)
 
     def loss(present, absent):
-        return oiic(present, rows, absent if absent_rows else None)
+        return oiic_at(present, rows, absent if absent_rows else None)
 
     slopes = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
     value, gradients = slopes(given["present"], given["absent"])
@@ -207,3 +213,9 @@ def test_half_precision_embeddings_make_a_float32_loss():
         value = getattr(found, name)
         assert value.dtype == jnp.float32
         assert float(value) == float(getattr(expected, name))
+
+
+@pytest.mark.parametrize("temperature", [0.0, -0.07, float("nan")])
+def test_a_temperature_that_is_none(temperature):
+    with pytest.raises(ConfigError, match="oiic_temperature: expected a finite number above 0"):
+        LossConfig(oiic_temperature=temperature)

@@ -21,13 +21,19 @@ from perception_jax.models.clip.config import ClipConfig, TextConfig, VisionConf
 from perception_jax.models.clip.modeling import Clip
 from perception_jax.models.clip.params import hf_table
 from perception_jax.models.params import flatten, unflatten
+from perception_jax.nn.adapters import AdapterParam
 from perception_jax.nn.mlp import gelu
 from perception_jax.nn.taps import Taps
 from perception_jax.systems.give.adapter import AdapterConfig, AgAdapter, Instruction
-from perception_jax.systems.give.backbone import leaves_in_give
-from perception_jax.systems.give.checkpoint import adapter_rules, table, trained_leaves
+from perception_jax.systems.give.checkpoint import adapter_rules, names_of
 from perception_jax.systems.give.losses import Rows, oid, oiic, oitc
-from perception_jax.systems.give.model import Give, GiveConfig, instruct, instruction_mask
+from perception_jax.systems.give.model import (
+    Give,
+    GiveConfig,
+    instruct,
+    instruction_mask,
+    leaves_in_give,
+)
 
 START, END = 18, 19
 CONFIG = ClipConfig(
@@ -163,8 +169,8 @@ def filled():
     theirs["logit_scale"] = np.array(2.0, np.float32)
     backbone = unflatten(plain, load_params(hf_table(), theirs, leaves).params)
 
-    leaves = trained_leaves(give)
-    names = table(AdapterConfig(heads=2), (0, 1), joint=True, dense=False)
+    leaves = flatten(give, AdapterParam)
+    names = names_of(give).table()
     shapes = source_shapes(names, {path: leaf.shape for path, leaf in leaves.items()})
     theirs = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
     for block in range(2):
@@ -252,7 +258,7 @@ def test_parameter_counts(config, each, head):
         return Give(GiveConfig(), Clip(config, rngs=nnx.Rngs(params=0)), rngs=nnx.Rngs(params=0))
 
     give = nnx.eval_shape(make)
-    sizes = {path: leaf.size for path, leaf in trained_leaves(give).items()}
+    sizes = {path: leaf.size for path, leaf in flatten(give, AdapterParam).items()}
     in_head = sum(size for path, size in sizes.items() if path.startswith("oid_head/"))
     assert (in_head, sum(sizes.values()) - in_head) == (head, 12 * each)
     assert give.backbone.vision.blocks.inserts.heads == config.vision.heads  # 64 wide
@@ -278,7 +284,7 @@ def backbone_leaves():
 @functools.cache
 def fresh_give(layers="all", **adapter):
     """Adapters as they start, in a random backbone."""
-    own = jax.jit(lambda: trained_leaves(make_give(layers, **adapter)))()
+    own = jax.jit(lambda: flatten(make_give(layers, **adapter), AdapterParam))()
     backbone = unflatten(nnx.eval_shape(clip), backbone_leaves())
     abstract = nnx.eval_shape(lambda: make_give(layers, **adapter))
     return unflatten(abstract, leaves_in_give(backbone) | own)
@@ -291,7 +297,7 @@ def random_give(layers):
     abstract = nnx.eval_shape(lambda: make_give(layers))
     own = {
         path: jnp.asarray(0.3 * rng.normal(size=leaf.shape), jnp.float32)
-        for path, leaf in trained_leaves(abstract).items()
+        for path, leaf in flatten(abstract, AdapterParam).items()
     }
     backbone = unflatten(nnx.eval_shape(clip), backbone_leaves())
     return unflatten(abstract, leaves_in_give(backbone) | own)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import pathlib
 import shutil
 
@@ -14,18 +15,21 @@ import numpy as np
 import pytest
 
 import perception_jax
+from perception_jax.api import load_backbone
 from perception_jax.data.scenes.source import portrait
 from perception_jax.errors import CheckpointError, ConfigError
 from perception_jax.interop import hub
+from perception_jax.interop.adapters import FINGERPRINT
+from perception_jax.interop.fingerprint import fingerprint
 from perception_jax.interop.safetensors_io import SafetensorsFile
-from perception_jax.interop.tensors import LazyTensor
+from perception_jax.interop.tensors import LazyTensor, TensorSpec
 from perception_jax.interop.writer import write_file
-from perception_jax.models.params import flatten
+from perception_jax.models.params import flatten, unflatten
 from perception_jax.nn import maps
+from perception_jax.nn.adapters import AdapterParam
 from perception_jax.nn.taps import Taps
 from perception_jax.systems.give.adapter import AdapterConfig
-from perception_jax.systems.give.backbone import load_backbone
-from perception_jax.systems.give.checkpoint import load_give, save_give, trained_leaves
+from perception_jax.systems.give.checkpoint import load_give, save_give
 from perception_jax.systems.give.data.scenes import names as scene_names
 from perception_jax.systems.give.export import export_merged
 from perception_jax.systems.give.model import GiveConfig
@@ -161,6 +165,8 @@ def test_the_shipped_adapters_tell_what_is_there_in_drawings_that_never_trained(
     """Each name is asked of every drawing; chance puts a drawing's own first in one of sixteen."""
     encoder = GiveEncoder.from_pretrained("scenes-give")
     assert encoder.backbone.name == "scenes-clip"
+    own = fingerprint(flatten(perception_jax.load("scenes-clip").model))
+    assert SafetensorsFile(find_adapters("scenes-give")).metadata[FINGERPRINT] == own
     size = encoder.processor.image.size
     images = [portrait(name, "twemoji", canvas=size, seed=0) for name in NAMES for _ in NAMES]
     asked = [f"the {name}" for _ in NAMES for name in NAMES]
@@ -275,6 +281,9 @@ def test_a_backbone_that_a_file_names_is_not_followed_anywhere(folder, tmp_path,
         ("adapter_heads", ["0", "-1", "04x", "٤", "4.0", "true", "", "9" * 5000, "9" * 9]),
         ("image_size", ["0", "-48", "1e3", "９", "", "99999999", "9" * 5000]),
         ("image_mode", ["", "crop", "None"]),
+        ("adapter_act", ["", "gelu_erf"]),
+        ("adapter_eps", ["0", "-1e-5", "nan", "1e999", "1..5", "٤"]),
+        ("head_act", ["softmax"]),
     ],
 )
 def test_metadata_that_makes_no_sense(folder, tmp_path, key, values):
@@ -310,8 +319,8 @@ def test_foreign_names_are_mapped(folder, encoder, tmp_path):
     renames = [(r"^model\.", ""), (r"^cross_attn\.", "ag_adapters.")]
     named = {"backbone": folder / "backbone"}
     mapped = GiveEncoder.from_pretrained(tmp_path / "theirs.safetensors", renames=renames, **named)
-    for path, leaf in trained_leaves(encoder.model).items():
-        np.testing.assert_array_equal(trained_leaves(mapped.model)[path], leaf)
+    for path, leaf in flatten(encoder.model, AdapterParam).items():
+        np.testing.assert_array_equal(flatten(mapped.model, AdapterParam)[path], leaf)
     with pytest.raises(CheckpointError, match=r"ag_adapters\.1\.to_q.*renames"):
         GiveEncoder.from_pretrained(tmp_path / "theirs.safetensors", **named)
 
@@ -321,6 +330,103 @@ def test_another_backbone_is_refused_by_name(folder):
     with pytest.raises(CheckpointError) as error:
         GiveEncoder.from_pretrained(folder / ADAPTERS_FILE, backbone=folder / "wider")
     assert "ag_adapters.0.norm.weight has shape (32,), expected (40,)" in str(error.value)
+
+
+def test_other_weights_under_the_same_name_are_refused(folder, encoder, tmp_path):
+    """The file says which weights it was trained with: here some of the same shapes lie there."""
+    run = tmp_path / "run"
+    shutil.copytree(folder, run)
+    shutil.rmtree(run / "backbone")
+    other = tiny_give.tiny_clip()
+    leaves = flatten(other.model)
+    leaves["text/projection/kernel"] = leaves["text/projection/kernel"] + 0.1
+    other = dataclasses.replace(other, model=unflatten(other.model, leaves))
+    perception_jax.export(other, run / "backbone")
+    with pytest.raises(CheckpointError) as error:
+        GiveEncoder.from_pretrained(run)
+    own = fingerprint(flatten(perception_jax.load(folder / "backbone").model))
+    found = fingerprint(leaves)
+    assert f"'backbone' with fingerprint {own}" in str(error.value)
+    assert f"backbone' with fingerprint {found}" in str(error.value)
+    assert own != found
+    # The right weights elsewhere, under any name.
+    again = GiveEncoder.from_pretrained(run, backbone=folder / "backbone")
+    np.testing.assert_array_equal(again.encode(IMAGES).tokens, encoder.encode(IMAGES).tokens)
+
+
+def test_an_older_file_without_a_fingerprint_loads_with_a_warning(folder, tmp_path, caplog):
+    path = tmp_path / ADAPTERS_FILE
+    file = SafetensorsFile(folder / ADAPTERS_FILE)
+    older = {k: v for k, v in file.metadata.items() if k != FINGERPRINT}
+    write_file(path, renamed(file, str), older)
+    with caplog.at_level(logging.WARNING):
+        GiveEncoder.from_pretrained(path, backbone=folder / "backbone")
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert message.startswith(f"{path} has no fingerprint of its backbone 'backbone': whether ")
+    caplog.clear()
+    GiveEncoder.from_pretrained(folder / ADAPTERS_FILE)
+    assert not caplog.records
+
+
+def test_names_in_files_start_from_the_files_folder(folder, tmp_path, monkeypatch):
+    """Adapters and backbone may move together, and the working directory may be any."""
+    assert SafetensorsFile(folder / ADAPTERS_FILE).metadata["backbone"] == "backbone"
+    shutil.copytree(folder, tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    found = GiveEncoder.from_pretrained("moved")
+    assert found.backbone.name == str(pathlib.Path("moved") / "backbone")
+    # A backbone beside the folder: named relative to it, and read only if the user names it too.
+    (tmp_path / "run").mkdir()
+    beside = GiveEncoder(found.model, dataclasses.replace(found.backbone, name="moved/backbone"))
+    save_give("run/give.safetensors", beside.model, beside.backbone)
+    metadata = SafetensorsFile("run/give.safetensors").metadata
+    assert metadata["backbone"] == str(pathlib.Path("..") / "moved" / "backbone")
+    with pytest.raises(CheckpointError, match="give it as `backbone`"):
+        GiveEncoder.from_pretrained("run")
+    for trusted in ("moved/backbone", str(tmp_path / "moved" / "backbone")):
+        again = GiveEncoder.from_pretrained("run", trusted=("scenes-clip", trusted))
+        assert fingerprint(flatten(again.model)) == fingerprint(flatten(found.model))
+
+
+def test_a_backbone_is_opened_before_its_weights_are_read(folder, tmp_path):
+    opened = perception_jax.api.open_backbone(folder / "backbone")
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in flatten(opened.model).values())
+    with pytest.raises(ConfigError, match="weights have not been read"):
+        perception_jax.export(opened, tmp_path / "out")
+    read, loaded = opened.filled(), load_backbone(folder / "backbone")
+    assert (read.name, read.config) == (loaded.name, loaded.config)
+    assert fingerprint(flatten(read.model)) == fingerprint(flatten(loaded.model))
+    with pytest.raises(CheckpointError, match="have been read already"):
+        read.filled()
+
+
+@pytest.mark.parametrize("shape", [(), (0,)])
+def test_a_hidden_layer_that_makes_no_sense(folder, tmp_path, shape):
+    """Shapes come from a file that may be anyone's."""
+    file, name = SafetensorsFile(folder / ADAPTERS_FILE), "ag_adapters.0.mlp.fc1.bias"
+    empty = LazyTensor(name, TensorSpec(shape, np.dtype(np.float32)), lambda: np.zeros(shape, "f4"))
+    tensors = [empty if one.name == name else one for one in renamed(file, str)]
+    write_file(tmp_path / "odd.safetensors", tensors, file.metadata)
+    with pytest.raises(CheckpointError, match=r"hidden layer: expected|fc1\.bias has shape"):
+        GiveEncoder.from_pretrained(tmp_path / "odd.safetensors", backbone=folder / "backbone")
+
+
+def test_settings_that_no_shape_tells_come_back(folder, tmp_path):
+    adapter = AdapterConfig(heads=2, mlp_hidden=20, act="relu", eps=1e-3, gate="tanh")
+    config = GiveConfig(layers=(1,), adapter=adapter, head_act="quick_gelu")
+    backbone = load_backbone(folder / "backbone")
+    give = tiny_give.with_adapters(backbone, config)
+    save_give(tmp_path / ADAPTERS_FILE, give, backbone)
+    again = load_give(tmp_path / ADAPTERS_FILE, backbone)
+    assert again.backbone.vision.blocks.inserts.config == adapter
+    assert again.oid_head.act == "quick_gelu"
+    linear = AdapterConfig(heads=2, connector="linear")
+    give = tiny_give.with_adapters(backbone, GiveConfig(layers=(1,), adapter=linear))
+    save_give(tmp_path / ADAPTERS_FILE, give, backbone)
+    again = load_give(tmp_path / ADAPTERS_FILE, backbone)
+    assert again.backbone.vision.blocks.inserts.config == linear
+    with pytest.raises(ConfigError, match='mlp_hidden: expected None for the connector "linear"'):
+        AdapterConfig(connector="linear", mlp_hidden=8)
 
 
 def test_missing_and_unknown_names_are_all_listed(folder, tmp_path):

@@ -15,7 +15,6 @@ from perception_jax.api import Loaded
 from perception_jax.data.records import ObjectAnnotation, Record
 from perception_jax.evals.conditioned.tables import tables
 from perception_jax.systems.give.adapter import AdapterConfig
-from perception_jax.systems.give.backbone import as_backbone
 from perception_jax.systems.give.encoding.encode import Encoder
 from perception_jax.systems.give.evaluation.benchmark import evaluation_of
 from perception_jax.systems.give.evaluation.evaluate import Evaluated, EvaluationConfig
@@ -103,7 +102,7 @@ def loaded() -> Loaded:
 @pytest.fixture(scope="module")
 def encoder(loaded) -> GiveEncoder:
     config = GiveConfig(layers=tiny_give.LAYERS, adapter=AdapterConfig(heads=4))
-    return GiveEncoder(tiny_give.with_adapters(loaded, config), as_backbone(loaded))
+    return GiveEncoder(tiny_give.with_adapters(loaded, config), loaded)
 
 
 @pytest.fixture(scope="module")

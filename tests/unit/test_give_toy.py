@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from perception_jax.models.params import flatten
-from perception_jax.systems.give.backbone import leaves_in_give
-from perception_jax.systems.give.checkpoint import trained_leaves
+from perception_jax.nn.adapters import AdapterParam
+from perception_jax.systems.give.model import leaves_in_give
 from perception_jax.testing import overlooked_shapes as toy
 
 
@@ -85,7 +85,7 @@ def test_a_few_steps_move_adapters_alone():
     before, after = flatten(give), flatten(trained)
     for path, leaf in leaves_in_give(backbone).items():
         np.testing.assert_array_equal(after[path], leaf, err_msg=path)
-    for path in trained_leaves(give):
+    for path in flatten(give, AdapterParam):
         assert (np.asarray(before[path]) != np.asarray(after[path])).any(), path
 
 

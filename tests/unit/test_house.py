@@ -128,6 +128,37 @@ def lint_imports(folder: pathlib.Path) -> str:
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120).stdout
 
 
+METHODS = ("GiVE", "Groma", "MQ-Det", "MoF", "ViCroP")
+"""Names of methods that are systems, here or planned. (MMVP is also a benchmark, which data may
+name.)"""
+
+
+def names_of_systems(text: str) -> list[str]:
+    """Where a text names a system: its module or folder, or the method."""
+    systems = "|".join(sorted(path.name for path in (LIBRARY / "systems").iterdir()))
+    pattern = rf"\bsystems[./](?:{systems})\b|\b(?:{'|'.join(METHODS)})\b"
+    return re.findall(pattern, text)
+
+
+def test_packages_below_the_systems_name_none():
+    above = {"systems", "testing", "weights"}
+    files = [path for path in LIBRARY.rglob("*") if path.suffix in (".py", ".md")]
+    inside = [path for path in files if path.relative_to(LIBRARY).parts[0] not in above]
+    lower = [path for path in inside if path.name != "README.md" or path.parent != LIBRARY]
+    assert {path.relative_to(LIBRARY).parts[0] for path in lower} > {"nn", "models", "data", "api"}
+    found = {
+        str(path.relative_to(ROOT)): names
+        for path in lower
+        if (names := names_of_systems(path.read_text()))
+    }
+    assert found == {}
+    assert names_of_systems("see perception_jax.systems.give.task, as GiVE does") == [
+        "systems.give",
+        "GiVE",
+    ]
+    assert names_of_systems("what they give, with a motion of Gromacs") == []
+
+
 # --- Files --------------------------------------------------------------------------------------
 
 

@@ -65,6 +65,7 @@ def import_published(
     categories: str = "auto",
     images: str | os.PathLike | None = None,
     exclude: Collection[int | str] = (),
+    max_bad_share: float = MAX_BAD_SHARE,
 ) -> Imported:
     """Imports one file, or train and test together.
 
@@ -74,6 +75,7 @@ def import_published(
         captions; or the name of a bundled table; or a file (`tables.read_categories`).
       images: the folder under which the images are looked up; None looks up nothing.
       exclude: image ids that are left out of train and counted, e.g. those of an evaluation.
+      max_bad_share: of a file's rows that may lack an image, a class or a caption each.
 
     Raises:
       DataError: a file that is none, no table that fits, or too many rows that cannot be used.
@@ -84,7 +86,8 @@ def import_published(
     locate = _Locator(None if images is None else pathlib.Path(images))
     sound, report = {}, {}
     for part, found in rows.items():
-        placed, counts = _sound_rows(found.rows, table, locate, str(paths[part]))
+        where = str(paths[part])
+        placed, counts = _sound_rows(found.rows, table, locate, where, max_bad_share)
         if part == "train" and exclude:
             shared = {one.row.image_id for one in placed} & set(exclude)
             counts["images_excluded"] = len(shared)
@@ -217,7 +220,7 @@ def _parts(path: str) -> list[str]:
 
 
 def _sound_rows(
-    rows: Sequence[Row], table: Table, locate: _Locator, where: str
+    rows: Sequence[Row], table: Table, locate: _Locator, where: str, max_bad_share: float
 ) -> tuple[list[_Placed], dict[str, int]]:
     """The rows that can be used, and counts.
 
@@ -237,7 +240,7 @@ def _sound_rows(
         lacking.update(kind for kind, missing in lacks.items() if missing)
         if not any(lacks.values()):
             sound.append(_Placed(row, category, file))
-    _check_shares(lacking, len(rows), where)
+    _check_shares(lacking, len(rows), where, max_bad_share)
     forms = collections.Counter(row.form for row in rows)
     return sound, {
         "rows": len(rows),
@@ -254,14 +257,14 @@ _MEANING = {
 }
 
 
-def _check_shares(lacking: Mapping[str, int], count: int, where: str) -> None:
-    too_many = [kind for kind in _MEANING if lacking[kind] > MAX_BAD_SHARE * count]
+def _check_shares(lacking: Mapping[str, int], count: int, where: str, limit: float) -> None:
+    too_many = [kind for kind in _MEANING if lacking[kind] > limit * count]
     if too_many:
         found = "; ".join(
             f"{lacking[kind]} of {count} rows lack {kind} ({_MEANING[kind]})" for kind in too_many
         )
         raise DataError(
-            f"{where}: expected image, class and caption in all but {MAX_BAD_SHARE:.0%} of the "
+            f"{where}: expected image, class and caption in all but {limit:.0%} of the "
             f"rows; found that {found}. Repair the file, or check the table of categories and the "
             "folder of images."
         )

@@ -24,7 +24,7 @@ STRATA = ("all", "salient", "overlooked")
 """Every number is reported for each; pairs without a box are in "all" only."""
 
 OVERLOOKED_SHARE = 0.02
-"""An object below this share of its image's area is overlooked, even the largest one."""
+"""By default, an object below this share of its image's area is overlooked, even the largest."""
 
 FREQUENCIES = ("r", "c", "f")
 """LVIS's groups of classes: rare, common, frequent."""
@@ -154,10 +154,12 @@ class Annotations:
         classes: Sequence[EvaluatedClass],
         *,
         federated: bool,
+        overlooked_share: float = OVERLOOKED_SHARE,
     ) -> Annotations:
         """From images and classes.
 
         Args:
+          overlooked_share: objects below this share of their image's area are overlooked.
           federated: True if only annotated classes and `negative` are known of an image, False if
             everything but `nonexhaustive` is.
 
@@ -167,7 +169,9 @@ class Annotations:
         _check(images, classes)
         instructions: dict[str, int] = {}
         of_class = [_number(instructions, prompts.instruction(c.name)) for c in classes]
-        found = [pair for k, image in enumerate(images) for pair in _pairs(k, image)]
+        found = [
+            pair for k, image in enumerate(images) for pair in _pairs(k, image, overlooked_share)
+        ]
         place = {(pair.image, pair.object.class_id): row for row, pair in enumerate(found)}
         texts, owners, steered = [], [], []
         for k, image in enumerate(images):
@@ -219,7 +223,7 @@ class _Pair:
     stratum: int
 
 
-def _pairs(row: int, image: EvaluatedImage) -> list[_Pair]:
+def _pairs(row: int, image: EvaluatedImage, overlooked_share: float) -> list[_Pair]:
     """Pairs of an image by class, each stood for by its largest box, the first of equal ones."""
     by_class: dict[int, list[EvaluatedObject]] = {}
     for item in image.objects:
@@ -231,7 +235,7 @@ def _pairs(row: int, image: EvaluatedImage) -> list[_Pair]:
     else:
         leading = {max(image.objects, key=_area).class_id} if image.objects else set()
     return [
-        _Pair(row, item, _stratum(item, image.area, kind in leading))
+        _Pair(row, item, _stratum(item, image.area, kind in leading, overlooked_share))
         for kind, item in standing.items()
     ]
 
@@ -240,7 +244,7 @@ def _area(item: EvaluatedObject) -> float:
     return -1.0 if item.area is None else item.area
 
 
-def _stratum(item: EvaluatedObject, image_area: float | None, leads: bool) -> int:
+def _stratum(item: EvaluatedObject, image_area: float | None, leads: bool, share: float) -> int:
     """Index into `STRATA`. Without the image's size only what is not the largest is known."""
     if item.area is None:
         return 0
@@ -248,7 +252,7 @@ def _stratum(item: EvaluatedObject, image_area: float | None, leads: bool) -> in
         return STRATA.index("overlooked")
     if image_area is None:
         return 0
-    small = item.area < OVERLOOKED_SHARE * image_area
+    small = item.area < share * image_area
     return STRATA.index("overlooked" if small else "salient")
 
 

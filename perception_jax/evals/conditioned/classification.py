@@ -7,6 +7,7 @@ every image. Letters: N images, C classes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,13 +19,13 @@ from perception_jax.evals.conditioned.means import Scores
 from perception_jax.evals.conditioned.ranks import RelevantRanks, relevant_ranks
 from perception_jax.evals.conditioned.retrieval import Outcomes
 
-ACCURACY_KS = (1, 5)
 
-
-def naming_scores(annotations: Annotations, outcomes: Outcomes) -> dict[str, Scores]:
-    """Accuracy of naming per stratum: "acc@1", "acc@5" and "n" pairs."""
+def naming_scores(
+    annotations: Annotations, outcomes: Outcomes, ks: Sequence[int]
+) -> dict[str, Scores]:
+    """Accuracy of naming per stratum: "acc@k" for each k, and "n" pairs."""
     return {
-        stratum: means.shares(outcomes.first[annotations.pairs.within(stratum)], ACCURACY_KS, "acc")
+        stratum: means.shares(outcomes.first[annotations.pairs.within(stratum)], ks, "acc")
         for stratum in STRATA
     }
 
@@ -51,12 +52,12 @@ def class_ranks(
 
 
 def class_query_scores(
-    annotations: Annotations, scores: Float32[np.ndarray, "N C"], stratum: str
+    annotations: Annotations, scores: Float32[np.ndarray, "N C"], stratum: str, ks: Sequence[int]
 ) -> Scores:
-    """Text-to-image retrieval with one query for each class."""
+    """Text-to-image retrieval with one query for each class; `ks` as of `means`."""
     ranked = class_ranks(annotations, scores, stratum)
     outcomes = Outcomes(ranked.first(), ranked.average_precision())
-    return means.retrieval_scores(outcomes, ranked.answerable)
+    return means.retrieval_scores(outcomes, ranked.answerable, ks)
 
 
 def _candidate_scores(annotations: Annotations, scores: np.ndarray, stratum: str) -> dict[str, Any]:

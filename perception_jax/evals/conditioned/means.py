@@ -15,8 +15,6 @@ from perception_jax.evals.conditioned.retrieval import Outcomes
 Scores = dict[str, float | int | None]
 """Numbers by metric; `n` and `n_…` are numbers of queries, the others percent."""
 
-RECALL_KS = (1, 5, 10)
-
 
 def percent(values: Float[np.ndarray, " q"]) -> float | None:
     """Of values in [0, 1]; NaN is no query."""
@@ -35,8 +33,10 @@ def shares(first: Int[np.ndarray, " q"], ks: Sequence[int], name: str) -> Scores
     return found | {"n": int(np.count_nonzero(first))}
 
 
-def retrieval_scores(outcomes: Outcomes, chosen: Bool[np.ndarray, " q"]) -> Scores:
-    """Recall and mean average precision of the chosen queries, each with its own number."""
+def retrieval_scores(
+    outcomes: Outcomes, chosen: Bool[np.ndarray, " q"], ks: Sequence[int]
+) -> Scores:
+    """Recall at each k and mean average precision of the chosen queries, with their numbers."""
     precision = outcomes.precision[chosen]
-    found = shares(outcomes.first[chosen], RECALL_KS, "r")
+    found = shares(outcomes.first[chosen], ks, "r")
     return found | {"map": percent(precision), "n_map": int(np.count_nonzero(precision >= 0))}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,9 @@ from perception_jax.evals.conditioned.diagnostics import diagnostics
 from perception_jax.evals.conditioned.means import Scores
 from perception_jax.evals.conditioned.ranks import two_stage
 from perception_jax.evals.conditioned.retrieval import SYSTEMS, TWO_STAGE
+
+RECALL_KS, ACCURACY_KS = (1, 5, 10), (1, 5)
+"""Ranks up to which a right item counts, by default."""
 
 BySystem = Mapping[str, Mapping[str, Mapping[str, Any]]]
 """System, then stratum, then metric. Rates are percent, not rounded; None means no query."""
@@ -56,13 +59,22 @@ class Report:
         }
 
 
-def report(measured: Measured) -> Report:
-    """Scores what was measured."""
+def report(
+    measured: Measured,
+    *,
+    recall_ks: Sequence[int] = RECALL_KS,
+    accuracy_ks: Sequence[int] = ACCURACY_KS,
+) -> Report:
+    """Scores what was measured.
+
+    Args:
+      recall_ks, accuracy_ks: ranks up to which a right item counts, in retrieval and in naming.
+    """
     notes, naming = measured.annotations, measured.naming
     floors = {"conditioned": "conditioned", "static": "static", "copy_floor": "blank"}
     tasks = measured.tasks
-    from_text = _text_to_image(measured) if tasks else None
-    from_image = _by_pair(notes, tasks["image_to_image"]) if tasks else None
+    from_text = _text_to_image(measured, recall_ks) if tasks else None
+    from_image = _by_pair(notes, tasks["image_to_image"], recall_ks) if tasks else None
     staged = None
     if tasks:
         staged = {
@@ -74,7 +86,7 @@ def report(measured: Measured) -> Report:
         strata=_strata(notes),
         num_pairs={s: int(np.count_nonzero(notes.pairs.within(s))) for s in STRATA},
         p_protocol={
-            name: classification.naming_scores(notes, naming[system])
+            name: classification.naming_scores(notes, naming[system], accuracy_ks)
             for name, system in floors.items()
         },
         l_protocol={
@@ -82,7 +94,7 @@ def report(measured: Measured) -> Report:
             for name, scores in measured.deciding.items()
         },
         text_to_image=from_text,
-        image_to_text=_image_to_text(measured) if "image_to_text" in tasks else None,
+        image_to_text=_image_to_text(measured, recall_ks) if "image_to_text" in tasks else None,
         image_to_image=from_image,
         two_stage=staged,
         diagnostics=diagnostics(measured),
@@ -100,43 +112,45 @@ def class_query_systems(measured: Measured, stratum: str) -> dict[str, np.ndarra
     return dict(zip(SYSTEMS, (fine, static, blank), strict=True)) | {TWO_STAGE: staged.T}
 
 
-def _text_to_image(measured: Measured) -> dict[str, dict[str, Scores]]:
+def _text_to_image(measured: Measured, ks: Sequence[int]) -> dict[str, dict[str, Scores]]:
     notes = measured.annotations
     if "text_to_image" not in measured.tasks:
         found: dict[str, dict[str, Scores]] = {}
         for stratum in STRATA:
             for system, scores in class_query_systems(measured, stratum).items():
-                one = class_query_scores(notes, scores, stratum)
+                one = class_query_scores(notes, scores, stratum, ks)
                 found.setdefault(system, {})[stratum] = one
         return found
     owners = notes.captions.pair
     return {
         system: {
-            stratum: means.retrieval_scores(outcomes, notes.pairs.within(stratum)[owners])
+            stratum: means.retrieval_scores(outcomes, notes.pairs.within(stratum)[owners], ks)
             for stratum in STRATA
         }
         for system, outcomes in measured.tasks["text_to_image"].items()
     }
 
 
-def _by_pair(notes: Annotations, systems: Mapping[str, Any]) -> dict[str, dict[str, Scores]]:
+def _by_pair(
+    notes: Annotations, systems: Mapping[str, Any], ks: Sequence[int]
+) -> dict[str, dict[str, Scores]]:
     return {
         system: {
-            stratum: means.retrieval_scores(outcomes, notes.pairs.within(stratum))
+            stratum: means.retrieval_scores(outcomes, notes.pairs.within(stratum), ks)
             for stratum in STRATA
         }
         for system, outcomes in systems.items()
     }
 
 
-def _image_to_text(measured: Measured) -> dict[str, dict[str, Scores]]:
+def _image_to_text(measured: Measured, ks: Sequence[int]) -> dict[str, dict[str, Scores]]:
     found = {}
     for system, outcomes in measured.tasks["image_to_text"].items():
         same = measured.tasks["same_class"][system]
         found[system] = {}
         for stratum in STRATA:
             chosen = measured.annotations.pairs.within(stratum)
-            scores = means.shares(outcomes.first[chosen], means.RECALL_KS, "r")
+            scores = means.shares(outcomes.first[chosen], ks, "r")
             alone = means.shares(same.first[chosen], (1,), "same_class_r")
             scores |= {"same_class_r@1": alone["same_class_r@1"], "n_same_class": alone["n"]}
             found[system][stratum] = scores

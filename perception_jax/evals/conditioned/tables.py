@@ -128,26 +128,27 @@ def diagnostics_table(report: Report) -> Table:
 
 
 _SHOWN = {
-    "acc@1": ("Acc@1", "n"),
-    "acc@5": ("Acc@5", "n"),
     "map": ("mAP", "n_map"),
     **{f"map_{f}": (f"mAP, {f}", f"n_map_{f}") for f in FREQUENCIES},
     "hit@1": ("Hit@1", "n_images"),
     "r_precision": ("R-precision", "n_images"),
-    "r@1": ("R@1", "n"),
-    "r@5": ("R@5", "n"),
-    "r@10": ("R@10", "n"),
     "same_class_r@1": ("R@1 in class", "n_same_class"),
 }
-"""Name of each metric and where its number of queries stands."""
+"""Name of each metric and where its number of queries stands; those at a rank are further ones."""
+_AT_RANK = {"acc": "Acc", "r": "R"}
+
+
+def _shown(metric: str) -> tuple[str, str] | None:
+    kind, at, rank = metric.partition("@")
+    return (f"{_AT_RANK[kind]}@{rank}", "n") if at and kind in _AT_RANK else _SHOWN.get(metric)
 
 
 def _table(title: str, systems: Mapping[str, Mapping[str, Any]], *, note: str = "") -> Table:
     first = next(iter(systems.values()))
     rows = []
     for stratum in STRATA:
-        for metric in (m for m in first[stratum] if m in _SHOWN):
-            name, count = _SHOWN[metric]
+        for metric in (m for m in first[stratum] if _shown(m)):
+            name, count = _shown(metric)
             values = [_percent(part[stratum][metric]) for part in systems.values()]
             rows.append((stratum, name, str(first[stratum][count]), *values, PAPER))
     header = ("stratum", "metric", "n", *systems, "paper")

@@ -4,6 +4,13 @@ A part of a stack is a slice of its leaves, so computing only the layers needed 
 `engine` scans over layers of repeating kinds and knows nothing of transformers; `forward.run` calls
 the steps of blocks and the inserts around them; `stacked` makes stacks; `layer` says what a layer
 is given and gives.
+
+Several rows of a context may belong to one example, e.g. an image that is conditioned on several
+texts. Before its first insert a stack does not depend on the context, so that those layers are
+computed once for each example: in the layer of the first insert that runs, each example is repeated
+`Context.repeats` times, and from there on the batch has one row for each row of the context. The
+result is that of repeated inputs. Layers before that point cannot be tapped then, and a stack whose
+batch grows takes neither a cache nor a state.
 """
 
 from perception_jax.nn.stack.engine import REMAT, Remat

@@ -105,12 +105,13 @@ class Insert(Protocol):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Context:
-    """What the inserts of a stack are given.
+    """What the inserts of a stack are conditioned on.
 
     Attributes:
       given: for `Insert`, a pytree.
-      repeats: rows of `given` an example of the batch, one after the other. What comes before the
-        first insert is computed once an example; the batch grows there (static).
+      repeats: how many rows of `given` belong to each example of the batch, one after the other
+        (static). Above 1, layers before the first insert are computed once for each example, and
+        the batch grows there; see `nn.stack`.
     """
 
     given: Any

@@ -20,14 +20,10 @@ from jaxtyping import Array, Bool, Float
 
 from perception_jax import settings
 from perception_jax.errors import ConfigError
+from perception_jax.nn.adapters import AdapterParam, adapter_linear, adapter_norm
 from perception_jax.nn.attention import AttentionOutput, multi_head
-from perception_jax.nn.linear import Linear
-from perception_jax.nn.mlp import gelu
-from perception_jax.nn.norms import LayerNorm
+from perception_jax.nn.mlp import ACTIVATIONS
 from perception_jax.nn.taps import LayerTap
-from perception_jax.nn.variables import AdapterParam
-
-EPS = 1e-5
 
 
 @jax.tree_util.register_dataclass
@@ -50,24 +46,47 @@ class Instruction:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdapterConfig:
-    """Attributes:
-    heads: None for one per 64 of the image width.
-    gate: "none" starts from a zero output projection; "tanh" from a zero scalar gate instead (an
-      ablation: it learns more slowly).
-    connector: "mlp" (two layers) or "linear" between text and image width (an ablation).
+    """Settings of one AG-Adapter.
+
+    Attributes:
+      heads: None for one per 64 of the image width.
+      gate: "none" starts from a zero output projection; "tanh" from a zero scalar gate instead (an
+        ablation: it learns more slowly).
+      connector: "mlp" (two layers) or "linear" between text and image width (an ablation).
+      mlp_hidden: width of the hidden layer of the "mlp" connector; None for the image width.
+      act: activation of the "mlp" connector, one of `nn.mlp.ACTIVATIONS`.
+      eps: of the layer norm of the image tokens.
 
     Raises:
-      ConfigError: a field of another type or out of range.
+      ConfigError: a field of another type or out of range, or a hidden layer of a connector that
+        has none.
     """
 
     heads: int | None = None
     gate: Literal["none", "tanh"] = "none"
     connector: Literal["mlp", "linear"] = "mlp"
+    mlp_hidden: int | None = None
+    act: str = "gelu"
+    eps: float = 1e-5
 
     def __post_init__(self) -> None:
-        settings.check(self.heads, settings.Optional(settings.HEADS), "adapter heads")
-        settings.check(self.gate, settings.Choice(("none", "tanh")), "adapter gate")
-        settings.check(self.connector, settings.Choice(("mlp", "linear")), "adapter connector")
+        for name, kind in _KINDS.items():
+            settings.check(getattr(self, name), kind, f"adapter {name}")
+        if self.connector == "linear" and self.mlp_hidden is not None:
+            raise ConfigError(
+                f'adapter mlp_hidden: expected None for the connector "linear", which has no '
+                f"hidden layer, found {self.mlp_hidden}."
+            )
+
+
+_KINDS = {
+    "heads": settings.Optional(settings.HEADS),
+    "gate": settings.Choice(("none", "tanh")),
+    "connector": settings.Choice(("mlp", "linear")),
+    "mlp_hidden": settings.Optional(settings.WIDTH),
+    "act": settings.Choice(tuple(ACTIVATIONS)),
+    "eps": settings.EPS,
+}
 
 
 class AgAdapter(nnx.Module):
@@ -81,14 +100,14 @@ class AgAdapter(nnx.Module):
                 f"adapter heads: expected a divisor of the image width {width}, found "
                 f"{self.heads}; set `heads`."
             )
-        self.norm = _norm(width)
-        self.fc1 = linear(text_width, width, rngs=rngs)
-        self.fc2 = linear(width, width, rngs=rngs) if config.connector == "mlp" else None
+        self.norm = adapter_norm(width, eps=config.eps)
+        hidden, gated = config.mlp_hidden or width, config.gate == "tanh"
+        self.fc1 = adapter_linear(text_width, hidden, rngs=rngs)
+        self.fc2 = adapter_linear(hidden, width, rngs=rngs) if config.connector == "mlp" else None
         self.to_q, self.to_k, self.to_v = (
-            linear(width, width, bias=False, rngs=rngs) for _ in range(3)
+            adapter_linear(width, width, bias=False, rngs=rngs) for _ in range(3)
         )
-        gated = config.gate == "tanh"
-        self.to_out = linear(width, width, zero=not gated, rngs=rngs)
+        self.to_out = adapter_linear(width, width, zero=not gated, rngs=rngs)
         self.gate = AdapterParam(jnp.zeros(())) if gated else None
 
     def __call__(self, h: Float[Array, "B N D"], instruction: Instruction) -> Float[Array, "B N D"]:
@@ -110,7 +129,7 @@ class AgAdapter(nnx.Module):
     ) -> AttentionOutput:
         text = self.fc1(instruction.states.astype(h.dtype))
         if self.fc2 is not None:
-            text = self.fc2(gelu(text))
+            text = self.fc2(ACTIVATIONS[self.config.act](text))
         return multi_head(
             self.to_q(self.norm(h)),
             self.to_k(text),
@@ -119,24 +138,3 @@ class AgAdapter(nnx.Module):
             mask=jnp.asarray(instruction.mask)[:, None, None],
             tap=tap,
         )
-
-
-def linear(
-    inputs: int, outputs: int, *, bias: bool = True, zero: bool = False, rngs: nnx.Rngs
-) -> Linear:
-    """A layer that trains as an adapter's: weights and bias uniform in ±1/√inputs, or zero."""
-    layer = Linear(inputs, outputs, bias=bias, rngs=rngs)
-    bound = 0.0 if zero else inputs**-0.5
-
-    def draw(*shape: int) -> AdapterParam:
-        return AdapterParam(jax.random.uniform(rngs.params(), shape, minval=-bound, maxval=bound))
-
-    layer.kernel = draw(inputs, outputs)
-    layer.bias = draw(outputs) if bias else None
-    return layer
-
-
-def _norm(width: int) -> LayerNorm:
-    norm = LayerNorm(width, eps=EPS)
-    norm.scale, norm.bias = AdapterParam(norm.scale[...]), AdapterParam(norm.bias[...])
-    return norm

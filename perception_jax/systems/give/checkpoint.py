@@ -1,46 +1,39 @@
-"""GiVE's own parameters as one safetensors file: adapters, OID head, and for a vision-only encoder
-its projection. The backbone is not in it; the metadata names it.
+"""GiVE's own parameters as a file of adapters: adapters, OID head, and for a vision-only encoder
+its projection.
 
 The names are this library's resolution; the paper's code could not be had. Other names, should they
-turn up, are mapped by `renames` before anything else is looked at.
+turn up, are mapped by `renames` before anything else is read.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import os
-import pathlib
-import re
 import typing
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
 
-from perception_jax import settings
+from perception_jax import api, settings
 from perception_jax.data.processors import Mode
 from perception_jax.errors import CheckpointError
-from perception_jax.interop.export import export_params
-from perception_jax.interop.load import load_params
-from perception_jax.interop.rules import Rename, Rule, RuleTable, linear, norm
-from perception_jax.interop.safetensors_io import SafetensorsFile
-from perception_jax.interop.writer import write_file
+from perception_jax.interop.adapters import AdapterFile, AdapterNames, save_adapters
+from perception_jax.interop.rules import Rule, linear, norm
+from perception_jax.models.paired import build_backbone
 from perception_jax.models.params import flatten, unflatten
-from perception_jax.nn.variables import AdapterParam
-from perception_jax.settings import Integer, Settings
+from perception_jax.nn import stack
+from perception_jax.nn.adapters import AdapterParam
+from perception_jax.nn.mlp import ACTIVATIONS
 from perception_jax.shard.rules import shardings as make_shardings
 from perception_jax.systems.give.adapter import AdapterConfig
-from perception_jax.systems.give.backbone import LoadedBackbone, build_backbone, leaves_in_give
-from perception_jax.systems.give.model import SHARDINGS, Give, GiveConfig
+from perception_jax.systems.give.model import SHARDINGS, Give, GiveConfig, leaves_in_give
 
+ADAPTERS_FILE = "give.safetensors"
 ADAPTERS = "ag_adapters"
 INSERTS = "backbone/vision/blocks/inserts"
-HEADS_KEY = "adapter_heads"
-"""In the metadata: the one setting that no shape tells. Files without it have heads of 64."""
-SIZE_KEY, MODE_KEY = "image_size", "image_mode"
-"""What images the adapters trained on; a backbone's own processor may make others."""
+_MODE = settings.Choice(typing.get_args(Mode))
+_ACT = settings.Choice(tuple(ACTIVATIONS))
 
 
 def adapter_rules(source: str, target: str, config: AdapterConfig) -> tuple[Rule, ...]:
@@ -60,41 +53,23 @@ def adapter_rules(source: str, target: str, config: AdapterConfig) -> tuple[Rule
     return (*rules, Rule(f"{source}.gate", f"{target}/gate")) if gated else rules
 
 
-def table(
-    adapter: AdapterConfig,
-    layers: Sequence[int],
-    *,
-    joint: bool,
-    dense: bool,
-    renames: Sequence[tuple[str, str]] = (),
-) -> RuleTable:
-    """Names of all that trains, adapters numbered by their block.
-
-    Args:
-      layers: the blocks with an adapter, ascending.
-      joint: whether the backbone has a joint space of its own.
-      dense: whether there is a head for places.
-      renames: as of `load_give`.
-    """
+def names_of(give: Give) -> AdapterNames:
+    """Names of all that trains, adapters numbered by their block."""
+    blocks = give.backbone.vision.blocks
     rules = (
-        *adapter_rules(f"{ADAPTERS}.{{i}}", INSERTS, adapter),
+        *adapter_rules(f"{ADAPTERS}.{{i}}", INSERTS, blocks.inserts.config),
         *linear("oid_head.fc1", "oid_head/fc1"),
         *linear("oid_head.fc2", "oid_head/fc2"),
-        *(() if joint else linear("visual_proj", "visual_proj", bias=False)),
-        *(linear("dense_head", "dense_head") if dense else ()),
+        *(() if give.visual_proj is None else linear("visual_proj", "visual_proj", bias=False)),
+        *(() if give.dense_head is None else linear("dense_head", "dense_head")),
     )
-    # A stack is numbered 0, 1, 2, …: no number is larger than its block's, so that in this order
-    # none is renamed twice.
-    numbers = (
-        Rename(rf"^{ADAPTERS}\.{layer}\.", f"{ADAPTERS}.{k}.") for k, layer in enumerate(layers)
-    )
-    return RuleTable(rules=rules, renames=(*_as_renames(renames), *numbers))
+    return AdapterNames(rules=rules, stack=ADAPTERS, layers=blocks.layers)
 
 
 def save_give(
     path: str | os.PathLike[str],
     give: Give,
-    backbone: LoadedBackbone,
+    backbone: api.Loaded,
     *,
     variant: str = "",
     dtype: np.typing.DTypeLike | None = None,
@@ -109,52 +84,47 @@ def save_give(
     Raises:
       CheckpointError: the file cannot be written.
     """
-    blocks = give.backbone.vision.blocks
-    names = table(
-        blocks.inserts.config,
-        blocks.layers,
-        joint=give.visual_proj is None,
-        dense=give.dense_head is not None,
+    inserts, image = give.backbone.vision.blocks.inserts, backbone.processor.image
+    save_adapters(
+        path,
+        names_of(give),
+        flatten(give, AdapterParam),
+        backbone=backbone.name,
+        weights=flatten(plain_backbone(give.backbone)),
+        metadata={
+            "variant": variant,
+            "adapter_heads": str(inserts.heads),
+            "adapter_act": inserts.config.act,
+            "adapter_eps": repr(inserts.config.eps),
+            "head_act": give.oid_head.act,
+            "image_size": str(image.size),
+            "image_mode": image.mode,
+        },
+        dtype=dtype,
     )
-    leaves = trained_leaves(give)
-    if dtype is not None:
-        leaves = {name: leaf.astype(dtype) for name, leaf in leaves.items()}
-    tensors = [
-        dataclasses.replace(tensor, name=_by_block(tensor.name, blocks.layers))
-        for tensor in export_params(names, leaves)
-    ]
-    metadata = {
-        "format": "pt",
-        "backbone": backbone.name,
-        "variant": variant,
-        HEADS_KEY: str(blocks.inserts.heads),
-        SIZE_KEY: str(backbone.processor.image.size),
-        MODE_KEY: backbone.processor.image.mode,
-    }
-    write_file(pathlib.Path(path), tensors, metadata)
 
 
 def load_give(
     path: str | os.PathLike[str],
-    backbone: LoadedBackbone,
+    backbone: api.Loaded,
     *,
     renames: Sequence[tuple[str, str]] = (),
-    heads: int | None = None,
+    unstated: GiveConfig | None = None,
     mesh: jax.sharding.Mesh | None = None,
 ) -> Give:
     """A GiVE around a loaded backbone, with the adapters of a file.
 
     Args:
       renames: (regular expression, replacement) pairs, applied in order to every name of the file
-        before it is looked at.
-      heads: of an adapter, for files that do not say; None has one per 64 of the image width.
+        before it is read.
+      unstated: heads, activations and epsilon of adapters whose file does not state them.
       mesh: places each leaf on it.
 
     Raises:
-      CheckpointError: unknown or missing names, or shapes of another backbone.
+      CheckpointError: unknown or missing names, or adapters of another backbone.
     """
-    file = SafetensorsFile(path)
-    config = read_config(file, renames, heads)
+    file = AdapterFile(path, renames)
+    config = read_config(file, unstated or GiveConfig())
     give = nnx.eval_shape(
         lambda: Give(
             config,
@@ -162,93 +132,62 @@ def load_give(
             rngs=nnx.Rngs(params=0),
         )
     )
-    abstract = trained_leaves(give)
-    names = table(
-        config.adapter,
-        config.layers,
-        joint=give.visual_proj is None,
-        dense=config.dense,
-        renames=renames,
-    )
+    abstract = flatten(give, AdapterParam)
     placed = None if mesh is None else make_shardings(abstract, SHARDINGS, mesh)
-    trained = load_params(names, file, abstract, shardings=placed).params
+    trained = file.load(names_of(give), abstract, shardings=placed)
+    file.check_backbone(backbone.name, flatten(backbone.model))
     return unflatten(give, leaves_in_give(backbone.model) | trained)
 
 
-def trained_on(path: str | os.PathLike[str], backbone: LoadedBackbone) -> LoadedBackbone:
+def trained_on(path: str | os.PathLike[str], backbone: api.Loaded) -> api.Loaded:
     """The backbone with the images that the adapters of a file trained on, if it says so.
 
     Raises:
       CheckpointError: the file is missing or damaged, or says nonsense.
     """
-    file = SafetensorsFile(path)
-    size = _number(file, SIZE_KEY, settings.IMAGE_SIZE)
+    file = AdapterFile(path)
+    size = file.setting("image_size", settings.IMAGE_SIZE, None)
     if size is None:
         return backbone
-    mode = _metadata(file).get(MODE_KEY, settings.Choice(typing.get_args(Mode)), None)
-    return backbone.at_size(size, mode=mode)
+    return backbone.at_size(size, mode=file.setting("image_mode", _MODE, None))
 
 
-def read_config(
-    file: SafetensorsFile, renames: Sequence[tuple[str, str]] = (), heads: int | None = None
-) -> GiveConfig:
-    """The settings that a file's names and metadata tell.
+def read_config(file: AdapterFile, unstated: GiveConfig) -> GiveConfig:
+    """The settings that a file's names, shapes and metadata tell.
 
     Raises:
-      CheckpointError: it holds no adapters, or the number of heads is none.
+      CheckpointError: it holds no adapters, or a setting makes no sense.
     """
-    names = [_rename(name, renames) for name in file]
-    numbers = {int(found[1]) for name in names if (found := _NUMBER.match(name))}
-    if not numbers:
-        raise CheckpointError(
-            f"Expected names such as {ADAPTERS}.1.to_q.weight in {file.path}, found "
-            f"{', '.join(sorted(names)[:3])}, …: is this a checkpoint of GiVE's adapters? Other "
-            "names can be mapped with `renames`."
-        )
-    stored = _number(file, HEADS_KEY, settings.HEADS)
-    last, blocks = max(numbers), settings.Integer(0, settings.DEPTH.high - 1)
-    settings.check(last, blocks, f"adapters in {file.path}: block", error=CheckpointError)
+    layers, names, other = file.layers(ADAPTERS), file.shapes, unstated.adapter
+    is_mlp = any(".mlp.fc2." in name for name in names)
+    hidden, width = (
+        names.get(f"{ADAPTERS}.{layers[0]}.{name}") for name in ("mlp.fc1.bias", "norm.weight")
+    )
+    mlp_hidden = hidden[0] if is_mlp and hidden and hidden != width else None
+    settings.check(
+        mlp_hidden,
+        settings.Optional(settings.WIDTH),
+        f"{file.path}: width of the connector's hidden layer",
+        error=CheckpointError,
+    )
+    adapter = AdapterConfig(
+        heads=file.setting("adapter_heads", settings.HEADS, other.heads),
+        gate="tanh" if any(name.endswith(".gate") for name in names) else "none",
+        connector="mlp" if is_mlp else "linear",
+        mlp_hidden=mlp_hidden,
+        act=file.setting("adapter_act", _ACT, other.act),
+        eps=file.setting("adapter_eps", settings.EPS, other.eps),
+    )
     return GiveConfig(
-        layers=tuple(sorted(numbers)),
+        layers=layers,
+        adapter=adapter,
         dense=any(name.startswith("dense_head.") for name in names),
-        adapter=AdapterConfig(
-            heads=heads if stored is None else stored,
-            gate="tanh" if any(name.endswith(".gate") for name in names) else "none",
-            connector="mlp" if any(".mlp.fc2." in name for name in names) else "linear",
-        ),
+        head_act=file.setting("head_act", _ACT, unstated.head_act),
     )
 
 
-def trained_leaves(give: Give) -> dict[str, Any]:
-    """Every leaf that trains, by its path."""
-    return flatten(give, AdapterParam)
-
-
-_NUMBER = re.compile(rf"{ADAPTERS}\.(0|[1-9][0-9]*)\.")
-
-
-def _metadata(file: SafetensorsFile) -> Settings:
-    return Settings(file.metadata, f"metadata of {file.path}", error=CheckpointError)
-
-
-def _number(file: SafetensorsFile, key: str, kind: Integer) -> int | None:
-    """A number that stands in the metadata, which holds strings; None if it does not."""
-    text = _metadata(file).get(key, settings.Text(longest=32), None)
-    if text is None:
-        return None
-    value = int(text) if re.fullmatch("[0-9]+", text) else text
-    return settings.check(value, kind, f"metadata of {file.path}: {key}", error=CheckpointError)
-
-
-def _as_renames(renames: Sequence[tuple[str, str]]) -> tuple[Rename, ...]:
-    return tuple(Rename(pattern, replacement) for pattern, replacement in renames)
-
-
-def _rename(name: str, renames: Sequence[tuple[str, str]]) -> str:
-    for item in _as_renames(renames):
-        name = item.apply(name)
-    return name
-
-
-def _by_block(name: str, layers: Sequence[int]) -> str:
-    return _NUMBER.sub(lambda found: f"{ADAPTERS}.{layers[int(found[1])]}.", name)
+def plain_backbone(backbone: nnx.Module) -> nnx.Module:
+    """The same backbone without adapters in it; leaves are shared."""
+    plain = jax.tree.map(lambda leaf: leaf, backbone)
+    plain.vision.blocks = stack.base_of(plain.vision.blocks)
+    return plain

@@ -11,19 +11,15 @@ import importlib.resources
 import os
 import pathlib
 
-import jax
-from flax import nnx
-
 from perception_jax import api
 from perception_jax.errors import ConfigError
 from perception_jax.files import write_whole
 from perception_jax.interop.writer import replacing_folder
+from perception_jax.models.paired import is_joint
 from perception_jax.models.registry import architecture_of
 from perception_jax.models.resized import resized
-from perception_jax.nn import stack
-from perception_jax.systems.give.backbone import is_joint
-from perception_jax.systems.give.checkpoint import save_give
-from perception_jax.systems.give.pretrained import ADAPTERS_FILE, GiveEncoder
+from perception_jax.systems.give.checkpoint import ADAPTERS_FILE, plain_backbone, save_give
+from perception_jax.systems.give.pretrained import GiveEncoder
 
 README = "merged_folder.md"
 
@@ -56,10 +52,3 @@ def export_merged(
         api.export(loaded, folder)
         save_give(folder / ADAPTERS_FILE, encoder.model, encoder.backbone)
         write_whole(folder / "README.md", readme.read_text("utf-8"))
-
-
-def plain_backbone(backbone: nnx.Module) -> nnx.Module:
-    """The same backbone without adapters in it; leaves are shared."""
-    plain = jax.tree.map(lambda leaf: leaf, backbone)
-    plain.vision.blocks = stack.base_of(plain.vision.blocks)
-    return plain

@@ -15,10 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from perception_jax import settings
 from perception_jax.ops.losses import softmax_contrastive
-
-TEMPERATURE = 0.07
-"""Of OIIC."""
 
 
 @jax.tree_util.register_dataclass
@@ -39,13 +37,25 @@ class Rows:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """Weights of the three losses; 0 leaves one out. `absent_rows`: whether rows conditioned on an
-    absent class are negatives of OIIC."""
+    """Settings of the three losses.
+
+    Attributes:
+      oitc, oiic, oid: weights; 0 leaves a loss out.
+      absent_rows: whether rows conditioned on an absent class are negatives of OIIC.
+      oiic_temperature: divides the cosines of OIIC. (OITC uses the backbone's own temperature.)
+
+    Raises:
+      ConfigError: a temperature that is not a number above 0.
+    """
 
     oitc: float = 1.0
     oiic: float = 1.0
     oid: float = 1.0
     absent_rows: bool = True
+    oiic_temperature: float = 0.07
+
+    def __post_init__(self) -> None:
+        settings.check(self.oiic_temperature, settings.Number(above=0.0), "oiic_temperature")
 
 
 @jax.tree_util.register_dataclass
@@ -81,7 +91,8 @@ def all_losses(
       harder: cosines of OITC's images with further wrong captions; see `softmax_contrastive`.
     """
     first = oitc(present, text, scale, rows, harder)
-    second = oiic(present, rows, absent if config.absent_rows else None)
+    others = absent if config.absent_rows else None
+    second = oiic(present, rows, others, temperature=config.oiic_temperature)
     third = oid(present_logit, absent_logit)
     total = config.oitc * first + config.oiic * second + config.oid * third
     return Losses(total=total, oitc=first, oiic=second, oid=third)
@@ -109,7 +120,7 @@ def oiic(
     rows: Rows,
     absent: Float[Array, "M D"] | None = None,
     *,
-    temperature: float = TEMPERATURE,
+    temperature: float,
 ) -> Float[Array, ""]:
     """Object-focused image-image contrast: images steered to one class are each other's positives.
 
@@ -119,6 +130,7 @@ def oiic(
 
     Args:
       present, absent: unit rows; without `absent` only present rows compare.
+      temperature: divides the cosines; see `LossConfig.oiic_temperature`.
     """
     present = present.astype(jnp.float32)
     own = present @ present.T / temperature

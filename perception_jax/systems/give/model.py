@@ -18,16 +18,19 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
+from perception_jax import settings
 from perception_jax.errors import ConfigError
 from perception_jax.models import shardings as models
+from perception_jax.models.paired import Backbone, is_joint
+from perception_jax.models.params import flatten, with_inserts
 from perception_jax.nn import stack
-from perception_jax.nn.mlp import gelu
+from perception_jax.nn.adapters import adapter_linear
+from perception_jax.nn.mlp import ACTIVATIONS
 from perception_jax.nn.taps import Taps
 from perception_jax.nn.text_tower import TextTower, first_end
 from perception_jax.nn.towers import TowerOutput
 from perception_jax.ops.losses import unit
-from perception_jax.systems.give.adapter import AdapterConfig, AgAdapter, Instruction, linear
-from perception_jax.systems.give.backbone import Backbone, is_joint, joint_width
+from perception_jax.systems.give.adapter import AdapterConfig, AgAdapter, Instruction
 
 ADAPTERS = 12
 """How many a backbone gets if it has so many blocks."""
@@ -45,18 +48,28 @@ SIGLIP_END = 1
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GiveConfig:
-    """Attributes:
-    layers: blocks with an adapter, counted from 0, or a name: "spread" for twelve spread evenly
-      with the last block among them (all blocks where there are fewer), "all", "first half",
-      "last half".
-    adapter: what all of them share.
-    dense: whether there is a head that says of each patch whether it shows the named object (the
-      "plus" profile).
+    """Settings of the network.
+
+    Attributes:
+      layers: blocks with an adapter, counted from 0, or a name: "spread" for twelve spread evenly
+        with the last block among them (all blocks where there are fewer), "all", "first half",
+        "last half".
+      adapter: what all of them share.
+      dense: whether there is a head that says of each patch whether it shows the named object (the
+        "plus" profile).
+      head_act: activation of the OID head, one of `nn.mlp.ACTIVATIONS`.
+
+    Raises:
+      ConfigError: an unknown activation.
     """
 
     layers: tuple[int, ...] | str = "spread"
     adapter: AdapterConfig = dataclasses.field(default_factory=AdapterConfig)
     dense: bool = False
+    head_act: str = "gelu"
+
+    def __post_init__(self) -> None:
+        settings.check(self.head_act, settings.Choice(tuple(ACTIVATIONS)), "head_act")
 
     def placed(self, depth: int) -> tuple[int, ...]:
         """The blocks with an adapter in a tower of `depth` blocks.
@@ -97,16 +110,17 @@ class GiveOutput:
 class OidHead(nnx.Module):
     """Two layers from the pooled image token and the instruction's embedding to one logit."""
 
-    def __init__(self, width: int, embed_dim: int, *, rngs: nnx.Rngs):
-        self.fc1 = linear(width + embed_dim, width, rngs=rngs)
-        self.fc2 = linear(width, 1, rngs=rngs)
+    def __init__(self, width: int, embed_dim: int, *, act: str = "gelu", rngs: nnx.Rngs):
+        self.act = act
+        self.fc1 = adapter_linear(width + embed_dim, width, rngs=rngs)
+        self.fc2 = adapter_linear(width, 1, rngs=rngs)
 
     def __call__(
         self, pooled: Float[Array, "M D"], instruction: Float[Array, "M E"]
     ) -> Float[Array, " M"]:
         """The presence logit, float32."""
         joined = jnp.concatenate([pooled, instruction.astype(pooled.dtype)], axis=1)
-        return self.fc2(gelu(self.fc1(joined)))[:, 0].astype(jnp.float32)
+        return self.fc2(ACTIVATIONS[self.act](self.fc1(joined)))[:, 0].astype(jnp.float32)
 
 
 class Give(nnx.Module):
@@ -120,7 +134,7 @@ class Give(nnx.Module):
         backbone = jax.tree.map(lambda leaf: leaf, backbone)  # the caller's stays as it is
         vision = backbone.vision
         width = vision.norm_post.scale.shape[0]
-        embed_dim, text_width = joint_width(backbone), backbone.text.norm_final.scale.shape[0]
+        text_width, embed_dim = backbone.text.projection.kernel.shape
         layers = config.placed(stack.depth_of(vision.blocks))
 
         def adapter(rngs: nnx.Rngs) -> AgAdapter:
@@ -129,10 +143,10 @@ class Give(nnx.Module):
         adapters = stack.init(adapter, len(layers), rngs=rngs)
         vision.blocks = stack.Inserted(vision.blocks, adapters, layers)
         self.backbone = backbone
-        self.oid_head = OidHead(width, embed_dim, rngs=rngs)
+        self.oid_head = OidHead(width, embed_dim, act=config.head_act, rngs=rngs)
         self.visual_proj = None if is_joint(backbone) else _projection(width, embed_dim, rngs)
         # Zero at first: every patch says "perhaps".
-        self.dense_head = linear(width, 1, zero=True, rngs=rngs) if config.dense else None
+        self.dense_head = adapter_linear(width, 1, zero=True, rngs=rngs) if config.dense else None
 
     def __call__(
         self,
@@ -201,6 +215,16 @@ class Steered:
         return dataclasses.replace(out.tower, embedding=out.embedding)
 
 
+def path_in_give(path: str) -> str:
+    """The path that a leaf of a backbone has in a `Give` around it."""
+    return f"backbone/{with_inserts(path, 'vision/blocks')}"
+
+
+def leaves_in_give(backbone: nnx.Module) -> dict[str, Array]:
+    """A backbone's leaves by the paths that they have in a `Give`."""
+    return {path_in_give(path): leaf for path, leaf in flatten(backbone).items()}
+
+
 def _named(name: str, depth: int) -> tuple[int, ...]:
     count = min(ADAPTERS, depth)
     known = {
@@ -223,17 +247,20 @@ def instruct(
     *,
     dtype: np.typing.DTypeLike = jnp.float32,
     strength: float = 1.0,
+    end_id: int | None = None,
 ) -> Instruction:
     """What to steer by: a frozen text tower's tokens up to the first end token.
 
     Args:
       ids: SigLIP's padded to the context; others to any common length, with any padding.
       strength: factor on what adapters add; 1 is as trained.
+      end_id: the end token; None for the tower's own (see `instruction_mask`).
     """
     out = tower(ids, dtype=dtype)
+    end_id = tower.end_id if end_id is None else end_id
     return Instruction(
         states=out.tokens,
-        mask=instruction_mask(ids, tower.pool, tower.end_id),
+        mask=instruction_mask(ids, tower.pool, end_id),
         embedding=unit(out.embedding),
         strength=jnp.float32(strength),
     )
@@ -245,21 +272,21 @@ def instruction_mask(
     """True up to and including the first end token, whatever the padding is.
 
     Args:
-      pool: how the text tower is read: at its end token ("end"), or at its last position ("last";
-        the end token is SigLIP's, and without one all tokens count).
-      end_id: of a tower that is read at its end token; None for the largest id.
+      pool: how the text tower is read: at its end token ("end"), or at its last position ("last":
+        without an end token all tokens count).
+      end_id: the end token; None for the largest id ("end") or SigLIP's (`SIGLIP_END`, "last").
     """
     positions = jnp.arange(ids.shape[1])
     if pool == "end":
         end = first_end(ids, end_id)
     else:
-        found = ids == SIGLIP_END
+        found = ids == (SIGLIP_END if end_id is None else end_id)
         end = jnp.where(found.any(axis=1), jnp.argmax(found, axis=1), ids.shape[1] - 1)
     return positions[None] <= end[:, None]
 
 
 def _projection(width: int, embed_dim: int, rngs: nnx.Rngs) -> Any:
-    layer = linear(width, embed_dim, bias=False, rngs=rngs)
+    layer = adapter_linear(width, embed_dim, bias=False, rngs=rngs)
     normal = functools.partial(jax.random.normal, rngs.params())
     layer.kernel[...] = width**-0.5 * normal(layer.kernel.shape)
     return layer

@@ -22,21 +22,17 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from perception_jax import api
-from perception_jax.api import shipped_folder
+from perception_jax.api.backbones import TEXT_SOURCE
 from perception_jax.data.records import Image
 from perception_jax.errors import CheckpointError, ConfigError
-from perception_jax.interop.checkpoint_dir import INDEX, SINGLE
-from perception_jax.interop.safetensors_io import SafetensorsFile
+from perception_jax.interop.adapters import backbone_of
 from perception_jax.nn import stack
 from perception_jax.nn.taps import Taps
-from perception_jax.settings import shown
 from perception_jax.systems.give.adapter import Instruction
-from perception_jax.systems.give.backbone import TEXT_SOURCE, LoadedBackbone, load_backbone
-from perception_jax.systems.give.checkpoint import load_give, trained_on
+from perception_jax.systems.give.checkpoint import ADAPTERS_FILE, load_give, trained_on
 from perception_jax.systems.give.encoding.encode import Encoder
 from perception_jax.systems.give.model import Give, GiveConfig, GiveOutput, Steered
 
-ADAPTERS_FILE = "give.safetensors"
 SHIPPED = ("scenes-give",)
 """Adapters in the package: `configs/give/scenes.py`, for "scenes-clip"."""
 LLAVA_STRENGTH = 0.5
@@ -68,7 +64,7 @@ class GiveEncoder:
       backbone: name, configuration and processor of what it stands on.
     """
 
-    def __init__(self, model: Give, backbone: LoadedBackbone):
+    def __init__(self, model: Give, backbone: api.Loaded):
         self.model = model
         self.backbone = backbone
         self.processor = backbone.processor
@@ -107,6 +103,8 @@ class GiveEncoder:
           ConfigError: neither `give` nor `backbone`.
           CheckpointError: files that are missing, damaged, or do not fit each other.
         """
+        if give is None and backbone is None:
+            raise ConfigError("name the backbone, the adapters, or both; found neither.")
         path = None if give is None else find_adapters(give)
         if path is not None and not path.is_file():
             raise CheckpointError(
@@ -115,8 +113,8 @@ class GiveEncoder:
                 "adapters is given as `backbone`."
             )
         if backbone is None:
-            backbone = named_backbone(path, trusted)
-        loaded = load_backbone(backbone, text=text, dtype=dtype, mesh=mesh)
+            backbone = backbone_of(path, shipped=api.SHIPPED, trusted=trusted)
+        loaded = api.load_backbone(backbone, text=text, dtype=dtype, mesh=mesh)
         if path is None:
             rngs = nnx.Rngs(params=0)
             return cls(Give(config or GiveConfig(), loaded.model, rngs=rngs), loaded)
@@ -211,51 +209,8 @@ def find_adapters(give: str | os.PathLike[str]) -> pathlib.Path:
     """The file of adapters: a path, the folder that it is in, or a shipped name."""
     path = pathlib.Path(give)
     if not path.exists() and os.fspath(give) in SHIPPED:
-        path = shipped_folder(os.fspath(give))
+        path = api.shipped_folder(os.fspath(give))
     return path / ADAPTERS_FILE if path.is_dir() else path
-
-
-def named_backbone(path: str | os.PathLike[str] | None, trusted: Sequence[str] = ()) -> str:
-    """The backbone that a file of adapters was made for: the one that lies beside it, or else the
-    one that it names.
-
-    A file may come from anyone, so that nothing is fetched and no folder elsewhere is read because
-    it says so.
-
-    Args:
-      trusted: names that the caller would load.
-
-    Raises:
-      ConfigError: there is no file.
-      CheckpointError: it does not say, or names something else than shipped weights, a folder
-        below its own, or what is trusted.
-    """
-    if path is None:
-        raise ConfigError("name the backbone, the adapters, or both; found neither.")
-    folder = pathlib.Path(path).parent
-    if any((folder / name).is_file() for name in (SINGLE, INDEX)):
-        return str(folder)
-    name = SafetensorsFile(path).metadata.get("backbone", "")
-    if not name:
-        raise CheckpointError(f"{path} does not name its backbone; give it as `backbone`.")
-    if name in api.SHIPPED or name in trusted:
-        return name
-    # Also an absolute path, which a training on this machine wrote.
-    inside = folder.resolve() in _resolved(folder / name).parents
-    if inside and os.path.isdir(folder / name):
-        return str(folder / name)
-    raise CheckpointError(
-        f"{path} names the backbone {shown(name)}, which is neither shipped "
-        f"({', '.join(api.SHIPPED)}) nor in its folder; what a file names is not fetched and not "
-        "looked for elsewhere. If you trust it, give it as `backbone` (`--backbone` of a program)."
-    )
-
-
-def _resolved(path: pathlib.Path) -> pathlib.Path:
-    try:
-        return path.resolve()
-    except (OSError, ValueError, RuntimeError):  # names that no file has: NUL, too long, a loop
-        return pathlib.Path()
 
 
 def _call(

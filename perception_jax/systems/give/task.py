@@ -18,15 +18,16 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
+from perception_jax import api
 from perception_jax.data.records import Record, Source
+from perception_jax.models.paired import build_backbone
 from perception_jax.models.params import flatten, unflatten
+from perception_jax.nn.adapters import AdapterParam
 from perception_jax.nn.text_tower import TextTower
-from perception_jax.nn.variables import AdapterParam
 from perception_jax.ops.image import normalise
 from perception_jax.ops.losses import unit
 from perception_jax.shard.rules import shardings
 from perception_jax.systems.give.adapter import Instruction
-from perception_jax.systems.give.backbone import LoadedBackbone, build_backbone, paths_in_give
 from perception_jax.systems.give.data.training_data import TrainingData
 from perception_jax.systems.give.encoding.encode import (
     GENERIC,
@@ -35,7 +36,7 @@ from perception_jax.systems.give.encoding.encode import (
     as_arrays,
 )
 from perception_jax.systems.give.losses import LossConfig, Rows, all_losses
-from perception_jax.systems.give.model import SHARDINGS, Give, GiveConfig
+from perception_jax.systems.give.model import SHARDINGS, Give, GiveConfig, path_in_give
 from perception_jax.systems.give.plus import (
     GENERIC_EVERY,
     PlusConfig,
@@ -78,7 +79,7 @@ class GiveTask:
     def __init__(
         self,
         config: GiveTaskConfig,
-        backbone: LoadedBackbone,
+        backbone: api.Loaded,
         data: TrainingData | None,
         *,
         evaluators: Mapping[str, Evaluator] | None = None,
@@ -103,7 +104,7 @@ class GiveTask:
 
     def pretrained(self, targets: Mapping[str, jax.ShapeDtypeStruct]) -> Mapping[str, Any]:
         """The backbone's own leaves, straight from its files to their shards."""
-        paths = paths_in_give(self.backbone.model)
+        paths = {path: path_in_give(path) for path in flatten(self.backbone.model)}
         read = self.backbone.read({path: targets[own] for path, own in paths.items()})
         return {paths[path]: leaf for path, leaf in read.items()}
 
@@ -170,7 +171,7 @@ class GiveTask:
 
     def _text_tower(self) -> TextTower:
         """The backbone's text tower on the current mesh, for as long as instructions are read."""
-        if self.backbone.source is None:
+        if self.backbone.weights is None:
             return self.backbone.model.text
         text = flatten(self.backbone.model.text)
         abstract = {f"text/{path}": leaf for path, leaf in text.items()}

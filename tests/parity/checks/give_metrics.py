@@ -25,6 +25,8 @@ OURS = ("static_auc", "blank_auc", "two_stage", "n_map", "n_map_r", "n_map_c", "
 
 @check("give", when=lambda case: case.name.startswith("metrics"))
 def every_number(case: Case) -> None:
+    assert case.settings["unit"] == "percent"
+    ks = {name: tuple(case.settings[name]) for name in ("recall_ks", "accuracy_ks")}
     for part in case.settings["subcases"].values():
         data = json.loads((case.directory / part["input"]).read_text())
         expected = json.loads((case.directory / part["expected"]).read_text())
@@ -34,10 +36,11 @@ def every_number(case: Case) -> None:
             [from_moinst(from_json(record, part["input"])) for record in data["images"]],
             _classes(data["classes"]),
             federated=part["federated"],
+            overlooked_share=float(case.settings["overlooked_area_share"]),
         )
         # All images in the order of the instructions; then only those needed, in another order.
         for backwards in (False, True):
-            found = report(measure(notes, data, backwards)).to_dict()
+            found = report(measure(notes, data, backwards), **ks).to_dict()
             _compare(json.loads(json.dumps(found)), expected, part["expected"])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -17,22 +18,27 @@ from perception_jax.interop.safetensors_io import SafetensorsFile
 from perception_jax.models.clip.config import ClipConfig
 from perception_jax.models.clip.params import hf_table, text_table
 from perception_jax.models.dinov2.config import Dinov2Config
+from perception_jax.models.paired import PairedConfig, build_backbone
 from perception_jax.models.params import flatten, unflatten
 from perception_jax.models.registry import architecture
 from perception_jax.models.siglip.config import SiglipConfig
 from perception_jax.nn.taps import Taps
-from perception_jax.systems.give.backbone import LoadedBackbone, PairedConfig, build_backbone
 from perception_jax.systems.give.checkpoint import load_give
-from perception_jax.systems.give.model import instruct
+from perception_jax.systems.give.model import GiveConfig, instruct
 from tests.parity.cases import Case, assert_close, check
+from tests.parity.checks.give import ACTIVATIONS, adapter_config
 
 
 @check("give", when=lambda case: case.name.startswith("tiny_"))
 def steered_tower(case: Case) -> None:
     settings, arrays = case.settings, case.arrays
     backbone = _backbone(case)
-    heads = settings["adapter"]["num_heads"]
-    give = load_give(case.directory / "give.safetensors", backbone, heads=heads)
+    act = settings["oid_head"]["activation"]
+    stated = GiveConfig(
+        adapter=adapter_config(settings["adapter"]), head_act=ACTIVATIONS.get(act, act)
+    )
+    give = load_give(case.directory / "give.safetensors", backbone, unstated=stated)
+    assert give.backbone.vision.blocks.inserts.fc1.kernel.shape[2] == stated.adapter.mlp_hidden
     layers = give.backbone.vision.blocks.layers
     assert layers == tuple(settings["adapter"]["layers"])
     depth = settings["vision"]["num_hidden_layers"]
@@ -47,7 +53,9 @@ def steered_tower(case: Case) -> None:
 
     taps = dataclasses.replace(every, inserts=layers)
     steer = jax.jit(lambda give, pixels, told: give(pixels, told, taps=taps))
-    read = jax.jit(instruct)
+    # CLIP's tower has the end token from the same settings; SigLIP's does not use one.
+    own = {"end_id": settings["text"]["eos_token_id"]} if give.backbone.text.pool == "last" else {}
+    read = jax.jit(functools.partial(instruct, **own))
     for name in (key for key in arrays if key.startswith("input_ids")):
         ids = jnp.asarray(arrays[name], jnp.int32)
         told = read(give.backbone.text, ids)
@@ -59,7 +67,7 @@ def steered_tower(case: Case) -> None:
         for k, strength in enumerate(settings["alphas"]):
             told = dataclasses.replace(told, strength=jnp.float32(strength))
             out = steer(give, pixels, told)
-            _compare(case, f"alpha{k}", out, attention=strength > 0)
+            _compare(case, f"alpha{k}", out, attention=strength != 0)
 
 
 def _compare(case: Case, name: str, out: Any, *, attention: bool) -> None:
@@ -84,7 +92,7 @@ def _compare(case: Case, name: str, out: Any, *, attention: bool) -> None:
         assert_close(value, arrays[f"{name}.{key}"], what=f"{name} {key}")
 
 
-def _backbone(case: Case) -> LoadedBackbone:
+def _backbone(case: Case) -> api.Loaded:
     settings = case.settings
     kind, text = settings["backbone"], settings["text"]
     hf = {
@@ -110,7 +118,7 @@ def _backbone(case: Case) -> LoadedBackbone:
         model = nnx.eval_shape(lambda: build_backbone(config, rngs=nnx.Rngs(params=0)))
         table = hf_table() if kind == "clip" else architecture(kind).tables["hf"](config)
         params = load_params(table, files, flatten(model)).params
-    return LoadedBackbone(
+    return api.Loaded(
         name=case.name,
         model=unflatten(model, params),
         config=config,

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from perception_jax.data.moinst.lvis import RebuildConfig, rebuild
-from perception_jax.data.moinst.published import MAX_BAD_SHARE, import_published
+from perception_jax.data.moinst.published import import_published
 from perception_jax.data.moinst.record import MoinstImage, from_json, to_json
 from perception_jax.errors import DataError
 from tests.parity.cases import Case, check
@@ -18,20 +18,22 @@ from tests.parity.cases import Case, check
 
 @check("give", when=lambda case: case.name.startswith("moinst_import"))
 def published_files(case: Case) -> None:
-    assert case.settings["max_bad_share"] == MAX_BAD_SHARE
+    share = float(case.settings["max_bad_share"])
     for given in case.settings["imports"]:
         with tempfile.TemporaryDirectory() as folder:
-            _published(case, given, pathlib.Path(folder))
+            _published(case, given, pathlib.Path(folder), share)
     for given in case.settings["failures"]:
         with pytest.raises(DataError) as caught:
             import_published(
-                case.directory / given["train"], categories=_categories(case, given["categories"])
+                case.directory / given["train"],
+                categories=_categories(case, given["categories"]),
+                max_bad_share=share,
             )
         for word in given["must_mention"]:
             assert word.lower() in str(caught.value).lower(), given["reason"]
 
 
-def _published(case: Case, given: dict[str, Any], folder: pathlib.Path) -> None:
+def _published(case: Case, given: dict[str, Any], folder: pathlib.Path, share: float) -> None:
     if given["root_files"] is not None:
         for name in json.loads((case.directory / given["root_files"]).read_text()):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -41,6 +43,7 @@ def _published(case: Case, given: dict[str, Any], folder: pathlib.Path) -> None:
         case.directory / given["test"],
         categories=_categories(case, given["categories"]),
         images=None if given["root_files"] is None else folder,
+        max_bad_share=share,
     )
     for part in ("train", "test"):
         _assert_records(imported.images[part], case.directory / given[f"expected_{part}"])

@@ -11,7 +11,11 @@ from jaxtyping import Bool
 from perception_jax.data import images
 from perception_jax.data.processors import ImageProcessor
 from perception_jax.data.records import Record, Source
-from perception_jax.evals.conditioned.annotations import Annotations, EvaluatedClass
+from perception_jax.evals.conditioned.annotations import (
+    OVERLOOKED_SHARE,
+    Annotations,
+    EvaluatedClass,
+)
 from perception_jax.evals.conditioned.convert import from_record
 from perception_jax.systems.give.data.visibility import MIN_VISIBLE, kept_share
 
@@ -33,6 +37,7 @@ def read_labels(
     *,
     federated: bool,
     processor: ImageProcessor,
+    overlooked_share: float = OVERLOOKED_SHARE,
 ) -> Labels:
     """Reads every record once; images are not decoded.
 
@@ -40,7 +45,7 @@ def read_labels(
 
     Args:
       classes: named as the records' objects.
-      federated: see `Annotations.build`.
+      federated, overlooked_share: see `Annotations.build`.
       processor: what makes the model's image.
 
     Raises:
@@ -56,7 +61,10 @@ def read_labels(
         image = from_record(record, ids, size)
         found.append(image.keep(shown[known].tolist()))
         cropped += int(np.count_nonzero(~shown[known]))
-    return Labels(Annotations.build(found, classes, federated=federated), cropped)
+    annotations = Annotations.build(
+        found, classes, federated=federated, overlooked_share=overlooked_share
+    )
+    return Labels(annotations, cropped)
 
 
 def _shown(

@@ -45,12 +45,14 @@ def evaluation_of(
     Raises:
       DataError: too many records that cannot be used, or labels that do not fit.
     """
+    config = config or EvaluationConfig()
     source = usable(source, max_bad_fraction=max_bad_fraction)
     labels = read_labels(
         source,
         tuple(EvaluatedClass(name=name) for name in classes),
         federated=federated,
         processor=processor.image,
+        overlooked_share=config.overlooked_share,
     )
     pixels = PixelsOfSource(source, processor.image, workers=workers)
     return Evaluation(

@@ -20,9 +20,9 @@ from perception_jax.data.records import Source
 from perception_jax.errors import ConfigError
 from perception_jax.evals.conditioned import prompts
 from perception_jax.evals.conditioned.accumulate import TOP, Accumulator, Measured, Needs, Texts
-from perception_jax.evals.conditioned.annotations import Annotations
-from perception_jax.evals.conditioned.report import Report, report
-from perception_jax.nn.variables import AdapterParam
+from perception_jax.evals.conditioned.annotations import OVERLOOKED_SHARE, Annotations
+from perception_jax.evals.conditioned.report import ACCURACY_KS, RECALL_KS, Report, report
+from perception_jax.nn.adapters import AdapterParam
 from perception_jax.systems.give.encoding.galleries import (
     Galleries,
     Pixels,
@@ -34,17 +34,33 @@ from perception_jax.systems.give.encoding.plan import Plan, Rows, block_rows, ma
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """Attributes:
-    batch_size: rows per device call, over all devices.
-    block_bytes: for the conditioned embeddings that are held at a time.
-    retrieval: whether to score retrieval, or only naming and deciding.
-    top: images that the second stage of two-stage retrieval looks at.
+    """Settings of an evaluation.
+
+    Attributes:
+      batch_size: rows per device call, over all devices.
+      block_bytes: for the conditioned embeddings that are held at a time.
+      retrieval: whether to score retrieval, or only naming and deciding.
+      top: images that the second stage of two-stage retrieval looks at.
+      overlooked_share: objects below this share of their image's area count as overlooked.
+      recall_ks, accuracy_ks: ranks up to which a right item counts; 1 is among them.
+
+    Raises:
+      ConfigError: no 1 among the ranks.
     """
 
     batch_size: int = 64
     block_bytes: int = 2_000_000_000
     retrieval: bool = True
     top: int = TOP
+    overlooked_share: float = OVERLOOKED_SHARE
+    recall_ks: tuple[int, ...] = RECALL_KS
+    accuracy_ks: tuple[int, ...] = ACCURACY_KS
+
+    def __post_init__(self) -> None:
+        for name in ("recall_ks", "accuracy_ks"):
+            ks = getattr(self, name)
+            if 1 not in ks or min(ks) < 1:
+                raise ConfigError(f"{name}: expected ranks from 1 on, 1 among them, found {ks}.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -163,7 +179,9 @@ class Evaluation:
         measured = accumulator.finish()
         cost = self._cost(model)
         self._log(cost.describe())
-        return Evaluated(report=report(measured), measured=measured, plan=plan, cost=cost)
+        ks = {"recall_ks": self.config.recall_ks, "accuracy_ks": self.config.accuracy_ks}
+        scores = report(measured, **ks)
+        return Evaluated(report=scores, measured=measured, plan=plan, cost=cost)
 
     def __call__(self, model: nnx.Module) -> Mapping[str, float]:
         """The main numbers, to log while training."""

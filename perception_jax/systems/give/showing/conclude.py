@@ -14,17 +14,17 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
+from perception_jax.api import Loaded
 from perception_jax.data.records import Source
 from perception_jax.errors import CheckpointError, ConfigError
 from perception_jax.files import write_whole
 from perception_jax.interop.writer import replacing_folder
 from perception_jax.nn import stack
-from perception_jax.systems.give.backbone import LoadedBackbone
-from perception_jax.systems.give.checkpoint import save_give
+from perception_jax.systems.give.checkpoint import ADAPTERS_FILE, save_give
 from perception_jax.systems.give.evaluation.evaluate import Evaluated, Evaluation, main_numbers
 from perception_jax.systems.give.export import export_merged
 from perception_jax.systems.give.model import Give
-from perception_jax.systems.give.pretrained import ADAPTERS_FILE, GiveEncoder
+from perception_jax.systems.give.pretrained import GiveEncoder
 from perception_jax.systems.give.showing import report as report_page
 from perception_jax.systems.give.showing.report_pictures import Pictures
 from perception_jax.systems.give.task import GiveTask
@@ -95,7 +95,7 @@ def report(
     return evaluated
 
 
-def save(model: Give, backbone: LoadedBackbone, workdir: pathlib.Path) -> None:
+def save(model: Give, backbone: Loaded, workdir: pathlib.Path) -> None:
     """Writes the adapters as `workdir/give.safetensors`, and backbone and adapters as the folder
     `workdir/hf`, which is loaded back and compared before it replaces an older one.
 

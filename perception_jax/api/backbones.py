@@ -1,0 +1,157 @@
+"""Backbones for methods that need an image tower and a text tower: loaded, opened, or by shape.
+
+CLIP, SigLIP and EVA-CLIP have both towers. A vision-only encoder (DINOv2) is paired with the text
+tower of a CLIP; see `models.paired`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from perception_jax.api.loaded import Loaded, Processor, Weights
+from perception_jax.api.loading import prepare
+from perception_jax.api.locate import find
+from perception_jax.errors import ConfigError
+from perception_jax.interop.load import LoadedParams, load_params
+from perception_jax.interop.source import open_source
+from perception_jax.models.architecture import Files
+from perception_jax.models.clip.architecture import read_tokenizer
+from perception_jax.models.clip.config import ClipConfig
+from perception_jax.models.clip.params import text_table
+from perception_jax.models.dinov2.config import Dinov2Config
+from perception_jax.models.paired import Backbone, Paired, PairedConfig, build_backbone
+from perception_jax.models.params import flatten
+from perception_jax.models.registry import architecture_of
+from perception_jax.models.shardings import SHARDINGS
+from perception_jax.models.siglip.config import SiglipConfig
+
+PUBLISHED = {
+    "openai/clip-vit-base-patch32": ClipConfig.vit_b32,
+    "openai/clip-vit-base-patch16": ClipConfig.vit_b16,
+    "openai/clip-vit-large-patch14": ClipConfig.vit_l14,
+    "openai/clip-vit-large-patch14-336": ClipConfig.vit_l14_336,
+    "google/siglip-so400m-patch14-384": SiglipConfig.so400m_384,
+}
+"""Configurations by hub id."""
+TEXT_SOURCE = "openai/clip-vit-large-patch14"
+"""The text tower of a vision-only encoder."""
+
+_VISION = "vision/"
+"""Where the image tower's leaves are."""
+
+
+def load_backbone(
+    source: str | os.PathLike[str],
+    *,
+    text: str | os.PathLike[str] = TEXT_SOURCE,
+    dtype: np.typing.DTypeLike | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+) -> Loaded:
+    """Loads a backbone as `perception_jax.load` does.
+
+    Args:
+      source, dtype, mesh: as of `perception_jax.load`.
+      text: for a vision-only `source`, the CLIP whose text tower it gets; its image tower may be
+        missing and is not read.
+
+    Raises:
+      CheckpointError, ConfigError: as `perception_jax.load`; or the encoder has no text tower and
+        is none that can be paired.
+    """
+    return open_backbone(source, text=text).filled(dtype=dtype, mesh=mesh)
+
+
+def open_backbone(
+    source: str | os.PathLike[str], *, text: str | os.PathLike[str] = TEXT_SOURCE
+) -> Loaded:
+    """A backbone whose weights are read later, straight to where they are needed.
+
+    Args, Raises: as of `load_backbone`.
+    """
+    opened = prepare(source)
+    if isinstance(opened.config, Dinov2Config):
+        return _paired(opened, text)
+    if not isinstance(opened.model, Backbone):
+        raise ConfigError(
+            f"{opened.name} is an image tower alone, without the text tower that its space is "
+            "shared with; load the whole model, or a DINOv2."
+        )
+    return opened
+
+
+def published_backbone(name: str) -> Loaded:
+    """A published backbone by shape alone, without its weights: to compile for before anyone
+    downloads or pays. It has no tokenizer.
+
+    Raises:
+      ConfigError: a name that is not among `PUBLISHED`.
+    """
+    if name not in PUBLISHED:
+        raise ConfigError(f"expected one of {', '.join(PUBLISHED)}, found {name!r}.")
+    config = PUBLISHED[name]()
+    model = nnx.eval_shape(lambda: build_backbone(config, rngs=nnx.Rngs(params=0)))
+    image = architecture_of(config).image_processor(config, "hf")
+    processor = Processor(image=image, tokenizer=None)
+    return Loaded(name=name, model=model, config=config, processor=processor)
+
+
+def _paired(vision: Loaded, text: str | os.PathLike[str]) -> Loaded:
+    found = open_source(find(text))
+    clip = ClipConfig.from_hf(found.settings)
+    config = PairedConfig(vision=vision.config, text=clip.text, embed_dim=clip.embed_dim)
+    paired = nnx.eval_shape(lambda: Paired(config, rngs=nnx.Rngs(params=0)))
+    tokenizer = read_tokenizer(
+        Files(folders=found.folders, settings=found.settings, layout="hf"), clip
+    )
+    return Loaded(
+        name=vision.name,
+        model=paired,
+        config=config,
+        processor=Processor(image=vision.processor.image, tokenizer=tokenizer),
+        weights=_PairedWeights(vision=vision.weights, text=found.files, leaves=flatten(paired)),
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _PairedWeights:
+    """The weights of a vision-only encoder and of a CLIP's text tower; see `Weights`."""
+
+    vision: Weights
+    text: Mapping[str, np.ndarray]
+    leaves: Mapping[str, jax.ShapeDtypeStruct]
+    rules: tuple[tuple[str, Any], ...] = SHARDINGS
+
+    def read(
+        self,
+        *,
+        dtype: np.dtype | None = None,
+        shardings: Mapping[str, jax.sharding.Sharding] | None = None,
+        targets: Mapping[str, jax.ShapeDtypeStruct] | None = None,
+    ) -> LoadedParams:
+        placed, wanted = _by_tower(shardings), _by_tower(targets)
+        vision = self.vision.read(dtype=dtype, shardings=placed[0], targets=wanted[0])
+        text = load_params(
+            text_table(),
+            self.text,
+            _by_tower(self.leaves)[1],
+            dtype=dtype,
+            shardings=placed[1],
+            targets=wanted[1],
+        )
+        params = text.params | {f"{_VISION}{path}": leaf for path, leaf in vision.params.items()}
+        return LoadedParams(params, text.report)
+
+
+def _by_tower(leaves: Mapping[str, Any] | None) -> tuple[Any, Any]:
+    """The leaves of the image tower, by their paths in it, and the other ones."""
+    if leaves is None:
+        return None, None
+    vision = {p.removeprefix(_VISION): x for p, x in leaves.items() if p.startswith(_VISION)}
+    return vision, {p: x for p, x in leaves.items() if not p.startswith(_VISION)}
