@@ -19,7 +19,7 @@ from PIL import ImageFont
 from perception_jax.errors import DataError
 from perception_jax.viz import figures
 from perception_jax.viz.colormap import CATEGORICAL
-from perception_jax.viz.figures import INK, LAYOUTS, Area, Layout
+from perception_jax.viz.figures import INK, LAYOUTS, Area
 from perception_jax.viz.formatting import Number, format_number
 from perception_jax.viz.grid import wrap
 
@@ -29,15 +29,10 @@ if TYPE_CHECKING:
 
 Numbers = np.ndarray | Sequence[Number]
 
-_WIDTH = 1.8
-_DASHES = ((), (4, 1.7), (1, 1.7), (5, 1.7, 1, 1.7))
-_REFERENCE_WIDTH = 1.4
-_REFERENCE_DASHES = ((1, 3), (4, 3), (6, 2, 1, 2))
-_FONT = 12
-_LINE = 16
-"""Height of a line of text, pixels."""
-_BAR = 14
-"""Height of a bar, pixels."""
+_STYLES = ("solid", "dashed", "dotted")
+"""Line styles, named alike by matplotlib and by CSS."""
+_FONT, _LINE, _BAR = 12, 16, 14
+"""Size of text, height of a line of text and of a bar, pixels."""
 _MARKS = {"": "❘", "v": "▼", "o": "●", "D": "◆", "s": "■", "^": "▲"}
 """What sits on a baseline's mark: matplotlib's marker, and a character for the legend."""
 
@@ -57,30 +52,6 @@ class Bar:
     value: Number
     baselines: Mapping[str, Number] = dataclasses.field(default_factory=dict)
     interval: tuple[Number, Number] | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class _Curve:
-    """A series as drawn: x ascending, y NaN where there is a gap."""
-
-    name: str
-    x: np.ndarray
-    y: np.ndarray
-    colour: str
-    dashes: Sequence[Number]
-
-    def describe(self, percent: bool) -> str:
-        """Its ends and extremes in words."""
-        drawn = np.isfinite(self.y)
-        if not drawn.any():
-            return f"{self.name}: no values"
-        x, y = self.x[drawn], self.y[drawn]
-        first, last, low, high = (
-            format_number(float(value), percent=percent)
-            for value in (y[0], y[-1], y.min(), y.max())
-        )
-        start, end = (format_number(float(value)) for value in (x[0], x[-1]))
-        return f"{self.name}: {first} at {start} to {last} at {end}, lowest {low}, highest {high}"
 
 
 def line_chart(
@@ -110,30 +81,29 @@ def line_chart(
     Raises:
       DataError: no series, x and y of different lengths, a bad x, or nothing to draw.
     """
-    curves = [_curve(k, name, *xy, log_y=log_y) for k, (name, xy) in enumerate(series.items())]
-    if not any(np.isfinite(curve.y).any() for curve in curves):
+    curves = {name: _curve(name, *xy, log_y=log_y) for name, xy in series.items()}
+    if not any(np.isfinite(y).any() for _, y in curves.values()):
         raise DataError(
             f"expected at least one finite value{' above 0' if log_y else ''} to draw, found none "
             f"in the {len(curves)} series of line_chart {title!r}"
         )
-    lines = {k: float(v) for k, v in (references or {}).items() if v > 0 or not log_y}
-    notes = [curve.describe(percent) for curve in curves]
-    notes += [f"{name}: {format_number(v, percent=percent)}" for name, v in lines.items()]
+    levels = {k: float(v) for k, v in (references or {}).items() if v > 0 or not log_y}
+    said = [f"{name}: {format_number(v, percent=percent)}" for name, v in levels.items()]
     drawings = []
     with figures.style():
-        for layout in LAYOUTS:
-            figure = line_figure(curves, lines, layout, log_y=log_y, percent=percent)
-            areas = _columns(figure.axes[0], curves, layout, x_label or "x", percent)
-            drawings.append(figures.inline(figure, layout.name, title, "; ".join(notes), areas))
-    legend = [(figures.line_sample(c.colour, c.dashes, _WIDTH), c.name) for c in curves]
-    for k, name in enumerate(lines):
-        dashes = _REFERENCE_DASHES[k % len(_REFERENCE_DASHES)]
-        legend.append((figures.line_sample("currentColor", dashes, _REFERENCE_WIDTH), name))
+        for kind, size in LAYOUTS.items():
+            figure = line_figure(curves, levels, size, log_y=log_y, percent=percent)
+            areas = _columns(figure, curves, x_label or "x", percent)
+            notes = [*dict.fromkeys((areas[0].text, areas[-1].text)), *said]
+            drawings.append(figures.inline(figure, kind, title, "; ".join(notes), areas))
+    legend = [(_sample(*_look(k)), name) for k, name in enumerate(curves)]
+    legend += [(_sample("", _STYLES[2 - k % 3]), name) for k, name in enumerate(levels)]
     shown = legend if len(legend) > 1 else []
     return figures.frame(title, shown, "".join(drawings), x_label=x_label, y_label=y_label)
 
 
-def _curve(index: int, name: str, x: Numbers, y: Numbers, *, log_y: bool) -> _Curve:
+def _curve(name: str, x: Numbers, y: Numbers, *, log_y: bool) -> tuple[np.ndarray, np.ndarray]:
+    """A series as drawn: x ascending, y NaN where there is a gap."""
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     if x.shape != y.shape or x.ndim != 1 or not np.isfinite(x).all():
         raise DataError(
@@ -142,16 +112,23 @@ def _curve(index: int, name: str, x: Numbers, y: Numbers, *, log_y: bool) -> _Cu
         )
     y = np.where(np.isfinite(y) & ((y > 0) | (not log_y)), y, np.nan)
     order = np.argsort(x, kind="stable")
-    # Once the colours come round again, the dashes are shifted by one.
+    return x[order], y[order]
+
+
+def _look(index: int) -> tuple[str, str]:
+    """Colour and style of a curve; once the colours come round again, styles are shifted by one."""
     turn, colour = divmod(index, len(CATEGORICAL))
-    dashes = _DASHES[(index + turn) % len(_DASHES)]
-    return _Curve(name, x[order], y[order], CATEGORICAL[colour], dashes)
+    return CATEGORICAL[colour], _STYLES[(colour + turn) % len(_STYLES)]
+
+
+def _sample(colour: str, style: str) -> str:
+    return f'<span class="pj-line" style="border-top:2px {style} {colour}"></span>'
 
 
 def line_figure(
-    curves: Sequence[_Curve],
+    curves: Mapping[str, tuple[np.ndarray, np.ndarray]],
     references: Mapping[str, float],
-    layout: Layout,
+    size: tuple[int, int],
     *,
     log_y: bool,
     percent: bool,
@@ -159,65 +136,63 @@ def line_figure(
     """The axes of a line chart: curves with their gaps, and references as level lines."""
     from matplotlib import ticker
 
-    figure = figures.new(layout.width, layout.height, "constrained")
+    figure = figures.new(*size, layout="constrained")
     axes = figure.subplots()
     for k, value in enumerate(references.values()):
-        dashes = (0, _REFERENCE_DASHES[k % len(_REFERENCE_DASHES)])
-        axes.axhline(value, color=INK, alpha=0.75, linewidth=_REFERENCE_WIDTH, linestyle=dashes)
-    for curve in curves:
-        drawn = np.pad(np.isfinite(curve.y), 1)
+        pen = {"color": INK, "alpha": 0.75, "linewidth": 1.4}
+        axes.axhline(value, linestyle=_STYLES[2 - k % 3], **pen)
+    for k, (x, y) in enumerate(curves.values()):
+        colour, style = _look(k)
+        drawn = np.pad(np.isfinite(y), 1)
         alone = np.flatnonzero(drawn[1:-1] & ~drawn[:-2] & ~drawn[2:])
-        dashes = (0, curve.dashes) if curve.dashes else "-"
-        points = {"marker": "o", "markevery": alone} if len(alone) else {}
-        axes.plot(curve.x, curve.y, color=curve.colour, linestyle=dashes, clip_on=False, **points)
+        dots = {"marker": "o", "markevery": alone} if len(alone) else {}
+        axes.plot(x, y, color=colour, linestyle=style, clip_on=False, **dots)
+    y_ticks = size[1] // 48
     if log_y:
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5), numticks=layout.y_ticks))
+        axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5), numticks=y_ticks))
+        axes.yaxis.set_major_formatter(lambda value, _: format_number(value))
         axes.yaxis.set_minor_formatter(ticker.NullFormatter())
     else:
+        axes.locator_params(axis="y", nbins=y_ticks)
         low, high = axes.dataLim.intervaly
         # Zero is part of the picture unless the values are far from it.
         if 0 <= low < 0.5 * high:
             axes.set_ylim(bottom=0)
-        axes.locator_params(axis="y", nbins=layout.y_ticks)
     if percent:
         axes.yaxis.set_major_formatter(ticker.PercentFormatter(1, symbol=" %"))
-    elif log_y:
-        axes.yaxis.set_major_formatter(lambda value, _: format_number(value))
-    _spread(figure, axes, layout.x_ticks)
-    return figure
-
-
-def _spread(figure: Figure, axes: Axes, most: int) -> None:
-    """As many x ticks as fit without their labels touching."""
-    for bins in range(most, 0, -1):
+    # As many x ticks as fit without their labels touching.
+    for bins in range(size[0] // 80 + 1, 0, -1):
         axes.locator_params(axis="x", nbins=bins)
         figure.draw_without_rendering()
         boxes = [label.get_window_extent() for label in axes.get_xticklabels()]
         if all(a.x1 + 8 < b.x0 for a, b in itertools.pairwise(boxes)):
-            return
+            break
+    return figure
 
 
 def _columns(
-    axes: Axes, curves: Sequence[_Curve], layout: Layout, x_name: str, percent: bool
+    figure: Figure,
+    curves: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    x_name: str,
+    percent: bool,
 ) -> list[Area]:
     """Columns of the drawing with the value of each curve nearest to their middle."""
-    box = axes.get_window_extent()
-    start, end = axes.get_xlim()
-    edges, width = np.linspace(start, end, layout.areas + 1), box.width / layout.areas
+    axes = figure.axes[0]
+    box, count = axes.get_window_extent(), round(figure.bbox.width / 16)
+    edges, width = np.linspace(*axes.get_xlim(), count + 1), box.width / count
     areas = []
-    for k, middle in enumerate((edges[:-1] + edges[1:]) / 2):
+    for k, (start, end) in enumerate(itertools.pairwise(edges)):
         tips = []
-        for curve in curves:
-            inside = (curve.x >= edges[k]) & (curve.x <= edges[k + 1]) & np.isfinite(curve.y)
+        for name, (x, y) in curves.items():
+            distance = np.abs(x - (start + end) / 2)
+            inside = (x >= start) & (x <= end) & np.isfinite(y)
             if inside.any():
-                nearest = np.argmin(np.where(inside, np.abs(curve.x - middle), np.inf))
-                y = format_number(float(curve.y[nearest]), percent=percent)
-                tips.append(
-                    f"{curve.name}: {y} ({x_name} {format_number(float(curve.x[nearest]))})"
-                )
+                nearest = np.argmin(np.where(inside, distance, np.inf))
+                value = format_number(float(y[nearest]), percent=percent)
+                tips.append(f"{name}: {value} ({x_name} {format_number(float(x[nearest]))})")
         if tips:
-            top = layout.height - box.y1
+            top = figure.bbox.height - box.y1
             areas.append(Area(box.x0 + k * width, top, width, box.height, "\n".join(tips)))
     return areas
 
@@ -252,16 +227,11 @@ def bar_chart(
     marks = dict(zip(baselines, itertools.cycle(_MARKS), strict=False))
     drawings = []
     with figures.style():
-        for layout in LAYOUTS:
-            figure, areas = bar_figure(
-                groups,
-                layout.width,
-                maximum=float(maximum or largest or 1.0),
-                marks=marks,
-                percent=percent,
-            )
-            notes = "; ".join(area.text.replace("\n", ", ") for area in areas)
-            drawings.append(figures.inline(figure, layout.name, title, notes, areas))
+        for kind, (width, _) in LAYOUTS.items():
+            end = float(maximum or largest or 1.0)
+            figure, areas = bar_figure(groups, width, maximum=end, marks=marks, percent=percent)
+            notes = "; ".join(area.text for area in areas)
+            drawings.append(figures.inline(figure, kind, title, notes, areas))
     legend = [(f'<span aria-hidden="true">{_MARKS[m]}</span>', name) for name, m in marks.items()]
     return figures.frame(title, legend, "".join(drawings))
 

@@ -6,8 +6,6 @@ near-black, so one chart serves both themes.
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 from jaxtyping import Float, Real, UInt8
 from PIL import ImageColor
@@ -31,16 +29,6 @@ CATEGORICAL = (
     "#41a149",
 )
 """Hex colours; neighbours differ in hue and lightness. Use `categorical(i)` to cycle."""
-
-
-@functools.cache
-def table() -> UInt8[np.ndarray, "256 3"]:
-    """The colours of `SEQUENTIAL` from the lowest value to the highest; read-only."""
-    import matplotlib
-
-    colours = matplotlib.colormaps[SEQUENTIAL](np.arange(256), bytes=True)[:, :3]
-    colours.setflags(write=False)
-    return colours
 
 
 def normalise(
@@ -80,8 +68,10 @@ def apply(
     vmax: Number | None = None,
 ) -> UInt8[np.ndarray, "*shape 3"]:
     """Colours values by `SEQUENTIAL` over `[vmin, vmax]`, by default their own range."""
-    index = np.round(normalise(values, vmin=vmin, vmax=vmax) * 255).astype(np.intp)
-    return table()[index]
+    import matplotlib
+
+    unit = normalise(values, vmin=vmin, vmax=vmax)
+    return matplotlib.colormaps[SEQUENTIAL](unit, bytes=True)[..., :3]
 
 
 def categorical(index: int) -> RGB:
@@ -96,13 +86,7 @@ def luminance(colour: RGB) -> float:
     return float(linear @ np.array([0.2126, 0.7152, 0.0722]))
 
 
-def contrast(first: RGB, second: RGB) -> float:
-    """Contrast ratio in [1, 21] (WCAG 2.2)."""
-    low, high = sorted((luminance(first), luminance(second)))
-    return (high + 0.05) / (low + 0.05)
-
-
 def text_colour(background: RGB) -> RGB:
     """Black or white, whichever reads better on `background`."""
-    black, white = (0, 0, 0), (255, 255, 255)
-    return max((black, white), key=lambda ink: contrast(ink, background))
+    # Where both have the same contrast, (L + 0.05) / 0.05 = 1.05 / (L + 0.05).
+    return (0, 0, 0) if luminance(background) > 0.179 else (255, 255, 255)

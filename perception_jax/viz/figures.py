@@ -8,7 +8,6 @@ wraps. Figures are made without pyplot. All text is escaped here or by matplotli
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import html
 import importlib.resources
@@ -16,7 +15,7 @@ import io
 import re
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from perception_jax.viz.formatting import Number
 
@@ -25,6 +24,8 @@ if TYPE_CHECKING:
 
 INK = "#1f2126"
 """The style's colour of text and axes, replaced by the page's own."""
+LAYOUTS = {"wide": (720, 300), "narrow": (344, 240)}
+"""Width and height of the two drawings of a chart, pixels; what is tall may be taller."""
 
 _CSS = (
     "<style>"
@@ -39,32 +40,13 @@ _CSS = (
     ".pj-chart ul{display:flex;flex-wrap:wrap;gap:.2em 1.2em;list-style:none;margin:0 0 .6em;"
     "padding:0}"
     ".pj-chart li{display:flex;align-items:center;gap:.45em;margin:0}"
-    ".pj-chart li svg{flex:none;width:26px}"
+    ".pj-line{flex:none;width:26px}"
     ".pj-area{fill:transparent}.pj-area:hover{fill:currentColor;fill-opacity:.07}"
     "</style>"
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """One of the two drawings of a chart: its size in pixels and how much it holds."""
-
-    name: str
-    width: int
-    height: int
-    x_ticks: int
-    y_ticks: int
-    areas: int
-
-
-LAYOUTS = (
-    Layout("wide", 720, 300, x_ticks=8, y_ticks=6, areas=48),
-    Layout("narrow", 344, 240, x_ticks=5, y_ticks=5, areas=20),
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Area:
+class Area(NamedTuple):
     """A rectangle of the drawing, pixels from its left top, with text shown under the pointer."""
 
     left: Number
@@ -129,28 +111,16 @@ def inline(
     if "<g " not in body:
         body = re.sub("</?g>", "", body)
     width, height = (round(72 * side) for side in figure.get_size_inches())
-    rectangles = "".join(map(_rectangle, areas))
-    return (
-        f'<svg class="pj-{kind}" viewBox="0 0 {width} {height}" role="img">'
-        f"<title>{html.escape(title)}</title><desc>{html.escape(description)}</desc>"
-        f"{body}{rectangles}</svg>"
-    )
-
-
-def _rectangle(area: Area) -> str:
-    return (
+    said = description.replace("\n", ", ")
+    rectangles = "".join(
         f'<rect class="pj-area" x="{area.left:.1f}" y="{area.top:.1f}" width="{area.width:.1f}" '
         f'height="{area.height:.1f}"><title>{html.escape(area.text)}</title></rect>'
+        for area in areas
     )
-
-
-def line_sample(colour: str, dashes: Sequence[Number], width: Number) -> str:
-    """A line for the legend, dashed in multiples of its width."""
-    dash = " ".join(f"{width * dash:.1f}" for dash in dashes)
     return (
-        '<svg viewBox="0 0 26 12" aria-hidden="true"><path d="M2 6H24" '
-        f'stroke="{colour}" stroke-width="{width}" stroke-dasharray="{dash or "none"}" '
-        'stroke-linecap="round"/></svg>'
+        f'<svg class="pj-{kind}" viewBox="0 0 {width} {height}" role="img">'
+        f"<title>{html.escape(title)}</title><desc>{html.escape(said)}</desc>"
+        f"{body}{rectangles}</svg>"
     )
 
 

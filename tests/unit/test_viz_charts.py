@@ -45,12 +45,12 @@ def path(svg: ElementTree.Element, colour: str) -> np.ndarray:
     return np.array(re.findall(r"[ML] ([-\d.]+) ([-\d.]+)", found.get("d")), float)
 
 
-def drawn_lines(series: dict, *, log_y: bool = False, percent: bool = False, **references):
-    """The axes of a wide line chart, drawn."""
-    curves = [charts._curve(k, n, *xy, log_y=log_y) for k, (n, xy) in enumerate(series.items())]
+def drawn_lines(series: dict, *, size=(720, 300), **references):
+    """The axes of a line chart, drawn."""
+    curves = {name: charts._curve(name, *xy, log_y=False) for name, xy in series.items()}
     with figures.style():
-        layout = figures.LAYOUTS[0]
-        figure = charts.line_figure(curves, references, layout, log_y=log_y, percent=percent)
+        figure = charts.line_figure(curves, references, size, log_y=False, percent=False)
+        figure.draw_without_rendering()
     return figure.axes[0]
 
 
@@ -114,7 +114,8 @@ def test_gaps_break_a_line_and_lone_points_are_dots():
     svg = drawings(line_chart({"a": (range(6), values)}, "t"))[0]
     dots = [u for u in svg.iter("use") if charts.CATEGORICAL[0] in u.get("style")]
     assert len(dots) == 2
-    assert len(path(svg, charts.CATEGORICAL[0])) == 2
+    (broken,) = (p.get("d") for p in svg.iter("path") if "round" in p.get("style"))
+    assert (broken.count("M"), broken.count("L")) == (3, 1)
 
 
 def test_a_log_axis_has_decades_evenly_and_skips_what_has_no_logarithm():
@@ -142,12 +143,8 @@ def test_zero_is_shown_unless_the_values_are_far_from_it(values, has_zero):
     ("low", "high"), [(0, 2000), (0, 1), (-1e-7, 3e-7), (1e6, 1e9), (99_999.5, 100_000.5), (7, 7)]
 )
 def test_tick_labels_are_distinct_true_and_do_not_touch(low, high):
-    for layout in figures.LAYOUTS:
-        curve = charts._curve(0, "a", [low, high], [low, high], log_y=False)
-        with figures.style():
-            figure = charts.line_figure([curve], {}, layout, log_y=False, percent=False)
-            figure.draw_without_rendering()
-        axis = figure.axes[0].xaxis
+    for size in figures.LAYOUTS.values():
+        axis = drawn_lines({"a": ([low, high], [low, high])}, size=size).xaxis
         start, end = axis.get_view_interval()
         labels = [t for t in axis.get_ticklabels() if start <= t.get_position()[0] <= end]
         boxes = [label.get_window_extent() for label in labels]
@@ -160,11 +157,11 @@ def test_tick_labels_are_distinct_true_and_do_not_touch(low, high):
 
 
 def test_series_stay_distinct_when_the_colours_come_round():
-    lines = drawn_lines({str(k): ([0, 1], [k, k + 1]) for k in range(16)}).get_lines()
-    assert len({(line.get_color(), str(line._dash_pattern)) for line in lines}) == 16
-    chart = line_chart({str(k): ([0, 1], [k, k + 1]) for k in range(16)}, "t")
-    samples = re.findall(r'<path d="M2 6H24" (stroke.*?)/>', chart)
-    assert len(set(samples)) == 16
+    series = {str(k): ([0, 1], [k, k + 1]) for k in range(16)}
+    lines = drawn_lines(series).get_lines()
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 16
+    samples = re.findall(r'class="pj-line" style="(.*?)"', line_chart(series, "t"))
+    assert len(set(samples)) == len(samples) == 16
 
 
 @pytest.mark.parametrize("values", [[5.0], [0.0, 0.0], [-3.0, -3.0], [1e-12, 1e12], [-2.0, 3.0]])
@@ -210,8 +207,7 @@ def test_readers_of_a_screen_get_the_numbers():
     )[0]
     assert svg.get("role") == "img"
     assert svg.find("title").text == "Loss"
-    expected = "loss: 3 at 0 to 1 at 10, lowest 0.5, highest 3; chance: 2"
-    assert svg.find("desc").text == expected
+    assert svg.find("desc").text == "loss: 3 (x 0); loss: 1 (x 10); chance: 2"
     bars = drawings(bar_chart({"": [Bar("b", 0.8, {"chance": 0.4}, (0.7, 0.9))]}, "t"))[0]
     assert bars.find("desc").text == "b: 0.8 (0.7 – 0.9), chance: 0.4"
 
