@@ -147,15 +147,15 @@ def line_figure(
         alone = np.flatnonzero(drawn[1:-1] & ~drawn[:-2] & ~drawn[2:])
         dots = {"marker": "o", "markevery": alone} if len(alone) else {}
         axes.plot(x, y, color=colour, linestyle=style, clip_on=False, **dots)
-    y_ticks = size[1] // 48
+    y_ticks, (low, high) = size[1] // 48, axes.dataLim.intervaly
     if log_y:
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5), numticks=y_ticks))
+        factors = (1, 2, 5) if high < 100 * low else (1,)
+        axes.yaxis.set_major_locator(ticker.LogLocator(subs=factors, numticks=y_ticks))
         axes.yaxis.set_major_formatter(lambda value, _: format_number(value))
         axes.yaxis.set_minor_formatter(ticker.NullFormatter())
     else:
         axes.locator_params(axis="y", nbins=y_ticks)
-        low, high = axes.dataLim.intervaly
         # Zero is part of the picture unless the values are far from it.
         if 0 <= low < 0.5 * high:
             axes.set_ylim(bottom=0)

@@ -38,11 +38,16 @@ def tips(svg: ElementTree.Element) -> list[str]:
     return [area.find("title").text for area in svg.findall("rect")]
 
 
+def stroke(svg: ElementTree.Element, colour: str) -> str:
+    """The path of the only curve in a colour; markers are defined with an id."""
+    paths = (p for p in svg.iter("path") if p.get("id") is None)
+    (found,) = (p.get("d") for p in paths if f"stroke: {colour}" in p.get("style"))
+    return found
+
+
 def path(svg: ElementTree.Element, colour: str) -> np.ndarray:
-    """Points of the path in a colour, pixels from the left top."""
-    strokes = (p for p in svg.iter("path") if f"stroke: {colour}" in p.get("style"))
-    (found,) = (p for p in strokes if p.get("id") is None)
-    return np.array(re.findall(r"[ML] ([-\d.]+) ([-\d.]+)", found.get("d")), float)
+    """Its points, pixels from the left top."""
+    return np.array(re.findall(r"[ML] ([-\d.]+) ([-\d.]+)", stroke(svg, colour)), float)
 
 
 def drawn_lines(series: dict, *, size=(720, 300), **references):
@@ -114,8 +119,27 @@ def test_gaps_break_a_line_and_lone_points_are_dots():
     svg = drawings(line_chart({"a": (range(6), values)}, "t"))[0]
     dots = [u for u in svg.iter("use") if charts.CATEGORICAL[0] in u.get("style")]
     assert len(dots) == 2
-    (broken,) = (p.get("d") for p in svg.iter("path") if "round" in p.get("style"))
-    assert (broken.count("M"), broken.count("L")) == (3, 1)
+    line = stroke(svg, charts.CATEGORICAL[0])
+    assert (line.count("M"), line.count("L")) == (3, 1)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "wanted"),
+    [
+        (0.8, 6, {"1", "2", "5"}),
+        (1, 30, {"1", "2", "5", "10", "20"}),
+        (1e-4, 1e4, {"0.0001", "1", "10,000"}),
+        (2.1, 2.9, {"2.2", "2.4", "2.6", "2.8"}),
+    ],
+)
+def test_a_log_axis_has_few_round_labels(low, high, wanted):
+    for svg in drawings(line_chart({"a": ([0, 1], [low, high])}, "t", log_y=True)):
+        labels = [t.text for t in svg.iter("text") if "end" in t.get("style")]
+        assert len(set(labels)) == len(labels) <= 10
+        assert set(labels) >= wanted & {"1", "2.4"}
+        assert all(float(t.replace(",", "")) for t in labels)
+        if svg.get("class") == "pj-wide":
+            assert set(labels) >= wanted
 
 
 def test_a_log_axis_has_decades_evenly_and_skips_what_has_no_logarithm():
