@@ -1,7 +1,7 @@
 """Line and bar charts by matplotlib, as HTML with inline SVG: no script, no font.
 
 Colours come from a palette that reads on light and on dark; the rest follows the page's text.
-Values appear under the pointer and, for readers of a screen, in the description.
+Values appear under the pointer and, for screen readers, in the description.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def line_chart(
             areas = _columns(figure, curves, x_label or "x", percent)
             notes = [*dict.fromkeys((areas[0].text, areas[-1].text)), *said]
             drawings.append(figures.inline(figure, kind, title, "; ".join(notes), areas))
-    legend = [(_sample(*_look(k)), name) for k, name in enumerate(curves)]
+    legend = [(_sample(*_line_style(k)), name) for k, name in enumerate(curves)]
     legend += [(_sample("", _STYLES[2 - k % 3]), name) for k, name in enumerate(levels)]
     shown = legend if len(legend) > 1 else []
     return figures.frame(title, shown, "".join(drawings), x_label=x_label, y_label=y_label)
@@ -115,7 +115,7 @@ def _curve(name: str, x: Numbers, y: Numbers, *, log_y: bool) -> tuple[np.ndarra
     return x[order], y[order]
 
 
-def _look(index: int) -> tuple[str, str]:
+def _line_style(index: int) -> tuple[str, str]:
     """Colour and style of a curve; once the colours come round again, styles are shifted by one."""
     turn, colour = divmod(index, len(CATEGORICAL))
     return CATEGORICAL[colour], _STYLES[(colour + turn) % len(_STYLES)]
@@ -142,7 +142,7 @@ def line_figure(
         pen = {"color": INK, "alpha": 0.75, "linewidth": 1.4}
         axes.axhline(value, linestyle=_STYLES[2 - k % 3], **pen)
     for k, (x, y) in enumerate(curves.values()):
-        colour, style = _look(k)
+        colour, style = _line_style(k)
         drawn = np.pad(np.isfinite(y), 1)
         alone = np.flatnonzero(drawn[1:-1] & ~drawn[:-2] & ~drawn[2:])
         dots = {"marker": "o", "markevery": alone} if len(alone) else {}

@@ -86,7 +86,7 @@ def inline(
 
     Args:
       kind: "wide" or "narrow", for the frame.
-      title, description: what readers of a screen hear.
+      title, description: for screen readers.
       areas: parts that show a text under the pointer.
     """
     buffer = io.StringIO()

@@ -225,7 +225,7 @@ def test_line_chart_refusals():
         line_chart({"a": ([1, math.nan], [1, 2])}, "t")
 
 
-def test_readers_of_a_screen_get_the_numbers():
+def test_screen_readers_get_the_numbers():
     svg = drawings(
         line_chart({"loss": ([0, 9, 10], [3.0, 0.5, 1.0])}, "Loss", references={"chance": 2})
     )[0]
