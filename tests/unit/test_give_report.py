@@ -24,7 +24,7 @@ from perception_jax.systems.give.showing import report, report_pictures
 from perception_jax.systems.give.showing import report_curves as curves
 from perception_jax.systems.give.showing.report import Story, write
 from perception_jax.systems.give.showing.report_pictures import Pictures
-from perception_jax.viz.axes import format_number
+from perception_jax.viz.formatting import format_number
 from perception_jax.viz.sheet import PANEL
 from tests import tiny_give
 
