@@ -273,10 +273,10 @@ def records(scenes: Scenes) -> list[Record]:
     def one(shape: int, colour: int) -> ObjectAnnotation:
         name = shapes[shape]
         caption = f"{colours[colour]} {name}"
-        return ObjectAnnotation(name=name, box=None, caption=caption, category_id=shape)
+        return ObjectAnnotation(name=name, box=None, captions=(caption,), category_id=shape)
 
     return [
-        Record(id=str(k), image=nothing, objects=tuple(map(one, shape, colour)))
+        Record(id=str(k), images=(nothing,), objects=tuple(map(one, shape, colour)))
         for k, (shape, colour) in enumerate(
             zip(scenes.shape.tolist(), scenes.colour.tolist(), strict=True)
         )

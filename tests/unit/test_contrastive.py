@@ -116,7 +116,7 @@ def test_retrieval_counts_equal_captions_as_right():
 
 def test_naming_needs_known_names():
     item = ObjectAnnotation(name="cat", box=(0.0, 0.0, 4.0, 4.0))
-    source = [Record(id="one", image=np.zeros((16, 16, 3), np.uint8), objects=(item,))]
+    source = [Record(id="one", images=(np.zeros((16, 16, 3), np.uint8),), objects=(item,))]
     with pytest.raises(DataError, match=r"'one'.*'cat'"):
         LabelledImages.from_source(source, PROCESSOR, ["dog"])
     assert LabelledImages.from_source(source, PROCESSOR, ["dog", "cat"]).labels.tolist() == [1]

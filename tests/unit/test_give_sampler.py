@@ -34,9 +34,10 @@ WHOLE = (0.0, 0.0, 6.0, 4.0)
 
 def record(number: int, *names: str, **more) -> Record:
     objects = tuple(
-        ObjectAnnotation(name=name, box=WHOLE, caption=f"a {name} in {number}") for name in names
+        ObjectAnnotation(name=name, box=WHOLE, captions=(f"a {name} in {number}",))
+        for name in names
     )
-    return Record(id=str(number), image=GREY, objects=objects, **more)
+    return Record(id=str(number), images=(GREY,), objects=objects, **more)
 
 
 def random_records(count: int, classes: int, seed: int = 0) -> list[Record]:
@@ -50,8 +51,8 @@ def random_records(count: int, classes: int, seed: int = 0) -> list[Record]:
         negative, unsure = np.split(rng.permutation(others)[:6], 2)
         # One is wrong, as labels can be: it is there.
         absent = tuple(f"c{k}" for k in (*negative, kinds[0])) if number % 2 else ()
-        extras = {"not_exhaustive": tuple(f"c{k}" for k in unsure)} if number % 3 else {}
-        made.append(record(number, *(f"c{k}" for k in kinds), absent=absent, extras=extras))
+        unsure = tuple(f"c{k}" for k in unsure) if number % 3 else ()
+        made.append(record(number, *(f"c{k}" for k in kinds), absent=absent, not_exhaustive=unsure))
     return made
 
 
@@ -117,8 +118,11 @@ def test_classes_are_drawn_by_the_root_of_their_images():
 
 
 def test_second_objects_and_captions_are_drawn_alike():
-    extras = {"captions": (("one", "two"), ("three",), ("four",), ())}
-    entry = dataclasses.replace(record(0, "a", "b", "c", "d"), extras=extras)
+    entry = record(0, "a", "b", "c", "d")
+    captions = ("one", "two"), ("three",), ("four",), ()
+    objects = zip(entry.objects, captions, strict=True)
+    objects = tuple(dataclasses.replace(one, captions=own) for one, own in objects)
+    entry = dataclasses.replace(entry, objects=objects)
     _, drawn = plans([entry, record(1, "e")], GroupConfig(groups=4, images=1), 0, 900)
     seconds = collections.Counter()
     captions = collections.Counter()
@@ -148,7 +152,7 @@ def test_absent_classes_are_absent(epoch):
     often = 0
     for image, found in seen.items():
         shown = {one.name for one in records[image].objects}
-        unsure = set(records[image].extras.get("not_exhaustive", ()))
+        unsure = set(records[image].not_exhaustive)
         allowed = (set(records[image].absent) or every) - shown - unsure
         assert set(found) <= allowed
         if records[image].absent and found.total() > 60:
@@ -221,7 +225,7 @@ def test_a_crowd_is_no_object_and_not_absent():
 
 
 def test_images_that_lack_no_class_are_left_out_and_counted():
-    records = [record(0, "a", "b"), record(1, "a"), record(2, "b", extras={"not_exhaustive": "a"})]
+    records = [record(0, "a", "b"), record(1, "a"), record(2, "b", not_exhaustive=("a",))]
     index = index_objects(records)
     assert (index.counts.never_absent, index.counts.pairs) == (3, 1)
     assert index.pair_images.tolist() == [1]
@@ -251,11 +255,11 @@ def test_the_visible_share_is_the_processors_own(mode, resize):
 
 
 def test_what_the_crop_cuts_away_is_neither_present_nor_absent():
-    border = ObjectAnnotation(name="cup", box=(0.0, 0.0, 20.0, 50.0), caption="a cup")
-    middle = ObjectAnnotation(name="dog", box=(60.0, 0.0, 90.0, 50.0), caption="a dog")
-    unplaced = ObjectAnnotation(name="cat", box=None, caption="a cat")
+    border = ObjectAnnotation(name="cup", box=(0.0, 0.0, 20.0, 50.0), captions=("a cup",))
+    middle = ObjectAnnotation(name="dog", box=(60.0, 0.0, 90.0, 50.0), captions=("a dog",))
+    unplaced = ObjectAnnotation(name="cat", box=None, captions=("a cat",))
     image = np.zeros((50, 150, 3), np.uint8)
-    entry = Record(id="0", image=image, objects=(border, middle, unplaced))
+    entry = Record(id="0", images=(image,), objects=(border, middle, unplaced))
     records = [entry, record(1, "cup"), record(2, "car")]
     crop = ImageProcessor(size=50)
     index, drawn = plans(records, GroupConfig(groups=2, images=2), 1, 40, processor=crop)
@@ -266,14 +270,14 @@ def test_what_the_crop_cuts_away_is_neither_present_nor_absent():
     bars = dataclasses.replace(crop, mode="llava_pad")
     assert index_objects(records, processor=bars).counts.cropped == 0
     # What a record says of its size saves reading the file.
-    unread = dataclasses.replace(entry, image=pathlib.Path("gone"), extras={"size": (150, 50)})
+    unread = dataclasses.replace(entry, images=(pathlib.Path("gone"),), size=(150, 50))
     assert index_objects([unread, *records[1:]], processor=crop).counts.cropped == 1
 
 
 def test_captions_templates_and_the_order_of_classes():
     named = [record(0, "b", "a"), record(1, "c")]
     plain = ObjectAnnotation(name="bead (jewelry)", box=None)
-    bare = Record(id="2", image=GREY, objects=(plain,))
+    bare = Record(id="2", images=(GREY,), objects=(plain,))
     index = index_objects([*named, bare])
     assert (index.names, index.counts.uncaptioned) == (("a", "b", "bead (jewelry)", "c"), 1)
     made = index_objects([*named, bare], template="a photo of a {}.")
@@ -314,8 +318,8 @@ def test_nothing_with_left_or_right_in_it_is_mirrored():
     records = [
         Record(
             id=str(k),
-            image=GREY,
-            objects=(ObjectAnnotation(name=f"c{k}", box=None, caption=text),),
+            images=(GREY,),
+            objects=(ObjectAnnotation(name=f"c{k}", box=None, captions=(text,)),),
         )
         for k, text in enumerate(texts)
     ]
@@ -458,7 +462,7 @@ def test_scenes_are_training_data_too():
     for k in range(60):
         row, entry = groups.row(k), groups[k]
         assert entry.objects[row.object].name == data.index.names[row.kind]
-        assert entry.objects[row.object].caption == row.text
+        assert row.text in entry.objects[row.object].captions
         assert data.index.names[row.absent] in entry.absent
 
 

@@ -1,9 +1,6 @@
 """From the annotations of a source to an `ObjectIndex`.
 
-Takes what records say of their objects and, of `Record.extras`, what MOInst, LVIS and COCO sources
-put there: "captions" (for each object all its captions), "not_exhaustive" (names), "size" (width,
-height). A crowd is no object, but its class is not absent. Letters: N annotations, I images, C
-classes.
+A crowd is no object, but its class is not absent. Letters: N annotations, I images, C classes.
 """
 
 from __future__ import annotations
@@ -89,7 +86,7 @@ class _Annotations:
 
     def add(self, image: int, record: Record) -> None:
         """One record: the image of this number, above those before it."""
-        several, own = record.extras.get("captions"), self._instructions(record)
+        own = self._instructions(record)
         boxed = self._sized and any(one.box is not None for one in record.objects)
         size = _size(record) if boxed else None
         for k, one in enumerate(record.objects):
@@ -103,15 +100,15 @@ class _Annotations:
             if one.category_id is not None:
                 self._category.setdefault(kind, one.category_id)
             placed = size is not None and one.box is not None
-            self._add_captions(one.name, (one.caption,) if several is None else several[k])
+            self._add_captions(one.name, one.captions)
             self._image.append(image)
             self._kind.append(kind)
             self._object.append(k)
             self._own_of.append(own.get(k, -1))
             self._boxes.append(one.box if placed else _UNKNOWN_BOX)
             self._sizes.append(size if placed else _UNKNOWN_SIZE)
-        unsure = record.extras.get("not_exhaustive", ())
-        for names, pairs in ((record.absent, self._negative), (unsure, self._unsure)):
+        listed = (record.absent, self._negative), (record.not_exhaustive, self._unsure)
+        for names, pairs in listed:
             for name in names:
                 pairs.append((image, self._kinds.setdefault(name, len(self._kinds))))
 
@@ -269,10 +266,8 @@ def _ranked(pairs: list[tuple[int, int]], rank: Int[np.ndarray, " C"]) -> Int[np
 
 def _size(record: Record) -> tuple[int, int] | None:
     """Width and height; None if the image cannot be read, which the loader will report."""
-    if "size" in record.extras:
-        return record.extras["size"]
     try:
-        return images.read_size(record.image, name=record.id)
+        return record.size or images.read_size(record.image, name=record.id)
     except ImageError:
         return None
 

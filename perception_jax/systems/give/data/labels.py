@@ -50,7 +50,7 @@ def read_labels(
     found, cropped = [], 0
     for number in range(len(source)):
         record = source[number]
-        size = record.extras.get("size") or images.read_size(record.image, name=record.id)
+        size = record.size or images.read_size(record.image, name=record.id)
         shown = _shown(record, size, processor)
         known = [one.name in ids and not one.crowd for one in record.objects]
         image = from_record(record, ids, size)
