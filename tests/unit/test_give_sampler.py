@@ -26,7 +26,6 @@ from perception_jax.systems.give.data.annotations import index_objects
 from perception_jax.systems.give.data.instructions import FORMS, instruction_for
 from perception_jax.systems.give.data.sampler import BatchPlanner, ClassGroups, GroupConfig
 from perception_jax.systems.give.data.training_data import TrainingData
-from perception_jax.systems.give.data.visibility import kept_share
 
 GREY = np.zeros((4, 6, 3), np.uint8)
 WHOLE = (0.0, 0.0, 6.0, 4.0)
@@ -232,26 +231,6 @@ def test_images_that_lack_no_class_are_left_out_and_counted():
 
 
 # --- What an index keeps ------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("mode", "resize"),
-    [
-        *itertools.product(("hf_crop", "tv_crop", "llava_pad"), (None, 37)),
-        ("squash", None),
-    ],
-)
-def test_the_visible_share_is_the_processors_own(mode, resize):
-    processor = ImageProcessor(size=32, mode=mode, resize=resize)
-    rng = np.random.default_rng(1)
-    for width, height in ((50, 50), (97, 41), (41, 98), (33, 200), (640, 427)):
-        corners = np.sort(rng.uniform(-0.2, 1.2, (20, 2, 2)), axis=1) * [width, height]
-        boxes = corners.reshape(-1, 4)
-        boxes[0] = boxes[0, [0, 1, 0, 1]]  # without area
-        image = np.zeros((height, width, 3), np.uint8)
-        expected = processor(image).geometry.kept_share(boxes)
-        sizes = np.tile([width, height], (20, 1))
-        np.testing.assert_allclose(kept_share(boxes, sizes, processor), expected, atol=1e-9)
 
 
 def test_what_the_crop_cuts_away_is_neither_present_nor_absent():

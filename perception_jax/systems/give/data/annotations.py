@@ -19,7 +19,6 @@ from perception_jax.errors import DataError, ImageError
 from perception_jax.systems.give.data.instructions import InstructionTable, instruction_for
 from perception_jax.systems.give.data.lists import Lists
 from perception_jax.systems.give.data.object_index import Counts, ObjectIndex
-from perception_jax.systems.give.data.visibility import MIN_VISIBLE, kept_share
 
 
 def index_objects(
@@ -34,8 +33,9 @@ def index_objects(
 
     Args:
       source: records with objects; images are not decoded.
-      processor: what makes the model's image: objects of which its crop leaves less than half are
-        left out. None keeps all.
+      processor: what makes the model's image: objects of which its crop keeps less than half are
+        left out (those near borders are what this system is about: a crop would silently turn them
+        into errors). None keeps all.
       template: caption of objects that have none, "{}" for the class name, e.g. "a photo of a
         {}."; None leaves such objects out.
       own_instructions: use records' own instructions where they have them.
@@ -44,10 +44,10 @@ def index_objects(
     Raises:
       DataError: no usable object, or too many records that cannot be read.
     """
-    found = _Annotations(template, own_instructions, sized=processor is not None)
+    found = _Annotations(template, own_instructions, processor)
     for number, record in sound_records(source, Watch(len(source), max_bad_fraction)):
         found.add(number, record)
-    index = found.index(processor, len(source))
+    index = found.index(len(source))
     if not index.counts.pairs:
         raise DataError(
             f"expected objects with captions, found {index.counts}. GiVE trains on objects that "
@@ -56,15 +56,14 @@ def index_objects(
     return index
 
 
-_UNKNOWN_BOX, _UNKNOWN_SIZE = (0.0, 0.0, 1.0, 1.0), (1, 1)
-"""Kept by every crop."""
-
-
 class _Annotations:
     """Flat lists of all annotations, filled record by record."""
 
-    def __init__(self, template: str | None, own_instructions: bool, *, sized: bool) -> None:
-        self._template, self._own_instructions, self._sized = template, own_instructions, sized
+    def __init__(
+        self, template: str | None, own_instructions: bool, processor: ImageProcessor | None
+    ) -> None:
+        self._template, self._own_instructions = template, own_instructions
+        self._processor = processor
         self._unnamed = 0
         # Numbers of what has a name or text, in the order of their first appearance.
         self._kinds: dict[str, int] = {}
@@ -77,8 +76,7 @@ class _Annotations:
         self._kind: list[int] = []
         self._object: list[int] = []
         self._own_of: list[int] = []
-        self._boxes: list[tuple[float, ...]] = []
-        self._sizes: list[tuple[int, int]] = []
+        self._visible: list[bool] = []
         # Pairs of numbers: annotation and caption; image and class.
         self._entry: list[tuple[int, int]] = []
         self._negative: list[tuple[int, int]] = []
@@ -87,8 +85,7 @@ class _Annotations:
     def add(self, image: int, record: Record) -> None:
         """One record: the image of this number, above those before it."""
         own = self._instructions(record)
-        boxed = self._sized and any(one.box is not None for one in record.objects)
-        size = _size(record) if boxed else None
+        visible = self._keeps(record)
         for k, one in enumerate(record.objects):
             if not one.name:
                 self._unnamed += 1
@@ -99,14 +96,12 @@ class _Annotations:
                 continue
             if one.category_id is not None:
                 self._category.setdefault(kind, one.category_id)
-            placed = size is not None and one.box is not None
             self._add_captions(one.name, one.captions)
             self._image.append(image)
             self._kind.append(kind)
             self._object.append(k)
             self._own_of.append(own.get(k, -1))
-            self._boxes.append(one.box if placed else _UNKNOWN_BOX)
-            self._sizes.append(size if placed else _UNKNOWN_SIZE)
+            self._visible.append(bool(visible[k]))
         listed = (record.absent, self._negative), (record.not_exhaustive, self._unsure)
         for names, pairs in listed:
             for name in names:
@@ -133,7 +128,7 @@ class _Annotations:
             number = self._captions.setdefault(text, len(self._captions))
             self._entry.append((len(self._kind), number))
 
-    def index(self, processor: ImageProcessor | None, images: int) -> ObjectIndex:
+    def index(self, images: int) -> ObjectIndex:
         """All of it as arrays. `images`: how many the source has."""
         annotated, order = len(set(self._kind)), self._class_order()
         every = [*self._kinds]
@@ -149,7 +144,7 @@ class _Annotations:
         )
         entry = np.array(self._entry, np.int64).reshape(-1, 2)
         usable = _Usable(
-            visible=self._visible(processor),
+            visible=np.array(self._visible, bool),
             captioned=np.isin(np.arange(len(kind)), entry[:, 0]),
             lacking=labels.lacking(annotated)[image],
         )
@@ -192,12 +187,13 @@ class _Annotations:
 
         return sorted(range(len(names)), key=key)
 
-    def _visible(self, processor: ImageProcessor | None) -> Bool[np.ndarray, " N"]:
-        if processor is None:
-            return np.ones(len(self._kind), bool)
-        boxes = np.array(self._boxes, np.float64).reshape(-1, 4)
-        sizes = np.array(self._sizes, np.int64).reshape(-1, 2)
-        return kept_share(boxes, sizes, processor) >= MIN_VISIBLE
+    def _keeps(self, record: Record) -> Bool[np.ndarray, " n"]:
+        """Which objects the model's image shows; all if the image cannot be read, which the loader
+        will report."""
+        try:
+            return objects_kept(record, self._processor)
+        except ImageError:
+            return np.ones(len(record.objects), bool)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -264,12 +260,26 @@ def _ranked(pairs: list[tuple[int, int]], rank: Int[np.ndarray, " C"]) -> Int[np
     return found
 
 
-def _size(record: Record) -> tuple[int, int] | None:
-    """Width and height; None if the image cannot be read, which the loader will report."""
-    try:
-        return record.size or images.read_size(record.image, name=record.id)
-    except ImageError:
-        return None
+def objects_kept(
+    record: Record, processor: ImageProcessor | None, size: tuple[int, int] | None = None
+) -> Bool[np.ndarray, " n"]:
+    """Which objects keep at least half of their box in the processed image.
+
+    Those without a box do, and all of them without a processor.
+
+    Args:
+      size: width and height of the image, where the caller knows them.
+
+    Raises:
+      ImageError: the record does not say its size, and the image cannot be read.
+    """
+    kept = np.ones(len(record.objects), bool)
+    boxed = [k for k, one in enumerate(record.objects) if one.box is not None]
+    if processor is not None and boxed:
+        size = size or record.size or images.read_size(record.image, name=record.id)
+        boxes = np.array([record.objects[k].box for k in boxed], np.float64)
+        kept[boxed] = processor.geometry(*size).keeps(boxes)
+    return kept
 
 
 def _together(present: Lists, classes: int) -> Int32[np.ndarray, "C C"]:
