@@ -27,8 +27,9 @@ def add_record(report: Report, record: Record, example: Mapping[str, Any], token
     Args:
       report: the page.
       record: as the source has it.
-      example: what the transform made of it. uint8[H, W, 3] arrays are shown as pictures, "boxes"
-        (xyxy model pixels; those without area are padding) on the one named "image", "ids" as text.
+      example: what the transform made of it. Its keys are those of `train.task.Batch`:
+        uint8[H, W, 3] arrays are shown as pictures, "boxes" on the one named "image" where
+        "box_mask" says so, "ids" as text.
       tokenizer: with `decode(ids)`, or None.
     """
     report.add_section(record.id)
@@ -59,8 +60,7 @@ def _draw_example(example: Mapping[str, Any]) -> list[tuple[np.ndarray, str]]:
             continue
         boxes = np.zeros((0, 4))
         if name == "image" and "boxes" in example:
-            boxes = np.asarray(example["boxes"], np.float64).reshape(-1, 4)
-            boxes = boxes[(boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])]
+            boxes = np.asarray(example["boxes"], np.float64)[example["box_mask"]]
         numbers = [str(k) for k in range(len(boxes))]
         drawn.append((_draw(value, boxes, numbers), f"{name}, {value.shape[1]}×{value.shape[0]}"))
     return drawn

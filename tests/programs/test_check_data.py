@@ -45,7 +45,8 @@ class Task:
         found = np.array([one.box for one in record.objects])
         boxes[: len(found)] = processed.geometry.clip(processed.geometry.boxes(found))
         tokens = self.tokenizer(record.captions)
-        return {"image": processed.pixels, "boxes": boxes, "ids": tokens.ids[0]}
+        arrays = {"image": processed.pixels, "boxes": boxes, "ids": tokens.ids[0]}
+        return arrays | {"box_mask": np.arange(3) < len(found)}
 
 
 def get_task(config):
@@ -106,8 +107,9 @@ def test_the_page(data, capsys):
 def test_boxes_are_drawn_where_the_model_has_them():
     """20×20 pixels enlarged 16 times: an outline around the middle, none for the padding."""
     image = np.zeros((20, 20, 3), np.uint8)
-    boxes = np.array([[5.0, 5, 15, 15], [0, 0, 0, 0]], np.float32)
-    [(drawn, caption)] = data_page._draw_example({"image": image, "boxes": boxes})
+    boxes = np.array([[5.0, 5, 15, 15], [0, 0, 20, 20]], np.float32)
+    example = {"image": image, "boxes": boxes, "box_mask": np.array([True, False])}
+    [(drawn, caption)] = data_page._draw_example(example)
     assert caption == "image, 20×20"
     assert drawn.shape == (320, 320, 3)
     coloured = np.argwhere(drawn[:, 200:240].any((-1, -2))).ravel()

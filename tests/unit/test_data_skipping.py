@@ -86,7 +86,7 @@ def test_give_skips_what_it_cannot_read_in_training(hold, caplog):
     source = Things(unread=(3,), broken=(5,))
     data = training(source, hold=hold, max_bad_fraction=0.2)
     batches = iter(data.loader())
-    seen = {int(one) for _ in range(12) for one in next(batches)["pixels"][:, 0, 0, 0]}
+    seen = {int(one) for _ in range(12) for one in next(batches)["image"][:, 0, 0, 0]}
     batches.close()
     assert seen == {k for k in range(24) if k not in (3, 5)}
     assert "'number 3'" in caplog.text

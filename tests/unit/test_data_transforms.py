@@ -21,7 +21,7 @@ def drawn(transform: ImageTextTransform, seed: int) -> tuple[str, np.ndarray]:
     assert {name: (value.shape, value.dtype.name) for name, value in example.items()} == {
         "image": ((16, 16, 3), "uint8"),
         "ids": ((8,), "int32"),
-        "mask": ((8,), "bool"),
+        "id_mask": ((8,), "bool"),
     }
     return transform.tokenizer.decode(example["ids"]), example["image"]
 

@@ -114,7 +114,7 @@ def test_boxes_follow_the_mirror(rows):
         record = data.source().source[int(plan.image[k])]
         left, _, right, _ = (x * 24 / 32 for x in record.objects[plan.object[k]].box)
         expected = (24 - right, 24 - left) if plan.flip[k] else (left, right)
-        np.testing.assert_allclose(batch["box"][k, [0, 2]], expected, atol=1e-4)
+        np.testing.assert_allclose(batch["boxes"][k, 0, [0, 2]], expected, atol=1e-4)
     assert plan.flip.any()
     assert not plan.flip.all()
 

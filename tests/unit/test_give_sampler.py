@@ -369,18 +369,26 @@ def test_batches_are_the_plans_of_their_steps_and_epochs(data):
     batches = take(data.loader(batch_size=24), 6)
     for number, batch in enumerate(batches):
         plan = planner.plan(*divmod(number, 4))
-        for name in ("image", "kind", "absent", "caption", "instruction", "absent_instruction"):
+        numbers = {
+            "image_index": plan.image,
+            "label": plan.kind,
+            "absent_index": plan.absent,
+            "caption_index": plan.caption,
+            "instruction_index": plan.instruction,
+            "absent_instruction_index": plan.absent_instruction,
+        }
+        for name, values in numbers.items():
             assert batch[name].dtype == np.int32
-            np.testing.assert_array_equal(batch[name], getattr(plan, name))
+            np.testing.assert_array_equal(batch[name], values)
         tokens = data.tokenizer([data.index.captions[k] for k in plan.caption])
         np.testing.assert_array_equal(batch["ids"], tokens.ids)
-        np.testing.assert_array_equal(batch["mask"], tokens.mask)
-        assert batch["pixels"].shape == (24, 8, 8, 3)
-    assert not np.array_equal(batches[0]["image"], batches[4]["image"])
+        np.testing.assert_array_equal(batch["id_mask"], tokens.mask)
+        assert batch["image"].shape == (24, 8, 8, 3)
+    assert not np.array_equal(batches[0]["image_index"], batches[4]["image_index"])
     unflipped, mirrored = {}, 0
     for number, batch in enumerate(batches):
         plan = planner.plan(*divmod(number, 4))
-        for image, flip, pixels in zip(plan.image, plan.flip, batch["pixels"], strict=True):
+        for image, flip, pixels in zip(plan.image, plan.flip, batch["image"], strict=True):
             upright = pixels[:, ::-1] if flip else pixels
             mirrored += bool(flip)
             np.testing.assert_array_equal(unflipped.setdefault(int(image), upright), upright)

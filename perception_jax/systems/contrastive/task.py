@@ -115,7 +115,7 @@ class ContrastiveTask:
         return self._transform()(record, rng)
 
     def datasets(self) -> Mapping[str, Iterable[Batch]]:
-        """ "train": endless batches of {"image", "ids", "mask", "id"}."""
+        """ "train": endless batches of {"image", "ids", "id_mask", "id"}."""
         train = make_loader(
             self._source,
             self._transform(),

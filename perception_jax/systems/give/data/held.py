@@ -65,9 +65,10 @@ class HeldBatches:
         boxes = self._boxes[self._first_box[image] + plan.object[own]]
         caption = plan.caption[own]
         return {
-            "pixels": pixels,
-            **{name: getattr(plan, name)[own] for name in NUMBERS},
-            "box": mirrored(boxes, self._size, flip),
+            "image": pixels,
+            **{key: getattr(plan, name)[own] for key, name in NUMBERS.items()},
+            "boxes": mirrored(boxes, self._size, flip)[:, None],
+            "box_mask": boxes[:, [2]] > boxes[:, [0]],
             **{name: values[caption] for name, values in self._texts.items()},
             "id": self._ids[image],
         }

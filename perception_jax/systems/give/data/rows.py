@@ -18,19 +18,29 @@ from perception_jax.data.tokenization import PaddedTokenizer
 from perception_jax.systems.give.data.altered import altered
 from perception_jax.systems.give.data.sampler import Row
 
-NUMBERS = ("image", "kind", "absent", "caption", "instruction", "absent_instruction")
-"""Of a row, as they are in its plan."""
+NUMBERS = {
+    "image_index": "image",
+    "label": "kind",
+    "absent_index": "absent",
+    "caption_index": "caption",
+    "instruction_index": "instruction",
+    "absent_instruction_index": "absent_instruction",
+}
+"""Batch keys of a row's numbers, and what they are called in its plan."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class GroupTransform:
     """The arrays of a record of `ClassGroups`.
 
-    - "pixels": uint8[S, S, 3], mirrored if the row says so;
-    - "image", "kind", "absent", "caption": numbers of the row, int32; equal ones mean the same;
-    - "ids" (int32[T]), "mask" (bool[T]): the caption's tokens;
-    - "instruction", "absent_instruction": places in `ObjectIndex.instructions.strings`, int32;
-    - "box": float32[4], the object's box in the model's image, xyxy; zeros where there is none;
+    - "image": uint8[S, S, 3], mirrored if the row says so;
+    - "boxes" (float32[1, 4]), "box_mask" (bool[1]): the object's box in the model's image, xyxy;
+      without area where there is none;
+    - "ids" (int32[T]), "id_mask" (bool[T]): the caption's tokens;
+    - "label", "absent_index": the object's class and one that the image lacks, in
+      `ObjectIndex.names`, int32;
+    - "image_index", "caption_index": in the source and in `ObjectIndex.captions`, int32;
+    - "instruction_index", "absent_instruction_index": in `ObjectIndex.instructions.strings`, int32;
     - with `altered`, "altered_ids", "altered": the caption's tokens with one attribute changed, and
       whether there is such a one.
     """
@@ -49,16 +59,19 @@ class GroupTransform:
         row: Row = record.extras["row"]
         shown = self.processor(images.decode(record.image, name=record.id))
         return {
-            "pixels": np.ascontiguousarray(shown.pixels[:, ::-1]) if row.flip else shown.pixels,
-            **{name: np.array(getattr(row, name), np.int32) for name in NUMBERS},
-            "box": mirrored(model_boxes(record, shown)[row.object], self.processor.size, row.flip),
+            "image": np.ascontiguousarray(shown.pixels[:, ::-1]) if row.flip else shown.pixels,
+            **{key: np.array(getattr(row, name), np.int32) for key, name in NUMBERS.items()},
+            "boxes": mirrored(
+                model_boxes(record, shown)[[row.object]], self.processor.size, row.flip
+            ),
+            "box_mask": np.array([record.objects[row.object].box is not None]),
             **{name: rows[0] for name, rows in self.texts([row.text]).items()},
         }
 
     def texts(self, captions: Sequence[str]) -> dict[str, np.ndarray]:
         """The arrays of captions, one row each."""
         tokens = self.tokenizer(list(captions))
-        found = {"ids": tokens.ids, "mask": tokens.mask}
+        found = {"ids": tokens.ids, "id_mask": tokens.mask}
         if not self.altered:
             return found
         other = [altered(caption) for caption in captions]
