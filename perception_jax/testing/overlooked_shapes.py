@@ -260,12 +260,12 @@ def batches(scenes: Scenes, steps: int, seed: int) -> Iterator[dict[str, Int32[n
     planner = BatchPlanner(index_objects(records(scenes)), config)
     for step in range(steps):
         plan = planner.plan(0, step)  # of the first epoch: absent shapes are uniform
-        colour = scenes.colour[plan.image, plan.object]
+        colour = scenes.colour[plan.record, plan["object"]]
         yield {
-            "image_index": plan.image,
-            "label": plan.kind,
-            "absent_index": plan.absent,
-            "caption_index": (plan.kind * len(COLOURS) + colour).astype(np.int32),
+            "image_index": plan.record,
+            "label": plan["label"],
+            "absent_index": plan["absent_index"],
+            "caption_index": (plan["label"] * len(COLOURS) + colour).astype(np.int32),
         }
 
 

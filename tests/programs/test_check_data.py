@@ -22,6 +22,7 @@ import ml_collections
 import numpy as np
 
 from perception_jax.data import images
+from perception_jax.data.loader import RecordExamples
 from perception_jax.data.processors import ImageProcessor
 from perception_jax.data.sources import open_source
 from perception_jax.data.tokenization import ClipTokenizer
@@ -36,8 +37,8 @@ class Task:
     path: str
     tokenizer = ClipTokenizer.shipped(600, 24)
 
-    def source(self):
-        return open_source(self.path)
+    def examples(self, seed):
+        return RecordExamples(open_source(self.path), self.transform, seed)
 
     def transform(self, record, rng):
         processed = ImageProcessor(size=20)(images.decode(record.image, name=record.id))
@@ -123,7 +124,7 @@ def test_nothing_usable_and_what_is_no_task(data, capsys):
     assert "0 of 2 records usable" in capsys.readouterr().out
     assert run(data, config, "--count=0") == 1
     assert "--count" in capsys.readouterr().err
-    assert run(data, config.replace("def transform", "def change")) == 1
-    assert "Task has no `transform`" in capsys.readouterr().err
+    assert run(data, config.replace("def examples", "def records")) == 1
+    assert "Task has no `examples`" in capsys.readouterr().err
     assert run(data, config.replace("def get_task", "def task")) == 1
     assert "expected get_task(config)" in capsys.readouterr().err

@@ -18,7 +18,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
-from perception_jax.data.records import Record, Source
+from perception_jax.data.loader import Examples
 from perception_jax.models.params import flatten, unflatten
 from perception_jax.nn.text_tower import TextTower
 from perception_jax.nn.variables import AdapterParam
@@ -142,16 +142,12 @@ class GiveTask:
             "cosine_absent": _mean_cosine(absent, batch["absent_instruction"]),
         }
 
-    def source(self) -> Source:
-        """The rows of all batches."""
-        return self.data.source()
-
-    def transform(self, record: Record, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """What the model sees of a row, its instructions as numbers."""
-        return self.data.transform(record, rng)
+    def examples(self, seed: int) -> Examples:
+        """The rows of all batches, their instructions as numbers."""
+        return self.data.examples(seed)
 
     def datasets(self) -> Mapping[str, Iterable[Batch]]:
-        """ "train": endless batches of `GroupTransform`'s arrays, with "instruction" and
+        """ "train": endless batches of `ObjectRows`' arrays, with "instruction" and
         "absent_instruction" (states, mask and embedding of each row's instructions) for their
         indices."""
         strings = self.data.index.instructions.strings
