@@ -229,7 +229,8 @@ class _RowLoader:
                 if example is not None:
                     return Redrawn(tuple(skipped), example) if skipped else example
         except Exception:
-            return Crash(f"record number {row and row.record}: {traceback.format_exc()}")
+            number = "" if row is None else f", record number {row.record}"
+            return Crash(f"planned row {index}{number}: {traceback.format_exc()}")
         return Redrawn(tuple(skipped), None)
 
     def shown(self, index: int) -> tuple[records.Record, Example]:

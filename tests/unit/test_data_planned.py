@@ -344,6 +344,13 @@ class Drawn:
         return record
 
 
+class Failing(Drawn):
+    """Raises what is no fault of the data."""
+
+    def __call__(self, read, row):
+        raise ValueError("a mistake")
+
+
 def mixed(broken: bool = False) -> list[Record]:
     image = b"broken" if broken else np.zeros((2, 2, 3), np.uint8)
     return [Record(id=str(k), images=(image,) * (k % 2)) for k in range(20)]
@@ -359,6 +366,9 @@ def test_shapes_and_seeds_come_from_the_plan():
     again = take(data.loader(num_workers=2), 12)
     for one, other in zip(batches, again, strict=True):
         np.testing.assert_array_equal(one["noise"], other["noise"])
+    data = PlannedData(mixed(), Modalities(), Failing())
+    with pytest.raises(DataError, match=r"planned row \d+, record number \d+(?s:.*)a mistake"):
+        take(data.loader(), 1)
     with pytest.raises(ConfigError, match="expected 4, the rows of a planned batch, found 6"):
         data.loader(batch_size=6)
 

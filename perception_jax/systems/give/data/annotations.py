@@ -6,12 +6,14 @@ A crowd is no object, but its class is not absent. Letters: N annotations, I ima
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from jaxtyping import Bool, Int, Int32
 
 from perception_jax.data import images
+from perception_jax.data.geometry import Geometry
 from perception_jax.data.processors import ImageProcessor
 from perception_jax.data.records import Record, Source
 from perception_jax.data.skipping import MAX_BAD_FRACTION, Watch, sound_records
@@ -63,7 +65,9 @@ class _Annotations:
         self, template: str | None, own_instructions: bool, processor: ImageProcessor | None
     ) -> None:
         self._template, self._own_instructions = template, own_instructions
-        self._processor = processor
+        self._geometry = (
+            None if processor is None else functools.lru_cache(2**14)(processor.geometry)
+        )
         self._unnamed = 0
         # Numbers of what has a name or text, in the order of their first appearance.
         self._kinds: dict[str, int] = {}
@@ -191,7 +195,7 @@ class _Annotations:
         """Which objects the model's image shows; all if the image cannot be read, which the loader
         will report."""
         try:
-            return objects_kept(record, self._processor)
+            return objects_kept(record, self._geometry)
         except ImageError:
             return np.ones(len(record.objects), bool)
 
@@ -261,13 +265,14 @@ def _ranked(pairs: list[tuple[int, int]], rank: Int[np.ndarray, " C"]) -> Int[np
 
 
 def objects_kept(
-    record: Record, processor: ImageProcessor | None, size: tuple[int, int] | None = None
+    record: Record,
+    geometry: Callable[[int, int], Geometry] | None,
+    size: tuple[int, int] | None = None,
 ) -> Bool[np.ndarray, " n"]:
-    """Which objects keep at least half of their box in the processed image.
-
-    Those without a box do, and all of them without a processor.
+    """Which objects keep at least half of their box in the processed image; those without one do.
 
     Args:
+      geometry: `ImageProcessor.geometry`; None for an image that is not cut.
       size: width and height of the image, where the caller knows them.
 
     Raises:
@@ -275,10 +280,10 @@ def objects_kept(
     """
     kept = np.ones(len(record.objects), bool)
     boxed = [k for k, one in enumerate(record.objects) if one.box is not None]
-    if processor is not None and boxed:
+    if geometry is not None and boxed:
         size = size or record.size or images.read_size(record.image, name=record.id)
         boxes = np.array([record.objects[k].box for k in boxed], np.float64)
-        kept[boxed] = processor.geometry(*size).keeps(boxes)
+        kept[boxed] = geometry(*size).keeps(boxes)
     return kept
 
 

@@ -53,7 +53,7 @@ def read_labels(
     for number in range(len(source)):
         record = source[number]
         size = record.size or images.read_size(record.image, name=record.id)
-        shown = objects_kept(record, processor, size)
+        shown = objects_kept(record, processor.geometry, size)
         known = [one.name in ids and not one.crowd for one in record.objects]
         image = from_record(record, ids, size)
         found.append(image.keep(shown[known].tolist()))
