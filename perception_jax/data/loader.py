@@ -213,6 +213,14 @@ class HostShare:
 
 
 def host_share(batch_size: int, num_workers: int, host: tuple[int, int] | None) -> HostShare:
+    """What of a job's global batches this host loads.
+
+    Args:
+      host: index and number of hosts; None asks JAX.
+
+    Raises:
+      ConfigError: sizes that do not fit together.
+    """
     index, hosts = host or (jax.process_index(), jax.process_count())
     if not 0 <= index < hosts:
         raise ConfigError(f"host: expected an index below the count, found {index} of {hosts}.")
