@@ -300,12 +300,15 @@ class LoadedExamples(grain.IterDataset):
         watch: Watch,
         keep_places: bool,
         chunk: int = 1,
+        unit: int = 1,
     ) -> None:
-        """Args: chunk: elements that a thread loads at once, a divisor of the host's batch size;
-        more than 1 where an element takes less time than handing it over.
+        """Args:
+        chunk: elements that a thread loads at once, a divisor of the host's batch size; more than
+          1 where an element takes less time than handing it over.
+        unit: elements that are never separated: a saved position is rounded down to it.
         """
         super().__init__()
-        self.chunk = chunk
+        self.chunk, self.unit = chunk, unit
         own = elements[place.host :: place.hosts]
         self.elements = own.batch(chunk, drop_remainder=True, batch_fn=list)
         self.place = place
@@ -381,7 +384,8 @@ class _ExampleIterator(grain.DatasetIterator):
                 f"{dict(self._examples.identity)}. Resume with the same data and seed."
             )
         # On another number of hosts: the same place in the global order.
-        self._position = state["position"] * state["hosts"] // place.hosts
+        position = state["position"] * state["hosts"] // place.hosts
+        self._position = position // self._examples.unit * self._examples.unit
         self._close_stream()
 
     def close(self) -> None:

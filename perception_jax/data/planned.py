@@ -199,6 +199,7 @@ class PlannedData:
             watch=self._watch,
             keep_places=False,
             chunk=share.batch_size if self._in_memory else 1,
+            unit=share.batch_size,
         )
         return rows.batch(share.batch_size, drop_remainder=True, batch_fn=stack)
 
