@@ -43,15 +43,14 @@ def run(parsed: common.Parsed) -> int:
     if count < 1:
         raise ConfigError(f"--count: expected at least 1, found {count}.")
     task = _get_task(parsed)
-    source = task.source()
-    report = Report("Data check", f"`{parsed.config_path}`, {len(source):,} records")
+    examples = task.examples(seed)
+    report = Report("Data check", f"`{parsed.config_path}`, {len(examples):,} records")
     rng = np.random.default_rng(seed)
-    chosen = rng.choice(len(source), min(count, len(source)), replace=False).tolist()
+    chosen = rng.choice(len(examples), min(count, len(examples)), replace=False).tolist()
     bad = []
     for index in chosen:
         try:
-            record = source[index]
-            example = task.transform(record, np.random.default_rng([seed, index]))
+            record, example = examples[index]
         except DataError as error:
             bad.append((index, str(error)))
             continue
@@ -73,12 +72,11 @@ def _get_task(parsed: common.Parsed) -> Any:
     if not hasattr(parsed.module, "get_task"):
         raise ConfigError(f"{parsed.config_path}: expected get_task(config), found none.")
     task = parsed.module.get_task(parsed.config)
-    for name in ("source", "transform"):
-        if not hasattr(task, name):
-            raise ConfigError(
-                f"{parsed.config_path}: its {type(task).__name__} has no `{name}`: expected "
-                "source() → records and transform(record, rng) → arrays."
-            )
+    if not hasattr(task, "examples"):
+        raise ConfigError(
+            f"{parsed.config_path}: its {type(task).__name__} has no `examples`: expected "
+            "examples(seed), records with their arrays (see perception_jax.data.loader.Examples)."
+        )
     return task
 
 

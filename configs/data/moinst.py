@@ -44,7 +44,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
 
 
 def get_task(config: ml_collections.ConfigDict, loaded=None):
-    """The training data alone, with the `source` and `transform` that `check_data` asks for."""
+    """The training data alone, with the `examples` that `check_data` asks for."""
     from perception_jax.data.processors import ImageProcessor
     from perception_jax.data.sources import open_source
     from perception_jax.data.tokenization import ClipTokenizer

@@ -22,6 +22,7 @@ import ml_collections
 import numpy as np
 
 from perception_jax.data import images
+from perception_jax.data.loader import RecordExamples
 from perception_jax.data.processors import ImageProcessor
 from perception_jax.data.sources import open_source
 from perception_jax.data.tokenization import ClipTokenizer
@@ -36,8 +37,8 @@ class Task:
     path: str
     tokenizer = ClipTokenizer.shipped(600, 24)
 
-    def source(self):
-        return open_source(self.path)
+    def examples(self, seed):
+        return RecordExamples(open_source(self.path), self.transform, seed)
 
     def transform(self, record, rng):
         processed = ImageProcessor(size=20)(images.decode(record.image, name=record.id))
@@ -45,7 +46,8 @@ class Task:
         found = np.array([one.box for one in record.objects])
         boxes[: len(found)] = processed.geometry.clip(processed.geometry.boxes(found))
         tokens = self.tokenizer(record.captions)
-        return {"image": processed.pixels, "boxes": boxes, "ids": tokens.ids[0]}
+        arrays = {"image": processed.pixels, "boxes": boxes, "ids": tokens.ids[0]}
+        return arrays | {"box_mask": np.arange(3) < len(found)}
 
 
 def get_task(config):
@@ -106,8 +108,9 @@ def test_the_page(data, capsys):
 def test_boxes_are_drawn_where_the_model_has_them():
     """20×20 pixels enlarged 16 times: an outline around the middle, none for the padding."""
     image = np.zeros((20, 20, 3), np.uint8)
-    boxes = np.array([[5.0, 5, 15, 15], [0, 0, 0, 0]], np.float32)
-    [(drawn, caption)] = data_page._draw_example({"image": image, "boxes": boxes})
+    boxes = np.array([[5.0, 5, 15, 15], [0, 0, 20, 20]], np.float32)
+    example = {"image": image, "boxes": boxes, "box_mask": np.array([True, False])}
+    [(drawn, caption)] = data_page._draw_example(example)
     assert caption == "image, 20×20"
     assert drawn.shape == (320, 320, 3)
     coloured = np.argwhere(drawn[:, 200:240].any((-1, -2))).ravel()
@@ -121,7 +124,7 @@ def test_nothing_usable_and_what_is_no_task(data, capsys):
     assert "0 of 2 records usable" in capsys.readouterr().out
     assert run(data, config, "--count=0") == 1
     assert "--count" in capsys.readouterr().err
-    assert run(data, config.replace("def transform", "def change")) == 1
-    assert "Task has no `transform`" in capsys.readouterr().err
+    assert run(data, config.replace("def examples", "def records")) == 1
+    assert "Task has no `examples`" in capsys.readouterr().err
     assert run(data, config.replace("def get_task", "def task")) == 1
     assert "expected get_task(config)" in capsys.readouterr().err

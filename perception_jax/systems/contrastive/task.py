@@ -12,13 +12,12 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from perception_jax.data.loader import make_loader
+from perception_jax.data.loader import Examples, RecordExamples, make_loader
 from perception_jax.data.processors import ImageProcessor
-from perception_jax.data.records import Record, Source
+from perception_jax.data.records import Source
 from perception_jax.data.skipping import MAX_BAD_FRACTION
 from perception_jax.data.tokenization import PaddedTokenizer
 from perception_jax.data.transforms import Augment, ImageTextTransform
@@ -106,16 +105,12 @@ class ContrastiveTask:
             loss = sigmoid_contrastive(image, text, scale, model.logit_bias[...], ignore=same)
         return loss, {"batch_accuracy": batch_accuracy(image, text, same), "scale": scale}
 
-    def source(self) -> Source:
-        """The training records."""
-        return self._source
-
-    def transform(self, record: Record, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """What the model sees of a record."""
-        return self._transform()(record, rng)
+    def examples(self, seed: int) -> Examples:
+        """The training records, and what the model sees of them."""
+        return RecordExamples(self._source, self._transform(), seed)
 
     def datasets(self) -> Mapping[str, Iterable[Batch]]:
-        """ "train": endless batches of {"image", "ids", "mask", "id"}."""
+        """ "train": endless batches of {"image", "ids", "id_mask", "id"}."""
         train = make_loader(
             self._source,
             self._transform(),
