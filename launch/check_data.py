@@ -43,15 +43,14 @@ def run(parsed: common.Parsed) -> int:
     if count < 1:
         raise ConfigError(f"--count: expected at least 1, found {count}.")
     data = training_program(parsed.config).data(parsed.config)
-    source = data.source()
-    report = Report("Data check", f"`{parsed.config_path}`, {len(source):,} records")
+    examples = data.examples(seed)
+    report = Report("Data check", f"`{parsed.config_path}`, {len(examples):,} records")
     rng = np.random.default_rng(seed)
-    chosen = rng.choice(len(source), min(count, len(source)), replace=False).tolist()
+    chosen = rng.choice(len(examples), min(count, len(examples)), replace=False).tolist()
     bad = []
     for index in chosen:
         try:
-            record = source[index]
-            example = data.transform(record, np.random.default_rng([seed, index]))
+            record, example = examples[index]
         except DataError as error:
             bad.append((index, str(error)))
             continue

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import ml_collections
@@ -20,6 +20,7 @@ from perception_jax.errors import ConfigError, did_you_mean
 if TYPE_CHECKING:
     from flax import nnx
 
+    from perception_jax.data.loader import Examples
     from perception_jax.inference.images import ImageResult
     from perception_jax.train.task import Task
 
@@ -33,11 +34,8 @@ class TrainingRecords(Protocol):
 
     tokenizer: Any
 
-    def source(self) -> Any:
-        """The records, a `data.records.Source`."""
-
-    def transform(self, record: Any, rng: Any) -> Mapping[str, Any]:
-        """The arrays that the model gets of a record."""
+    def examples(self, seed: int) -> Examples:
+        """Records, each with the arrays that the model gets of it."""
 
 
 @runtime_checkable

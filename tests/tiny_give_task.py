@@ -64,8 +64,10 @@ def records() -> list[Record]:
                 np.uint8(tiny_clip.COLOURS[names[kind]]) // 2
             )
         objects = tuple(
-            ObjectAnnotation(name=names[kind], box=None, caption=f"{names[kind]} number {k % 5}")
+            ObjectAnnotation(
+                name=names[kind], box=None, captions=(f"{names[kind]} number {k % 5}",)
+            )
             for kind in shown
         )
-        made.append(Record(id=f"halves-{k}", image=image, objects=objects))
+        made.append(Record(id=f"halves-{k}", images=(image,), objects=objects))
     return made

@@ -49,6 +49,11 @@ def export(
             f"export: expected what `load` gives, a `Loaded` around model, configuration and "
             f"processor, found a {type(loaded).__name__}."
         )
+    if loaded.weights is not None:
+        raise ConfigError(
+            "export: expected a model with weights, found one whose weights have not been read: "
+            "load it, or call its `filled()`."
+        )
     arch = architecture_of(loaded.config)
     write = arch.write_config.get(arch.settings_layout(layout))
     if write is None:

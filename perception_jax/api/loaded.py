@@ -131,6 +131,8 @@ class Loaded:
 
         Args, Raises: as of `perception_jax.load`.
         """
+        if self.weights is None:
+            raise CheckpointError(f"{self.name}: its weights have been read already.")
         placed = None
         if mesh is not None:
             placed = make_shardings(flatten(self.model), self.weights.rules, mesh)

@@ -18,6 +18,7 @@ other so that those in memory stay within `pixel_budget`.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import logging
@@ -85,7 +86,7 @@ def make_loader(
       DataError: an empty source. While iterating: too many bad records, arrays that do not stack,
         or an error in the transform other than `DataError`, with its traceback and the record's id.
     """
-    place = _place(batch_size, num_workers, host)
+    place = host_share(batch_size, num_workers, host)
     count = _count(source)
     if epochs is not None and epochs < 1:
         raise ConfigError(f"epochs: expected at least 1 or None, found {epochs}.")
@@ -107,7 +108,7 @@ def make_loader(
     order = order.repeat(epochs)
     if epochs is not None:
         order = order[: len(order) // batch_size * batch_size]
-    examples = _Examples(
+    examples = LoadedExamples(
         order.random_map(_Load(source, transform, count), seed=seed),
         place,
         identity={"records": count, "seed": seed, "shuffle": int(shuffle)},
@@ -133,11 +134,11 @@ def make_eval_loader(
     As `make_loader`, except that every host gives the same number of batches, all full: "valid"
     (bool[B]) is False for rows that fill up (their id is "") or stand for a skipped record.
     """
-    place = _place(batch_size, num_workers, host)
+    place = host_share(batch_size, num_workers, host)
     count = _count(source)
     load = _Load(source, transform, count)
     padded = -(-count // batch_size) * batch_size
-    examples = _Examples(
+    examples = LoadedExamples(
         grain.MapDataset.range(padded).random_map(load, seed=seed),
         place,
         identity={"records": count, "seed": seed, "shuffle": 0},
@@ -170,8 +171,39 @@ def stack(examples: Sequence[Example]) -> Example:
     return {name: np.stack([example[name] for example in examples]) for name in first}
 
 
+@runtime_checkable
+class Examples(Protocol):
+    """Training data one by one, for people to look at."""
+
+    def __len__(self) -> int:
+        """Number of examples."""
+
+    def __getitem__(self, index: int) -> tuple[records.Record, Example]:
+        """A record and its arrays; raises `DataError` if it cannot be used."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Place:
+class RecordExamples:
+    """The records of a source, each with the arrays that a transform makes of it.
+
+    Attributes:
+      seed: with the index, of the transform's random numbers.
+    """
+
+    source: records.Source
+    transform: Transform
+    seed: int = 0
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> tuple[records.Record, Example]:
+        record = self.source[index]
+        return record, self.transform(record, np.random.default_rng([self.seed, index]))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class HostShare:
     """Where in the job this loader runs; `batch_size` is this host's."""
 
     host: int
@@ -180,7 +212,15 @@ class _Place:
     num_workers: int
 
 
-def _place(batch_size: int, num_workers: int, host: tuple[int, int] | None) -> _Place:
+def host_share(batch_size: int, num_workers: int, host: tuple[int, int] | None) -> HostShare:
+    """What of a job's global batches this host loads.
+
+    Args:
+      host: index and number of hosts; None asks JAX.
+
+    Raises:
+      ConfigError: sizes that do not fit together.
+    """
     index, hosts = host or (jax.process_index(), jax.process_count())
     if not 0 <= index < hosts:
         raise ConfigError(f"host: expected an index below the count, found {index} of {hosts}.")
@@ -190,7 +230,7 @@ def _place(batch_size: int, num_workers: int, host: tuple[int, int] | None) -> _
         )
     if num_workers < 0:
         raise ConfigError(f"num_workers: expected 0 or more, found {num_workers}.")
-    return _Place(index, hosts, batch_size // hosts, num_workers)
+    return HostShare(index, hosts, batch_size // hosts, num_workers)
 
 
 def _count(source: records.Source) -> int:
@@ -200,10 +240,23 @@ def _count(source: records.Source) -> int:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Crash:
+class Crash:
     """An error that is not the data's fault, on its way from a worker to the main process."""
 
     text: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Redrawn:
+    """An example whose place was planned for records that cannot be used (see `planned`).
+
+    Attributes:
+      skipped: these records.
+      example: None if there is no other that may take the place.
+    """
+
+    skipped: tuple[Skipped, ...]
+    example: Example | None
 
 
 class _Padding:
@@ -220,7 +273,7 @@ class _Load:
 
     def __call__(
         self, index: int, rng: np.random.Generator
-    ) -> Example | Skipped | _Crash | _Padding:
+    ) -> Example | Skipped | Crash | _Padding:
         if index >= self.count:
             return _Padding()
         name = ""
@@ -232,23 +285,32 @@ class _Load:
         except DataError as error:
             return Skipped(index, name, str(error))
         except Exception:
-            return _Crash(f"record {name or f'number {index}'!r}: {traceback.format_exc()}")
+            return Crash(f"record {name or f'number {index}'!r}: {traceback.format_exc()}")
 
 
-class _Examples(grain.IterDataset):
+class LoadedExamples(grain.IterDataset):
     """This host's examples, in order, loaded ahead by threads or worker processes."""
 
     def __init__(
         self,
         elements: grain.MapDataset,
-        place: _Place,
+        place: HostShare,
         *,
         identity: Mapping[str, int],
         watch: Watch,
         keep_places: bool,
+        chunk: int = 1,
+        unit: int = 1,
     ) -> None:
+        """Args:
+        chunk: elements that a thread loads at once, a divisor of the host's batch size; more than
+          1 where an element takes less time than handing it over.
+        unit: elements that are never separated: a saved position is rounded down to it.
+        """
         super().__init__()
-        self.elements = elements[place.host :: place.hosts]
+        self.chunk, self.unit = chunk, unit
+        own = elements[place.host :: place.hosts]
+        self.elements = own.batch(chunk, drop_remainder=True, batch_fn=list)
         self.place = place
         self.identity = identity
         self.watch = watch
@@ -259,42 +321,62 @@ class _Examples(grain.IterDataset):
         return _ExampleIterator(self)
 
     def __str__(self) -> str:
-        return f"Examples(host={self.place.host}/{self.place.hosts})"
+        return f"LoadedExamples(host={self.place.host}/{self.place.hosts})"
 
 
 class _ExampleIterator(grain.DatasetIterator):
     """Yields examples; with `keep_places`, also what stands for a bad or missing record."""
 
-    def __init__(self, examples: _Examples) -> None:
+    def __init__(self, examples: LoadedExamples) -> None:
         super().__init__()
         self._examples = examples
         self._watch = examples.watch.fresh()
         self._position = 0
+        self._loaded: collections.deque[Any] = collections.deque()
         self._stream: workers.ClosableIterator | None = None
 
     def __next__(self) -> Example | Skipped | _Padding:
         self._assert_not_closed()
         while True:
             self.start_prefetch()
-            element = next(self._stream)
+            if not self._loaded:
+                self._loaded.extend(next(self._stream))
+            element = self._loaded.popleft()
             self._position += 1
-            if isinstance(element, _Crash):
+            if isinstance(element, Crash):
                 raise DataError(f"the transform failed on {element.text}")
+            if isinstance(element, Redrawn):
+                element = self._accept(element)
             if not isinstance(element, _Padding):
                 self._watch.check(element if isinstance(element, Skipped) else None)
             if self._examples.keep_places or isinstance(element, dict):
                 return element
 
+    def _accept(self, redrawn: Redrawn) -> Example:
+        for skipped in redrawn.skipped:
+            self._watch.check(skipped)
+        if redrawn.example is None:
+            raise DataError(
+                f"none of {len(redrawn.skipped)} records that may take one place of a batch can be "
+                f"used, the last {redrawn.skipped[-1]} Repair the data."
+            )
+        return redrawn.example
+
     def start_prefetch(self) -> None:
         if self._stream is None:
-            rest = self._examples.elements[self._position :]
-            self._stream = workers.prefetch(rest, self._examples.place.num_workers)
+            chunk = self._examples.chunk
+            rest = self._examples.elements[self._position // chunk :]
+            self._stream = workers.prefetch(rest, self._examples.place.num_workers, chunk)
 
     def get_state(self) -> dict[str, Any]:
         place = self._examples.place
         return {"position": self._position, "hosts": place.hosts, **self._examples.identity}
 
     def set_state(self, state: dict[str, Any]) -> None:
+        place = self._examples.place
+        if set(state) == {"next_index"}:  # of data in memory, which once counted batches
+            rows = state["next_index"] * place.batch_size
+            state = {"position": rows, "hosts": place.hosts, **self._examples.identity}
         found = {name: state.get(name) for name in self._examples.identity}
         if found != self._examples.identity:
             raise DataError(
@@ -302,7 +384,8 @@ class _ExampleIterator(grain.DatasetIterator):
                 f"{dict(self._examples.identity)}. Resume with the same data and seed."
             )
         # On another number of hosts: the same place in the global order.
-        self._position = state["position"] * state["hosts"] // self._examples.place.hosts
+        position = state["position"] * state["hosts"] // place.hosts
+        self._position = position // self._examples.unit * self._examples.unit
         self._close_stream()
 
     def close(self) -> None:
@@ -316,6 +399,7 @@ class _ExampleIterator(grain.DatasetIterator):
         if self._stream is not None:
             self._stream.close()
             self._stream = None
+        self._loaded.clear()
 
 
 def _stack_valid(load: _Load, elements: Sequence[Example | Skipped | _Padding]) -> Example:

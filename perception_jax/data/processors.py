@@ -151,69 +151,77 @@ class ImageProcessor:
         """
         return self._process(PIL.Image.fromarray(image))
 
+    def geometry(self, width: int, height: int) -> Geometry:
+        """The map from the pixels of an image of this size to those of the processed one.
+
+        The same as `processor(image).geometry`, from the size alone: what a crop keeps of boxes is
+        `processor.geometry(width, height).kept_share(boxes)`.
+
+        Raises:
+          ImageError: as when called.
+        """
+        steps = self._steps(width, height)
+        return steps.padding.then(steps.resizing)
+
     def _process(self, picture: PIL.Image.Image) -> ProcessedImage:
-        width, height = picture.size
-        if self.mode == "whole":
-            return self._whole(picture)
-        if self.mode == "squash":
-            target = (self.size, self.size)
-            resized = picture.resize(target, _RESAMPLE[self.resample])
-            return ProcessedImage(_pixels(resized), Geometry.resized((width, height), target))
-        padded = Geometry.identity(width, height)
-        if self.mode == "llava_pad":
-            picture, padded = self._pad(picture)
-        cropped, geometry = self._resize_and_crop(picture)
-        return ProcessedImage(_pixels(cropped), padded.then(geometry))
-
-    def _whole(self, picture: PIL.Image.Image) -> ProcessedImage:
-        source = picture.size
-        full = _shortest_side(*source, self.size, self.longest) if self.resizes else source
-        canvas = tuple(-(-side // self.multiple) * self.multiple for side in full)
-        if canvas[0] * canvas[1] > MAX_PIXELS:
-            raise ImageError(
-                f"a {source[0]}×{source[1]} image would become {canvas[0]}×{canvas[1]}, more than "
-                f"{MAX_PIXELS:,} pixels. Leave it out, or set `longest`."
-            )
-        if full != source:
-            picture = picture.resize(full, _RESAMPLE[self.resample])
-        geometry = Geometry.resized(source, full)
-        if canvas == full:
-            return ProcessedImage(_pixels(picture), geometry)
-        padded = PIL.Image.new("RGB", canvas, self.pad_colour)
-        padded.paste(picture, (0, 0))
-        return ProcessedImage(_pixels(padded), geometry.cropped(0, 0, *canvas))
-
-    def _pad(self, picture: PIL.Image.Image) -> tuple[PIL.Image.Image, Geometry]:
-        width, height = picture.size
-        side = max(width, height)
-        if side * side > MAX_PIXELS:
-            raise ImageError(
-                f"a {width}×{height} image padded to {side}×{side} exceeds {MAX_PIXELS:,} pixels. "
-                'Leave it out, shrink it, or use another mode than "llava_pad".'
-            )
-        left, top = (side - width) // 2, (side - height) // 2
-        square = PIL.Image.new("RGB", (side, side), self.pad_colour)
-        square.paste(picture, (left, top))
-        return square, Geometry.identity(width, height).cropped(-left, -top, side, side)
-
-    def _resize_and_crop(self, picture: PIL.Image.Image) -> tuple[PIL.Image.Image, Geometry]:
-        width, height = full = picture.size
-        if self.resizes:
-            full = _shortest_side(width, height, self.resize or self.size)
-        left, top = (self._crop_offset(side) for side in full)
-        geometry = Geometry.resized((width, height), full)
-        geometry = geometry.cropped(left, top, self.size, self.size)
-        resample = _RESAMPLE[self.resample]
-        if self.resizes and full[0] * full[1] > _MAX_RESIZED:
+        steps = self._steps(*picture.size)
+        geometry = steps.padding.then(steps.resizing)
+        if steps.padding.target != picture.size:
+            left, top = (int(side) for side in steps.padding.offset)
+            picture = _on_canvas(picture, (left, top), steps.padding.target, self.pad_colour)
+        resample, canvas = _RESAMPLE[self.resample], steps.resizing.target
+        if self.is_square and self.resizes and steps.full[0] * steps.full[1] > _MAX_RESIZED:
             # A 1×N image would become enormous: compute only the part that the crop keeps. (Not
             # done always, since Pillow's rounding then differs in the last bit now and then.)
-            corners = np.array([[0, 0, self.size, self.size]], np.float64)
-            kept = tuple(geometry.clip_source(geometry.inverse_boxes(corners))[0].tolist())
-            return picture.resize((self.size, self.size), resample, box=kept), geometry
-        # Exactly the resized size, so that Pillow returns the same picture unresampled.
-        resized = picture.resize(full, resample) if self.resizes else picture
-        kept = (left, top, left + self.size, top + self.size)
-        return resized.crop(kept), geometry
+            corners = np.array([[0, 0, *canvas]], np.float64)
+            kept = steps.resizing.clip_source(steps.resizing.inverse_boxes(corners))
+            return ProcessedImage(
+                _pixels(picture.resize(canvas, resample, box=tuple(kept[0].tolist()))), geometry
+            )
+        if steps.full != picture.size:
+            picture = picture.resize(steps.full, resample)
+        if canvas != steps.full and not self.is_square:
+            picture = _on_canvas(picture, (0, 0), canvas, self.pad_colour)
+        elif canvas != steps.full:
+            left, top = steps.corner
+            picture = picture.crop((left, top, left + canvas[0], top + canvas[1]))
+        return ProcessedImage(_pixels(picture), geometry)
+
+    def _steps(self, width: int, height: int) -> _Steps:
+        """What is done to an image of this size.
+
+        Raises:
+          ImageError: the result would not fit in memory.
+        """
+        padding, square = Geometry.identity(width, height), (width, height)
+        if self.mode == "llava_pad":
+            square = (max(width, height),) * 2
+            self._check_pixels((width, height), square)
+            left, top = (
+                (side - own) // 2 for side, own in zip(square, (width, height), strict=True)
+            )
+            padding = padding.cropped(-left, -top, *square)
+        if self.mode == "squash":
+            full = canvas = (self.size, self.size)
+        elif self.mode == "whole":
+            full = _shortest_side(*square, self.size, self.longest) if self.resizes else square
+            canvas = tuple(-(-side // self.multiple) * self.multiple for side in full)
+            self._check_pixels((width, height), canvas)
+        else:
+            full = _shortest_side(*square, self.resize or self.size) if self.resizes else square
+            canvas = (self.size, self.size)
+        corner = tuple(map(self._crop_offset, full)) if self.is_square else (0, 0)
+        resizing = Geometry.resized(square, full).cropped(*corner, *canvas)
+        return _Steps(padding, full, corner, resizing)
+
+    def _check_pixels(self, source: tuple[int, int], target: tuple[int, int]) -> None:
+        if target[0] * target[1] > MAX_PIXELS:
+            way_out = "set `longest`" if self.mode == "whole" else "use another mode"
+            raise ImageError(
+                f"a {source[0]}×{source[1]} image would become {target[0]}×{target[1]} in mode "
+                f'"{self.mode}", more than {MAX_PIXELS:,} pixels. Leave it out, shrink it, or '
+                f"{way_out}."
+            )
 
     def _crop_offset(self, side: int) -> int:
         if self.mode == "tv_crop" and side >= self.size:
@@ -252,6 +260,34 @@ class ImageProcessor:
           ConfigError: a padding that Hugging Face would not do.
         """
         return processor_hf.write(self, ours=ours)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Steps:
+    """Padding to a square, resizing, and cutting or padding at the edges, for one size of image.
+
+    Attributes:
+      padding: from the image to the square; the identity in modes that do not pad first.
+      full: width and height after resizing.
+      corner: left and top of the result in the resized image; negative where it is padded.
+      resizing: from the padded image to the result.
+    """
+
+    padding: Geometry
+    full: tuple[int, int]
+    corner: tuple[int, int]
+    resizing: Geometry
+
+
+def _on_canvas(
+    picture: PIL.Image.Image,
+    corner: tuple[int, int],
+    size: tuple[int, int],
+    colour: tuple[int, int, int],
+) -> PIL.Image.Image:
+    canvas = PIL.Image.new("RGB", size, colour)
+    canvas.paste(picture, corner)
+    return canvas
 
 
 def _pixels(picture: PIL.Image.Image) -> UInt8[np.ndarray, "H W 3"]:

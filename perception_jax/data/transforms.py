@@ -64,7 +64,7 @@ class Augment:
 class ImageTextTransform:
     """An image and one of its captions, for contrastive training and retrieval.
 
-    Gives "image" (uint8[S, S, 3]), "ids" (int32[T]) and "mask" (bool[T]).
+    Gives "image" (uint8[S, S, 3]), "ids" (int32[T]) and "id_mask" (bool[T]).
 
     Attributes:
       caption: "random" draws one of the record's captions each time; "first" is for evaluation.
@@ -101,7 +101,7 @@ class ImageTextTransform:
         else:
             processed = self.augment(image, self.processor, rng)
         tokens = self.tokenizer([record.captions[self._choice(len(record.captions), rng)]])
-        return {"image": processed.pixels, "ids": tokens.ids[0], "mask": tokens.mask[0]}
+        return {"image": processed.pixels, "ids": tokens.ids[0], "id_mask": tokens.mask[0]}
 
     def _choice(self, captions: int, rng: np.random.Generator) -> int:
         if self.caption == "first":

@@ -20,7 +20,8 @@ from absl import flags
 
 from perception_jax.data.worker_watch import WorkerWatch
 
-_THREADS = grain.ReadOptions(num_threads=4, prefetch_buffer_size=64)
+_THREADS = 4
+_THREADS_BUFFER = 64
 _THREADS_IN_WORKER = grain.ReadOptions(num_threads=1, prefetch_buffer_size=16)
 _WORKER_BUFFER = 16
 _GRACE_SECONDS = 60.0
@@ -41,15 +42,18 @@ def settle_grain() -> None:
         grain.config.update("py_traceback_filtering", "off")
 
 
-def prefetch(elements: grain.MapDataset, num_workers: int) -> ClosableIterator:
+def prefetch(elements: grain.MapDataset, num_workers: int, chunk: int = 1) -> ClosableIterator:
     """Elements in order, computed ahead.
 
     Args:
       elements: picklable if there are workers.
       num_workers: 0 for threads of this process.
+      chunk: examples in an element: of large ones threads keep fewer.
     """
     if num_workers == 0:
-        return ClosableIterator(iter(elements.to_iter_dataset(_THREADS)))
+        ahead = max(_THREADS, _THREADS_BUFFER // chunk)
+        options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=ahead)
+        return ClosableIterator(iter(elements.to_iter_dataset(options)))
     options = grain.MultiprocessingOptions(
         num_workers=num_workers, per_worker_buffer_size=_WORKER_BUFFER
     )

@@ -10,6 +10,9 @@ import importlib
 from typing import Any
 
 _NAMES = {
+    "AdapterFile": "adapters",
+    "AdapterNames": "adapters",
+    "save_adapters": "adapters",
     "open_checkpoint": "checkpoint_dir",
     "read_json": "checkpoint_dir",
     "export_params": "export",

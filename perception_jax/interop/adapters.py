@@ -22,6 +22,7 @@ from perception_jax import settings
 from perception_jax.errors import CheckpointError
 from perception_jax.interop.checkpoint_dir import INDEX, SINGLE
 from perception_jax.interop.export import export_params
+from perception_jax.interop.fingerprint import fingerprint
 from perception_jax.interop.load import load_params
 from perception_jax.interop.rules import Rename, Rule, RuleTable
 from perception_jax.interop.safetensors_io import SafetensorsFile
@@ -72,7 +73,7 @@ def save_adapters(
     leaves: Mapping[str, jax.Array],
     *,
     backbone: str,
-    fingerprint: str,
+    weights: Mapping[str, jax.Array],
     metadata: Mapping[str, str],
     dtype: np.typing.DTypeLike | None = None,
 ) -> None:
@@ -82,7 +83,7 @@ def save_adapters(
       leaves: all that trains, by path.
       backbone: what it was loaded from. A folder or file of this machine is named relative to the
         adapters' folder, so that both can move together.
-      fingerprint: of the backbone's weights.
+      weights: the backbone's leaves by path, for its fingerprint.
       metadata: further strings.
       dtype: of the file; None keeps that of each leaf.
 
@@ -98,7 +99,7 @@ def save_adapters(
     ]
     if backbone and os.path.exists(backbone):
         backbone = os.path.relpath(os.path.realpath(backbone), os.path.realpath(path.parent))
-    own = {"format": "pt", BACKBONE: backbone, FINGERPRINT: fingerprint}
+    own = {"format": "pt", BACKBONE: backbone, FINGERPRINT: fingerprint(weights)}
     write_file(path, tensors, {**own, **metadata})
 
 
@@ -117,7 +118,7 @@ class AdapterFile:
         self, path: str | os.PathLike[str], renames: Sequence[tuple[str, str]] = ()
     ) -> None:
         """Args: renames: (regular expression, replacement) pairs, applied in order to every name
-        of the file before it is looked at."""
+        of the file before it is read."""
         self._file = SafetensorsFile(path)
         self._renames = tuple(Rename(pattern, replacement) for pattern, replacement in renames)
         self.path = self._file.path
@@ -186,20 +187,21 @@ class AdapterFile:
         table = names.table(self._renames)
         return load_params(table, self._file, abstract, shardings=shardings).params
 
-    def check_backbone(self, name: str, fingerprint: str) -> None:
+    def check_backbone(self, name: str, weights: Mapping[str, jax.Array]) -> None:
         """Compares a backbone with the one that the adapters were made for.
 
         A file without a fingerprint, from before there were any, passes with a warning in the log.
 
         Args:
           name: what the backbone was loaded from.
-          fingerprint: of its weights.
+          weights: its leaves by path.
 
         Raises:
           CheckpointError: it has other weights.
         """
         expected = self.setting(FINGERPRINT, settings.Text(longest=32), "")
         theirs = shown(self._file.metadata.get(BACKBONE, ""))
+        found = fingerprint(weights) if expected else ""
         if not expected:
             _log.warning(
                 "%s has no fingerprint of its backbone %s: whether %s has the same weights was not "
@@ -208,10 +210,10 @@ class AdapterFile:
                 theirs,
                 shown(name),
             )
-        elif expected != fingerprint:
+        elif found != expected:
             raise CheckpointError(
                 f"{self.path}: expected the backbone that these adapters were trained on, {theirs} "
-                f"with fingerprint {expected}, found {shown(name)} with fingerprint {fingerprint}: "
+                f"with fingerprint {expected}, found {shown(name)} with fingerprint {found}: "
                 "its weights are others. Load the adapters with their own backbone, or train new "
                 "ones for this one."
             )

@@ -233,15 +233,19 @@ def trained(
 
     def loss(give: Give, batch: dict[str, Array], pixels: Array) -> Array:
         backbone = give.backbone
-        kinds = jnp.stack([batch["kind"], batch["absent"]], axis=1).reshape(-1)
+        kinds = jnp.stack([batch["label"], batch["absent_index"]], axis=1).reshape(-1)
         told = pick(backbone.instructions(), kinds)
-        out = give(pixels[batch["image"]], told, repeats=2)
+        out = give(pixels[batch["image_index"]], told, repeats=2)
         return all_losses(
             config,
-            Rows(image=batch["image"], kind=batch["kind"], caption=batch["caption"]),
+            Rows(
+                image=batch["image_index"],
+                kind=batch["label"],
+                caption=batch["caption_index"],
+            ),
             present=out.embedding[::2],
             absent=out.embedding[1::2],
-            text=backbone.captions().reshape(-1, WIDTH)[batch["caption"]],
+            text=backbone.captions().reshape(-1, WIDTH)[batch["caption_index"]],
             present_logit=out.presence_logit[::2],
             absent_logit=out.presence_logit[1::2],
             scale=jnp.maximum(jnp.exp(backbone.logit_scale[...]), LEAST_SCALE),
@@ -256,12 +260,12 @@ def batches(scenes: Scenes, steps: int, seed: int) -> Iterator[dict[str, Int32[n
     planner = BatchPlanner(index_objects(records(scenes)), config)
     for step in range(steps):
         plan = planner.plan(0, step)  # of the first epoch: absent shapes are uniform
-        colour = scenes.colour[plan.image, plan.object]
+        colour = scenes.colour[plan.record, plan["object"]]
         yield {
-            "image": plan.image,
-            "kind": plan.kind,
-            "absent": plan.absent,
-            "caption": (plan.kind * len(COLOURS) + colour).astype(np.int32),
+            "image_index": plan.record,
+            "label": plan["label"],
+            "absent_index": plan["absent_index"],
+            "caption_index": (plan["label"] * len(COLOURS) + colour).astype(np.int32),
         }
 
 
@@ -273,10 +277,10 @@ def records(scenes: Scenes) -> list[Record]:
     def one(shape: int, colour: int) -> ObjectAnnotation:
         name = shapes[shape]
         caption = f"{colours[colour]} {name}"
-        return ObjectAnnotation(name=name, box=None, caption=caption, category_id=shape)
+        return ObjectAnnotation(name=name, box=None, captions=(caption,), category_id=shape)
 
     return [
-        Record(id=str(k), image=nothing, objects=tuple(map(one, shape, colour)))
+        Record(id=str(k), images=(nothing,), objects=tuple(map(one, shape, colour)))
         for k, (shape, colour) in enumerate(
             zip(scenes.shape.tolist(), scenes.colour.tolist(), strict=True)
         )

@@ -39,7 +39,9 @@ class ColourSource:
         name = list(COLOURS)[index % len(COLOURS)]
         noise = rng.integers(-20, 20, (SIZE, SIZE, 3))
         image = np.clip(np.asarray(COLOURS[name]) + noise, 0, 255).astype(np.uint8)
-        return Record(id=f"colour-{index}", image=image, captions=(f"{name} number {index % 8}",))
+        return Record(
+            id=f"colour-{index}", images=(image,), captions=(f"{name} number {index % 8}",)
+        )
 
 
 def task(loss: str = "softmax", batch_size: int = 16) -> ContrastiveTask:

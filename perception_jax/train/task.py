@@ -9,8 +9,20 @@ import jax
 from flax import nnx
 
 Batch = Mapping[str, Any]
-"""Arrays with a leading batch axis. The trainer takes the key "id" (numpy strings) off for its
-messages and puts the rest on the devices."""
+"""Arrays with a leading batch axis, under the same keys in every system that has them:
+
+- "image": uint8[B, H, W, 3], pixels; the loss normalises them on the device;
+- "boxes" (float32[B, R, 4]) and "box_mask" (bool[B, R]): xyxy pixels of "image", and which of the
+  R places hold a box; the others have no area;
+- "ids" (int32[B, T]) and "id_mask" (bool[B, T]): tokens, and which of the T places hold one;
+- "label": the class or the target that the row is about;
+- "…_index": int32, row numbers of a table that the task holds, such as "caption_index";
+- "id": numpy strings, the records' ids. The trainer takes them off for its messages and puts the
+  rest on the devices.
+
+A system adds others (GiVE: "instruction"), and prefixes these where it has a second of a kind
+("altered_ids").
+"""
 
 Metrics = dict[str, jax.Array]
 """Scalars, float32, already reduced over the global batch."""

@@ -1,4 +1,4 @@
-"""Pictures, charts and the self-contained HTML report; numpy and Pillow only.
+"""Pictures by Pillow, charts by matplotlib, and the self-contained HTML report.
 
 The contact sheet is `viz.grid.grid`.
 """

@@ -19,9 +19,8 @@ from jaxtyping import Real
 from PIL import Image
 
 from perception_jax.errors import DataError
-from perception_jax.viz import axes
-from perception_jax.viz.axes import Number
-from perception_jax.viz.colormap import CATEGORICAL, hex_to_rgb
+from perception_jax.viz import colormap
+from perception_jax.viz.formatting import Number, format_number
 from perception_jax.viz.overlay import check_image
 
 Status = Literal["ok", "wrong"]
@@ -79,7 +78,7 @@ def metrics(rows: Sequence[Metric]) -> str:
 
 def _metric(row: Metric) -> str:
     def shown(value: Number) -> str:
-        return axes.format_number(float(value), percent=row.percent)
+        return format_number(float(value), percent=row.percent)
 
     interval = ""
     if row.interval is not None:
@@ -167,9 +166,7 @@ def image_cards(cards: Sequence[tuple], caption: str, width: int) -> str:
 
 
 def image_rows(rows: Sequence[Sequence[tuple]], caption: str, width: int) -> str:
-    """Rows that belong together, the first image of each set apart."""
-    # More than six abreast would be too small to see; the rest wraps.
-    columns = min(6, max((len(row) for row in rows), default=1))
+    """Rows of images that belong together, the first of each set apart; a row never wraps."""
     strips = []
     for r, row in enumerate(rows):
         items = "".join(
@@ -181,8 +178,8 @@ def image_rows(rows: Sequence[Sequence[tuple]], caption: str, width: int) -> str
             )
             for k, card in enumerate(row)
         )
-        style = f"--card:{width}px;--columns:{columns}"
-        strips.append(f'<ul class="strip" style="{style}">{items}</ul>')
+        strip = f'<ul class="strip" style="--card:{width}px">{items}</ul>'
+        strips.append(_scrolling(strip, caption or "images", "row"))
     return figure("".join(strips), caption)
 
 
@@ -237,7 +234,7 @@ def _shown(value: Any) -> str:
     if isinstance(value, numbers.Integral):
         return f"{int(value):,}"
     if isinstance(value, numbers.Real):
-        return axes.format_number(float(value))
+        return format_number(float(value))
     return str(value)
 
 
@@ -262,14 +259,14 @@ def heat_table(
     values = np.asarray(values, np.float64)
     finite = values[np.isfinite(values)]
     low, high = (finite.min(), finite.max()) if finite.size else (0.0, 1.0)
-    red, green, blue = hex_to_rgb(CATEGORICAL[0])
+    red, green, blue = colormap.categorical(0)
 
     def cell(value: Number) -> str:
         if not np.isfinite(value):
             return "<td></td>"
         # Up to 0.4 opaque: text keeps a contrast above 4.5:1 in both themes.
         strength = 0.4 * (value - low) / ((high - low) or 1.0)
-        shown = axes.format_number(float(value), percent=percent)
+        shown = format_number(float(value), percent=percent)
         return f'<td style="background:rgb({red} {green} {blue}/{strength:.2f})">{shown}</td>'
 
     head = "<td></td>" + "".join(f'<th scope="col">{html.escape(c)}</th>' for c in columns)
@@ -283,9 +280,11 @@ def heat_table(
 def _scrolling_table(kind: str, caption: str, head: str, body: str) -> str:
     label = f"<caption>{inline(caption)}</caption>" if caption else ""
     kind = f' class="{kind}"' if kind else ""
-    name = html.escape(caption or "table")
-    # A scrollable region needs a keyboard stop and, with it, a name.
-    return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{name}"><table{kind}>{label}'
-        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
+    markup = f"<table{kind}>{label}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return _scrolling(markup, caption or "table", "scroll")
+
+
+def _scrolling(markup: str, name: str, kind: str) -> str:
+    """What is too wide for the page in a frame that scrolls: a keyboard stop with a name."""
+    name = html.escape(name)
+    return f'<div class="{kind}" tabindex="0" role="region" aria-label="{name}">{markup}</div>'

@@ -14,8 +14,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from perception_jax.errors import DataError
 from perception_jax.viz import colormap
-from perception_jax.viz.axes import Number
 from perception_jax.viz.colormap import RGB
+from perception_jax.viz.formatting import Number
 
 
 def check_image(image: np.ndarray, where: str) -> None:

@@ -10,7 +10,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageFilter
 
 from perception_jax.viz import colormap
-from perception_jax.viz.axes import Number
+from perception_jax.viz.formatting import Number
 from perception_jax.viz.overlay import heatmap
 
 

@@ -92,8 +92,10 @@ class Report:
     ) -> None:
         """Adds rows of images that belong together: a query and its neighbours, an image and maps.
 
+        A row never wraps: its cards shrink, and where that is not enough it scrolls.
+
         Args:
-          rows: each a sequence as in `add_images`; its first image is set apart.
+          rows: each a sequence as in `add_images`; its first image is set apart and stays in view.
           caption: a sentence below all of them.
           width: largest card width in CSS pixels; larger images are stored at twice this.
 

@@ -1,10 +1,12 @@
-"""A page of panels: headings, rows of panels with captions, and what the colours of maps mean.
+"""A page of panels: headings, rows of panels with captions, bars, and what colours of maps mean.
 
-Parts are strips of one width, put below each other by `stacked`. Letters: C side of a panel.
+Parts are strips of one width, put below each other by `stacked`. They are drawn by Pillow, so that
+all text of a page has the font of its captions. Letters: C side of a panel, w width.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,6 +14,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from perception_jax.viz import colormap
+from perception_jax.viz.formatting import Number
 from perception_jax.viz.grid import grid, wrap
 
 PANEL = 288
@@ -21,6 +24,9 @@ PAPER = (255, 255, 255)
 INK = (32, 34, 38)
 FONT = 15
 HEADING = 19
+_TRACK = (232, 232, 229)
+_FULL = colormap.categorical(2)
+_LOW = (150, 152, 156)
 
 Panel = tuple[UInt8[np.ndarray, "C C 3"], str]
 """An image and its caption."""
@@ -68,6 +74,51 @@ def legend(width: int) -> UInt8[np.ndarray, "_ {width} 3"]:
     strip.paste(Image.fromarray(bar), (x, GAP))
     end = "its highest; beneath them the image in grey"
     pen.text((x + PANEL // 2 + GAP, GAP - 2), end, fill=INK, font=font)
+    return np.array(strip)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ShareBar:
+    """One bar of `share_bars`.
+
+    Attributes:
+      name: left of it.
+      share: how much of it is filled, in [0, 1].
+      note: right of it.
+      strong: whether it stands out.
+    """
+
+    name: str
+    share: Number
+    note: str
+    strong: bool = True
+
+
+def share_bars(
+    rows: Sequence[ShareBar], width: int, *, name_width: int, bar_width: int
+) -> UInt8[np.ndarray, "_ w 3"]:
+    """Bars below each other; a name that is too long is cut.
+
+    Args:
+      width: of the whole, pixels.
+      name_width, bar_width: of these columns, pixels; 0 leaves names out.
+    """
+    font, height = ImageFont.load_default(FONT), round(1.7 * FONT)
+    strip = Image.new("RGB", (width, height * len(rows) + GAP), PAPER)
+    pen = ImageDraw.Draw(strip)
+    for k, row in enumerate(rows):
+        top, left = GAP // 2 + k * height, GAP
+        if name_width:
+            first, *rest = wrap(row.name, name_width - round(font.getlength("…")), font) or [""]
+            pen.text((left, top + 2), first + "…" * bool(rest), fill=INK, font=font)
+            left += name_width + GAP // 2
+        box = (left, top + 4, left + bar_width - 1, top + height - 4)
+        pen.rounded_rectangle(box, radius=4, fill=_TRACK)
+        filled = round(row.share * (bar_width - 1))
+        if filled:
+            colour = _FULL if row.strong else _LOW
+            pen.rounded_rectangle((*box[:2], left + filled, box[3]), radius=4, fill=colour)
+        pen.text((left + bar_width + GAP // 2, top + 2), row.note, fill=INK, font=font)
     return np.array(strip)
 
 

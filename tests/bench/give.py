@@ -111,11 +111,11 @@ def abstract_batch(backbone: Loaded, rows: int, size: int) -> Mapping[str, Any]:
 
     number = jax.ShapeDtypeStruct((rows,), jnp.int32)
     return {
-        "pixels": jax.ShapeDtypeStruct((rows, size, size, 3), jnp.uint8),
-        **dict.fromkeys(("image", "kind", "absent", "caption"), number),
+        "image": jax.ShapeDtypeStruct((rows, size, size, 3), jnp.uint8),
+        **dict.fromkeys(("image_index", "label", "caption_index"), number),
         "ids": jax.ShapeDtypeStruct((rows, text.context), jnp.int32),
-        "told": told(),
-        "told_absent": told(),
+        "instruction": told(),
+        "absent_instruction": told(),
     }
 
 

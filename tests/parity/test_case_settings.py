@@ -257,3 +257,26 @@ def test_the_share_of_bad_rows_is_the_cases(tmp_path):
     case = copy("moinst_import", tmp_path, max_bad_share=0.9)
     with pytest.raises(pytest.fail.Exception, match="DID NOT RAISE"):
         run(case)
+
+
+# --- Towers -------------------------------------------------------------------------------------
+
+
+def test_strengths_layers_and_activations_of_a_tower_are_the_cases(tmp_path):
+    """Only the last strength is kept, and features are those of an earlier hidden state."""
+    case = copy("tiny_siglip", tmp_path, llava_layer=-3)
+    last = f"alpha{len(case.settings['alphas']) - 1}."
+    arrays = {name: value for name, value in case.arrays.items() if not name.startswith("alpha")}
+    arrays |= {
+        f"alpha0.{name.removeprefix(last)}": value
+        for name, value in case.arrays.items()
+        if name.startswith(last)
+    }
+    prefix = case.settings["prefix_tokens"]
+    for name in ("static", "alpha0"):
+        arrays[f"{name}.llava_features"] = arrays[f"{name}.hidden_states"][-3][:, prefix:]
+    case = with_arrays(case, arrays)
+    case = changed(case, alphas=case.settings["alphas"][-1:])
+    run(case)
+    with pytest.raises(AssertionError, match="presence_logit: deviates"):
+        run(changed(case, oid_head={"activation": "relu"}))

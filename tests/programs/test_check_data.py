@@ -14,6 +14,7 @@ import pytest
 from launch import check_data, common, data_page, systems
 from perception_jax.api import Loaded
 from perception_jax.data import images
+from perception_jax.data.loader import RecordExamples
 from perception_jax.data.processors import ImageProcessor
 from perception_jax.data.sources import open_source
 from perception_jax.data.tokenization import ClipTokenizer
@@ -27,8 +28,8 @@ class Records:
     def __init__(self, path: str):
         self.path = path
 
-    def source(self):
-        return open_source(self.path)
+    def examples(self, seed):
+        return RecordExamples(open_source(self.path), self.transform, seed)
 
     def transform(self, record, rng):
         processed = ImageProcessor(size=20)(images.decode(record.image, name=record.id))
@@ -36,7 +37,8 @@ class Records:
         found = np.array([one.box for one in record.objects])
         boxes[: len(found)] = processed.geometry.clip(processed.geometry.boxes(found))
         tokens = self.tokenizer(record.captions)
-        return {"image": processed.pixels, "boxes": boxes, "ids": tokens.ids[0]}
+        arrays = {"image": processed.pixels, "boxes": boxes, "ids": tokens.ids[0]}
+        return arrays | {"box_mask": np.arange(3) < len(found)}
 
 
 @pytest.fixture
@@ -98,8 +100,9 @@ def test_the_page(data, run, capsys):
 def test_boxes_are_drawn_where_the_model_has_them():
     """20×20 pixels enlarged 16 times: an outline around the middle, none for the padding."""
     image = np.zeros((20, 20, 3), np.uint8)
-    boxes = np.array([[5.0, 5, 15, 15], [0, 0, 0, 0]], np.float32)
-    [(drawn, caption)] = data_page._draw_example({"image": image, "boxes": boxes})
+    boxes = np.array([[5.0, 5, 15, 15], [0, 0, 20, 20]], np.float32)
+    example = {"image": image, "boxes": boxes, "box_mask": np.array([True, False])}
+    [(drawn, caption)] = data_page._draw_example(example)
     assert caption == "image, 20×20"
     assert drawn.shape == (320, 320, 3)
     coloured = np.argwhere(drawn[:, 200:240].any((-1, -2))).ravel()

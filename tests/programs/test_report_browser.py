@@ -67,6 +67,24 @@ _BAD_TEXTS = """
 """
 
 
+# Rows of images that wrap, or whose first image leaves the view when the row is scrolled.
+_BAD_ROWS = """
+(() => {
+  const bad = [];
+  for (const row of document.querySelectorAll('.row')) {
+    const cards = [...row.querySelectorAll('.card')];
+    if (new Set(cards.map(c => c.getBoundingClientRect().top)).size > 1) bad.push('wraps');
+    row.scrollLeft = 1e6;
+    const frame = row.getBoundingClientRect(), lead = cards[0].getBoundingClientRect();
+    const last = cards.at(-1).getBoundingClientRect();
+    if (lead.left < frame.left - 1 || last.right > frame.right + 1) bad.push('out of view');
+    row.scrollLeft = 0;
+  }
+  return bad;
+})()
+"""
+
+
 class Chromium:
     """One headless browser and one page in it, spoken to in DevTools commands."""
 
@@ -211,6 +229,7 @@ def test_report_opens_alone_and_fits(browser, report, tmp_path, width, dark):
     assert browser.evaluate("document.documentElement.scrollWidth") <= width
     assert browser.evaluate("[...document.images].every(i => i.naturalWidth > 0)")
     assert browser.evaluate(_BAD_TEXTS) == []
+    assert browser.evaluate(_BAD_ROWS) == []
 
 
 def test_the_check_sees_what_it_forbids(browser, tmp_path):
@@ -219,6 +238,7 @@ def test_the_check_sees_what_it_forbids(browser, tmp_path):
         "<body style='width:900px'><script>console.error('x')</script>"
         "<img src='http://127.0.0.1:9/a.png' hidden>"
         "<svg role=img width=99 height=20><text y=15>one</text><text y=15>two</text></svg>"
+        "<ul class=row><li class=card>one<li class=card>two</ul>"
     )
     browser.events.clear()
     with pytest.raises(AssertionError):
@@ -229,6 +249,7 @@ def test_the_check_sees_what_it_forbids(browser, tmp_path):
     assert "http://127.0.0.1:9/a.png" in urls
     assert browser.evaluate("document.documentElement.scrollWidth") > 400
     assert browser.evaluate(_BAD_TEXTS) == ["one / two"]
+    assert browser.evaluate(_BAD_ROWS) == ["wraps"]
 
 
 @pytest.fixture(scope="module")
@@ -242,3 +263,4 @@ def test_awkward_content_neither_bursts_nor_overlaps(browser, awkward, width):
     browser.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
     assert browser.evaluate("document.documentElement.scrollWidth") <= width
     assert browser.evaluate(_BAD_TEXTS) == []
+    assert browser.evaluate(_BAD_ROWS) == []

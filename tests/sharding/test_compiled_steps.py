@@ -125,25 +125,25 @@ def encoder_batch() -> dict[str, Any]:
     return {
         "image": array(SIDE, SIDE, 3, dtype=jnp.uint8),
         "ids": array(TEXT, dtype=jnp.int32),
-        "mask": array(TEXT, dtype=jnp.bool_),
+        "id_mask": array(TEXT, dtype=jnp.bool_),
     }
 
 
 def give_batch() -> dict[str, Any]:
-    told = {
+    instruction = {
         "states": array(TEXT, SIZES["width"]),
         "mask": array(TEXT, dtype=jnp.bool_),
         "embedding": array(16),
     }
     number = array(dtype=jnp.int32)
     return {
-        "pixels": array(SIDE, SIDE, 3, dtype=jnp.uint8),
+        "image": array(SIDE, SIDE, 3, dtype=jnp.uint8),
         "ids": array(TEXT, dtype=jnp.int32),
-        "image": number,
-        "kind": number,
-        "caption": number,
-        "told": told,
-        "told_absent": told,
+        "image_index": number,
+        "label": number,
+        "caption_index": number,
+        "instruction": instruction,
+        "absent_instruction": instruction,
     }
 
 

@@ -111,12 +111,17 @@ def test_a_record_and_its_canonical_line_agree():
     theirs = convert.from_moinst(from_json(line, "line"))
     record = Record(
         id="8",
-        image=np.zeros((2, 2, 3), np.uint8),
+        images=(np.zeros((2, 2, 3), np.uint8),),
         objects=(
-            ObjectAnnotation(name="cup", box=(1.1, 2.0, 4.1, 6.0), caption="a blue cup"),
+            ObjectAnnotation(
+                name="cup",
+                box=(1.1, 2.0, 4.1, 6.0),
+                captions=("a blue cup", "it is full"),
+                salient=True,
+            ),
             ObjectAnnotation(name="cow", box=(0.0, 0.0, 1.0, 1.0)),
             ObjectAnnotation(name="dog", box=(0.0, 0.0, 1.0, 1.0), crowd=True),
-            ObjectAnnotation(name="light", box=None),
+            ObjectAnnotation(name="light", box=None, salient=False),
         ),
         instructions=(
             Instruction(text="the blue cup", target=0),
@@ -124,11 +129,7 @@ def test_a_record_and_its_canonical_line_agree():
             Instruction(text="nothing", target=None),
         ),
         absent=("bead", "cow"),
-        extras={
-            "captions": (("a blue cup", "it is full"), (), (), ()),
-            "salient": (True, None, None, False),
-            "not_exhaustive": ("light",),
-        },
+        not_exhaustive=("light",),
     )
     kinds = {"light": 0, "bead": 1, "cup": 2, "dog": 3}
     ours = convert.from_record(record, kinds, (40, 25))

@@ -85,7 +85,7 @@ def test_encoder_pads_the_last_batch_and_compiles_once():
     model = Clip(tiny_clip.CONFIG, rngs=nnx.Rngs(params=0))
     task = tiny_clip.task()
     encoder = Encoder(task.processor.image, task.processor.tokenizer, batch_size=4)
-    pixels = np.stack([task.data.source()[k].image for k in range(10)])
+    pixels = np.stack([task.data.examples(0).source[k].image for k in range(10)])
     together = encoder.images(model, pixels)
     alone = np.concatenate([encoder.images(model, pixels[k : k + 1]) for k in range(10)])
     np.testing.assert_allclose(together, alone, atol=1e-6)
@@ -95,7 +95,7 @@ def test_encoder_pads_the_last_batch_and_compiles_once():
 
 def test_retrieval_counts_equal_captions_as_right():
     task = tiny_clip.task()
-    images = CaptionedImages.from_source(task.data.source(), PROCESSOR)
+    images = CaptionedImages.from_source(task.data.examples(0).source, PROCESSOR)
     assert len(images.texts) == 8  # 64 images share eight captions
     assert all(images.texts[text] == images.captions[image] for image, text in images.pairs)
     model = Clip(tiny_clip.CONFIG, rngs=nnx.Rngs(params=0))
@@ -116,7 +116,7 @@ def test_retrieval_counts_equal_captions_as_right():
 
 def test_naming_needs_known_names():
     item = ObjectAnnotation(name="cat", box=(0.0, 0.0, 4.0, 4.0))
-    source = [Record(id="one", image=np.zeros((16, 16, 3), np.uint8), objects=(item,))]
+    source = [Record(id="one", images=(np.zeros((16, 16, 3), np.uint8),), objects=(item,))]
     with pytest.raises(DataError, match=r"'one'.*'cat'"):
         LabelledImages.from_source(source, PROCESSOR, ["dog"])
     assert LabelledImages.from_source(source, PROCESSOR, ["dog", "cat"]).labels.tolist() == [1]

@@ -67,7 +67,7 @@ def test_boxes_of_stored_pixels_are_turned_with_the_picture(tmp_path, orientatio
     for path in files(tmp_path, image.name, (60, 40), [45, 5, 55, 15]):
         record = open_source(path)[0]
         assert red_share(record) == 1.0, path.name
-        assert record.extras.get("size", (40, 60)) == (40, 60)
+        assert record.size == (40, 60)
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6])
@@ -162,7 +162,7 @@ def test_images_with_names_for_ids(tmp_path):
     made = source(tmp_path, coco)
     assert [record.id for record in made] == ["kite/1", "1"]
     assert [len(record.objects) for record in made] == [0, 1]
-    assert made[1].extras["image_id"] == "1"
+    assert made[1].image_id == "1"
     coco["images"][0]["id"] = 1
     with pytest.raises(DataError, match="unique ids"):
         source(tmp_path, coco)

@@ -36,7 +36,7 @@ class Numbers:
     def __getitem__(self, index: int) -> records.Record:
         captions = () if index in self.bad else (f"number {index}",)
         image = np.full((2, 2, 3), index % 256, np.uint8)
-        return records.Record(id=f"n{index}", image=image, captions=captions)
+        return records.Record(id=f"n{index}", images=(image,), captions=captions)
 
 
 def noisy(record: records.Record, rng: np.random.Generator) -> dict[str, np.ndarray]:

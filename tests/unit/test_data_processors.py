@@ -29,6 +29,37 @@ def test_center_crop_of_a_wide_image():
     np.testing.assert_allclose(shares, [1, 1 / 6, 0])
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *(
+            {"mode": mode, "resize": n}
+            for mode in ("hf_crop", "tv_crop", "llava_pad")
+            for n in (0, 37)
+        ),
+        {"mode": "squash"},
+        {"mode": "hf_crop", "resizes": False},
+        {"mode": "whole", "longest": 60, "multiple": 8},
+    ],
+    ids=str,
+)
+def test_what_a_size_alone_says_of_boxes_is_what_the_pixels_show(settings):
+    """A white box on black: its white in the processed image over its area at that scale."""
+    settings = {**settings, "resize": settings.get("resize") or None}
+    processor = ImageProcessor(size=32, pad_colour=(0, 0, 0), **settings)
+    rng = np.random.default_rng(1)
+    for width, height in ((50, 50), (97, 41), (41, 98), (33, 200), (320, 213)):
+        geometry = processor.geometry(width, height)
+        corners = np.sort(rng.uniform(0, 1, (8, 2, 2)), axis=1) * [width - 9, height - 9]
+        boxes = np.round(corners + np.array([[0, 0], [9, 9]])).reshape(-1, 4)
+        for box, share in zip(boxes.astype(int), geometry.kept_share(boxes), strict=True):
+            image = np.zeros((height, width, 3), np.uint8)
+            image[box[1] : box[3], box[0] : box[2]] = 255
+            white = processor(image).pixels[..., 0].sum(dtype=np.float64) / 255
+            mapped = geometry.boxes(box[None].astype(np.float64))[0]
+            assert abs(white - share * np.prod(mapped[2:] - mapped[:2])) <= 0.02 * 32**2
+
+
 def test_letterbox_of_a_tall_image():
     """2×6 on a 6×6 canvas is shifted right by 2; the bars have the pad colour."""
     processor = ImageProcessor(size=6, mode="llava_pad", pad_colour=(9, 8, 7))
@@ -69,7 +100,7 @@ def test_an_extreme_aspect_ratio_needs_no_extreme_memory(shape):
     processed = ImageProcessor(size=224)(image)
     assert processed.pixels.shape == (224, 224, 3)
     assert np.unique(processed.pixels).tolist() in ([127], [128], [127, 128])
-    with pytest.raises(ImageError, match="padded to"):
+    with pytest.raises(ImageError, match="would become 300000×300000 in mode"):
         ImageProcessor(size=224, mode="llava_pad")(image)
 
 

@@ -47,9 +47,11 @@ class Things:
         image = np.full((8, 8, 3), index, np.uint8)
         return Record(
             id=f"thing {index}",
-            image=b"no image" if index in self.broken else image,
+            images=(b"no image" if index in self.broken else image,),
             captions=(f"a {name}",),
-            objects=(ObjectAnnotation(name=name, box=(0.0, 0.0, 8.0, 8.0), caption=f"a {name}"),),
+            objects=(
+                ObjectAnnotation(name=name, box=(0.0, 0.0, 8.0, 8.0), captions=(f"a {name}",)),
+            ),
         )
 
 
@@ -85,7 +87,7 @@ def test_give_skips_what_it_cannot_read_in_training(hold, caplog):
     source = Things(unread=(3,), broken=(5,))
     data = training(source, hold=hold, max_bad_fraction=0.2)
     batches = iter(data.loader())
-    seen = {int(one) for _ in range(12) for one in next(batches)["pixels"][:, 0, 0, 0]}
+    seen = {int(one) for _ in range(12) for one in next(batches)["image"][:, 0, 0, 0]}
     batches.close()
     assert seen == {k for k in range(24) if k not in (3, 5)}
     assert "'number 3'" in caplog.text
@@ -97,8 +99,8 @@ def test_give_skips_what_it_cannot_read_in_training(hold, caplog):
 def test_an_index_counts_every_image_and_leaves_out_what_has_no_class():
     index = index_objects(Things(unread=(0,)))
     assert index.pair_images.tolist() == list(range(1, 24))
-    bare = ObjectAnnotation(name="", box=None, caption="a light")
-    other = Record(id="x", image=np.zeros((8, 8, 3), np.uint8), objects=(bare,))
+    bare = ObjectAnnotation(name="", box=None, captions=("a light",))
+    other = Record(id="x", images=(np.zeros((8, 8, 3), np.uint8),), objects=(bare,))
     counts = index_objects([*(Things()[k] for k in range(24)), other]).counts
     assert (counts.unnamed, counts.classes) == (1, 4)
     assert "1 without a class" in str(counts)
@@ -219,7 +221,7 @@ def test_a_loader_holds_an_image_until_its_example_is_made(small_budget):
             return 16
 
         def __getitem__(self, index):
-            return Record(id=str(index), image=buffer.getvalue())
+            return Record(id=str(index), images=(buffer.getvalue(),))
 
     def transform(record, rng):
         nonlocal inside, most

@@ -75,8 +75,8 @@ def test_image_folder(tmp_path):
         ("a photo of a red fox.",),
         ("a photo of a red fox.",),
     ]
-    assert source[0].extras == {"class": "owl", "raw_class": "owl"}
-    assert source[2].extras == {"class": "red fox", "raw_class": "red_fox"}
+    classes = [(record.class_name, record.raw_class_name) for record in source]
+    assert classes == [("owl", "owl"), ("", ""), *[("red fox", "red_fox")] * 2]
     assert open_source(tmp_path, template="{}")[2].captions == ("red fox",)
 
 
@@ -177,12 +177,12 @@ def test_jsonl(tmp_path):
             attributes={"colour": "red"},
         ),
         ObjectAnnotation(
-            name="dog", box=(4.0, 1.0, 8.0, 6.0), caption="a dog", object_id=7, crowd=True
+            name="dog", box=(4.0, 1.0, 8.0, 6.0), captions=("a dog",), object_id=7, crowd=True
         ),
     )
     assert record.referring == (ReferringExpression(text="the right dog", target=1),)
     assert record.questions == (
-        Question(text="How many?", answer="2", options=("1", "2"), kind="count"),
+        Question(text="How many?", answers=("2",), options=("1", "2"), kind="count"),
     )
     assert record.instructions == (Instruction(text="Find the cat.", target=None),)
     assert record.extras == {"source": "mine"}
@@ -310,8 +310,8 @@ def test_lvis_is_federated(tmp_path):
     content["images"][0] |= {"neg_category_ids": [9], "not_exhaustive_category_ids": [1]}
     source = CocoSource(coco_folder(tmp_path, content))
     assert source[0].absent == ("dog",)
-    assert source[0].extras["image_id"] == 5
-    assert source[0].extras["not_exhaustive"] == ("fire hydrant",)
+    assert source[0].image_id == 5
+    assert source[0].not_exhaustive == ("fire hydrant",)
     assert source[1].absent == ()
     assert source[1].image == tmp_path / "train2017/b.png"
 

@@ -12,7 +12,7 @@ from perception_jax.data.transforms import Augment, ImageTextTransform
 from perception_jax.errors import ConfigError, DataError
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (21, 34, 3), np.uint8)
-RECORD = Record(id="r", image=IMAGE, captions=("one", "two", "three"))
+RECORD = Record(id="r", images=(IMAGE,), captions=("one", "two", "three"))
 PARTS = {"processor": ImageProcessor(size=16), "tokenizer": ClipTokenizer.shipped(600, 8)}
 
 
@@ -21,7 +21,7 @@ def drawn(transform: ImageTextTransform, seed: int) -> tuple[str, np.ndarray]:
     assert {name: (value.shape, value.dtype.name) for name, value in example.items()} == {
         "image": ((16, 16, 3), "uint8"),
         "ids": ((8,), "int32"),
-        "mask": ((8,), "bool"),
+        "id_mask": ((8,), "bool"),
     }
     return transform.tokenizer.decode(example["ids"]), example["image"]
 
@@ -70,7 +70,7 @@ def test_crops_keep_at_least_the_smallest_area():
 def test_what_is_refused():
     transform = ImageTextTransform(**PARTS)
     with pytest.raises(DataError, match="at least one caption"):
-        transform(Record(id="r", image=IMAGE), np.random.default_rng(0))
+        transform(Record(id="r", images=(IMAGE,)), np.random.default_rng(0))
     for settings in ({"min_area": 0.0}, {"min_area": 1.5}, {"flip": -0.1}):
         with pytest.raises(ConfigError, match="min_area"):
             Augment(**settings)

@@ -267,7 +267,7 @@ class Pictures:
 
     def __getitem__(self, index):
         picture = b"no image" if index == self.broken else PIXELS[index]
-        return Record(id=f"picture {index}", image=picture)
+        return Record(id=f"picture {index}", images=(picture,))
 
 
 def test_images_are_read_from_their_source_for_every_block():
@@ -290,14 +290,14 @@ def test_objects_that_the_crop_cuts_away_are_left_out_and_counted():
 
     objects = (at(0.0, "cup"), at(9.0, "dog"), at(7.0, "kite"), at(15.0, "fox"))
     objects += (at(36.0, "dog"), at(0.0, "sock", crowd=True), at(15.0, "tv"))
-    record = Record(id="0", image=np.zeros((20, 40, 3), np.uint8), objects=objects)
+    record = Record(id="0", images=(np.zeros((20, 40, 3), np.uint8),), objects=objects)
     names = ("cup", "dog", "kite", "sock", "tv", "cat")
     classes = [EvaluatedClass(name=name) for name in names]
     found = read_labels([record], classes, federated=False, processor=PROCESSOR)
     assert found.cropped == 3  # the cup, the kite and one of the dogs
     assert found.annotations.labels[0].tolist() == [-1, 1, -1, -1, 1, 0]
     # Half of an object is enough.
-    half = Record(id="0", image=record.image, objects=(at(8.0, "cup"),))
+    half = Record(id="0", images=(record.image,), objects=(at(8.0, "cup"),))
     exact = ImageProcessor(size=20)
     assert read_labels([half], classes, federated=False, processor=exact).cropped == 0
 

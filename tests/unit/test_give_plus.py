@@ -19,7 +19,7 @@ from perception_jax.ops.losses import softmax_contrastive, unit
 from perception_jax.systems.give import plus
 from perception_jax.systems.give.data import scenes
 from perception_jax.systems.give.data.altered import GROUPS, altered
-from perception_jax.systems.give.data.sampler import GroupConfig
+from perception_jax.systems.give.data.sampler import BatchPlanner, GroupConfig
 from perception_jax.systems.give.data.training_data import TrainingData
 
 
@@ -109,21 +109,21 @@ def test_hosts_share_a_held_batch(rows):
 def test_boxes_follow_the_mirror(rows):
     batch = next(iter(rows[1].loader()))
     data = rows[1]
-    plan = data.source().planner.plan(0, 0)
-    for k in range(len(plan.image)):
-        record = data.source().source[int(plan.image[k])]
-        left, _, right, _ = (x * 24 / 32 for x in record.objects[plan.object[k]].box)
-        expected = (24 - right, 24 - left) if plan.flip[k] else (left, right)
-        np.testing.assert_allclose(batch["box"][k, [0, 2]], expected, atol=1e-4)
-    assert plan.flip.any()
-    assert not plan.flip.all()
+    plan = data.planner.plan(0, 0)
+    for k, (place, flip) in enumerate(zip(plan["object"], plan["flip"], strict=True)):
+        record, _ = data[k]
+        left, _, right, _ = (x * 24 / 32 for x in record.objects[place].box)
+        expected = (24 - right, 24 - left) if flip else (left, right)
+        np.testing.assert_allclose(batch["boxes"][k, 0, [0, 2]], expected, atol=1e-4)
+    assert plan["flip"].any()
+    assert not plan["flip"].all()
 
 
 def test_random_rows_are_as_many(rows):
     data = rows[0]
-    config = dataclasses.replace(data.source().planner.config, grouped=False)
-    planner = type(data.source().planner)(data.index, config)
-    kinds = [planner.plan(0, step).kind for step in range(20)]
+    config = dataclasses.replace(data.planner.config, grouped=False)
+    planner = BatchPlanner(data.index, config)
+    kinds = [planner.plan(0, step)["label"] for step in range(20)]
     assert all(len(kind) == 12 for kind in kinds)
     assert max(len(set(kind.tolist())) for kind in kinds) > 6  # grouped: three, and their partners
 

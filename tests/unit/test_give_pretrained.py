@@ -22,7 +22,7 @@ from perception_jax.interop import hub
 from perception_jax.interop.adapters import FINGERPRINT
 from perception_jax.interop.fingerprint import fingerprint
 from perception_jax.interop.safetensors_io import SafetensorsFile
-from perception_jax.interop.tensors import LazyTensor
+from perception_jax.interop.tensors import LazyTensor, TensorSpec
 from perception_jax.interop.writer import write_file
 from perception_jax.models.params import flatten, unflatten
 from perception_jax.nn import maps
@@ -386,6 +386,29 @@ def test_names_in_files_start_from_the_files_folder(folder, tmp_path, monkeypatc
     for trusted in ("moved/backbone", str(tmp_path / "moved" / "backbone")):
         again = GiveEncoder.from_pretrained("run", trusted=("scenes-clip", trusted))
         assert fingerprint(flatten(again.model)) == fingerprint(flatten(found.model))
+
+
+def test_a_backbone_is_opened_before_its_weights_are_read(folder, tmp_path):
+    opened = perception_jax.api.open_backbone(folder / "backbone")
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in flatten(opened.model).values())
+    with pytest.raises(ConfigError, match="weights have not been read"):
+        perception_jax.export(opened, tmp_path / "out")
+    read, loaded = opened.filled(), load_backbone(folder / "backbone")
+    assert (read.name, read.config) == (loaded.name, loaded.config)
+    assert fingerprint(flatten(read.model)) == fingerprint(flatten(loaded.model))
+    with pytest.raises(CheckpointError, match="have been read already"):
+        read.filled()
+
+
+@pytest.mark.parametrize("shape", [(), (0,)])
+def test_a_hidden_layer_that_makes_no_sense(folder, tmp_path, shape):
+    """Shapes come from a file that may be anyone's."""
+    file, name = SafetensorsFile(folder / ADAPTERS_FILE), "ag_adapters.0.mlp.fc1.bias"
+    empty = LazyTensor(name, TensorSpec(shape, np.dtype(np.float32)), lambda: np.zeros(shape, "f4"))
+    tensors = [empty if one.name == name else one for one in renamed(file, str)]
+    write_file(tmp_path / "odd.safetensors", tensors, file.metadata)
+    with pytest.raises(CheckpointError, match=r"hidden layer: expected|fc1\.bias has shape"):
+        GiveEncoder.from_pretrained(tmp_path / "odd.safetensors", backbone=folder / "backbone")
 
 
 def test_settings_that_no_shape_tells_come_back(folder, tmp_path):

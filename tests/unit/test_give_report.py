@@ -24,7 +24,7 @@ from perception_jax.systems.give.showing import report, report_pictures
 from perception_jax.systems.give.showing import report_curves as curves
 from perception_jax.systems.give.showing.report import Story, write
 from perception_jax.systems.give.showing.report_pictures import Pictures
-from perception_jax.viz.axes import format_number
+from perception_jax.viz.formatting import format_number
 from perception_jax.viz.sheet import PANEL
 from tests import tiny_give
 
@@ -80,14 +80,14 @@ def record(number: int) -> Record:
     large, small = (0.0, 0.0, 12.0, 12.0), (12.0, 10.0, 16.0, 14.0)
     return Record(
         id=f"image {number}",
-        image=rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8),
+        images=(rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8),),
         objects=(
-            ObjectAnnotation(name=kinds[0], box=large, caption=f"large {kinds[0]} of {number}"),
-            ObjectAnnotation(name=kinds[1], box=small, caption=f"small {kinds[1]} of {number}"),
+            ObjectAnnotation(name=kinds[0], box=large, captions=(f"large {kinds[0]} of {number}",)),
+            ObjectAnnotation(name=kinds[1], box=small, captions=(f"small {kinds[1]} of {number}",)),
             ObjectAnnotation(name=f"thing {number}", box=None),
         ),
         absent=(kinds[2],),
-        extras={"size": (SIDE, SIDE)},
+        size=(SIDE, SIDE),
     )
 
 
@@ -294,7 +294,7 @@ def test_records_without_boxes_or_rival_captions_have_a_page_too(tmp_path, encod
     records = [
         dataclasses.replace(
             one,
-            objects=(ObjectAnnotation(name=name, box=None, caption=f"a {name}"),),
+            objects=(ObjectAnnotation(name=name, box=None, captions=(f"a {name}",)),),
             absent=(),
             extras={},
         )

@@ -24,9 +24,8 @@ from perception_jax.data.tokenization import ClipTokenizer
 from perception_jax.errors import ConfigError, DataError
 from perception_jax.systems.give.data.annotations import index_objects
 from perception_jax.systems.give.data.instructions import FORMS, instruction_for
-from perception_jax.systems.give.data.sampler import BatchPlanner, ClassGroups, GroupConfig
+from perception_jax.systems.give.data.sampler import BatchPlanner, GroupConfig
 from perception_jax.systems.give.data.training_data import TrainingData
-from perception_jax.systems.give.data.visibility import kept_share
 
 GREY = np.zeros((4, 6, 3), np.uint8)
 WHOLE = (0.0, 0.0, 6.0, 4.0)
@@ -34,9 +33,10 @@ WHOLE = (0.0, 0.0, 6.0, 4.0)
 
 def record(number: int, *names: str, **more) -> Record:
     objects = tuple(
-        ObjectAnnotation(name=name, box=WHOLE, caption=f"a {name} in {number}") for name in names
+        ObjectAnnotation(name=name, box=WHOLE, captions=(f"a {name} in {number}",))
+        for name in names
     )
-    return Record(id=str(number), image=GREY, objects=objects, **more)
+    return Record(id=str(number), images=(GREY,), objects=objects, **more)
 
 
 def random_records(count: int, classes: int, seed: int = 0) -> list[Record]:
@@ -50,8 +50,8 @@ def random_records(count: int, classes: int, seed: int = 0) -> list[Record]:
         negative, unsure = np.split(rng.permutation(others)[:6], 2)
         # One is wrong, as labels can be: it is there.
         absent = tuple(f"c{k}" for k in (*negative, kinds[0])) if number % 2 else ()
-        extras = {"not_exhaustive": tuple(f"c{k}" for k in unsure)} if number % 3 else {}
-        made.append(record(number, *(f"c{k}" for k in kinds), absent=absent, extras=extras))
+        unsure = tuple(f"c{k}" for k in unsure) if number % 3 else ()
+        made.append(record(number, *(f"c{k}" for k in kinds), absent=absent, not_exhaustive=unsure))
     return made
 
 
@@ -69,8 +69,8 @@ def test_a_batch_is_groups_of_one_class_with_a_second_object():
     index, drawn = plans(records, config, 0, 20)
     classes = [{one.name for one in entry.objects} for entry in records]
     for plan in drawn:
-        kind = plan.kind.reshape(5, 6, 2)
-        image = plan.image.reshape(5, 6, 2)
+        kind = plan["label"].reshape(5, 6, 2)
+        image = plan.record.reshape(5, 6, 2)
         groups = kind[:, 0, 0]
         assert len(set(groups.tolist())) == 5
         assert (kind[:, :, 0] == groups[:, None]).all()
@@ -87,10 +87,10 @@ def test_a_batch_is_groups_of_one_class_with_a_second_object():
             else:
                 assert (first == second, c == other) == (False, True)
         for row in range(config.batch_size):
-            name = index.names[plan.kind[row]]
-            one = records[plan.image[row]].objects[plan.object[row]]
-            assert (one.name, one.caption) == (name, index.captions[plan.caption[row]])
-            text = index.instructions.strings[plan.instruction[row]]
+            name = index.names[plan["label"][row]]
+            one = records[plan.record[row]].objects[plan["object"][row]]
+            assert (one.name, one.caption) == (name, index.captions[plan["caption_index"][row]])
+            text = index.instructions.strings[plan["instruction_index"][row]]
             assert text in {instruction_for(name, form) for form in FORMS}
 
 
@@ -100,8 +100,8 @@ def test_second_images_of_lonely_objects_are_new_while_there_are_any():
     for count in (8, 5, 2):
         _, drawn = plans([record(k, "cup", absent=("dog",)) for k in range(count)], config, 0, 10)
         for plan in drawn:
-            pairs = plan.image.reshape(4, 2)
-            assert len(set(plan.image.tolist())) == min(8, count)
+            pairs = plan.record.reshape(4, 2)
+            assert len(set(plan.record.tolist())) == min(8, count)
             assert (pairs[:, 0] != pairs[:, 1]).all()
 
 
@@ -109,7 +109,7 @@ def test_classes_are_drawn_by_the_root_of_their_images():
     counts = [1, 4, 9, 16, 400]
     records = [record(n, f"c{k}", absent=("x",)) for n, k in enumerate(np.repeat(range(5), counts))]
     index, drawn = plans(records, GroupConfig(groups=1, images=1), 0, 4000)
-    seen = collections.Counter(index.names[plan.kind[0]] for plan in drawn)
+    seen = collections.Counter(index.names[plan["label"][0]] for plan in drawn)
     for k, count in enumerate(counts):
         share = np.sqrt(count) / 30
         allowed = 4 * np.sqrt(share * (1 - share) / 4000)
@@ -117,14 +117,17 @@ def test_classes_are_drawn_by_the_root_of_their_images():
 
 
 def test_second_objects_and_captions_are_drawn_alike():
-    extras = {"captions": (("one", "two"), ("three",), ("four",), ())}
-    entry = dataclasses.replace(record(0, "a", "b", "c", "d"), extras=extras)
+    entry = record(0, "a", "b", "c", "d")
+    captions = ("one", "two"), ("three",), ("four",), ()
+    objects = zip(entry.objects, captions, strict=True)
+    objects = tuple(dataclasses.replace(one, captions=own) for one, own in objects)
+    entry = dataclasses.replace(entry, objects=objects)
     _, drawn = plans([entry, record(1, "e")], GroupConfig(groups=4, images=1), 0, 900)
     seconds = collections.Counter()
     captions = collections.Counter()
     for plan in drawn:
-        seconds.update(zip(plan.kind[::2].tolist(), plan.kind[1::2].tolist(), strict=True))
-        captions.update(plan.caption[plan.kind == 0].tolist())
+        seconds.update(zip(plan["label"][::2].tolist(), plan["label"][1::2].tolist(), strict=True))
+        captions.update(plan["caption_index"][plan["label"] == 0].tolist())
     assert set(seconds) == {*itertools.permutations(range(3), 2), (4, 4)}  # d has no caption
     for pair in itertools.permutations(range(3), 2):
         assert abs(seconds[pair] / 900 - 0.5) < 4 * np.sqrt(0.25 / 900)
@@ -141,14 +144,14 @@ def test_absent_classes_are_absent(epoch):
     index, drawn = plans(records, GroupConfig(groups=8, images=8), epoch, 60)
     seen = collections.defaultdict(collections.Counter)
     for plan in drawn:
-        for image, absent in zip(plan.image.tolist(), plan.absent.tolist(), strict=True):
+        for image, absent in zip(plan.record.tolist(), plan["absent_index"].tolist(), strict=True):
             seen[image][index.names[absent]] += 1
     every = {one.name for entry in records for one in entry.objects}
     assert len(every) == 15
     often = 0
     for image, found in seen.items():
         shown = {one.name for one in records[image].objects}
-        unsure = set(records[image].extras.get("not_exhaustive", ()))
+        unsure = set(records[image].not_exhaustive)
         allowed = (set(records[image].absent) or every) - shown - unsure
         assert set(found) <= allowed
         if records[image].absent and found.total() > 60:
@@ -160,7 +163,9 @@ def test_absent_classes_are_absent(epoch):
 def test_uniform_absent_classes_are_uniform():
     records = [record(0, "a"), *(record(k, "bcdefgh"[k % 7]) for k in range(1, 8))]
     index, drawn = plans(records, GroupConfig(groups=1, images=1), 0, 6000)
-    seen = collections.Counter(index.names[plan.absent[0]] for plan in drawn if plan.image[0] == 0)
+    seen = collections.Counter(
+        index.names[plan["absent_index"][0]] for plan in drawn if plan.record[0] == 0
+    )
     total = seen.total()
     assert set(seen) == set("bcdefgh")
     assert max(abs(n / total - 1 / 7) for n in seen.values()) < 4 * np.sqrt(6 / 49 / total)
@@ -173,7 +178,9 @@ def test_hard_absent_classes_are_those_seen_together_and_only_later():
     among_candidates = 1 - (40 / 41) ** 16
     for epoch, share in ((0, 1 / 41), (1, 0.5 * (among_candidates + 1 / 41))):
         index, drawn = plans(records, GroupConfig(groups=20, images=8), epoch, 200)
-        kinds = [plan.absent[(plan.image < 40) & (plan.image % 2 == 0)] for plan in drawn]
+        kinds = [
+            plan["absent_index"][(plan.record < 40) & (plan.record % 2 == 0)] for plan in drawn
+        ]
         knives = np.concatenate(kinds) == index.names.index("knife")
         assert len(knives) > 500
         assert abs(knives.mean() - share) < 4 * np.sqrt(share * (1 - share) / len(knives))
@@ -201,7 +208,7 @@ def test_lvis_trains_on_class_names_and_verified_negatives(tmp_path):
     assert index.names == ("cup", "dog", "bead (jewelry)", "cat", "owl")
     assert set(index.captions) == {"one cup.", "one dog.", "one bead."}
     for k, allowed in ((0, {"cat"}), (1, {"cat", "owl"})):
-        absent = np.concatenate([plan.absent[plan.image == k] for plan in drawn])
+        absent = np.concatenate([plan["absent_index"][plan.record == k] for plan in drawn])
         assert {index.names[kind] for kind in absent} == allowed
 
 
@@ -215,13 +222,15 @@ def test_a_crowd_is_no_object_and_not_absent():
     ]
     index, drawn = plans(records, GroupConfig(groups=3, images=2), 1, 20)
     assert [index.names[k] for k in index.pairs.of(0)] == ["b"]
-    assert all(plan.object[row] == 1 for plan in drawn for row in np.flatnonzero(plan.image == 0))
-    absent = np.concatenate([plan.absent[plan.image == 0] for plan in drawn])
+    assert all(
+        plan["object"][row] == 1 for plan in drawn for row in np.flatnonzero(plan.record == 0)
+    )
+    absent = np.concatenate([plan["absent_index"][plan.record == 0] for plan in drawn])
     assert {index.names[k] for k in absent} == {"c"}
 
 
 def test_images_that_lack_no_class_are_left_out_and_counted():
-    records = [record(0, "a", "b"), record(1, "a"), record(2, "b", extras={"not_exhaustive": "a"})]
+    records = [record(0, "a", "b"), record(1, "a"), record(2, "b", not_exhaustive=("a",))]
     index = index_objects(records)
     assert (index.counts.never_absent, index.counts.pairs) == (3, 1)
     assert index.pair_images.tolist() == [1]
@@ -230,50 +239,30 @@ def test_images_that_lack_no_class_are_left_out_and_counted():
 # --- What an index keeps ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("mode", "resize"),
-    [
-        *itertools.product(("hf_crop", "tv_crop", "llava_pad"), (None, 37)),
-        ("squash", None),
-    ],
-)
-def test_the_visible_share_is_the_processors_own(mode, resize):
-    processor = ImageProcessor(size=32, mode=mode, resize=resize)
-    rng = np.random.default_rng(1)
-    for width, height in ((50, 50), (97, 41), (41, 98), (33, 200), (640, 427)):
-        corners = np.sort(rng.uniform(-0.2, 1.2, (20, 2, 2)), axis=1) * [width, height]
-        boxes = corners.reshape(-1, 4)
-        boxes[0] = boxes[0, [0, 1, 0, 1]]  # without area
-        image = np.zeros((height, width, 3), np.uint8)
-        expected = processor(image).geometry.kept_share(boxes)
-        sizes = np.tile([width, height], (20, 1))
-        np.testing.assert_allclose(kept_share(boxes, sizes, processor), expected, atol=1e-9)
-
-
 def test_what_the_crop_cuts_away_is_neither_present_nor_absent():
-    border = ObjectAnnotation(name="cup", box=(0.0, 0.0, 20.0, 50.0), caption="a cup")
-    middle = ObjectAnnotation(name="dog", box=(60.0, 0.0, 90.0, 50.0), caption="a dog")
-    unplaced = ObjectAnnotation(name="cat", box=None, caption="a cat")
+    border = ObjectAnnotation(name="cup", box=(0.0, 0.0, 20.0, 50.0), captions=("a cup",))
+    middle = ObjectAnnotation(name="dog", box=(60.0, 0.0, 90.0, 50.0), captions=("a dog",))
+    unplaced = ObjectAnnotation(name="cat", box=None, captions=("a cat",))
     image = np.zeros((50, 150, 3), np.uint8)
-    entry = Record(id="0", image=image, objects=(border, middle, unplaced))
+    entry = Record(id="0", images=(image,), objects=(border, middle, unplaced))
     records = [entry, record(1, "cup"), record(2, "car")]
     crop = ImageProcessor(size=50)
     index, drawn = plans(records, GroupConfig(groups=2, images=2), 1, 40, processor=crop)
     assert index.counts.cropped == 1
     assert {index.names[k] for k in index.pairs.of(0)} == {"dog", "cat"}
-    absent = np.concatenate([plan.absent[plan.image == 0] for plan in drawn])
+    absent = np.concatenate([plan["absent_index"][plan.record == 0] for plan in drawn])
     assert {index.names[k] for k in absent} == {"car"}
     bars = dataclasses.replace(crop, mode="llava_pad")
     assert index_objects(records, processor=bars).counts.cropped == 0
     # What a record says of its size saves reading the file.
-    unread = dataclasses.replace(entry, image=pathlib.Path("gone"), extras={"size": (150, 50)})
+    unread = dataclasses.replace(entry, images=(pathlib.Path("gone"),), size=(150, 50))
     assert index_objects([unread, *records[1:]], processor=crop).counts.cropped == 1
 
 
 def test_captions_templates_and_the_order_of_classes():
     named = [record(0, "b", "a"), record(1, "c")]
     plain = ObjectAnnotation(name="bead (jewelry)", box=None)
-    bare = Record(id="2", image=GREY, objects=(plain,))
+    bare = Record(id="2", images=(GREY,), objects=(plain,))
     index = index_objects([*named, bare])
     assert (index.names, index.counts.uncaptioned) == (("a", "b", "bead (jewelry)", "c"), 1)
     made = index_objects([*named, bare], template="a photo of a {}.")
@@ -301,8 +290,11 @@ def test_own_instructions_are_used_as_they_stand():
     strings = np.array(index.instructions.strings)
     assert len(set(strings)) == len(strings) == 3 * len(FORMS) + 2
     for plan in drawn:
-        texts, absent = strings[plan.instruction], strings[plan.absent_instruction]
-        first = (plan.image == 0) & (plan.kind == index.names.index("a"))
+        texts, absent = (
+            strings[plan["instruction_index"]],
+            strings[plan["absent_instruction_index"]],
+        )
+        first = (plan.record == 0) & (plan["label"] == index.names.index("a"))
         assert ((texts == "The red one!") == first).all()
         assert not np.isin(absent, list(said)).any()
     without = index_objects(records, own_instructions=False)
@@ -314,8 +306,8 @@ def test_nothing_with_left_or_right_in_it_is_mirrored():
     records = [
         Record(
             id=str(k),
-            image=GREY,
-            objects=(ObjectAnnotation(name=f"c{k}", box=None, caption=text),),
+            images=(GREY,),
+            objects=(ObjectAnnotation(name=f"c{k}", box=None, captions=(text,)),),
         )
         for k, text in enumerate(texts)
     ]
@@ -324,7 +316,7 @@ def test_nothing_with_left_or_right_in_it_is_mirrored():
     _, drawn = plans(records, GroupConfig(groups=6, images=1), 1, 400)
     flips = collections.defaultdict(list)
     for plan in drawn:
-        for image, flip in zip(plan.image.tolist(), plan.flip.tolist(), strict=True):
+        for image, flip in zip(plan.record.tolist(), plan["flip"].tolist(), strict=True):
             flips[image].append(flip)
     shares = [np.mean(flips[k]) for k in range(6)]
     assert [shares[k] for k in (0, 1, 5)] == [0, 0, 0]
@@ -381,23 +373,31 @@ def assert_equal(left, right) -> None:
 
 def test_batches_are_the_plans_of_their_steps_and_epochs(data):
     """80 annotations in batches of 24: a new epoch after every four."""
-    assert data.batches_per_epoch == 4
+    assert data.planner.batches_per_epoch == 4
     planner = BatchPlanner(data.index, GroupConfig(groups=3, images=4, seed=5))
     batches = take(data.loader(batch_size=24), 6)
     for number, batch in enumerate(batches):
         plan = planner.plan(*divmod(number, 4))
-        for name in ("image", "kind", "absent", "caption", "instruction", "absent_instruction"):
+        numbers = {
+            "image_index": plan.record,
+            "label": plan["label"],
+            "absent_index": plan["absent_index"],
+            "caption_index": plan["caption_index"],
+            "instruction_index": plan["instruction_index"],
+            "absent_instruction_index": plan["absent_instruction_index"],
+        }
+        for name, values in numbers.items():
             assert batch[name].dtype == np.int32
-            np.testing.assert_array_equal(batch[name], getattr(plan, name))
-        tokens = data.tokenizer([data.index.captions[k] for k in plan.caption])
+            np.testing.assert_array_equal(batch[name], values)
+        tokens = data.tokenizer([data.index.captions[k] for k in plan["caption_index"]])
         np.testing.assert_array_equal(batch["ids"], tokens.ids)
-        np.testing.assert_array_equal(batch["mask"], tokens.mask)
-        assert batch["pixels"].shape == (24, 8, 8, 3)
-    assert not np.array_equal(batches[0]["image"], batches[4]["image"])
+        np.testing.assert_array_equal(batch["id_mask"], tokens.mask)
+        assert batch["image"].shape == (24, 8, 8, 3)
+    assert not np.array_equal(batches[0]["image_index"], batches[4]["image_index"])
     unflipped, mirrored = {}, 0
     for number, batch in enumerate(batches):
         plan = planner.plan(*divmod(number, 4))
-        for image, flip, pixels in zip(plan.image, plan.flip, batch["pixels"], strict=True):
+        for image, flip, pixels in zip(plan.record, plan["flip"], batch["image"], strict=True):
             upright = pixels[:, ::-1] if flip else pixels
             mirrored += bool(flip)
             np.testing.assert_array_equal(unflipped.setdefault(int(image), upright), upright)
@@ -426,22 +426,21 @@ def test_resuming_in_the_middle_of_an_epoch(data):
 
 
 def test_other_seeds_and_copies(data):
-    groups = data.source()
-    copy = pickle.loads(pickle.dumps(groups))
-    rows = [groups.row(k) for k in range(0, 300, 7)]
-    assert [copy.row(k) for k in range(0, 300, 7)] == rows
-    config = dataclasses.replace(groups.planner.config, seed=6)
-    other = ClassGroups(groups.source, BatchPlanner(data.index, config))
-    assert [other.row(k) for k in range(0, 300, 7)] != rows
-    entry = groups[5]
-    row = entry.extras["row"]
+    copy = pickle.loads(pickle.dumps(data))
+    for k in range(0, 300, 37):
+        assert_equal([copy[k][1]], [data[k][1]])
+    plan = data.planner.plan(0, 0)
+    other = BatchPlanner(data.index, dataclasses.replace(data.planner.config, seed=6))
+    assert (other.plan(0, 0).record != plan.record).any()
+    entry, arrays = data[5]
     strings = data.index.instructions.strings
     assert entry.instructions == (
-        Instruction(text=strings[row.instruction], target=row.object),
-        Instruction(text=strings[row.absent_instruction], target=None),
+        Instruction(text=strings[plan["instruction_index"][5]], target=int(plan["object"][5])),
+        Instruction(text=strings[plan["absent_instruction_index"][5]], target=None),
     )
+    assert (arrays["image_index"], entry.id) == (plan.record[5], str(plan.record[5]))
     with pytest.raises(IndexError):
-        groups[len(groups)]
+        data[len(data)]
 
 
 def test_scenes_are_training_data_too():
@@ -454,18 +453,18 @@ def test_scenes_are_training_data_too():
         processor=ImageProcessor(size=16),
         tokenizer=ClipTokenizer.shipped(600, 32),
     )
-    groups = data.source()
     for k in range(60):
-        row, entry = groups.row(k), groups[k]
-        assert entry.objects[row.object].name == data.index.names[row.kind]
-        assert entry.objects[row.object].caption == row.text
-        assert data.index.names[row.absent] in entry.absent
+        entry, arrays = data[k]
+        shown = entry.objects[entry.instructions[0].target]
+        assert shown.name == data.index.names[arrays["label"]]
+        assert data.index.captions[arrays["caption_index"]] in shown.captions
+        assert data.index.names[arrays["absent_index"]] in entry.absent
 
 
 def test_sizes_that_do_not_fit(data):
     with pytest.raises(ConfigError, match="at most the 6 classes of the data, found 7"):
         BatchPlanner(data.index, GroupConfig(groups=7))
-    with pytest.raises(ConfigError, match="= 24, found 32"):
+    with pytest.raises(ConfigError, match=r"expected 24, .*found 32"):
         data.loader(batch_size=32)
     with pytest.raises(ConfigError, match="at least 1 group"):
         GroupConfig(images=0)

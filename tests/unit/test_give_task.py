@@ -39,7 +39,7 @@ def test_each_row_is_encoded_under_its_present_and_its_absent_instruction(give):
 
     @jax.jit
     def together(model, batch):
-        pixels = normalise(batch["pixels"], image.mean, image.std)
+        pixels = normalise(batch["image"], image.mean, image.std)
         return [(one.embedding, one.logit) for one in task._encode(model, pixels, batch)]
 
     @jax.jit
@@ -49,8 +49,8 @@ def test_each_row_is_encoded_under_its_present_and_its_absent_instruction(give):
         return out.embedding, out.presence_logit
 
     present, absent = together(model, batch)
-    for found, name in ((present, "told"), (absent, "told_absent")):
-        expected = alone(model, batch["pixels"], batch[name])
+    for found, name in ((present, "instruction"), (absent, "absent_instruction")):
+        expected = alone(model, batch["image"], batch[name])
         chex.assert_trees_all_close(found, expected, atol=1e-5)
     assert np.abs(present[0] - absent[0]).max() > 1e-3
 

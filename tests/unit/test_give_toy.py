@@ -68,7 +68,7 @@ def test_shapes_differ_in_both_sizes():
 def test_batches_are_groups_of_shapes_with_absent_ones():
     scenes = toy.draw(300, seed=1)
     for batch in toy.batches(scenes, 3, seed=0):
-        groups = batch["kind"].reshape(8, 6, 2)
+        groups = batch["label"].reshape(8, 6, 2)
         assert (groups[:, :, 0] == groups[:, :1, 0]).all()
         assert len(set(groups[:, 0, 0].tolist())) == 8
         for image, kind, absent, caption in zip(*(v.tolist() for v in batch.values()), strict=True):

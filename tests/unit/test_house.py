@@ -323,4 +323,5 @@ def test_rooms_are_light():
     done = run_python("\n".join([*lines, "import sys", "print(*sys.modules)"]))
     assert done.returncode == 0, done.stderr
     slow = {"tensorflow_datasets", "orbax", "grain", "transformers", "pyarrow", "tensorboardX"}
+    slow |= {"matplotlib"}
     assert {name.split(".")[0] for name in done.stdout.split()} & (HEAVY | slow) == set()

@@ -268,7 +268,8 @@ def test_records_read_back_and_become_a_source(tmp_path):
             name="dog",
             raw_name="Dog",
             box=(1.0, 2.0, 4.0, 6.0),
-            caption="a dog",
+            captions=("a dog", "a brown dog"),
+            salient=True,
             category_id=0,
             object_id=7,
         ),
@@ -276,14 +277,10 @@ def test_records_read_back_and_become_a_source(tmp_path):
     )
     assert record.instructions == (Instruction(text="look", target=1),)
     assert record.absent == ("wine glass",)
-    assert record.extras == {
-        "image_id": 5,
-        "captions": (("a dog", "a brown dog"), ()),
-        "size": (8, 6),
-        "salient": (True, None),
-        "not_exhaustive": ("cup (trophy)",),
-    }
-    assert source[1].extras == {"image_id": "b", "captions": ((),)}
+    assert (record.image_id, record.size) == (5, (8, 6))
+    assert record.not_exhaustive == ("cup (trophy)",)
+    bare = source[1]
+    assert (bare.image_id, bare.size, bare.not_exhaustive) == ("b", None, ())
     (tmp_path / "other").mkdir()
     other = write_json(tmp_path / "other/x.jsonl", {"image": "a.png"})
     assert isinstance(open_source(other.parent), JsonlSource)
@@ -297,7 +294,7 @@ def test_an_object_without_area_is_unsure_not_absent(tmp_path):
         MoinstSource(path)[0]
     record = MoinstSource(path, outside="clip")[0]
     assert [one.name for one in record.objects] == ["cup (trophy)"]
-    assert record.extras["not_exhaustive"] == ("cup (trophy)", "dog")
+    assert record.not_exhaustive == ("cup (trophy)", "dog")
 
 
 @pytest.mark.parametrize(

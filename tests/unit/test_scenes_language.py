@@ -204,10 +204,12 @@ def test_sizes_and_colours_do_not_join_names_that_hold_them() -> None:
 
 
 def test_options_are_lettered() -> None:
-    question = Question(text="Which?", answer="right", options=("left", "right"), kind="relation")
+    question = Question(
+        text="Which?", answers=("right",), options=("left", "right"), kind="relation"
+    )
     assert questions.prompt(question) == "Which? (a) left (b) right"
     assert questions.letter(question) == "(b)"
-    assert questions.letter(Question(text="Which?", answer="right")) == ""
+    assert questions.letter(Question(text="Which?", answers=("right",))) == ""
 
 
 def test_a_scene_in_which_nothing_can_be_seen_is_described_by_its_background() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from perception_jax.viz import colormap, patch_maps, sheet
-from perception_jax.viz.share_bars import ShareBar, share_bars
+from perception_jax.viz.sheet import ShareBar, share_bars
 
 FULL = colormap.categorical(2)
 

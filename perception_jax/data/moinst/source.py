@@ -1,17 +1,10 @@
 """A file of canonical records as a source; see `record` for the format.
 
-What a `Record` has no field for is in its `extras`:
-
-- "captions": for each object, all its captions; `ObjectAnnotation.caption` is the first of them;
-- "image_id"; "size" (width, height), where the file has it;
-- "salient": for each object, True, False or None, where the file has it;
-- "not_exhaustive": names of classes that are not annotated completely in this image, as
-  `data.sources.coco` gives them, and those of objects that `outside` left out.
-
-Verified absent classes are `Record.absent`; an object's own instruction is a `Record.instruction`.
-Objects have the classes' names and display names (see `data.sources.names`);
-`ObjectAnnotation.category_id` is the class id. Sizes are compared with the image files as
-`data.sources.sizes` says.
+Verified absent classes are `Record.absent`; `Record.not_exhaustive` has the classes that are not
+annotated completely in the image, and those of objects that `outside` left out. An object's own
+instruction is one of `Record.instructions`. Objects have the classes' names and display names (see
+`data.sources.names`); `ObjectAnnotation.category_id` is the class id. Sizes are compared with the
+image files as `data.sources.sizes` says.
 """
 
 from __future__ import annotations
@@ -19,7 +12,6 @@ from __future__ import annotations
 import os
 import pathlib
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import numpy as np
 
@@ -153,7 +145,9 @@ class MoinstSource:
         )
         return records.Record(
             id=str(image.image_id),
-            image=path,
+            images=(path,),
+            size=size if frame is None else frame.size,
+            image_id=image.image_id,
             objects=tuple(self._annotation(one, box, frame) for one, box in kept),
             instructions=tuple(
                 records.Instruction(text=one.instruction, target=k)
@@ -161,9 +155,7 @@ class MoinstSource:
                 if one.instruction is not None
             ),
             absent=negative,
-            extras=_extras(
-                image, objects, size if frame is None else frame.size, not_exhaustive + left_out
-            ),
+            not_exhaustive=not_exhaustive + left_out,
         )
 
     def _annotation(
@@ -173,7 +165,8 @@ class MoinstSource:
             name=self._names[one.class_id],
             raw_name=one.name,
             box=box if box is None or frame is None else frame.box(box),
-            caption=one.captions[0] if one.captions else "",
+            captions=one.captions,
+            salient=one.salient,
             category_id=one.class_id,
             object_id=one.object_id,
         )
@@ -190,22 +183,3 @@ def _box(
         return None
     x, y, width, height = one.bbox
     return fields.fit_box((x, y, x + width, y + height), size, outside, where)
-
-
-def _extras(
-    image: MoinstImage,
-    objects: list[MoinstObject],
-    size: tuple[int, int] | None,
-    not_exhaustive: tuple[str, ...],
-) -> dict[str, Any]:
-    extras: dict[str, Any] = {
-        "image_id": image.image_id,
-        "captions": tuple(one.captions for one in objects),
-    }
-    if size is not None:
-        extras["size"] = size
-    if any(one.salient is not None for one in objects):
-        extras["salient"] = tuple(one.salient for one in objects)
-    if not_exhaustive:
-        extras["not_exhaustive"] = not_exhaustive
-    return extras

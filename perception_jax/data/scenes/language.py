@@ -2,7 +2,7 @@
 
 All of it follows from `facts`, so all of it is true. Object captions come with and without the
 class name, because a caption that repeats the instruction's class name can be matched without
-looking. An instruction is the name with an article.
+looking. Instructions are worded in several ways (`WORDINGS`).
 """
 
 from __future__ import annotations

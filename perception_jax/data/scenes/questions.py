@@ -100,7 +100,7 @@ def _finished(kind: str, draft: _Draft, draw: random.Random) -> Question:
     options: tuple[str, ...] = ()
     if draw.random() < TWO_OPTION_SHARE:
         options = tuple(draw.sample((draft.answer, draft.wrong), 2))
-    return Question(text=draft.text, answer=draft.answer, options=options, kind=kind)
+    return Question(text=draft.text, answers=(draft.answer,), options=options, kind=kind)
 
 
 def _yes_no(text: str, yes: bool) -> _Draft:

@@ -94,9 +94,9 @@ def scene_record(
     config: SceneConfig,
     rng: np.random.Generator,
 ) -> Record:
-    """The record of a rendered scene; `extras["spec"]` is the spec, and
-    `extras["object_captions"]` has each object's caption with and without its name.
+    """The record of a rendered scene; `extras["spec"]` is the spec.
 
+    Each object has two captions, one with its name and one without.
     Objects seen by less than `config.min_visible` are left out; indices of the record's language
     count the others.
     """
@@ -104,20 +104,22 @@ def scene_record(
         spec, rendered.objects, canvas=config.shape, min_visible=config.min_visible
     )
     words = _describe(observed, config, rng)
-    captions = [named for named, _ in words.object_captions] or [""] * len(observed.objects)
+    captions = words.object_captions or [()] * len(observed.objects)
+    height, width = rendered.image.shape[:2]
     return Record(
         id=identity,
-        image=rendered.image,
+        images=(rendered.image,),
+        size=(width, height),
         captions=words.captions,
         objects=tuple(
-            _annotation(fact, rendered, caption)
-            for fact, caption in zip(observed.objects, captions, strict=True)
+            _annotation(fact, rendered, said)
+            for fact, said in zip(observed.objects, captions, strict=True)
         ),
         referring=words.referring,
         questions=words.questions,
         instructions=words.instructions,
         absent=words.absent,
-        extras={"spec": spec, "object_captions": words.object_captions},
+        extras={"spec": spec},
     )
 
 
@@ -131,7 +133,7 @@ def _describe(
     return language.describe(observed, rng, config.vocabulary())
 
 
-def _annotation(fact: Fact, rendered: Rendered, caption: str) -> ObjectAnnotation:
+def _annotation(fact: Fact, rendered: Rendered, captions: tuple[str, ...]) -> ObjectAnnotation:
     item = rendered.objects[fact.index]
     known = {
         "colour": fact.colour,
@@ -144,7 +146,7 @@ def _annotation(fact: Fact, rendered: Rendered, caption: str) -> ObjectAnnotatio
         name=fact.name,
         box=item.box,
         mask=rendered.masks[fact.index],
-        caption=caption,
+        captions=captions,
         attributes={key: value for key, value in known.items() if value is not None},
     )
 

@@ -152,9 +152,11 @@ def _kind_of_line(content: Any) -> str | None:
         return None
     if {"image_id", "file", "objects"} <= content.keys():
         return "moinst"
-    if "image" not in content:
+    if "image" in content and "class" in content:
+        return "objects"
+    if "annotations" in content:  # a whole COCO file on one line
         return None
-    return "objects" if "class" in content else "jsonl"
+    return "jsonl" if content.keys() & {"image", "images", "conversation"} else None
 
 
 def _first_line(path: pathlib.Path) -> Any:

@@ -8,9 +8,9 @@
 - Classes keep their own names (`ObjectAnnotation.raw_name`) beside display names (see `names`).
 - LVIS is federated: a class is known to be absent only from images that list it in
   "neg_category_ids"; those become `Record.absent`, and "not_exhaustive_category_ids" become
-  `extras["not_exhaustive"]`.
-- Sizes are compared with the image files of records with boxes (see `sizes`); `extras["size"]` of
-  such a record is the picture's (width, height). `extras["image_id"]` is the image's id.
+  `Record.not_exhaustive`.
+- Sizes are compared with the image files of records with boxes (see `sizes`); only such a record
+  has `Record.size`.
 """
 
 from __future__ import annotations
@@ -76,24 +76,23 @@ class CocoSource:
         fields.check_index(index, len(self))
         image_id, names_of = self._images.ids[index], self._categories.display
         image = self._root.of(self._images.files[index])
-        extras: dict[str, Any] = {"image_id": image_id}
-        objects = ()
+        objects, size = (), None
         if self._objects.count(index):
             annotated = tuple(self._images.sizes[index].tolist())
             where = f"{self._path}: images[{index}]"
             frame = sizes.compare(image, annotated, where, str(self._path))
             objects = self._objects.of(index, self._categories, frame)
-            extras["size"] = frame.size
+            size = frame.size
         negative, not_exhaustive = self._images.federated[index]
-        if not_exhaustive:
-            extras["not_exhaustive"] = tuple(names_of[k] for k in not_exhaustive)
         return records.Record(
             id=str(image_id),
-            image=image,
+            images=(image,),
+            size=size,
+            image_id=image_id,
             captions=self._images.captions[index] + self._captions.get(index, ()),
             objects=objects,
             absent=tuple(names_of[k] for k in negative),
-            extras=extras,
+            not_exhaustive=tuple(names_of[k] for k in not_exhaustive),
         )
 
 
@@ -275,12 +274,13 @@ class _Objects:
         self, k: int, categories: _Categories, frame: sizes.Frame
     ) -> records.ObjectAnnotation:
         number, area, own_id = int(self._classes[k]), float(self._areas[k]), self._ids[k]
+        text = "" if self._texts is None else self._texts[k]
         return records.ObjectAnnotation(
             name=categories.display.get(number, ""),
             raw_name=categories.raw.get(number, ""),
             box=frame.box(tuple(self._boxes[k].tolist())),
             area=None if np.isnan(area) else area,
-            caption="" if self._texts is None else self._texts[k],
+            captions=(text,) if text else (),
             category_id=None if number == _NO_ID else number,
             object_id=_plain_id(own_id),
             crowd=bool(self._crowds[k]),

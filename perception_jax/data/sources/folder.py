@@ -16,9 +16,9 @@ class ImageFolder:
 
     Links to folders and files are followed, except back into a folder that they lie in. The
     captions of `a/b.jpg` are the lines of `a/b.txt` if that exists; otherwise, for images in a
-    sub-folder, the folder's name is the class and makes the caption. `extras["class"]` has the
-    class's display name, `extras["raw_class"]` the folder's name. Files and links that are left out
-    are counted in the log; hidden ones are not looked at.
+    sub-folder, the class makes the caption. The class is the folder's name (`Record.class_name`,
+    `Record.raw_class_name`). Files and links that are left out are counted in the log; hidden ones
+    are ignored.
 
     Args:
       path: the folder; hidden files and folders in it are left out.
@@ -68,8 +68,13 @@ class ImageFolder:
         captions = _caption_lines(self._root / _beside(name))
         if captions is None:
             captions = (self._template.replace("{}", class_name),) if class_name else ()
-        extras = {"class": class_name, "raw_class": raw} if raw else {}
-        return records.Record(id=name, image=self._root / name, captions=captions, extras=extras)
+        return records.Record(
+            id=name,
+            images=(self._root / name,),
+            class_name=class_name,
+            raw_class_name=raw,
+            captions=captions,
+        )
 
 
 def contains_images(path: str | os.PathLike) -> bool:

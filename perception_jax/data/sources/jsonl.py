@@ -1,18 +1,22 @@
 """JSON lines beside image files: this library's own annotation format.
 
-One image per line; only "image" is required:
+One record per line, usually of one image; it needs "image", "images" or "conversation":
 
-    {"image": "photos/1.jpg",              path, relative to the file (or to `images`)
-     "id": "1", "width": 640, "height": 480,
+    {"image": "photos/1.jpg",              path, relative to the file (or to `images`);
+                                           or "images": ["photos/1.jpg", "photos/2.jpg"]
+     "id": "1", "image_id": 1, "width": 640, "height": 480, "class_name": "street",
      "caption": "two dogs",                or "captions": ["two dogs", "dogs at play"]
      "objects": [{"name": "dog", "box": [x1, y1, x2, y2],        pixels of the image as shown
-                  "caption": "a brown dog", "attributes": {"colour": "brown"},
+                  "caption": "a brown dog",                      or "captions": [...]
+                  "attributes": {"colour": "brown"}, "salient": true,
                   "category_id": 18, "object_id": 7, "area": 812.5, "crowd": false}],
      "referring": [{"text": "the dog on the left", "target": 0}],           index of an object
-     "questions": [{"text": "How many dogs?", "answer": "2", "options": ["1", "2"],
-                    "kind": "count"}],
+     "questions": [{"text": "How many dogs?", "answer": "2",     or "answers": ["2", "two"]
+                    "options": ["1", "2"], "kind": "count", "question_id": 5}],
      "instructions": [{"text": "Look at the cat.", "target": null}],        null: it is absent
-     "absent": ["cat"],
+     "conversation": [{"role": "user", "text": "What is this?"},
+                      {"role": "assistant", "text": "A dog.", "targets": [0]}],
+     "absent": ["cat"], "not_exhaustive": ["dog"],
      "extras": {"source": "mine"}}
 
 Names of classes are kept as they stand beside display names (see `names`). "width" and "height" are
@@ -25,6 +29,7 @@ from __future__ import annotations
 import functools
 import os
 import pathlib
+import typing
 from collections.abc import Mapping
 from typing import Any
 
@@ -72,7 +77,9 @@ class JsonlSource:
             record = self._parse(line.text, line.number, read_image=False)
             self._check_unique(record.id, line.number, seen)
             raw.update(one.raw_name for one in record.objects)
-            raw.update(record.absent)  # as they stand, while display names are not known
+            # As they stand, while display names are not known.
+            raw.update((*record.absent, *record.not_exhaustive))
+            raw.update({record.class_name} - {""})
         self._names = names.display_names_of(raw)
         if not offsets:
             raise DataError(f"{path}: expected at least one line, found none.")
@@ -98,23 +105,33 @@ class JsonlSource:
     def _parse(self, line: str, number: int, *, read_image: bool) -> records.Record:
         where = f"{self._path}:{number}"
         content = fields.parse_json(line, where)
-        known = fields.entries(content, where, _RECORD, required=("image",))
-        if "caption" in known and "captions" in known:
-            raise DataError(f'{where}: expected "caption" or "captions", found both.')
+        known = fields.entries(content, where, _RECORD, required=())
+        if not known.keys() & {"image", "images", "conversation"}:
+            raise fields.fail_without(where, "image", known)
         if ("width" in known) != ("height" in known):
             raise DataError(f'{where}: expected "width" and "height" or neither, found one.')
-        path = self._images / known["image"]
-        objects, kept = self._objects(known, path if read_image else None, where)
-        captions = (known["caption"],) if "caption" in known else known.get("captions", ())
+        paths = tuple(self._images / name for name in _one_or_several(known, "image", where))
+        if "objects" in known and len(paths) != 1:
+            raise DataError(f"{where}: objects: expected one image, found {len(paths)}.")
+        objects, kept, size = self._objects(
+            known, paths[0] if read_image and paths else None, where
+        )
+        raw = known.get("class_name", "")
         return records.Record(
             id=known.get("id", f"{self._path.name}:{number}"),
-            image=path,
-            captions=captions,
+            images=paths,
+            size=size,
+            image_id=known.get("image_id"),
+            class_name=self._display(raw),
+            raw_class_name=raw,
+            captions=_one_or_several(known, "caption", where),
             objects=objects,
             referring=_targeted(records.ReferringExpression, known, "referring", kept, where),
             questions=known.get("questions", ()),
             instructions=_targeted(records.Instruction, known, "instructions", kept, where),
-            absent=tuple(self._display(name) for name in known.get("absent", ())),
+            conversation=_turns(known, kept, where),
+            absent=tuple(map(self._display, known.get("absent", ()))),
+            not_exhaustive=tuple(map(self._display, known.get("not_exhaustive", ()))),
             extras=known.get("extras", {}),
         )
 
@@ -123,8 +140,9 @@ class JsonlSource:
 
     def _objects(
         self, known: Mapping[str, Any], image: pathlib.Path | None, where: str
-    ) -> tuple[tuple[records.ObjectAnnotation, ...], dict[int, int]]:
-        """The objects, and where each one of the file went (those left out are missing).
+    ) -> tuple[tuple[records.ObjectAnnotation, ...], dict[int, int], tuple[int, int] | None]:
+        """The objects, where each one of the file went (those left out are missing), and the size
+        of the picture as shown, if the objects needed it.
 
         Args:
           image: to compare sizes with; None takes what the line says.
@@ -144,7 +162,8 @@ class JsonlSource:
                 placed = box if frame is None else frame.box(box)
                 more = {"name": self._display(raw), "raw_name": raw, "box": placed}
                 objects.append(records.ObjectAnnotation(**{**entry, **more}))
-        return tuple(objects), kept
+        shown = size if frame is None else frame.size
+        return tuple(objects), kept, shown if entries and image is not None else None
 
 
 def _targeted(
@@ -165,43 +184,93 @@ def _targeted(
     return tuple(result)
 
 
+def _turns(
+    known: Mapping[str, Any], kept: Mapping[int, int], where: str
+) -> tuple[records.Turn, ...]:
+    """The conversation with its targets renumbered."""
+    turns = []
+    for k, entry in enumerate(known.get("conversation", ())):
+        for target in entry.get("targets", ()):
+            if target not in kept:
+                place = f"{where}: conversation[{k}]: targets"
+                raise fields.fail(place, "indices of objects that are not left out", target)
+        targets = tuple(kept[target] for target in entry.get("targets", ()))
+        turns.append(records.Turn(role=entry["role"], text=entry["text"], targets=targets))
+    return tuple(turns)
+
+
+def _one_or_several(known: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
+    """What stands under a key, or under its plural."""
+    if key in known and f"{key}s" in known:
+        raise DataError(f'{where}: expected "{key}" or "{key}s", found both.')
+    return (known[key],) if key in known else known.get(f"{key}s", ())
+
+
 def _entry(known: Mapping[str, fields.Check], *required: str) -> fields.Check:
     return functools.partial(fields.entries, known=known, required=required)
 
 
+def _object(value: Any, where: str) -> dict[str, Any]:
+    found = fields.entries(value, where, _OBJECT, ("name", "box"))
+    captions = _one_or_several(found, "caption", where)
+    found.pop("caption", None)
+    return {**found, "captions": tuple(text for text in captions if text)}
+
+
 def _question(value: Any, where: str) -> records.Question:
-    known = {
-        "text": fields.text,
-        "answer": fields.any_text,
-        "options": fields.list_of(fields.any_text),
-        "kind": fields.any_text,
-    }
-    return records.Question(**fields.entries(value, where, known, ("text", "answer")))
+    found = fields.entries(value, where, _QUESTION, ("text",))
+    answers = _one_or_several(found, "answer", where)
+    if not answers:
+        raise fields.fail_without(where, "answer", found)
+    found.pop("answer", None)
+    return records.Question(**{**found, "answers": answers})
+
+
+def _role(value: Any, where: str) -> records.Role:
+    if value not in typing.get_args(records.Role):
+        raise fields.fail(where, "one of " + ", ".join(typing.get_args(records.Role)), value)
+    return value
 
 
 _OBJECT = {
     "name": fields.text,
     "box": fields.numbers(4),
     "caption": fields.any_text,
+    "captions": fields.list_of(fields.any_text),
     "attributes": fields.text_mapping,
     "category_id": fields.integer,
     "object_id": fields.identity,
     "area": fields.area,
+    "salient": fields.optional(fields.boolean),
     "crowd": fields.boolean,
 }
+_QUESTION = {
+    "text": fields.text,
+    "answer": fields.any_text,
+    "answers": fields.list_of(fields.any_text),
+    "options": fields.list_of(fields.any_text),
+    "kind": fields.any_text,
+    "question_id": fields.identity,
+}
+_TURN = {"role": _role, "text": fields.any_text, "targets": fields.list_of(fields.integer)}
 _REFERRING = {"text": fields.text, "target": fields.integer}
 _INSTRUCTION = {"text": fields.text, "target": fields.optional(fields.integer)}
 _RECORD = {
     "image": fields.file_name,
+    "images": fields.list_of(fields.file_name),
     "id": fields.text,
+    "image_id": fields.identity,
+    "class_name": fields.text,
     "width": fields.side,
     "height": fields.side,
     "caption": fields.text,
     "captions": fields.list_of(fields.text),
-    "objects": fields.list_of(_entry(_OBJECT, "name", "box")),
+    "objects": fields.list_of(_object),
     "referring": fields.list_of(_entry(_REFERRING, "text", "target")),
     "questions": fields.list_of(_question),
     "instructions": fields.list_of(_entry(_INSTRUCTION, "text", "target")),
+    "conversation": fields.list_of(_entry(_TURN, "role", "text")),
     "absent": fields.list_of(fields.text),
+    "not_exhaustive": fields.list_of(fields.text),
     "extras": fields.plain_mapping,
 }

@@ -20,7 +20,7 @@ class InMemory:
     """
 
     def __init__(self, source: Source, *, keep: Collection[str] = FIELDS):
-        """Args: keep: fields that stay beside "id" and "image"; the others become empty.
+        """Args: keep: fields that stay beside "id" and "images"; the others become empty.
 
         Raises:
           ConfigError: a field that records do not have.
@@ -28,7 +28,7 @@ class InMemory:
         if unknown := sorted(set(keep) - set(FIELDS)):
             raise ConfigError(f"keep: expected fields out of {FIELDS}, found {unknown}.")
         self._source = source
-        self._keep = frozenset({"id", "image", *keep})
+        self._keep = frozenset({"id", "images", *keep})
         self._records: dict[int, Record] = {}
 
     def __len__(self) -> int:

@@ -64,7 +64,8 @@ class ObjectLines:
         size = image_files.read_size(path) if boxed else None
         return records.Record(
             id=name,
-            image=path,
+            images=(path,),
+            size=size,
             objects=tuple(self._object(number, content, size) for number, content in rows),
             instructions=tuple(
                 records.Instruction(text=content["instruction"], target=k)
@@ -88,5 +89,5 @@ class ObjectLines:
             box = fields.fit_box(box, size, "error", where)
         raw = content["class"]
         return records.ObjectAnnotation(
-            name=self._names[raw], raw_name=raw, box=box, caption=content["caption"]
+            name=self._names[raw], raw_name=raw, box=box, captions=(content["caption"],)
         )

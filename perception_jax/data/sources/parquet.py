@@ -105,7 +105,7 @@ class ParquetSource:
         captions: Any = () if self._caption is None else row[self._caption]
         captions = (captions,) if isinstance(captions, str) else tuple(captions or ())
         return records.Record(
-            id=name, image=image, captions=tuple(text for text in captions if text)
+            id=name, images=(image,), captions=tuple(text for text in captions if text)
         )
 
 

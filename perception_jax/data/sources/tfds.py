@@ -135,22 +135,25 @@ class FeatureMap:
         captions = [captions] if isinstance(captions, str) else captions
         if not all(isinstance(text, str) for text in captions):
             raise fields.fail(f"{where}: {self.captions}", "texts", captions)
+        size, objects = self._objects(example, image, where)
         return records.Record(
             id=name,
-            image=image,
+            images=(image,),
+            size=size,
             captions=tuple(text for text in captions if text),
-            objects=self._objects(example, image, where),
+            objects=objects,
         )
 
     def _objects(
         self, example: Example, image: bytes | np.ndarray, where: str
-    ) -> tuple[records.ObjectAnnotation, ...]:
+    ) -> tuple[tuple[int, int] | None, tuple[records.ObjectAnnotation, ...]]:
+        """The size of the picture as shown, if its objects needed it, and the objects."""
         if self.boxes is None or self.labels is None:
-            return ()
+            return None, ()
         corners = np.array(_value(example, self.boxes, where), np.float64)
         labels = np.array(_value(example, self.labels, where), np.int64).tolist()
         if not labels and not corners.size:
-            return ()
+            return None, ()
         if corners.shape != (len(labels), 4):
             raise fields.fail(
                 f"{where}: {self.boxes}", f"{len(labels)} boxes, one a label", corners.shape
@@ -178,7 +181,7 @@ class FeatureMap:
                         name=name, raw_name=own, box=frame.box(box), category_id=label
                     )
                 )
-        return tuple(objects)
+        return frame.size, tuple(objects)
 
 
 @functools.lru_cache(maxsize=16)

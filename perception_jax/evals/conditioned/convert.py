@@ -35,35 +35,31 @@ def from_record(
 ) -> EvaluatedImage:
     """Any record: one of scenes, LVIS, COCO or MOInst.
 
-    Takes from `Record.extras` what sources put there: "captions" and "salient" (of each object),
-    "not_exhaustive" (names) and "size". Of a class that is only there as a crowd nothing is known.
+    Of a class that is only there as a crowd nothing is known.
 
     Args:
       classes: class id of each evaluated name; objects of other classes are left out.
       size: width and height of the original image, if the record does not say.
     """
-    extras = record.extras
-    width, height = extras.get("size", size) or (0, 0)
+    width, height = record.size or size or (0, 0)
     chosen = [k for k, one in enumerate(record.objects) if one.name in classes]
-    captions, salient = extras.get("captions"), extras.get("salient")
     instructions = {one.target: one.text for one in reversed(record.instructions)}
     objects = [
         EvaluatedObject(
             class_id=classes[record.objects[k].name],
             area=_area(record.objects[k]),
-            captions=_captions(record.objects[k]) if captions is None else tuple(captions[k]),
+            captions=record.objects[k].captions,
             instruction=instructions.get(k),
-            salient=None if salient is None else salient[k],
+            salient=record.objects[k].salient,
         )
         for k in chosen
     ]
-    unsure = extras.get("not_exhaustive", ())
     image = EvaluatedImage(
         id=record.id,
         area=float(width * height) or None,
         objects=tuple(objects),
         negative=tuple(classes[name] for name in record.absent if name in classes),
-        nonexhaustive=tuple(classes[name] for name in unsure if name in classes),
+        nonexhaustive=tuple(classes[name] for name in record.not_exhaustive if name in classes),
     )
     return image.keep([not record.objects[k].crowd for k in chosen])
 
@@ -76,10 +72,6 @@ def _from_moinst(one: MoinstObject) -> EvaluatedObject:
         instruction=one.instruction,
         salient=one.salient,
     )
-
-
-def _captions(one: ObjectAnnotation) -> tuple[str, ...]:
-    return (one.caption,) if one.caption else ()
 
 
 def _area(one: ObjectAnnotation) -> float | None:

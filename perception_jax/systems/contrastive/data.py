@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import grain
-import numpy as np
 
 from perception_jax.api import Processor
-from perception_jax.data.loader import make_loader
-from perception_jax.data.records import Record, Source
+from perception_jax.data.loader import Examples, RecordExamples, make_loader
+from perception_jax.data.records import Source
 from perception_jax.data.skipping import MAX_BAD_FRACTION
 from perception_jax.data.tokenization import PaddedTokenizer
 from perception_jax.data.transforms import Augment, ImageTextTransform
@@ -55,16 +54,12 @@ class ContrastiveData:
         """The tokenizer of the captions."""
         return self.processor.tokenizer
 
-    def source(self) -> Source:
-        """The training records."""
-        return self._source
-
-    def transform(self, record: Record, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """What the model gets of a record."""
-        return self._transform(record, rng)
+    def examples(self, seed: int) -> Examples:
+        """The training records, each with the arrays that the model gets of it."""
+        return RecordExamples(self._source, self._transform, seed)
 
     def loader(self) -> grain.IterDataset:
-        """This host's part of each batch, without end: {"image", "ids", "mask", "id"}."""
+        """This host's part of each batch, without end: {"image", "ids", "id_mask", "id"}."""
         return make_loader(
             self._source,
             self._transform,

@@ -17,8 +17,8 @@ from flax import nnx
 
 from perception_jax import api, settings
 from perception_jax.data.processors import Mode
+from perception_jax.errors import CheckpointError
 from perception_jax.interop.adapters import AdapterFile, AdapterNames, save_adapters
-from perception_jax.interop.fingerprint import fingerprint
 from perception_jax.interop.rules import Rule, linear, norm
 from perception_jax.models.paired import build_backbone
 from perception_jax.models.params import flatten, unflatten
@@ -90,7 +90,7 @@ def save_give(
         names_of(give),
         flatten(give, AdapterParam),
         backbone=backbone.name,
-        fingerprint=fingerprint(flatten(plain_backbone(give.backbone))),
+        weights=flatten(plain_backbone(give.backbone)),
         metadata={
             "variant": variant,
             "adapter_heads": str(inserts.heads),
@@ -135,7 +135,7 @@ def load_give(
     abstract = flatten(give, AdapterParam)
     placed = None if mesh is None else make_shardings(abstract, SHARDINGS, mesh)
     trained = file.load(names_of(give), abstract, shardings=placed)
-    file.check_backbone(backbone.name, fingerprint(flatten(backbone.model)))
+    file.check_backbone(backbone.name, flatten(backbone.model))
     return unflatten(give, leaves_in_give(backbone.model) | trained)
 
 
@@ -159,16 +159,22 @@ def read_config(file: AdapterFile, unstated: GiveConfig) -> GiveConfig:
       CheckpointError: it holds no adapters, or a setting makes no sense.
     """
     layers, names, other = file.layers(ADAPTERS), file.shapes, unstated.adapter
-    hidden, width = (
-        names.get(f"{ADAPTERS}.{layers[0]}.{name}", (None,))[0]
-        for name in ("mlp.fc1.bias", "norm.weight")
-    )
     is_mlp = any(".mlp.fc2." in name for name in names)
+    hidden, width = (
+        names.get(f"{ADAPTERS}.{layers[0]}.{name}") for name in ("mlp.fc1.bias", "norm.weight")
+    )
+    mlp_hidden = hidden[0] if is_mlp and hidden and hidden != width else None
+    settings.check(
+        mlp_hidden,
+        settings.Optional(settings.WIDTH),
+        f"{file.path}: width of the connector's hidden layer",
+        error=CheckpointError,
+    )
     adapter = AdapterConfig(
         heads=file.setting("adapter_heads", settings.HEADS, other.heads),
         gate="tanh" if any(name.endswith(".gate") for name in names) else "none",
         connector="mlp" if is_mlp else "linear",
-        mlp_hidden=hidden if is_mlp and hidden != width else None,
+        mlp_hidden=mlp_hidden,
         act=file.setting("adapter_act", _ACT, other.act),
         eps=file.setting("adapter_eps", settings.EPS, other.eps),
     )

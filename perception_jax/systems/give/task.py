@@ -118,12 +118,16 @@ class GiveTask:
         del key  # no dropout
         dtype = model.backbone.logit_scale.dtype
         image = self.backbone.processor.image
-        pixels = normalise(batch["pixels"], image.mean, image.std, dtype)
+        pixels = normalise(batch["image"], image.mean, image.std, dtype)
         present, absent = self._encode(model, pixels, batch)
         text = unit(model.backbone.text(batch["ids"], dtype=dtype).embedding)
         found = all_losses(
             self.config.losses,
-            Rows(image=batch["image"], kind=batch["kind"], caption=batch["caption"]),
+            Rows(
+                image=batch["image_index"],
+                kind=batch["label"],
+                caption=batch["caption_index"],
+            ),
             present=present.embedding,
             absent=absent.embedding,
             text=jax.lax.stop_gradient(text),
@@ -140,13 +144,14 @@ class GiveTask:
             "oiic": found.oiic,
             "oid": found.oid,
             "oid_accuracy": jnp.mean(decided, dtype=jnp.float32),
-            "cosine_present": _mean_cosine(present, batch["told"]),
-            "cosine_absent": _mean_cosine(absent, batch["told_absent"]),
+            "cosine_present": _mean_cosine(present, batch["instruction"]),
+            "cosine_absent": _mean_cosine(absent, batch["absent_instruction"]),
         }
 
     def datasets(self) -> Mapping[str, Iterable[Batch]]:
-        """ "train": endless batches of `GroupTransform`'s arrays, and "told" and "told_absent":
-        states, mask and embedding of each row's instructions."""
+        """ "train": endless batches of `ObjectRows`' arrays, with "instruction" and
+        "absent_instruction" (states, mask and embedding of each row's instructions) for their
+        indices."""
         strings = self.data.index.instructions.strings
         tower = self._text_tower()
         table = _Table(self.encoder.told(tower, strings))
@@ -189,8 +194,8 @@ class GiveTask:
         """Every image under both of its instructions."""
         told = jax.tree.map(
             lambda *rows: jnp.stack(rows, axis=1).reshape(-1, *rows[0].shape[1:]),
-            batch["told"],
-            batch["told_absent"],
+            batch["instruction"],
+            batch["absent_instruction"],
         )
         told = Instruction(**told, strength=jnp.float32(1.0))
         repeats = 2
@@ -220,7 +225,7 @@ class GiveTask:
         """The further losses, weighted, and each of them."""
         plus, metrics, total = self.config.plus, {}, jnp.float32(0.0)
         if plus.dense:
-            covered = coverage(batch["box"], present.grid, pixels.shape[1])
+            covered = coverage(batch["boxes"][:, 0], present.grid, pixels.shape[1])
             metrics["dense"] = dense_loss(present.places, absent.places, covered)
             total += plus.dense * metrics["dense"]
         if plus.generic:
@@ -248,18 +253,17 @@ def _pair(rows: Array) -> tuple[Array, Array]:
 
 
 class _Table:
-    """Adds to a batch what its instructions' numbers stand for."""
+    """Puts what the indices of a batch's instructions stand for in their place."""
 
     def __init__(self, told: Instruction):
         self._told = as_arrays(told)
 
     def __call__(self, batch: Batch) -> Batch:
-        named = {"told": batch["instruction"], "told_absent": batch["absent_instruction"]}
-        rest = {k: v for k, v in batch.items() if k not in ("instruction", "absent_instruction")}
-        return rest | {
-            name: {part: values[index] for part, values in self._told.items()}
-            for name, index in named.items()
+        made = {
+            name: {part: values[batch[f"{name}_index"]] for part, values in self._told.items()}
+            for name in ("instruction", "absent_instruction")
         }
+        return {k: v for k, v in batch.items() if k.removesuffix("_index") not in made} | made
 
 
 def _mean_cosine(encoded: _Encoded, told: Mapping[str, Array]) -> Array:

@@ -1,20 +1,19 @@
 """From the annotations of a source to an `ObjectIndex`.
 
-Takes what records say of their objects and, of `Record.extras`, what MOInst, LVIS and COCO sources
-put there: "captions" (for each object all its captions), "not_exhaustive" (names), "size" (width,
-height). A crowd is no object, but its class is not absent. Letters: N annotations, I images, C
-classes.
+A crowd is no object, but its class is not absent. Letters: N annotations, I images, C classes.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from jaxtyping import Bool, Int, Int32
 
 from perception_jax.data import images
+from perception_jax.data.geometry import Geometry
 from perception_jax.data.processors import ImageProcessor
 from perception_jax.data.records import Record, Source
 from perception_jax.data.skipping import MAX_BAD_FRACTION, Watch, sound_records
@@ -22,7 +21,6 @@ from perception_jax.errors import DataError, ImageError
 from perception_jax.systems.give.data.instructions import InstructionTable, instruction_for
 from perception_jax.systems.give.data.lists import Lists
 from perception_jax.systems.give.data.object_index import Counts, ObjectIndex
-from perception_jax.systems.give.data.visibility import MIN_VISIBLE, kept_share
 
 
 def index_objects(
@@ -37,8 +35,9 @@ def index_objects(
 
     Args:
       source: records with objects; images are not decoded.
-      processor: what makes the model's image: objects of which its crop leaves less than half are
-        left out. None keeps all.
+      processor: what makes the model's image: objects of which its crop keeps less than half are
+        left out (those near borders are what this system is about: a crop would silently turn them
+        into errors). None keeps all.
       template: caption of objects that have none, "{}" for the class name, e.g. "a photo of a
         {}."; None leaves such objects out.
       own_instructions: use records' own instructions where they have them.
@@ -47,10 +46,10 @@ def index_objects(
     Raises:
       DataError: no usable object, or too many records that cannot be read.
     """
-    found = _Annotations(template, own_instructions, sized=processor is not None)
+    found = _Annotations(template, own_instructions, processor)
     for number, record in sound_records(source, Watch(len(source), max_bad_fraction)):
         found.add(number, record)
-    index = found.index(processor, len(source))
+    index = found.index(len(source))
     if not index.counts.pairs:
         raise DataError(
             f"expected objects with captions, found {index.counts}. GiVE trains on objects that "
@@ -59,15 +58,16 @@ def index_objects(
     return index
 
 
-_UNKNOWN_BOX, _UNKNOWN_SIZE = (0.0, 0.0, 1.0, 1.0), (1, 1)
-"""Kept by every crop."""
-
-
 class _Annotations:
     """Flat lists of all annotations, filled record by record."""
 
-    def __init__(self, template: str | None, own_instructions: bool, *, sized: bool) -> None:
-        self._template, self._own_instructions, self._sized = template, own_instructions, sized
+    def __init__(
+        self, template: str | None, own_instructions: bool, processor: ImageProcessor | None
+    ) -> None:
+        self._template, self._own_instructions = template, own_instructions
+        self._geometry = (
+            None if processor is None else functools.lru_cache(2**14)(processor.geometry)
+        )
         self._unnamed = 0
         # Numbers of what has a name or text, in the order of their first appearance.
         self._kinds: dict[str, int] = {}
@@ -80,8 +80,7 @@ class _Annotations:
         self._kind: list[int] = []
         self._object: list[int] = []
         self._own_of: list[int] = []
-        self._boxes: list[tuple[float, ...]] = []
-        self._sizes: list[tuple[int, int]] = []
+        self._visible: list[bool] = []
         # Pairs of numbers: annotation and caption; image and class.
         self._entry: list[tuple[int, int]] = []
         self._negative: list[tuple[int, int]] = []
@@ -89,9 +88,8 @@ class _Annotations:
 
     def add(self, image: int, record: Record) -> None:
         """One record: the image of this number, above those before it."""
-        several, own = record.extras.get("captions"), self._instructions(record)
-        boxed = self._sized and any(one.box is not None for one in record.objects)
-        size = _size(record) if boxed else None
+        own = self._instructions(record)
+        visible = self._keeps(record)
         for k, one in enumerate(record.objects):
             if not one.name:
                 self._unnamed += 1
@@ -102,16 +100,14 @@ class _Annotations:
                 continue
             if one.category_id is not None:
                 self._category.setdefault(kind, one.category_id)
-            placed = size is not None and one.box is not None
-            self._add_captions(one.name, (one.caption,) if several is None else several[k])
+            self._add_captions(one.name, one.captions)
             self._image.append(image)
             self._kind.append(kind)
             self._object.append(k)
             self._own_of.append(own.get(k, -1))
-            self._boxes.append(one.box if placed else _UNKNOWN_BOX)
-            self._sizes.append(size if placed else _UNKNOWN_SIZE)
-        unsure = record.extras.get("not_exhaustive", ())
-        for names, pairs in ((record.absent, self._negative), (unsure, self._unsure)):
+            self._visible.append(bool(visible[k]))
+        listed = (record.absent, self._negative), (record.not_exhaustive, self._unsure)
+        for names, pairs in listed:
             for name in names:
                 pairs.append((image, self._kinds.setdefault(name, len(self._kinds))))
 
@@ -136,7 +132,7 @@ class _Annotations:
             number = self._captions.setdefault(text, len(self._captions))
             self._entry.append((len(self._kind), number))
 
-    def index(self, processor: ImageProcessor | None, images: int) -> ObjectIndex:
+    def index(self, images: int) -> ObjectIndex:
         """All of it as arrays. `images`: how many the source has."""
         annotated, order = len(set(self._kind)), self._class_order()
         every = [*self._kinds]
@@ -152,7 +148,7 @@ class _Annotations:
         )
         entry = np.array(self._entry, np.int64).reshape(-1, 2)
         usable = _Usable(
-            visible=self._visible(processor),
+            visible=np.array(self._visible, bool),
             captioned=np.isin(np.arange(len(kind)), entry[:, 0]),
             lacking=labels.lacking(annotated)[image],
         )
@@ -195,12 +191,13 @@ class _Annotations:
 
         return sorted(range(len(names)), key=key)
 
-    def _visible(self, processor: ImageProcessor | None) -> Bool[np.ndarray, " N"]:
-        if processor is None:
-            return np.ones(len(self._kind), bool)
-        boxes = np.array(self._boxes, np.float64).reshape(-1, 4)
-        sizes = np.array(self._sizes, np.int64).reshape(-1, 2)
-        return kept_share(boxes, sizes, processor) >= MIN_VISIBLE
+    def _keeps(self, record: Record) -> Bool[np.ndarray, " n"]:
+        """Which objects the model's image shows; all if the image cannot be read, which the loader
+        will report."""
+        try:
+            return objects_kept(record, self._geometry)
+        except ImageError:
+            return np.ones(len(record.objects), bool)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -267,14 +264,27 @@ def _ranked(pairs: list[tuple[int, int]], rank: Int[np.ndarray, " C"]) -> Int[np
     return found
 
 
-def _size(record: Record) -> tuple[int, int] | None:
-    """Width and height; None if the image cannot be read, which the loader will report."""
-    if "size" in record.extras:
-        return record.extras["size"]
-    try:
-        return images.read_size(record.image, name=record.id)
-    except ImageError:
-        return None
+def objects_kept(
+    record: Record,
+    geometry: Callable[[int, int], Geometry] | None,
+    size: tuple[int, int] | None = None,
+) -> Bool[np.ndarray, " n"]:
+    """Which objects keep at least half of their box in the processed image; those without one do.
+
+    Args:
+      geometry: `ImageProcessor.geometry`; None for an image that is not cut.
+      size: width and height of the image, where the caller knows them.
+
+    Raises:
+      ImageError: the record does not say its size, and the image cannot be read.
+    """
+    kept = np.ones(len(record.objects), bool)
+    boxed = [k for k, one in enumerate(record.objects) if one.box is not None]
+    if geometry is not None and boxed:
+        size = size or record.size or images.read_size(record.image, name=record.id)
+        boxes = np.array([record.objects[k].box for k in boxed], np.float64)
+        kept[boxed] = geometry(*size).keeps(boxes)
+    return kept
 
 
 def _together(present: Lists, classes: int) -> Int32[np.ndarray, "C C"]:

@@ -6,18 +6,18 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool
 
 from perception_jax.data import images
 from perception_jax.data.processors import ImageProcessor
-from perception_jax.data.records import Record, Source
+from perception_jax.data.records import Source
+from perception_jax.data.views import require_square
 from perception_jax.evals.conditioned.annotations import (
     OVERLOOKED_SHARE,
     Annotations,
     EvaluatedClass,
 )
 from perception_jax.evals.conditioned.convert import from_record
-from perception_jax.systems.give.data.visibility import MIN_VISIBLE, kept_share
+from perception_jax.systems.give.data.annotations import objects_kept
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -50,13 +50,15 @@ def read_labels(
 
     Raises:
       DataError: a size that cannot be read, or labels that do not fit.
+      ConfigError: the processor makes images of many sizes.
     """
+    require_square(processor)
     ids = {kind.name: number for number, kind in enumerate(classes)}
     found, cropped = [], 0
     for number in range(len(source)):
         record = source[number]
-        size = record.extras.get("size") or images.read_size(record.image, name=record.id)
-        shown = _shown(record, size, processor)
+        size = record.size or images.read_size(record.image, name=record.id)
+        shown = objects_kept(record, processor.geometry, size)
         known = [one.name in ids and not one.crowd for one in record.objects]
         image = from_record(record, ids, size)
         found.append(image.keep(shown[known].tolist()))
@@ -65,16 +67,3 @@ def read_labels(
         found, classes, federated=federated, overlooked_share=overlooked_share
     )
     return Labels(annotations, cropped)
-
-
-def _shown(
-    record: Record, size: tuple[int, int], processor: ImageProcessor
-) -> Bool[np.ndarray, " n"]:
-    """Which objects the model's image shows; those without a box count as shown."""
-    shown = np.ones(len(record.objects), bool)
-    boxed = [k for k, one in enumerate(record.objects) if one.box is not None]
-    if boxed:
-        boxes = np.array([record.objects[k].box for k in boxed], np.float64)
-        sizes = np.tile(np.array([size], np.int64), (len(boxed), 1))
-        shown[boxed] = kept_share(boxes, sizes, processor) >= MIN_VISIBLE
-    return shown

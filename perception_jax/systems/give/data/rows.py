@@ -1,83 +1,134 @@
 """A row of a batch as arrays.
 
-Letters: S the model's side, T text tokens.
+Letters: S the model's side, T text tokens, n objects of a record.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Hashable
 
 import numpy as np
-from jaxtyping import Bool, Float32
+from jaxtyping import Bool, Float32, UInt8
 
 from perception_jax.data import images
-from perception_jax.data.processors import ImageProcessor, ProcessedImage
-from perception_jax.data.records import Record
+from perception_jax.data.planned import Row
+from perception_jax.data.processors import ImageProcessor
+from perception_jax.data.records import Instruction, Record
 from perception_jax.data.tokenization import PaddedTokenizer
+from perception_jax.data.views import require_square
 from perception_jax.systems.give.data.altered import altered
-from perception_jax.systems.give.data.sampler import Row
+from perception_jax.systems.give.data.object_index import ObjectIndex
 
-NUMBERS = ("image", "kind", "absent", "caption", "instruction", "absent_instruction")
-"""Of a row, as they are in its plan."""
+_INDICES = (
+    *("label", "absent_index", "caption_index"),
+    *("instruction_index", "absent_instruction_index"),
+)
+"""Columns of a plan that are arrays of the batch too."""
+_TEXTS_KEPT = 2**16
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class GroupTransform:
-    """The arrays of a record of `ClassGroups`.
+class Shown:
+    """An image as the model gets it.
 
-    - "pixels": uint8[S, S, 3], mirrored if the row says so;
-    - "image", "kind", "absent", "caption": numbers of the row, int32; equal ones mean the same;
-    - "ids" (int32[T]), "mask" (bool[T]): the caption's tokens;
-    - "instruction", "absent_instruction": places in `ObjectIndex.instructions.strings`, int32;
-    - "box": float32[4], the object's box in the model's image, xyxy; zeros where there is none;
+    Attributes:
+      boxes: of the record's objects, xyxy pixels of `image`; without area where there is none.
+      box_mask: which objects have a box.
+    """
+
+    image: UInt8[np.ndarray, "S S 3"]
+    boxes: Float32[np.ndarray, "n 4"]
+    box_mask: Bool[np.ndarray, " n"]
+
+
+class ObjectRows:
+    """The arrays of `BatchPlanner`'s rows; see `data.planned.RowTransform`.
+
+    - "image": uint8[S, S, 3], mirrored if the row says so;
+    - "boxes" (float32[1, 4]), "box_mask" (bool[1]): the object's box in the model's image, xyxy;
+      without area where there is none;
+    - "ids" (int32[T]), "id_mask" (bool[T]): the caption's tokens;
+    - "image_index": the record's number, int32; "label" and the other indices of
+      `BatchPlanner.plan`, int32;
     - with `altered`, "altered_ids", "altered": the caption's tokens with one attribute changed, and
       whether there is such a one.
     """
 
-    processor: ImageProcessor
-    tokenizer: PaddedTokenizer
-    altered: bool = False
+    def __init__(
+        self,
+        index: ObjectIndex,
+        *,
+        processor: ImageProcessor,
+        tokenizer: PaddedTokenizer,
+        altered: bool = False,
+    ) -> None:
+        """Raises ConfigError for a processor whose images have many sizes."""
+        require_square(processor)
+        self._index, self._processor, self._tokenizer = index, processor, tokenizer
+        self._altered = altered
+        self._texts: dict[int, dict[str, np.ndarray]] = {}
 
-    def __call__(self, record: Record, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """See the class; nothing is left to chance here.
+    def read(self, record: Record, shape: Hashable) -> Shown:
+        """The processed image.
 
         Raises:
-          ImageError: the image cannot be decoded.
+          DataError: the record has no image, or it cannot be decoded.
         """
-        del rng  # the plan of the batch has decided everything
-        row: Row = record.extras["row"]
-        shown = self.processor(images.decode(record.image, name=record.id))
+        del shape  # always the same
+        processed = self._processor(images.decode(record.image, name=record.id))
+        given = [one.box or (0.0,) * 4 for one in record.objects]
+        boxes = processed.geometry.boxes(np.array(given, np.float64).reshape(-1, 4))
+        return Shown(
+            image=processed.pixels,
+            boxes=np.asarray(processed.geometry.clip(boxes), np.float32),
+            box_mask=np.array([one.box is not None for one in record.objects], bool),
+        )
+
+    def __call__(self, read: Shown, row: Row) -> dict[str, np.ndarray]:
+        """See the class; nothing is left to chance here."""
+        chosen, image = slice(row.values["object"], row.values["object"] + 1), read.image
+        boxes = read.boxes[chosen]
+        if row.values["flip"]:
+            image, boxes = np.ascontiguousarray(image[:, ::-1]), boxes.copy()
+            boxes[:, [0, 2]] = self._processor.size - boxes[:, [2, 0]]
         return {
-            "pixels": np.ascontiguousarray(shown.pixels[:, ::-1]) if row.flip else shown.pixels,
-            **{name: np.array(getattr(row, name), np.int32) for name in NUMBERS},
-            "box": mirrored(model_boxes(record, shown)[row.object], self.processor.size, row.flip),
-            **{name: rows[0] for name, rows in self.texts([row.text]).items()},
+            "image": image,
+            "boxes": boxes,
+            "box_mask": read.box_mask[chosen],
+            "image_index": np.array(row.record, np.int32),
+            **{name: np.array(row.values[name], np.int32) for name in _INDICES},
+            **self._text(int(row.values["caption_index"])),
         }
 
-    def texts(self, captions: Sequence[str]) -> dict[str, np.ndarray]:
-        """The arrays of captions, one row each."""
-        tokens = self.tokenizer(list(captions))
-        found = {"ids": tokens.ids, "mask": tokens.mask}
-        if not self.altered:
+    def described(self, record: Record, row: Row) -> Record:
+        """With the instructions of the row: the present class's with its object, the absent
+        class's with None."""
+        strings, values = self._index.instructions.strings, row.values
+        present, absent = values["instruction_index"], values["absent_instruction_index"]
+        return dataclasses.replace(
+            record,
+            instructions=(
+                Instruction(text=strings[present], target=int(values["object"])),
+                Instruction(text=strings[absent], target=None),
+            ),
+        )
+
+    def _text(self, caption: int) -> dict[str, np.ndarray]:
+        found = self._texts.get(caption)
+        if found is None:
+            found = self._tokenise(self._index.captions[caption])
+            if len(self._texts) < _TEXTS_KEPT:
+                self._texts[caption] = found
+        return found
+
+    def _tokenise(self, caption: str) -> dict[str, np.ndarray]:
+        tokens = self._tokenizer([caption])
+        found = {"ids": tokens.ids[0], "id_mask": tokens.mask[0]}
+        if not self._altered:
             return found
-        other = [altered(caption) for caption in captions]
-        there = np.array([bool(text) for text in other])
-        return found | {"altered_ids": self.tokenizer(other).ids, "altered": there}
-
-
-def model_boxes(record: Record, shown: ProcessedImage) -> Float32[np.ndarray, "n 4"]:
-    """Boxes of a record's objects in the model's image; zeros for those without one."""
-    given = [one.box or (0.0,) * 4 for one in record.objects]
-    boxes = np.array(given, np.float64).reshape(-1, 4)
-    return np.asarray(shown.geometry.clip(shown.geometry.boxes(boxes)), np.float32)
-
-
-def mirrored(
-    boxes: Float32[np.ndarray, "*N 4"], size: int, flip: bool | Bool[np.ndarray, "*N"]
-) -> Float32[np.ndarray, "*N 4"]:
-    """Boxes after left and right of an image of that size were exchanged, where `flip` is True."""
-    other = np.stack(
-        [size - boxes[..., 2], boxes[..., 1], size - boxes[..., 0], boxes[..., 3]], axis=-1
-    )
-    return np.where(np.asarray(flip)[..., None], other, boxes).astype(np.float32)
+        other = altered(caption)
+        return found | {
+            "altered_ids": self._tokenizer([other]).ids[0],
+            "altered": np.array(bool(other)),
+        }

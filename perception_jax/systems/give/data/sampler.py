@@ -5,25 +5,19 @@ another class of the same image. So every row meets negatives of its own class (
 names the losses; this sampling is the library's resolution). Each row also gets a class that its
 image lacks.
 
-`ClassGroups` is a source: row k of the batches, in order, is record k. It depends on the seed and k
-alone, so `data.loader.make_loader(shuffle=False)` gives the same global batch on any number of
-hosts and workers, and resumes by its position.
-
 Letters: M rows of a batch, G groups, Q images of a group, C classes.
 """
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import re
-import threading
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Int32
+from jaxtyping import Float, Int, Int32
 
-from perception_jax.data.records import Instruction, Record, Source
+from perception_jax.data.planned import BatchPlan, Row
 from perception_jax.errors import ConfigError
 from perception_jax.systems.give.data.instructions import FORMS
 from perception_jax.systems.give.data.object_index import ObjectIndex
@@ -33,11 +27,7 @@ CANDIDATES = 16
 HARD = 0.5
 """Chance of a hard absent class, from the second epoch on."""
 FLIP = 0.5
-BATCHES = 1_000_000
-"""Length of the source in batches: more than any run takes, and the same for every run, since the
-loader's saved place names the length."""
 
-_PLANS_KEPT = 8
 _SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)
 
 
@@ -65,46 +55,8 @@ class GroupConfig:
         return 2 * self.groups * self.images
 
 
-@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class Plan:
-    """One batch as numbers, one of each for every row.
-
-    Attributes:
-      image: record of the source.
-      kind: the class that is looked for; `object`: an object of it, by its place in the record.
-      absent: a class that the image lacks.
-      caption: of the object; in `ObjectIndex.captions`.
-      instruction, absent_instruction: in `ObjectIndex.instructions.strings`.
-      flip: whether the image is mirrored.
-    """
-
-    image: Int32[np.ndarray, " M"]
-    kind: Int32[np.ndarray, " M"]
-    object: Int32[np.ndarray, " M"]
-    absent: Int32[np.ndarray, " M"]
-    caption: Int32[np.ndarray, " M"]
-    instruction: Int32[np.ndarray, " M"]
-    absent_instruction: Int32[np.ndarray, " M"]
-    flip: Bool[np.ndarray, " M"]
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """One row of a plan, and its caption in words."""
-
-    image: int
-    kind: int
-    object: int
-    absent: int
-    caption: int
-    instruction: int
-    absent_instruction: int
-    flip: bool
-    text: str
-
-
 class BatchPlanner:
-    """Draws batches; the same (seed, epoch, step) gives the same one.
+    """Draws batches, see `data.planned`; the same (seed, epoch, step) gives the same one.
 
     Raises:
       ConfigError: fewer classes than groups.
@@ -128,11 +80,82 @@ class BatchPlanner:
         """Enough for as many rows as there are annotations."""
         return -(-self.index.counts.annotations // self.config.batch_size)
 
-    def plan(self, epoch: int, step: int) -> Plan:
-        """The batch of a step (from 0) of an epoch (from 0; its absent classes are not hard)."""
-        index = self.index
+    @property
+    def seed(self) -> int:
+        """Of all that is drawn."""
+        return self.config.seed
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of a batch."""
+        return self.config.batch_size
+
+    def plan(self, epoch: int, step: int) -> BatchPlan:
+        """The batch of a step (from 0) of an epoch (from 0; its absent classes are not hard).
+
+        Its columns:
+
+        - "label", "absent_index": the class that is looked for and one that the image lacks, in
+          `ObjectIndex.names`;
+        - "object": an object of "label", by its place in the record;
+        - "caption_index": of the object; in `ObjectIndex.captions`;
+        - "instruction_index", "absent_instruction_index": in `ObjectIndex.instructions.strings`;
+        - "flip": whether the image is mirrored.
+        """
         rng = np.random.default_rng(np.random.SeedSequence([self.config.seed, epoch, step]))
         pair = self._draw_pairs(rng)
+        return BatchPlan(
+            record=self.index.pair_images[pair],
+            group=np.arange(len(pair)) // self._group_size,
+            columns=self._draw_rest(pair, epoch, rng),
+        )
+
+    def redraws(self, epoch: int, step: int, place: int) -> Iterator[Row]:
+        """Other images of the row's group, those that the batch lacks first.
+
+        If none of the group's class can be used, those of another class follow, the same for all
+        rows of the group.
+        """
+        batch = self.plan(epoch, step)
+        group = int(batch.group[place])
+        labels = batch["label"][:: self._group_size]
+        own = np.random.default_rng([self.config.seed, epoch, step, group])
+        others = own.permutation(np.setdiff1d(np.arange(len(self._shares)), labels))
+        for attempt, kind in enumerate([labels[group], *others]):
+            seed = (self.config.seed, epoch, step, place, attempt)
+            # Both rows of an image draw the same order of images.
+            rng = np.random.default_rng([self.config.seed, epoch, step, place // 2, attempt])
+            for pair in self._other_pairs(batch, int(kind), place, rng).tolist():
+                columns = self._draw_rest(np.array([pair]), epoch, rng)
+                image = self.index.pair_images[[pair]]
+                yield BatchPlan(record=image, group=np.array([group]), columns=columns).row(0, seed)
+
+    @property
+    def _group_size(self) -> int:
+        return 2 * self.config.images if self.config.grouped else self.config.batch_size
+
+    def _other_pairs(
+        self, batch: BatchPlan, kind: int, place: int, rng: np.random.Generator
+    ) -> Int[np.ndarray, "_"]:
+        """Pairs for a row whose record cannot be used, of images that show a class."""
+        index = self.index
+        if not self.config.grouped:
+            return rng.permutation(len(index.pairs.values))
+        pairs = rng.permutation(index.by_class.of(kind))
+        mates = batch.record[batch.group == batch.group[place]]
+        used = np.isin(index.pair_images[pairs], mates)
+        pairs = np.concatenate([pairs[~used], pairs[used]])
+        if place % 2 == 0:
+            return pairs
+        # An image's second row: another class of the same image, or the next image.
+        second = self._other_objects(pairs, rng)
+        return np.where(second < 0, np.roll(pairs, -1), second)
+
+    def _draw_rest(
+        self, pair: Int[np.ndarray, " M"], epoch: int, rng: np.random.Generator
+    ) -> dict[str, np.ndarray]:
+        """The columns of rows of these pairs."""
+        index = self.index
         image, kind = index.pair_images[pair], index.pairs.values[pair]
         entry = index.entries.starts[pair] + _below(index.entries.counts()[pair], rng)
         caption, own = index.entries.values[entry], index.entry_own[entry]
@@ -141,16 +164,15 @@ class BatchPlanner:
         made = index.instructions.by_class[kind, forms[0]]
         instruction = np.where(own >= 0, own, made)
         fixed = self._sided[caption] | self._sided_instruction[instruction]
-        return Plan(
-            image=image,
-            kind=kind,
-            object=index.entry_objects[entry],
-            absent=absent,
-            caption=caption,
-            instruction=instruction,
-            absent_instruction=index.instructions.by_class[absent, forms[1]],
-            flip=(rng.random(len(pair)) < FLIP) & ~fixed,
-        )
+        return {
+            "label": kind,
+            "object": index.entry_objects[entry],
+            "absent_index": absent,
+            "caption_index": caption,
+            "instruction_index": instruction,
+            "absent_instruction_index": index.instructions.by_class[absent, forms[1]],
+            "flip": (rng.random(len(pair)) < FLIP) & ~fixed,
+        }
 
     def _draw_pairs(self, rng: np.random.Generator) -> Int[np.ndarray, " M"]:
         """Rows in the order group, image, object."""
@@ -168,8 +190,8 @@ class BatchPlanner:
         return np.stack([first, seconds], axis=-1).reshape(-1)
 
     def _other_objects(
-        self, first: Int[np.ndarray, "G Q"], rng: np.random.Generator
-    ) -> Int[np.ndarray, "G Q"]:
+        self, first: Int[np.ndarray, "*N"], rng: np.random.Generator
+    ) -> Int[np.ndarray, "*N"]:
         """A pair of another class of the same image, uniform; -1 where there is none."""
         pairs = self.index.pairs
         image = self.index.pair_images[first]
@@ -210,68 +232,6 @@ class BatchPlanner:
         number = _scaled(draws, free)
         moved = number + (before[:, None, :] <= number[:, :, None]).sum(axis=-1)
         return np.where(verified[:, None] > 0, listed, moved).astype(np.int32)
-
-
-class ClassGroups:
-    """The rows of all batches as a source; `extras["row"]` of a record is its `Row`.
-
-    A record's instructions become those of its row: the present class's with its object, the
-    absent class's with None.
-    """
-
-    def __init__(self, source: Source, planner: BatchPlanner) -> None:
-        """Args: source: what the planner's index was built from."""
-        self.source, self.planner = source, planner
-        self._plans: collections.OrderedDict[int, Plan] = collections.OrderedDict()
-        self._lock = threading.Lock()
-
-    def __len__(self) -> int:
-        return BATCHES * self.planner.config.batch_size
-
-    def __getitem__(self, index: int) -> Record:
-        row = self.row(index)
-        record = self.source[row.image]
-        planner = self.planner.index
-        strings = planner.instructions.strings
-        return dataclasses.replace(
-            record,
-            id=f"{record.id} ({planner.names[row.kind]})",
-            instructions=(
-                Instruction(text=strings[row.instruction], target=row.object),
-                Instruction(text=strings[row.absent_instruction], target=None),
-            ),
-            extras={**record.extras, "row": row},
-        )
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without what only this process needs."""
-        return {"source": self.source, "planner": self.planner}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)
-
-    def row(self, index: int) -> Row:
-        """What row `index` of the training is, without reading its record."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"row {index} of {len(self)}")
-        batch, place = divmod(index, self.planner.config.batch_size)
-        plan = self._plan(batch)
-        numbers = {field.name: getattr(plan, field.name)[place] for field in _PLAN_FIELDS}
-        row = {name: value.item() for name, value in numbers.items()}
-        return Row(**row, text=self.planner.index.captions[row["caption"]])
-
-    def _plan(self, batch: int) -> Plan:
-        """Neighbouring rows, in several threads, ask for one plan."""
-        with self._lock:
-            if batch not in self._plans:
-                plan = self.planner.plan(*divmod(batch, self.planner.batches_per_epoch))
-                self._plans[batch] = plan
-                while len(self._plans) > _PLANS_KEPT:
-                    self._plans.popitem(last=False)
-            return self._plans[batch]
-
-
-_PLAN_FIELDS = dataclasses.fields(Plan)
 
 
 def _draw_images(

@@ -12,7 +12,7 @@ from perception_jax.data.scenes.sample import SceneConfig
 from perception_jax.data.scenes.source import ScenesSource
 from perception_jax.data.sources.memory import InMemory
 
-KEPT = ("objects", "absent", "extras")
+KEPT = ("size", "objects", "absent", "not_exhaustive")
 TEST_SEED = 30_000
 """Of the unseen artist's scenes; training seeds never reach it."""
 
@@ -37,9 +37,9 @@ class GiveScenesConfig:
 class GiveScenes:
     """Records of scenes with what GiVE asks for.
 
-    `extras` holds "captions" (of each object, with its name or in both ways), "size" and
-    "not_exhaustive": of the kin of what is shown nothing is claimed. `absent` has `negatives`
-    random names of things that are not there; with 0 everything else is absent.
+    Objects have a caption with their name, and if `unnamed` one without. `not_exhaustive` has the
+    kin of what is shown: nothing is claimed of it. `absent` has `negatives` random names of things
+    that are not there; with 0 everything else is absent.
     """
 
     def __init__(self, scenes: ScenesSource, *, negatives: int = 0, unnamed: bool = False):
@@ -53,17 +53,15 @@ class GiveScenes:
         record = self._scenes[index]
         shown = {item.name for item in record.objects}
         kin = {other.name for name in shown for other in kin_of(by_name(name))}
-        captions = record.extras["object_captions"]
-        height, width = record.image.shape[:2]
+        captions = None if self._unnamed else 1
         return dataclasses.replace(
             record,
-            objects=tuple(dataclasses.replace(item, mask=None) for item in record.objects),
+            objects=tuple(
+                dataclasses.replace(item, mask=None, captions=item.captions[:captions])
+                for item in record.objects
+            ),
             absent=self._absent(index, kin),
-            extras={
-                "captions": captions if self._unnamed else tuple((c[0],) for c in captions),
-                "size": (width, height),
-                "not_exhaustive": tuple(sorted(kin - shown)),
-            },
+            not_exhaustive=tuple(sorted(kin - shown)),
         )
 
     def _absent(self, index: int, kin: set[str]) -> tuple[str, ...]:

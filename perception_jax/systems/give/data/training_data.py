@@ -1,33 +1,28 @@
-"""The training data of GiVE: the sampler's rows as batches of arrays."""
+"""The training data of GiVE: objects of records, planned in groups of one class."""
 
 from __future__ import annotations
 
 import logging
 
-import grain
-import numpy as np
-
-from perception_jax.data.loader import make_loader
+from perception_jax.data.planned import PlannedData
 from perception_jax.data.processors import ImageProcessor
-from perception_jax.data.records import Record, Source
-from perception_jax.data.skipping import MAX_BAD_FRACTION, usable
+from perception_jax.data.records import Source
+from perception_jax.data.skipping import MAX_BAD_FRACTION
 from perception_jax.data.tokenization import PaddedTokenizer
-from perception_jax.errors import ConfigError
 from perception_jax.systems.give.data.annotations import index_objects
-from perception_jax.systems.give.data.held import HeldBatches
 from perception_jax.systems.give.data.object_index import ObjectIndex
-from perception_jax.systems.give.data.rows import GroupTransform
-from perception_jax.systems.give.data.sampler import BatchPlanner, ClassGroups, GroupConfig
+from perception_jax.systems.give.data.rows import ObjectRows
+from perception_jax.systems.give.data.sampler import BatchPlanner, GroupConfig
 
 _LOGGER = logging.getLogger(__name__)
 
 
-class TrainingData:
+class TrainingData(PlannedData):
     """A source of records, ready to train GiVE on.
 
     Attributes:
       index: what the source shows; `index.instructions.strings` are the texts that the batches'
-        "instruction" and "absent_instruction" count.
+        "instruction_index" and "absent_instruction_index" count.
       tokenizer: of the captions.
     """
 
@@ -53,8 +48,6 @@ class TrainingData:
           max_bad_fraction: of records that may be skipped; see `data.skipping`.
         """
         self.tokenizer = tokenizer
-        if hold:  # every batch is planned from what can be held
-            records = usable(records, max_bad_fraction=max_bad_fraction)
         self.index: ObjectIndex = index_objects(
             records,
             processor=processor,
@@ -69,56 +62,10 @@ class TrainingData:
                 self.index.counts,
                 config.batch_size,
             )
-        self._max_bad_fraction = max_bad_fraction
-        self._planner = BatchPlanner(self.index, config)
-        self._records, self._hold = records, hold
-        self._groups = ClassGroups(records, self._planner)
-        self._transform = GroupTransform(processor=processor, tokenizer=tokenizer, altered=altered)
-
-    @property
-    def batches_per_epoch(self) -> int:
-        """Batches with as many rows as the source has usable objects."""
-        return self._planner.batches_per_epoch
-
-    def source(self) -> ClassGroups:
-        """The rows of all batches, in order."""
-        return self._groups
-
-    def transform(self, record: Record, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """What the model sees of a row."""
-        return self._transform(record, rng)
-
-    def loader(
-        self,
-        *,
-        batch_size: int | None = None,
-        num_workers: int = 0,
-        host: tuple[int, int] | None = None,
-    ) -> grain.IterDataset:
-        """This host's part of each batch, without end; see `data.loader.make_loader`.
-
-        Args:
-          batch_size: what the trainer expects, to compare; None does not.
-
-        Raises:
-          ConfigError: the groups make another batch size.
-        """
-        config = self._planner.config
-        if batch_size not in (None, config.batch_size):
-            raise ConfigError(
-                f"batch_size: expected 2 × {config.groups} groups × {config.images} images = "
-                f"{config.batch_size}, found {batch_size}. Change one of them."
-            )
-        if self._hold:
-            held = HeldBatches(self._records, self._planner, self._transform, host=host)
-            return held.dataset()
-        return make_loader(
-            self._groups,
-            self._transform,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            shuffle=False,
-            num_workers=num_workers,
-            host=host,
-            max_bad_fraction=self._max_bad_fraction,
+        super().__init__(
+            records,
+            BatchPlanner(self.index, config),
+            ObjectRows(self.index, processor=processor, tokenizer=tokenizer, altered=altered),
+            in_memory=hold,
+            max_bad_fraction=max_bad_fraction,
         )

@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 
 from perception_jax.systems.give.showing.prediction import Candidate, Prediction, Told
 from perception_jax.viz import patch_maps, sheet
-from perception_jax.viz.share_bars import ShareBar, share_bars
+from perception_jax.viz.sheet import ShareBar, share_bars
 
 COLUMNS = 4
 """Most instructions side by side."""

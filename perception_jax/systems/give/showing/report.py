@@ -257,8 +257,7 @@ def _add_scenes(page: Report, pictures: Pictures) -> None:
         "lowest value, to bright, its highest). Under them the nearest of all captions with their "
         "cosines: ✓ is of that object in that image, ✗ is another's."
     )
-    for cards in scenes:
-        page.add_images(cards, width=170)
+    page.add_image_rows(scenes, width=170)
 
 
 def _add_overlooked(page: Report, pictures: Pictures, measured: Measured) -> None:
