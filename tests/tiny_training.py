@@ -23,8 +23,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
+from perception_jax.inference.batches import Batched
 from perception_jax.ops import losses
 from perception_jax.shard.rules import fsdp_largest_axis
 
@@ -76,6 +77,9 @@ class TinyTask:
     noise: float = 1e-3
     scores: tuple[float, ...] = ()
     traces: int = 0
+    embed: Batched = dataclasses.field(
+        default_factory=lambda: Batched(lambda model, rows: model.image(rows), batch_size=6)
+    )
 
     trainable: Any = nnx.Param
     shardings: Any = (
@@ -114,14 +118,19 @@ class TinyTask:
         return {"train": rows.batch(self.batch_size // hosts, drop_remainder=True)}
 
     def evaluators(self) -> dict[str, Any]:
-        def norm(model: TwoTowers) -> dict[str, float]:
+        def norm(model: TwoTowers, mesh: Mesh) -> dict[str, float]:
             return {"kernel": float(jnp.linalg.norm(model.image.kernel[...]))}
 
-        def scripted(model: TwoTowers) -> dict[str, float]:
+        def scripted(model: TwoTowers, mesh: Mesh) -> dict[str, float]:
             score, *self.scores = self.scores
             return {"score": score}
 
-        return {"norm": norm, **({"scripted": scripted} if self.scores else {})}
+        def rows(model: TwoTowers, mesh: Mesh) -> dict[str, float]:
+            images = np.stack([record(k, -1)["image"] for k in range(RECORDS)])
+            found = self.embed(model, images, mesh)
+            return {"first": float(found[0, 0]), "last": float(found[-1, 0])}
+
+        return {"norm": norm, "rows": rows, **({"scripted": scripted} if self.scores else {})}
 
 
 @contextlib.contextmanager

@@ -1,28 +1,154 @@
-"""Many rows through a compiled function, in calls of one shape so that nothing recompiles."""
+"""A function of a model over many rows: calls of one shape on a mesh, so that nothing recompiles.
+
+Letters: N all rows, B rows of a call.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import collections
+import contextlib
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Shaped
 
+from perception_jax.errors import ConfigError, DataError
 from perception_jax.ops.sharding import gathered
+from perception_jax.shard.mesh import batch_sharding, batch_shards, mesh_of, replicated
+
+_IN_FLIGHT = 2
+"""Calls on the device before the first one's result is fetched."""
 
 
-def in_batches(
-    call: Callable[[np.ndarray], Any], rows: Shaped[np.ndarray, "N ..."], size: int
-) -> Any:
-    """What `call` gives for all rows, as numpy arrays; the last row fills up the last call.
+class Batched:
+    """A compiled function of a model over any number of rows.
+
+    On a mesh the rows of a call are split over its batch axes, and the results, one row each, are
+    replicated by the compiled program, so that every process can fetch them. Compiled once for each
+    mesh and shape.
+
+    Attributes:
+      batch_size: rows of a call; on a mesh, the next multiple of its batch shards.
+    """
+
+    def __init__(self, function: Callable[[Any, Any], Any], *, batch_size: int):
+        """Compiles nothing yet.
+
+        Args:
+          function: of a model (any pytree or module) and B rows; gives a pytree of arrays with B
+            rows each. Traced by `jax.jit`.
+
+        Raises:
+          ConfigError: a batch size below 1.
+        """
+        if batch_size < 1:
+            raise ConfigError(f"batch_size: expected at least 1, found {batch_size}")
+        self.batch_size = batch_size
+        self._function = function
+        self._on = functools.lru_cache(maxsize=4)(self._compile_on)
+
+    def __call__(
+        self, model: Any, rows: Shaped[np.ndarray, "N ..."], mesh: Mesh | None = None
+    ) -> Any:
+        """The results of all rows as numpy arrays.
+
+        Args:
+          mesh: what the rows are split over; None takes the mesh that the model lies on, if any.
+            Where it spans several processes, all of them call this with the same rows.
+
+        Raises:
+          DataError: no rows.
+        """
+        size = divisible(self.batch_size, mesh or mesh_of(model))
+        return self.stream(model, (rows[k : k + size] for k in range(0, len(rows), size)), mesh)
+
+    def stream(
+        self, model: Any, parts: Iterable[Sequence[np.ndarray]], mesh: Mesh | None = None
+    ) -> Any:
+        """The same for rows that come in parts of at most `divisible(batch_size, mesh)`."""
+        mesh = mesh or mesh_of(model)
+        size = divisible(self.batch_size, mesh)
+        split = None if mesh is None else batch_sharding(mesh)
+        run = self._on(mesh)
+
+        def calls() -> Iterator[tuple[Any, int]]:
+            for part in parts:
+                yield run(model, place(fill(part, size), split)), len(part)
+
+        with _current(mesh):
+            found = [_first(count, out) for out, count in fetched(calls())]
+        if not found:
+            raise DataError("expected at least one row to run a model on, found none.")
+        return jax.tree.map(lambda *out: np.concatenate(out), *found)
+
+    def lower(
+        self, model: Any, row: jax.ShapeDtypeStruct, mesh: Mesh | None = None
+    ) -> jax.stages.Lowered:
+        """The program of one call, for rows like `row`, to compile and inspect."""
+        split = None if mesh is None else batch_sharding(mesh)
+        shape = (divisible(self.batch_size, mesh), *row.shape)
+        with _current(mesh):
+            rows = jax.ShapeDtypeStruct(shape, row.dtype, sharding=split)
+            return self._on(mesh).lower(model, rows)
+
+    def _compile_on(self, mesh: Mesh | None) -> Any:
+        whole = None if mesh is None else replicated(mesh)
+        return jax.jit(self._function, out_shardings=whole)
+
+
+def divisible(batch_size: int, mesh: Mesh | None) -> int:
+    """The next multiple of a mesh's batch shards."""
+    shards = 1 if mesh is None else batch_shards(mesh)
+    return -(-batch_size // shards) * shards
+
+
+def fill(rows: Sequence[np.ndarray] | np.ndarray, size: int) -> np.ndarray:
+    """Stacks rows and repeats the last one up to `size` of them."""
+    stacked = np.stack(rows)
+    return np.concatenate([stacked, np.repeat(stacked[-1:], size - len(stacked), axis=0)])
+
+
+def place(array: np.ndarray, sharding: NamedSharding | None) -> Any:
+    """Puts an array that every process has on the devices of a mesh, those of others included."""
+    if sharding is None:
+        return array
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
+def fetched(calls: Iterable[tuple[Any, int]]) -> Iterator[tuple[Any, int]]:
+    """Yields results on the host; the device works on the next call while one is fetched.
 
     Args:
-      call: takes `size` rows, gives a pytree of arrays with as many rows, which may lie anywhere.
+      calls: pairs of a call's results and how many of its rows count; made as they are needed.
     """
-    done = []
-    for start in range(0, len(rows), size):
-        part = rows[start : start + size]
-        padding = np.repeat(part[-1:], size - len(part), axis=0)
-        done.append(gathered(call(np.concatenate([part, padding]))))
-    return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(rows)], *done)
+    waiting: collections.deque[tuple[Any, int]] = collections.deque()
+    for call in calls:
+        waiting.append(call)
+        if len(waiting) > _IN_FLIGHT:
+            out, count = waiting.popleft()
+            yield gathered(out), count
+    for out, count in waiting:
+        yield gathered(out), count
+
+
+def in_parts(stream: Iterable[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
+    """Yields up to `size` consecutive rows at a time."""
+    rows = iter(stream)
+    while part := list(itertools.islice(rows, size)):
+        yield part
+
+
+def _first(count: int, out: Any) -> Any:
+    return jax.tree.map(lambda x: x[:count], out)
+
+
+def _current(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
+    """Makes the mesh the current one, on which activations are constrained."""
+    if mesh is None or mesh == jax.sharding.get_mesh():
+        return contextlib.nullcontext()
+    return jax.set_mesh(mesh)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -60,6 +61,15 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_shards(mesh: Mesh) -> int:
     """Into how many pieces `batch_sharding` splits a batch."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def mesh_of(tree: Any) -> Mesh | None:
+    """The mesh of several devices that the arrays of a pytree or module lie on, or None."""
+    for leaf in jax.tree.leaves(tree):
+        sharding = getattr(leaf, "sharding", None)
+        if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh):
+            return sharding.mesh if sharding.mesh.size > 1 else None
+    return None
 
 
 def check_batch(mesh: Mesh, batch_size: int, hosts: int = 1) -> None:

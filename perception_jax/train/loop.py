@@ -149,6 +149,7 @@ def run(
         trainer = _Trainer(
             task=task,
             config=config,
+            mesh=mesh,
             model=model,
             compile=lambda batch: compile_step(step, abstract, shardings, batch, mesh),
             feed=feed,
@@ -198,6 +199,7 @@ class _Trainer:
 
     task: Task
     config: TrainConfig
+    mesh: Mesh
     model: AbstractModel
     compile: Callable[[Any], CompiledStep]
     feed: Feed
@@ -350,7 +352,7 @@ class _Trainer:
             found = {
                 f"{EVALUATE}{name}/{key}": float(value)
                 for name, evaluator in self.task.evaluators().items()
-                for key, value in evaluator(model).items()
+                for key, value in evaluator(model, self.mesh).items()
             }
         self.evaluation, self._evaluated_at = found, self.step
         if found:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import jax
 from flax import nnx
+from jax.sharding import Mesh
 
 Batch = Mapping[str, Any]
 """Arrays with a leading batch axis, under the same keys in every system that has them:
@@ -27,8 +28,19 @@ A system adds others (GiVE: "instruction"), and prefixes these where it has a se
 Metrics = dict[str, jax.Array]
 """Scalars, float32, already reduced over the global batch."""
 
-Evaluator = Callable[[nnx.Module], Mapping[str, float]]
-"""Takes the current model (never changes it) and returns numbers to log."""
+
+@runtime_checkable
+class Evaluator(Protocol):
+    """Measures a model, while it trains and afterwards."""
+
+    def __call__(self, model: nnx.Module, mesh: Mesh) -> Mapping[str, float]:
+        """Numbers to log.
+
+        Args:
+          model: the current one, on the mesh; must not be changed.
+          mesh: of the run. Work is to be split over it (see `inference.batches`); on several
+            processes all of them call this together.
+        """
 
 
 @runtime_checkable
@@ -71,4 +83,7 @@ class Task(Protocol):
         """At least "train": an endless `grain.IterDataset` of this host's batches."""
 
     def evaluators(self) -> Mapping[str, Evaluator]:
-        """Named evaluators, run every `config.evaluate_every` steps and at the end."""
+        """Named evaluators, run every `config.evaluate_every` steps and at the end.
+
+        Called when they are first needed, so that training does not begin by reading test data.
+        """

@@ -72,6 +72,13 @@ def test_they_are_one_run_that_one_process_continues(root, tmp_path):
         for name in ("two", "one")
     ]
     assert evaluated == [[3, 6, 9, 12], [3, 6, 9, 12]]
+    names = ("evaluate/norm/kernel", "evaluate/rows/first", "evaluate/rows/last")
+    two, one = (
+        [[line[key] for key in names] for line in read_metrics(tmp_path / name) if names[0] in line]
+        for name in ("two", "one")
+    )
+    np.testing.assert_allclose(two, one, atol=1e-5)
+    assert len({row[1] for row in one}) == 4  # the model learns between evaluations
 
 
 @pytest.mark.slow

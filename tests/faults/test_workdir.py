@@ -50,7 +50,7 @@ class Evaluated(TinyTask):
     inside: Callable[[], Any] = staticmethod(lambda: None)
 
     def evaluators(self) -> dict[str, Any]:
-        def first(model: Any) -> dict[str, float]:
+        def first(model: Any, mesh: Any) -> dict[str, float]:
             inside, self.inside = self.inside, lambda: None
             inside()
             return {"score": 0.5}

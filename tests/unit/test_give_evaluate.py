@@ -68,12 +68,12 @@ class Fake:
         self.traces = collections.Counter()
         self.asked: list[str] = []
 
-    def texts(self, model, texts):
+    def texts(self, model, texts, mesh=None):
         self.asked.extend(texts)
         sums = [[sum(text.encode()) * (k + 3) % 7 - 3.1 for k in range(WIDTH)] for text in texts]
         return np.array(sums, np.float32)
 
-    def instructions(self, model, texts):
+    def instructions(self, model, texts, mesh=None):
         return jnp.asarray([sum(text.encode()) for text in texts])
 
     def static(self, model, pixels):
@@ -144,13 +144,11 @@ def whole(notes: Annotations, *, retrieval: bool = True) -> dict:
     return report(accumulator.finish()).to_dict()
 
 
-def evaluation(notes: Annotations, fake: Fake, mesh=None, **config) -> Evaluation:
+def evaluation(notes: Annotations, fake: Fake, **config) -> Evaluation:
     settings = EvaluationConfig(**{"batch_size": 8, "top": 4, **config})
     lines: list[str] = []
     pixels = config.pop("pixels", PixelsInMemory(PIXELS))
-    made = Evaluation(
-        fake, notes, pixels, blank=BLANK, config=settings, mesh=mesh, log=lines.append
-    )
+    made = Evaluation(fake, notes, pixels, blank=BLANK, config=settings, log=lines.append)
     made.lines = lines
     return made
 
@@ -167,8 +165,8 @@ def evaluation(notes: Annotations, fake: Fake, mesh=None, **config) -> Evaluatio
 def test_blocks_batches_and_devices_change_nothing(notes, devices, config):
     mesh = make_mesh(2, 2, 2) if devices == 8 else None
     fake = Fake()
-    one = evaluation(notes, fake, mesh, **config)
-    found = one.run(Weights())
+    one = evaluation(notes, fake, **config)
+    found = one.run(Weights(), mesh)
     assert found.report.to_dict() == whole(notes, retrieval=config.get("retrieval", True))
     assert dict(fake.traces) == {"static": 1, "steered": 1}  # one shape each, whatever the block
     assert found.cost.added_parameters == 15
@@ -199,7 +197,8 @@ def test_the_plan_is_what_happens(notes):
     one = Evaluation(fake, notes, pixels, blank=BLANK, config=config, log=lambda line: None)
     plan = one.plan(Weights())
     assert (pixels.read, fake.asked) == (0, [])  # planning reads and computes nothing
-    inner = one._galleries.steered
+    galleries = one._galleries(None)
+    inner = galleries.steered
 
     def watched(model, pixels, states, rows, **more):
         rows_seen.update(zip(rows.image.tolist(), rows.instruction.tolist(), strict=True))
@@ -207,7 +206,7 @@ def test_the_plan_is_what_happens(notes):
         assert out.embedding.nbytes + out.presence.nbytes <= 2000
         return out
 
-    one._galleries.steered = watched
+    galleries.steered = watched
     one.run(Weights())
     assert len(plan.blocks) > 1
     assert pixels.read == plan.image_reads

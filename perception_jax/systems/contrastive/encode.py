@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import jax
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, UInt8
 
 from perception_jax.data.processors import ImageProcessor
 from perception_jax.data.tokenization import PaddedTokenizer
-from perception_jax.inference.batches import in_batches
+from perception_jax.inference.batches import Batched
 from perception_jax.ops.image import normalise
 from perception_jax.ops.losses import unit
 
@@ -25,7 +25,7 @@ class Encoder:
     Attributes:
       processor: gives mean and standard deviation; images passed in are already of its size.
       tokenizer: of the texts.
-      batch_size: rows per device call; the last batch is padded.
+      batch_size: rows of a call; the last call is padded.
     """
 
     def __init__(
@@ -34,19 +34,23 @@ class Encoder:
         self.processor = processor
         self.tokenizer = tokenizer
         self.batch_size = batch_size
-        self._image = jax.jit(self._embed_images)
-        self._text = jax.jit(_embed_texts)
+        self._image = Batched(self._embed_images, batch_size=batch_size)
+        self._text = Batched(_embed_texts, batch_size=batch_size)
 
     def images(
-        self, model: nnx.Module, pixels: UInt8[np.ndarray, "N S S 3"]
+        self,
+        model: nnx.Module,
+        pixels: UInt8[np.ndarray, "N S S 3"],
+        mesh: Mesh | None = None,
     ) -> Float[np.ndarray, "N E"]:
-        """Unit vectors of processed images."""
-        return in_batches(lambda part: self._image(model, part), pixels, self.batch_size)
+        """Unit vectors of processed images; see `Batched` for `mesh`."""
+        return self._image(model, pixels, mesh)
 
-    def texts(self, model: nnx.Module, texts: Sequence[str]) -> Float[np.ndarray, "N E"]:
-        """Unit vectors of texts."""
-        ids = np.asarray(self.tokenizer(texts).ids)
-        return in_batches(lambda part: self._text(model, part), ids, self.batch_size)
+    def texts(
+        self, model: nnx.Module, texts: Sequence[str], mesh: Mesh | None = None
+    ) -> Float[np.ndarray, "N E"]:
+        """Unit vectors of texts; see `Batched` for `mesh`."""
+        return self._text(model, np.asarray(self.tokenizer(texts).ids), mesh)
 
     def _embed_images(
         self, model: nnx.Module, pixels: UInt8[Array, "B S S 3"]

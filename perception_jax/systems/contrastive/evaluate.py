@@ -6,11 +6,11 @@ Letters: N images, S image side, M texts.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Float, Int, UInt8
 
 from perception_jax.data import images as image_files
@@ -69,17 +69,17 @@ class Naming:
         self.encoder = encoder
         self.images = images
 
-    def scores(self, model: nnx.Module) -> ZeroShotScores:
+    def scores(self, model: nnx.Module, mesh: Mesh | None = None) -> ZeroShotScores:
         """With predictions and ranks of every image."""
         names = class_embeddings(
-            functools.partial(self.encoder.texts, model), self.images.names, TEMPLATES
+            lambda texts: self.encoder.texts(model, texts, mesh), self.images.names, TEMPLATES
         )
-        found = self.encoder.images(model, self.images.pixels)
+        found = self.encoder.images(model, self.images.pixels, mesh)
         return zero_shot(found, names, self.images.labels)
 
-    def __call__(self, model: nnx.Module) -> Mapping[str, float]:
+    def __call__(self, model: nnx.Module, mesh: Mesh | None = None) -> Mapping[str, float]:
         """Top-1 and top-5 rates."""
-        scores = self.scores(model)
+        scores = self.scores(model, mesh)
         return {"top1": scores.top1, "top5": scores.top5}
 
 
@@ -95,10 +95,10 @@ class Matching:
         self.images = images
         self.gallery = gallery
 
-    def __call__(self, model: nnx.Module) -> Mapping[str, float]:
+    def __call__(self, model: nnx.Module, mesh: Mesh | None = None) -> Mapping[str, float]:
         """Top-1 and top-5 rates by the model's embeddings."""
         gallery, queries = (
-            self.encoder.images(model, part.pixels) for part in (self.gallery, self.images)
+            self.encoder.images(model, part.pixels, mesh) for part in (self.gallery, self.images)
         )
         return self._rates(nearest_labels(gallery, self.gallery.labels, queries, k=5))
 
@@ -170,18 +170,18 @@ class Retrieval:
         self.images = images
 
     def embeddings(
-        self, model: nnx.Module
+        self, model: nnx.Module, mesh: Mesh | None = None
     ) -> tuple[Float[np.ndarray, "N E"], Float[np.ndarray, "M E"]]:
         """Unit vectors of the images and of the distinct captions."""
-        images = self.encoder.images(model, self.images.pixels)
-        return images, self.encoder.texts(model, self.images.texts)
+        images = self.encoder.images(model, self.images.pixels, mesh)
+        return images, self.encoder.texts(model, self.images.texts, mesh)
 
-    def scores(self, model: nnx.Module) -> RetrievalScores:
+    def scores(self, model: nnx.Module, mesh: Mesh | None = None) -> RetrievalScores:
         """Both directions, with ranks."""
-        return retrieval(*self.embeddings(model), self.images.pairs)
+        return retrieval(*self.embeddings(model, mesh), self.images.pairs)
 
-    def __call__(self, model: nnx.Module) -> Mapping[str, float]:
+    def __call__(self, model: nnx.Module, mesh: Mesh | None = None) -> Mapping[str, float]:
         """Recall at 1 and 5 in both directions."""
-        scores = self.scores(model)
+        scores = self.scores(model, mesh)
         directions = {"image_to_text": scores.image_to_text, "text_to_image": scores.text_to_image}
         return {f"{name}_r{k}": one.recall[k] for name, one in directions.items() for k in (1, 5)}

@@ -6,17 +6,16 @@ Letters: n texts, T text tokens, B rows, Q images, S image side, E embedding wid
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, UInt8
 
 from perception_jax.api import Processor
 from perception_jax.errors import CheckpointError
-from perception_jax.inference.batches import in_batches
+from perception_jax.inference.batches import Batched
 from perception_jax.nn.text_tower import TextTower
 from perception_jax.ops.image import normalise
 from perception_jax.ops.losses import unit
@@ -69,22 +68,28 @@ class Encoder:
         self.config = config or InstructionConfig()
         self.strength = strength
         self.batch_size = batch_size
-        self._instruct = jax.jit(_instruct)
-        self._embed = jax.jit(lambda model, ids: unit(model.backbone.text(ids).embedding))
+        self._instruct = Batched(_instruct, batch_size=batch_size)
+        self._embed = Batched(
+            lambda model, ids: unit(model.backbone.text(ids).embedding), batch_size=batch_size
+        )
 
-    def texts(self, model: Give, texts: Sequence[str]) -> Float[np.ndarray, "n E"]:
-        """Unit embeddings of captions and prompts."""
-        return self._in_batches(lambda ids: self._embed(model, ids), texts)
+    def texts(
+        self, model: Give, texts: Sequence[str], mesh: Mesh | None = None
+    ) -> Float[np.ndarray, "n E"]:
+        """Unit embeddings of captions and prompts; see `Batched` for `mesh`."""
+        return self._embed(model, self._ids(texts), mesh)
 
-    def instructions(self, model: Give, texts: Sequence[str]) -> Instruction:
+    def instructions(
+        self, model: Give, texts: Sequence[str], mesh: Mesh | None = None
+    ) -> Instruction:
         """As `told`, by the model's own text tower."""
-        return self.told(model.backbone.text, texts)
+        return self.told(model.backbone.text, texts, mesh)
 
-    def told(self, tower: TextTower, texts: Sequence[str]) -> Instruction:
+    def told(self, tower: TextTower, texts: Sequence[str], mesh: Mesh | None = None) -> Instruction:
         """What to steer by, one row a text, as long as the longest of them (numpy arrays)."""
 
         def read(texts: Sequence[str]) -> dict[str, np.ndarray]:
-            return self._in_batches(lambda ids: self._instruct(tower, ids), texts)
+            return self._instruct(tower, self._ids(texts), mesh)
 
         rows = read(texts)
         if not self.config.informed:
@@ -121,8 +126,8 @@ class Encoder:
         image = self.processor.image
         return normalise(pixels, image.mean, image.std)
 
-    def _in_batches(self, call: Callable[[np.ndarray], Any], texts: Sequence[str]) -> Any:
-        return in_batches(call, np.asarray(self.processor.texts(list(texts))), self.batch_size)
+    def _ids(self, texts: Sequence[str]) -> Int[np.ndarray, "n T"]:
+        return np.asarray(self.processor.texts(list(texts)))
 
 
 def pick(told: Instruction, index: Int[Array, " B"]) -> Instruction:

@@ -5,7 +5,6 @@ Letters: N images, S image side, Q images of a step, B rows of a step, E embeddi
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import itertools
 import time
@@ -15,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, UInt8
 
 from perception_jax.data import images as image_files
@@ -24,12 +23,9 @@ from perception_jax.data.processors import ImageProcessor
 from perception_jax.data.records import Record, Source
 from perception_jax.data.sources.combine import Subset
 from perception_jax.errors import ConfigError
-from perception_jax.ops.sharding import gathered
+from perception_jax.inference.batches import Batched, fetched, fill, in_parts, place
 from perception_jax.shard import mesh as mesh_lib
 from perception_jax.systems.give.encoding.plan import Rows
-
-_IN_FLIGHT = 2
-"""Steps on the device before the first one's result is fetched."""
 
 
 @jax.tree_util.register_dataclass
@@ -50,10 +46,14 @@ class Steered:
 class SteeredEncoder(Protocol):
     """What an evaluation asks of a model. `static` and `steered` are traced by `jax.jit`."""
 
-    def texts(self, model: nnx.Module, texts: Sequence[str]) -> Float[np.ndarray, "n E"]:
-        """Embeddings of captions and prompts."""
+    def texts(
+        self, model: nnx.Module, texts: Sequence[str], mesh: Mesh | None = None
+    ) -> Float[np.ndarray, "n E"]:
+        """Embeddings of captions and prompts; see `inference.batches.Batched` for `mesh`."""
 
-    def instructions(self, model: nnx.Module, texts: Sequence[str]) -> Any:
+    def instructions(
+        self, model: nnx.Module, texts: Sequence[str], mesh: Mesh | None = None
+    ) -> Any:
         """What images are steered by, a pytree; `steered` picks from it by number."""
 
     def static(self, model: nnx.Module, pixels: UInt8[Array, "B S S 3"]) -> Float[Array, "B E"]:
@@ -186,24 +186,19 @@ class Galleries:
         self._split = None if mesh is None else mesh_lib.batch_sharding(mesh)
         self._whole = None if mesh is None else mesh_lib.replicated(mesh)
         # Replicated results can be fetched on every host.
-        self._static = jax.jit(encoder.static, out_shardings=self._whole)
+        self._mesh = mesh
+        self._static = Batched(encoder.static, batch_size=batch_size)
         self._steered = jax.jit(encoder.steered, out_shardings=self._whole)
 
     def width(self, model: nnx.Module, size: int) -> int:
         """Length of an embedding, without running anything. Args: size: image side."""
-        # As `static` will call it: what is traced here is not traced again.
-        shape = (self.batch_size, size, size, 3)
-        pixels = jax.ShapeDtypeStruct(shape, np.uint8, sharding=self._split)
-        return jax.eval_shape(self._static, model, pixels).shape[1]
+        row = jax.ShapeDtypeStruct((size, size, 3), np.uint8)
+        return self._static.lower(model, row, self._mesh).out_info.shape[1]
 
     def static(self, model: nnx.Module, pixels: Pixels) -> Float[np.ndarray, "N E"]:
         """All images without an instruction."""
         stream = pixels.stream(np.arange(len(pixels)))
-        calls = (
-            (self._static(model, _place(_fill(part, self.batch_size), self._split)), len(part))
-            for part in _parts(stream, self.batch_size)
-        )
-        return np.concatenate([out[:count] for out, count in _fetched(calls)])
+        return self._static.stream(model, in_parts(stream, self.batch_size), self._mesh)
 
     def steered(
         self,
@@ -231,9 +226,9 @@ class Galleries:
             (self._run(model, states, step), step.count)
             for step in self._steps(pixels, rows, blank, images_per_step)
         )
-        found = list(_fetched(itertools.islice(calls, 1)))
+        found = list(fetched(itertools.islice(calls, 1)))
         start = time.perf_counter()
-        found += _fetched(calls)
+        found += fetched(calls)
         self.seconds += time.perf_counter() - start
         self.passes += len(rows.image) - found[0][1]
         return Steered(
@@ -244,10 +239,10 @@ class Galleries:
     def _run(self, model: nnx.Module, states: Any, step: _Step) -> Steered:
         return self._steered(
             model,
-            _place(step.pixels, self._whole),
-            _place(step.rows, self._split),
+            place(step.pixels, self._whole),
+            place(step.rows, self._split),
             states,
-            _place(step.instruction, self._split),
+            place(step.instruction, self._split),
         )
 
     def _steps(
@@ -262,38 +257,8 @@ class Galleries:
             wanted, place = np.unique(rows.image[part], return_inverse=True)
             held = {k: held[k] if k in held else next(stream) for k in wanted.tolist()}
             yield _Step(
-                pixels=_fill(list(held.values()), images_per_step),
-                rows=_fill(place.astype(np.int32), self.batch_size),
-                instruction=_fill(rows.instruction[part].astype(np.int32), self.batch_size),
+                pixels=fill(list(held.values()), images_per_step),
+                rows=fill(place.astype(np.int32), self.batch_size),
+                instruction=fill(rows.instruction[part].astype(np.int32), self.batch_size),
                 count=len(place),
             )
-
-
-def _parts(stream: Iterator[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
-    while part := list(itertools.islice(stream, size)):
-        yield part
-
-
-def _fill(rows: Sequence[np.ndarray] | np.ndarray, size: int) -> np.ndarray:
-    """Stacked, with the last one repeated up to `size`."""
-    stacked = np.stack(rows)
-    return np.concatenate([stacked, np.repeat(stacked[-1:], size - len(stacked), axis=0)])
-
-
-def _place(array: np.ndarray, sharding: NamedSharding | None) -> Any:
-    """On the mesh's devices, those of other hosts included: every host has the whole array."""
-    if sharding is None:
-        return array
-    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
-
-
-def _fetched(calls: Iterator[tuple[Any, int]]) -> Iterator[tuple[Any, int]]:
-    """Results on the host; the device works on the next step while one is fetched."""
-    waiting: collections.deque[tuple[Any, int]] = collections.deque()
-    for call in calls:
-        waiting.append(call)
-        if len(waiting) > _IN_FLIGHT:
-            out, count = waiting.popleft()
-            yield gathered(out), count
-    for out, count in waiting:
-        yield gathered(out), count

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import jax
-
 from perception_jax.api import Processor
 from perception_jax.data.records import Source
 from perception_jax.data.skipping import MAX_BAD_FRACTION, usable
@@ -27,7 +25,6 @@ def evaluation_of(
     in_memory: bool = False,
     workers: int = 0,
     max_bad_fraction: float = MAX_BAD_FRACTION,
-    mesh: jax.sharding.Mesh | None = None,
 ) -> Evaluation:
     """Every protocol on all records of a source that can be used.
 
@@ -40,7 +37,6 @@ def evaluation_of(
       in_memory: process every image once and keep it, or read it anew for every block.
       workers: processes that read images anew; 0 for threads.
       max_bad_fraction: of records that may be skipped; see `data.skipping`.
-      mesh: see `Evaluation`.
 
     Raises:
       DataError: too many records that cannot be used, or labels that do not fit.
@@ -62,5 +58,4 @@ def evaluation_of(
         blank=blank_image(processor.image),
         records=source,
         config=config,
-        mesh=mesh,
     )

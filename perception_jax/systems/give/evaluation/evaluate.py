@@ -7,6 +7,7 @@ all also for the backbone without instructions. Letters: N images, S image side,
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,7 +23,9 @@ from perception_jax.evals.conditioned import prompts
 from perception_jax.evals.conditioned.accumulate import TOP, Accumulator, Measured, Needs, Texts
 from perception_jax.evals.conditioned.annotations import OVERLOOKED_SHARE, Annotations
 from perception_jax.evals.conditioned.report import ACCURACY_KS, RECALL_KS, Report, report
+from perception_jax.inference.batches import divisible
 from perception_jax.nn.adapters import AdapterParam
+from perception_jax.shard.mesh import mesh_of
 from perception_jax.systems.give.encoding.galleries import (
     Galleries,
     Pixels,
@@ -118,17 +121,15 @@ class Evaluation:
         blank: UInt8[np.ndarray, "S S 3"],
         records: Source | None = None,
         config: EvaluationConfig | None = None,
-        mesh: Mesh | None = None,
         log: Callable[[str], None] = print,
     ):
         """Args:
           pixels: in the order of the annotations.
           blank: what stands for an image without content; see `galleries.blank_image`.
-          mesh: rows are split over its batch axes; None for one device.
           log: takes the plan and the cost.
 
         Raises:
-          ConfigError: pixels and annotations differ in number, or the batch does not fit the mesh.
+          ConfigError: pixels and annotations differ in number.
         """
         if len(pixels) != annotations.count:
             raise ConfigError(
@@ -138,36 +139,41 @@ class Evaluation:
         self.annotations, self.records = annotations, records
         self.config = config or EvaluationConfig()
         self._encoder, self._pixels, self._blank, self._log = encoder, pixels, blank, log
-        self._devices = 1 if mesh is None else mesh.size
-        self._galleries = Galleries(encoder, batch_size=self.config.batch_size, mesh=mesh)
+        self._galleries = functools.lru_cache(maxsize=4)(self._galleries_on)
 
-    def plan(self, model: nnx.Module) -> Plan:
+    def plan(self, model: nnx.Module, mesh: Mesh | None = None) -> Plan:
         """What `run` will do; runs nothing on the device."""
+        galleries = self._galleries(mesh or mesh_of(model))
         return make_plan(
             self.annotations,
             Needs(self.annotations, retrieval=self.config.retrieval),
-            width=self._galleries.width(model, self._blank.shape[0]),
-            batch_size=self.config.batch_size,
+            width=galleries.width(model, self._blank.shape[0]),
+            batch_size=galleries.batch_size,
             block_bytes=self.config.block_bytes,
         )
 
-    def run(self, model: nnx.Module) -> Evaluated:
-        """Prints the plan, encodes and scores."""
-        plan = self.plan(model)
+    def run(self, model: nnx.Module, mesh: Mesh | None = None) -> Evaluated:
+        """Prints the plan, encodes and scores.
+
+        Args:
+          mesh: rows are split over its batch axes; None takes the one that the model lies on.
+        """
+        mesh = mesh or mesh_of(model)
+        plan, galleries = self.plan(model, mesh), self._galleries(mesh)
         self._log(plan.describe())
-        self._galleries.seconds, self._galleries.passes = 0.0, 0
+        galleries.seconds, galleries.passes = 0.0, 0
         notes = self.annotations
         accumulator = Accumulator(
             notes,
-            self._texts(model),
-            self._galleries.static(model, self._pixels),
+            self._texts(model, mesh),
+            galleries.static(model, self._pixels),
             retrieval=self.config.retrieval,
             top=self.config.top,
         )
-        states = self._encoder.instructions(model, notes.instructions)
+        states = self._encoder.instructions(model, notes.instructions, mesh)
         for block in plan.blocks:
             rows = block_rows(accumulator.needs, block, notes.count)
-            found = self._galleries.steered(
+            found = galleries.steered(
                 model,
                 self._pixels,
                 states,
@@ -177,19 +183,23 @@ class Evaluation:
             )
             _fold(accumulator, rows, found)
         measured = accumulator.finish()
-        cost = self._cost(model)
+        cost = _cost(model, galleries, 1 if mesh is None else mesh.size)
         self._log(cost.describe())
         ks = {"recall_ks": self.config.recall_ks, "accuracy_ks": self.config.accuracy_ks}
         scores = report(measured, **ks)
         return Evaluated(report=scores, measured=measured, plan=plan, cost=cost)
 
-    def __call__(self, model: nnx.Module) -> Mapping[str, float]:
+    def __call__(self, model: nnx.Module, mesh: Mesh | None = None) -> Mapping[str, float]:
         """The main numbers, to log while training."""
-        return main_numbers(self.run(model).report)
+        return main_numbers(self.run(model, mesh).report)
 
-    def _texts(self, model: nnx.Module) -> Texts:
+    def _galleries_on(self, mesh: Mesh | None) -> Galleries:
+        size = divisible(self.config.batch_size, mesh)
+        return Galleries(self._encoder, batch_size=size, mesh=mesh)
+
+    def _texts(self, model: nnx.Module, mesh: Mesh | None) -> Texts:
         def encode(texts: list[str]) -> np.ndarray:
-            return self._encoder.texts(model, texts)
+            return self._encoder.texts(model, texts, mesh)
 
         names = [kind.name for kind in self.annotations.classes]
         rows = prompts.prototypes(encode, names)
@@ -197,16 +207,17 @@ class Evaluation:
         empty = np.zeros((0, rows.shape[1]), rows.dtype)
         return Texts(prototypes=rows, captions=encode_distinct(encode, captions, empty))
 
-    def _cost(self, model: nnx.Module) -> Cost:
-        seconds, passes = self._galleries.seconds, self._galleries.passes
-        timed = passes > 0 and seconds > 0
-        leaves = jax.tree.leaves(nnx.state(model, AdapterParam))
-        return Cost(
-            added_parameters=sum(leaf.size for leaf in leaves),
-            ms_per_image=1000 * seconds / passes if timed else None,
-            images_per_second_per_chip=passes / seconds / self._devices if timed else None,
-            devices=self._devices,
-        )
+
+def _cost(model: nnx.Module, galleries: Galleries, devices: int) -> Cost:
+    seconds, passes = galleries.seconds, galleries.passes
+    timed = passes > 0 and seconds > 0
+    leaves = jax.tree.leaves(nnx.state(model, AdapterParam))
+    return Cost(
+        added_parameters=sum(leaf.size for leaf in leaves),
+        ms_per_image=1000 * seconds / passes if timed else None,
+        images_per_second_per_chip=passes / seconds / devices if timed else None,
+        devices=devices,
+    )
 
 
 def encode_distinct(
