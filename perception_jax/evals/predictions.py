@@ -1,59 +1,79 @@
-"""The predictions file: what a model said, one JSON object a line, so that any score can be redone.
+"""Predictions of a model on disk, from which any score can be computed again.
 
-Keys of a line: `id` (of the example, unique in the file), `prompt`, `output`, `boxes` (xyxy float
-pixels of the original image), `scores`, `prompt_hash`, `model_id`; where used also `labels` (class
-names of the boxes) and `extras` (anything else a protocol needs).
+A folder has, for each process that predicted, two files that grow by appending:
+
+- `predictions-00000-of-00001.jsonl`: one JSON object a line with `id` (of the example, unique in
+  the folder), `prompt`, `output`, `prompt_hash`, `model_id`, where used `extras` (anything that
+  only a benchmark knows) and `detections` (first row and number of rows in the other file);
+- `detections-00000-of-00001.bin`: rows of `DETECTION`, for models that give boxes.
+
+What a crash cut off is found and dropped when the files are opened to go on.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import json
-import math
+import logging
 import os
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from perception_jax.data.records import Box
-from perception_jax.errors import DataError
-from perception_jax.files import replacing
+import numpy as np
+from jaxtyping import Float, Int
 
+from perception_jax.errors import DataError, did_you_mean
+
+DETECTION = np.dtype([("box", "<f4", (4,)), ("score", "<f4"), ("label", "<i4")])
+"""A row of detections: xyxy pixels of the original image, score, index of the class."""
+SYNC_SECONDS = 5.0
+"""At most so long predictions wait before they are safely on disk."""
+
+_FILE = re.compile(r"predictions-(\d+)-of-(\d+)\.jsonl")
 _REQUIRED = {"id": str, "prompt": str, "output": str, "prompt_hash": str, "model_id": str}
-_OPTIONAL = {"boxes": list, "scores": list, "labels": list, "extras": dict}
+_OPTIONAL = {"extras": dict, "detections": list}
 _JSON_NAMES = {str: "a string", list: "a list", dict: "an object"}
+_log = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Prediction:
-    """What a model said about one example.
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Detections:
+    """Boxes of one image.
 
     Attributes:
-      id: of the example, unique in its file; an image with several questions gives several ids.
+      boxes: xyxy, pixels of the original image.
+      scores: one of each box.
+      labels: index of each box's class in the benchmark's list of classes.
+    """
+
+    boxes: Float[np.ndarray, "R 4"]
+    scores: Float[np.ndarray, " R"]
+    labels: Int[np.ndarray, " R"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Prediction:
+    """The output of a model for one example.
+
+    Attributes:
+      id: of the example, unique in its folder; an image with several questions gives several ids.
       prompt: the text that the model was given, "" for models without one.
       output: the text that it gave.
-      boxes: xyxy float pixels of the original image.
-      scores: one per box; without boxes, whatever the protocol says.
-      labels: class names of the boxes, one per box, or empty.
       model_id: which weights, e.g. "scenes-clip" or a checkpoint's path.
-      extras: JSON values that only a protocol knows.
+      detections: boxes, for models that give them.
+      extras: JSON values that only a benchmark knows.
     """
 
     id: str
-    prompt: str
     output: str
     model_id: str
-    boxes: tuple[Box, ...] = ()
-    scores: tuple[float, ...] = ()
-    labels: tuple[str, ...] = ()
+    prompt: str = ""
+    detections: Detections | None = None
     extras: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-    @property
-    def prompt_hash(self) -> str:
-        """First 16 hex digits of the SHA-256 of the prompt: tells prompts apart at a glance."""
-        return prompt_hash(self.prompt)
 
 
 def prompt_hash(prompt: str) -> str:
@@ -61,66 +81,146 @@ def prompt_hash(prompt: str) -> str:
     return hashlib.sha256(prompt.encode("utf-8")).hexdigest()[:16]
 
 
-def write_predictions(path: str | os.PathLike[str], predictions: Iterable[Prediction]) -> int:
-    """Writes predictions as they come; the file appears when all of them are safely on disk.
+class PredictionWriter:
+    """Appends the predictions of one process to a folder, and goes on where it stopped.
 
-    Args:
-      path: the JSONL file; its folder is made, an older file of that name replaced.
-      predictions: may be a generator.
+    Attributes:
+      done: ids that this process's files already hold.
+    """
 
-    Returns:
-      The number of predictions.
+    def __init__(self, folder: str | os.PathLike[str], *, host: tuple[int, int] = (0, 1)):
+        """Opens or makes the files; drops what a crash cut off at their end, and logs it.
+
+        Args:
+          host: index and number of the processes that predict.
+
+        Raises:
+          DataError: the files cannot be written, or hold something else.
+        """
+        self._path, self._rows_path = _paths(pathlib.Path(folder), *host)
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._lines, self._rows = (
+                path.open("r+b" if path.exists() else "w+b")
+                for path in (self._path, self._rows_path)
+            )
+        except OSError as error:
+            raise self._unwritable(error) from error
+        self.done: set[str] = set()
+        self._row = 0
+        self._keep_what_is_whole()
+        self._synced = time.monotonic()
+
+    def __enter__(self) -> PredictionWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def add(self, prediction: Prediction) -> None:
+        """Appends one prediction.
+
+        Raises:
+          DataError: it is malformed, its id is there already, or the disk refuses.
+        """
+        where = f"a prediction for {self._path}"
+        values = _to_values(prediction, self._row)
+        _check(values, where)
+        if prediction.id in self.done:
+            raise DataError(
+                f"expected distinct ids, found {prediction.id!r} a second time in {where}; an id "
+                "names an example (image and prompt), not an image"
+            )
+        rows = _to_rows(prediction, where)
+        try:
+            line = json.dumps(values, ensure_ascii=False, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise DataError(
+                f"expected JSON values in extras, found {error} in {where}, id {prediction.id!r}; "
+                "convert arrays with `.tolist()` and replace NaN"
+            ) from error
+        try:
+            self._rows.write(rows.tobytes())
+            self._lines.write(f"{line}\n".encode())
+        except OSError as error:
+            raise self._unwritable(error) from error
+        self._row += len(rows)
+        self.done.add(prediction.id)
+        if time.monotonic() - self._synced > SYNC_SECONDS:
+            self.sync()
+
+    def sync(self) -> None:
+        """Puts everything safely on disk: rows first, for lines point to them."""
+        try:
+            for file in (self._rows, self._lines):
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise self._unwritable(error) from error
+        self._synced = time.monotonic()
+
+    def close(self) -> None:
+        """Syncs and closes the files."""
+        if self._lines.closed:
+            return
+        try:
+            self.sync()
+        finally:
+            self._lines.close()
+            self._rows.close()
+
+    def _keep_what_is_whole(self) -> None:
+        rows = os.path.getsize(self._rows_path) // DETECTION.itemsize
+        data = self._lines.read()
+        end = 0
+        for number, line in enumerate(data.splitlines(keepends=True), start=1):
+            if not line.endswith(b"\n"):
+                break
+            values = _parse(line, f"{self._path}, line {number}")
+            first, count = values.get("detections", (self._row, 0))
+            if first + count > rows:
+                break
+            self.done.add(values["id"])
+            self._row, end = first + count, end + len(line)
+        if end < len(data):
+            _log.warning("%s: dropped %d bytes that were cut off", self._path, len(data) - end)
+        for file, size in ((self._lines, end), (self._rows, self._row * DETECTION.itemsize)):
+            file.truncate(size)
+            file.seek(size)
+
+    def _unwritable(self, error: OSError) -> DataError:
+        return DataError(
+            f"expected to write predictions to {self._path}, found {error}; check the free space "
+            "and the permissions of its folder"
+        )
+
+
+def read_predictions(folder: str | os.PathLike[str]) -> list[Prediction]:
+    """Reads and checks all predictions of a folder, of all processes.
 
     Raises:
-      DataError: a prediction is malformed, an id comes twice, there is none, or the disk refuses.
-        No file is left behind, and an older one stays as it was.
+      DataError: there are none; a line is cut off, not JSON, lacks a key or holds a wrong value
+        (the message names file and line); an id comes twice, or models differ.
     """
-    path = pathlib.Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as file:
-            seen: dict[str, int] = {}
-            for number, prediction in enumerate(predictions, start=1):
-                line = _to_line(prediction, f"prediction {number} for {path}")
-                _check_new(prediction.id, number, seen, str(path))
-                file.write(line.encode())
-            if not seen:
-                raise DataError(f"expected at least one prediction to write to {path}, found none")
-    except OSError as error:
+    folder = pathlib.Path(folder)
+    found: dict[str, Prediction] = {}
+    for path in _shards(folder):
+        for prediction, where in _read_shard(path):
+            if prediction.id in found:
+                raise DataError(f"expected distinct ids, found {prediction.id!r} again in {where}")
+            found[prediction.id] = prediction
+    if not found:
         raise DataError(
-            f"expected to write predictions to {path}, found {error}; check the free space and the "
-            "permissions of its folder"
-        ) from error
-    return len(seen)
-
-
-def read_predictions(path: str | os.PathLike[str]) -> list[Prediction]:
-    """Reads and validates a whole predictions file; empty lines are passed over.
-
-    Raises:
-      DataError: the file is missing or empty, a line is cut off, not JSON, lacks a key or holds a
-        wrong value (the message names line and key), or an id comes twice.
-    """
-    path = pathlib.Path(path)
-    try:
-        data = path.read_bytes()
-    except OSError as error:
+            f"expected predictions in {folder}, found none; make them with `python -m "
+            "launch.evaluate` or check the path"
+        )
+    models = sorted({one.model_id for one in found.values()})
+    if len(models) > 1:
         raise DataError(
-            f"expected a predictions file at {path}, found {error}; write one with "
-            "`python -m launch.evaluate` or check the path"
-        ) from error
-    predictions: list[Prediction] = []
-    seen: dict[str, int] = {}
-    lines = data.split(b"\n")
-    for number, raw in enumerate(lines, start=1):
-        if raw.strip():
-            # Each line is written with its newline, so text after the last one was cut off.
-            prediction = _from_line(raw, f"{path}, line {number}", unfinished=number == len(lines))
-            _check_new(prediction.id, number, seen, str(path))
-            predictions.append(prediction)
-    if not predictions:
-        raise DataError(f"expected at least one prediction, found an empty file at {path}")
-    return predictions
+            f"expected predictions of one model in {folder}, found {', '.join(models)}; give each "
+            "model a folder of its own"
+        )
+    return list(found.values())
 
 
 def align(predictions: Sequence[Prediction], ids: Sequence[str]) -> list[Prediction]:
@@ -142,123 +242,127 @@ def align(predictions: Sequence[Prediction], ids: Sequence[str]) -> list[Predict
     return [by_id[i] for i in ids]
 
 
-def _check_new(name: str, number: int, seen: dict[str, int], where: str) -> None:
-    if name in seen:
-        raise DataError(
-            f"expected distinct ids, found {name!r} as number {seen[name]} and {number} in {where}"
-            "; an id names an example (image and prompt), not an image"
+def _paths(folder: pathlib.Path, index: int, count: int) -> tuple[pathlib.Path, pathlib.Path]:
+    part = f"{index:05d}-of-{count:05d}"
+    return folder / f"predictions-{part}.jsonl", folder / f"detections-{part}.bin"
+
+
+def _shards(folder: pathlib.Path) -> list[pathlib.Path]:
+    if not folder.is_dir():
+        raise DataError(f"expected a folder of predictions, found no folder {folder}")
+    return sorted(path for path in folder.iterdir() if _FILE.fullmatch(path.name))
+
+
+def _read_shard(path: pathlib.Path) -> Iterator[tuple[Prediction, str]]:
+    index, count = map(int, _FILE.fullmatch(path.name).groups())
+    rows_path = _paths(path.parent, index, count)[1]
+    rows = np.fromfile(rows_path, DETECTION) if rows_path.exists() else np.zeros(0, DETECTION)
+    lines = path.read_bytes().split(b"\n")
+    for number, raw in enumerate(lines, start=1):
+        if not raw.strip():
+            continue
+        where = f"{path}, line {number}"
+        if number == len(lines):  # each line is written with its newline
+            raise DataError(f"expected a whole last line, found it cut off in {where}; predict on")
+        values = _parse(raw, where)
+        detections = None
+        if "detections" in values:
+            first, length = values["detections"]
+            part = rows[first : first + length]
+            if len(part) != length:
+                raise DataError(
+                    f"expected {first + length} rows in {rows_path}, found {len(rows)}; predict on"
+                )
+            detections = Detections(boxes=part["box"], scores=part["score"], labels=part["label"])
+        names = ("id", "prompt", "output", "model_id")
+        yield (
+            Prediction(
+                **{name: values[name] for name in names},
+                detections=detections,
+                extras=values.get("extras", {}),
+            ),
+            where,
         )
-    seen[name] = number
 
 
-def _to_line(prediction: Prediction, where: str) -> str:
-    try:
-        boxes = [[float(v) for v in box] for box in prediction.boxes]
-        scores = [float(v) for v in prediction.scores]
-    except (TypeError, ValueError) as error:
-        raise DataError(
-            f"expected numbers in boxes and scores, found {error} in {where}, id {prediction.id!r}"
-        ) from error
+def _to_values(prediction: Prediction, row: int) -> dict[str, Any]:
     values: dict[str, Any] = {
         "id": prediction.id,
         "prompt": prediction.prompt,
         "output": prediction.output,
-        "boxes": boxes,
-        "scores": scores,
-        "prompt_hash": prediction.prompt_hash,
+        "prompt_hash": prompt_hash(prediction.prompt),
         "model_id": prediction.model_id,
     }
-    if prediction.labels:
-        values["labels"] = list(prediction.labels)
     if prediction.extras:
         values["extras"] = dict(prediction.extras)
-    _check_values(values, where)
-    try:
-        return json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n"
-    except (TypeError, ValueError) as error:
+    if prediction.detections is not None:
+        values["detections"] = [row, len(prediction.detections.boxes)]
+    return values
+
+
+def _to_rows(prediction: Prediction, where: str) -> np.ndarray:
+    found = prediction.detections
+    if found is None:
+        return np.zeros(0, DETECTION)
+    boxes, scores = np.asarray(found.boxes), np.asarray(found.scores)
+    counts = (len(boxes), len(scores), len(found.labels))
+    if boxes.shape != (counts[0], 4) or len(set(counts)) > 1:
         raise DataError(
-            f"expected JSON values in extras, found {error} in {where}, id {prediction.id!r}; "
-            "convert arrays with `.tolist()` and replace NaN"
-        ) from error
+            f"expected as many scores and labels as boxes [R, 4], found {boxes.shape}, {counts[1]} "
+            f"and {counts[2]} in {where}, id {prediction.id!r}"
+        )
+    if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
+        raise DataError(f"expected finite boxes and scores in {where}, id {prediction.id!r}")
+    if (boxes[:, :2] > boxes[:, 2:]).any():
+        raise DataError(
+            f"expected boxes with x1 <= x2 and y1 <= y2 (x1 y1 x2 y2) in {where}, id "
+            f"{prediction.id!r}"
+        )
+    rows = np.zeros(len(boxes), DETECTION)
+    rows["box"], rows["score"], rows["label"] = boxes, scores, found.labels
+    return rows
 
 
-def _from_line(raw: bytes, where: str, *, unfinished: bool) -> Prediction:
+def _parse(raw: bytes, where: str) -> dict[str, Any]:
     try:
         values = json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant)
-    except ValueError as error:
-        if unfinished:
-            raise DataError(
-                f"expected a whole last line, found it cut off in {where} ({error}); the file was "
-                "truncated: copy it again, or repeat the prediction run"
-            ) from error
+    except (ValueError, RecursionError) as error:
         raise DataError(
             f"expected one JSON object a line, found {error} in {where}; repair or remove the line"
         ) from error
     if not isinstance(values, dict):
         raise DataError(f"expected a JSON object, found {type(values).__name__} in {where}")
-    for key in values:
-        if key not in _REQUIRED and key not in _OPTIONAL:
-            close = difflib.get_close_matches(key, [*_REQUIRED, *_OPTIONAL], n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
-            raise DataError(
-                f"expected only known keys, found {key!r} in {where}; {hint}put keys of your own "
-                "under 'extras'"
-            )
-    for key in _REQUIRED:
-        if key not in values:
-            raise DataError(f"expected the key {key!r}, found {sorted(values)} in {where}")
-    _check_values(values, where)
+    _check(values, where)
     if values["prompt_hash"] != prompt_hash(values["prompt"]):
         raise DataError(
             f"expected prompt_hash {prompt_hash(values['prompt'])!r} for the prompt, found "
             f"{values['prompt_hash']!r} in {where}; the prompt was changed after prediction"
         )
-    return Prediction(
-        id=values["id"],
-        prompt=values["prompt"],
-        output=values["output"],
-        model_id=values["model_id"],
-        boxes=tuple(tuple(float(v) for v in box) for box in values.get("boxes", ())),
-        scores=tuple(float(v) for v in values.get("scores", ())),
-        labels=tuple(values.get("labels", ())),
-        extras=values.get("extras", {}),
-    )
+    return values
+
+
+def _check(values: Mapping[str, Any], where: str) -> None:
+    """Known keys of the right types."""
+    known = _REQUIRED | _OPTIONAL
+    for key, value in values.items():
+        if key not in known:
+            raise DataError(
+                f"expected only known keys, found {key!r} in {where}{did_you_mean(key, known)} "
+                "Keys of your own belong under 'extras'."
+            )
+        if not isinstance(value, known[key]):
+            raise DataError(
+                f"expected {_JSON_NAMES[known[key]]}, found {value!r} in {where}, key {key!r}"
+            )
+    for key in _REQUIRED:
+        if key not in values:
+            raise DataError(f"expected the key {key!r}, found {sorted(values)} in {where}")
+    if not values["id"]:
+        raise DataError(f"expected a non-empty string, found '' in {where}, key 'id'")
+    place = values.get("detections", [0, 0])
+    if len(place) != 2 or not all(type(n) is int and n >= 0 for n in place):
+        raise DataError(f"expected [first row, rows], found {place!r} in {where}, key 'detections'")
 
 
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name}, which JSON does not have")
-
-
-def _check_values(values: Mapping[str, Any], where: str) -> None:
-    """Types, finite numbers, ordered corners, and as many scores and labels as boxes."""
-    for key, kind in (_REQUIRED | _OPTIONAL).items():
-        if key in values and not isinstance(values[key], kind):
-            _fail(_JSON_NAMES[kind], values[key], where, key)
-    if not values["id"]:
-        _fail("a non-empty string", values["id"], where, "id")
-    boxes, scores = values.get("boxes", []), values.get("scores", [])
-    labels = values.get("labels", [])
-    for index, box in enumerate(boxes):
-        whole = isinstance(box, list) and len(box) == 4 and all(map(_is_finite, box))
-        if not whole or box[0] > box[2] or box[1] > box[3]:
-            expected = "four finite numbers x1 <= x2, y1 <= y2 in the order x1 y1 x2 y2"
-            _fail(expected, box, where, f"boxes[{index}]")
-    for index, score in enumerate(scores):
-        if not _is_finite(score):
-            _fail("a finite number", score, where, f"scores[{index}]")
-    for index, label in enumerate(labels):
-        if not isinstance(label, str):
-            _fail("a string", label, where, f"labels[{index}]")
-    if boxes and scores and len(scores) != len(boxes):
-        _fail(f"as many scores as boxes ({len(boxes)})", len(scores), where, "scores")
-    if labels and len(labels) != len(boxes):
-        _fail(f"as many labels as boxes ({len(boxes)})", len(labels), where, "labels")
-
-
-def _is_finite(value: Any) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and math.isfinite(value)
-
-
-def _fail(expected: str, found: Any, where: str, key: str) -> None:
-    raise DataError(f"expected {expected}, found {found!r} in {where}, key {key!r}")

@@ -1,4 +1,4 @@
-"""The predictions file: round trip, refusal of damaged files, atomic writing."""
+"""Predictions on disk: round trip, going on after a crash, refusal of damaged files."""
 
 from __future__ import annotations
 
@@ -6,85 +6,106 @@ import errno
 import json
 import os
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perception_jax.errors import DataError
+from perception_jax.evals import runner
 from perception_jax.evals.predictions import (
+    Detections,
     Prediction,
+    PredictionWriter,
     align,
     prompt_hash,
     read_predictions,
-    write_predictions,
 )
+
+LINES = "predictions-00000-of-00001.jsonl"
+ROWS = "detections-00000-of-00001.bin"
+
+
+def boxes(*rows: tuple[float, ...], score: float = 0.5, label: int = 1) -> Detections:
+    return Detections(
+        boxes=np.array(rows, np.float32).reshape(-1, 4),
+        scores=np.full(len(rows), score, np.float32),
+        labels=np.full(len(rows), label, np.int32),
+    )
+
 
 FULL = Prediction(
     id="a/1",
     prompt="Wo ist der Apfel?\n",
     output="links – “hier”\u2028",
-    model_id="scenes-clip",
-    boxes=((0.5, 1.0, 20.25, 30.0), (0.0, 0.0, 0.0, 0.0)),
-    scores=(0.75, 0.5),
-    labels=("apple", "pear"),
+    model_id="m",
+    detections=boxes((0.5, 1.0, 20.25, 30.0), (0.0, 0.0, 0.0, 0.0)),
     extras={"rank": 3},
 )
-PLAIN = Prediction(id="b", prompt="", output="", model_id="m", scores=(0.1, 0.2, 0.7))
+PLAIN = Prediction(id="b", output="", model_id="m")
+LAST = Prediction(id="c", output="", model_id="m", detections=boxes((1.0, 2.0, 3.0, 4.0)))
 
 
-def write_line(path, **changes):
-    values = {"id": "x", "prompt": "p", "output": "o", "model_id": "m", "boxes": [], "scores": []}
-    values |= {"prompt_hash": prompt_hash("p")} | changes
-    values = {key: value for key, value in values.items() if value is not ...}
-    path.write_text(json.dumps(values) + "\n", encoding="utf-8")
-    return path
+def plain(one: Prediction) -> dict:
+    """What two predictions are compared by."""
+    values = {name: getattr(one, name) for name in ("id", "prompt", "output", "model_id")}
+    found = one.detections
+    rows = found and {name: getattr(found, name).tolist() for name in ("boxes", "scores", "labels")}
+    return {**values, "extras": dict(one.extras), "detections": rows}
+
+
+def write(folder, *predictions: Prediction) -> None:
+    with PredictionWriter(folder) as writer:
+        for one in predictions:
+            writer.add(one)
 
 
 def test_round_trip(tmp_path):
-    path = tmp_path / "new" / "predictions.jsonl"
-    assert write_predictions(path, iter([FULL, PLAIN])) == 2
-    assert read_predictions(path) == [FULL, PLAIN]
-    assert os.listdir(path.parent) == ["predictions.jsonl"]
-    first = json.loads(path.read_text(encoding="utf-8").split("\n")[0])
-    assert first["prompt_hash"] == FULL.prompt_hash
-    assert list(first)[:5] == ["id", "prompt", "output", "boxes", "scores"]
+    write(tmp_path / "new", FULL, PLAIN)
+    write(tmp_path / "new", LAST)
+    found = read_predictions(tmp_path / "new")
+    assert [plain(one) for one in found] == [plain(one) for one in (FULL, PLAIN, LAST)]
+    assert sorted(os.listdir(tmp_path / "new")) == [ROWS, LINES]
+    first = json.loads((tmp_path / "new" / LINES).read_text(encoding="utf-8").split("\n")[0])
+    assert first["prompt_hash"] == prompt_hash(FULL.prompt)
+    assert first["detections"] == [0, 2]
 
 
 @settings(deadline=None, max_examples=40)
 @given(st.text(min_size=1), st.text(), st.text())
 def test_any_text_survives(tmp_path_factory, name, prompt, output):
-    path = tmp_path_factory.mktemp("p") / "p.jsonl"
-    prediction = Prediction(id=name, prompt=prompt, output=output, model_id="m")
-    write_predictions(path, [prediction])
-    assert read_predictions(path) == [prediction]
+    folder = tmp_path_factory.mktemp("p")
+    one = Prediction(id=name, prompt=prompt, output=output, model_id="m")
+    write(folder, one)
+    assert plain(read_predictions(folder)[0]) == plain(one)
 
 
-def test_a_cut_file_names_its_last_line(tmp_path):
-    path = tmp_path / "p.jsonl"
-    write_predictions(path, [FULL, PLAIN])
-    data = path.read_bytes()
-    second = data.index(b"\n") + 1
-    for end in (second + 1, second + 40, len(data) - 2):
-        path.write_bytes(data[:end])
-        with pytest.raises(DataError, match=r"last line, found it cut off in .*line 2"):
-            read_predictions(path)
-    # Only the last newline is gone: nothing is lost.
-    path.write_bytes(data[:-1])
-    assert len(read_predictions(path)) == 2
+@pytest.mark.parametrize("cut", [1, 40, 90])
+def test_what_a_crash_cut_off_is_dropped_and_predicted_again(tmp_path, cut, caplog):
+    write(tmp_path, FULL, PLAIN, LAST)
+    data = (tmp_path / LINES).read_bytes()
+    (tmp_path / LINES).write_bytes(data[:-cut])
+    with pytest.raises(DataError, match="last line, found it cut off"):
+        read_predictions(tmp_path)
+    with PredictionWriter(tmp_path) as writer:
+        assert writer.done == {"a/1", "b"}
+        writer.add(LAST)
+    assert "cut off" in caplog.text
+    assert (tmp_path / LINES).read_bytes() == data
+    assert plain(read_predictions(tmp_path)[-1]) == plain(LAST)
 
 
-def test_a_damaged_line_names_its_number(tmp_path):
-    path = tmp_path / "p.jsonl"
-    write_predictions(path, [FULL, PLAIN])
-    path.write_bytes(path.read_bytes().replace(b"{", b"", 1))
-    with pytest.raises(DataError, match=r"one JSON object a line, .*line 1"):
-        read_predictions(path)
-    path.write_bytes(b"\xff\n")
-    with pytest.raises(DataError, match=r"utf-8.*line 1"):
-        read_predictions(path)
-    path.write_bytes(b"\n \n[1]\n")
-    with pytest.raises(DataError, match=r"JSON object, found list in .*line 3"):
-        read_predictions(path)
+def test_lines_whose_rows_were_lost_are_dropped(tmp_path):
+    """The system may have written the lines before the rows."""
+    write(tmp_path, FULL, PLAIN, LAST)
+    rows = (tmp_path / ROWS).read_bytes()
+    (tmp_path / ROWS).write_bytes(rows[:-1])
+    with pytest.raises(DataError, match="expected 3 rows"):
+        read_predictions(tmp_path)
+    with PredictionWriter(tmp_path) as writer:
+        assert writer.done == {"a/1", "b"}
+        writer.add(LAST)
+    assert (tmp_path / ROWS).read_bytes() == rows
 
 
 @pytest.mark.parametrize(
@@ -93,74 +114,116 @@ def test_a_damaged_line_names_its_number(tmp_path):
         ({"output": ...}, "the key 'output'.*line 1"),
         ({"output": 3}, "a string, found 3 in .*line 1, key 'output'"),
         ({"id": ""}, "non-empty string, .*key 'id'"),
-        ({"scors": []}, "known keys, found 'scors' .*did you mean 'scores'"),
-        ({"boxes": [[0, 0, 1]]}, r"four finite numbers .*key 'boxes\[0\]'"),
-        ({"boxes": [[0, 0, 1, 1], [5, 0, 1, 1]]}, r"x1 <= x2.*key 'boxes\[1\]'"),
-        ({"boxes": [[0, 0, 1, True]]}, r"four finite numbers .*key 'boxes\[0\]'"),
-        ({"scores": ["0.5"]}, r"a finite number, found '0.5' .*key 'scores\[0\]'"),
-        ({"scores": [float("nan")]}, "NaN, which JSON does not have"),
-        ({"boxes": [[0, 0, 1, 1]], "scores": [1, 2]}, r"as many scores as boxes \(1\), found 2"),
-        ({"labels": ["a"]}, r"as many labels as boxes \(0\), found 1"),
-        ({"labels": [1]}, r"a string, found 1 .*key 'labels\[0\]'"),
+        ({"extra": {}}, "known keys, found 'extra' .*Did you mean extras"),
         ({"extras": []}, r"an object, found \[\].*key 'extras'"),
+        ({"extras": {"x": float("nan")}}, "NaN, which JSON does not have"),
+        ({"detections": [0, -1]}, r"\[first row, rows\], found \[0, -1\]"),
+        ({"detections": [0, 1]}, "expected 1 rows in .*found 0"),
         ({"prompt": "changed"}, "the prompt was changed"),
     ],
 )
 def test_wrong_values_name_line_and_key(tmp_path, changes, message):
+    values = {"id": "x", "prompt": "p", "output": "o", "model_id": "m"}
+    values |= {"prompt_hash": prompt_hash("p")} | changes
+    values = {key: value for key, value in values.items() if value is not ...}
+    (tmp_path / LINES).write_text(json.dumps(values) + "\n", encoding="utf-8")
     with pytest.raises(DataError, match=message):
-        read_predictions(write_line(tmp_path / "p.jsonl", **changes))
+        read_predictions(tmp_path)
 
 
-def test_missing_and_empty_files(tmp_path):
-    with pytest.raises(DataError, match="No such file"):
-        read_predictions(tmp_path / "none.jsonl")
-    (tmp_path / "empty.jsonl").write_bytes(b"")
-    with pytest.raises(DataError, match="found an empty file"):
-        read_predictions(tmp_path / "empty.jsonl")
+def test_damaged_lines_and_missing_files(tmp_path):
+    for data, message in (
+        (b"\xff\n", r"utf-8.*line 1"),
+        (b"\n \n[1]\n", r"JSON object, found list in .*line 3"),
+        (b"{\n", r"one JSON object a line, .*line 1"),
+    ):
+        (tmp_path / LINES).write_bytes(data)
+        with pytest.raises(DataError, match=message):
+            read_predictions(tmp_path)
+    with pytest.raises(DataError, match="no folder"):
+        read_predictions(tmp_path / "none")
+    (tmp_path / LINES).write_bytes(b"")
+    with pytest.raises(DataError, match="found none"):
+        read_predictions(tmp_path)
 
 
-def test_repeated_ids_are_refused_on_both_sides(tmp_path):
-    path = tmp_path / "p.jsonl"
-    with pytest.raises(DataError, match="found 'b' as number 1 and 2"):
-        write_predictions(path, [PLAIN, PLAIN])
-    assert os.listdir(tmp_path) == []
-    write_predictions(path, [PLAIN])
-    path.write_bytes(path.read_bytes() * 2)
-    with pytest.raises(DataError, match="found 'b' as number 1 and 2"):
-        read_predictions(path)
+BASE = {"id": "x", "output": "", "model_id": "m"}
+NAN = boxes((0.0, 0.0, 1.0, 1.0), score=float("nan"))
+FEW = boxes((0.0, 0.0, 1.0, 1.0), (0.0, 0.0, 2.0, 2.0))
+# As without the type checks of the tests.
+object.__setattr__(FEW, "scores", FEW.scores[:1])
 
 
-def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "p.jsonl"
-    write_predictions(path, [PLAIN])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"extras": {"x": float("inf")}}, "JSON values in extras"),
+        ({"detections": boxes((2.0, 0.0, 1.0, 1.0))}, "x1 <= x2"),
+        ({"detections": NAN}, "finite boxes and scores"),
+        ({"detections": FEW}, r"found \(2, 4\), 1 and 2"),
+    ],
+)
+def test_what_is_malformed_is_not_written(tmp_path, changes, message):
+    write(tmp_path, PLAIN)
+    with pytest.raises(DataError, match=message):
+        write(tmp_path, Prediction(**BASE, **changes))
+    assert [one.id for one in read_predictions(tmp_path)] == ["b"]
+    with pytest.raises(DataError, match="found 'b' a second time"):
+        write(tmp_path, PLAIN)
 
-    def broken():
-        yield FULL
-        raise RuntimeError("model died")
 
-    with pytest.raises(RuntimeError, match="model died"):
-        write_predictions(path, broken())
-    with pytest.raises(DataError, match="at least one prediction to write"):
-        write_predictions(path, [])
-    with pytest.raises(DataError, match="JSON values in extras"):
-        write_predictions(path, [Prediction(**BASE, extras={"x": float("inf")})])
-    with pytest.raises(DataError, match="x1 <= x2"):
-        write_predictions(path, [Prediction(**BASE, boxes=((2.0, 0.0, 1.0, 1.0),))])
-
+def test_a_full_disk_is_one_error(tmp_path, monkeypatch):
     def full(_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(DataError, match="No space left on device"):
-        write_predictions(path, [FULL])
-    assert os.listdir(tmp_path) == ["p.jsonl"]
-    assert read_predictions(path) == [PLAIN]
-
-
-BASE = {"id": "x", "prompt": "", "output": "", "model_id": "m"}
+        write(tmp_path, FULL)
 
 
 def test_align_orders_and_names_what_is_missing():
     assert align([FULL, PLAIN], ["b", "a/1"]) == [PLAIN, FULL]
     with pytest.raises(DataError, match=r"1 without one \(first: \['c'\]\) and 1 predictions"):
         align([FULL, PLAIN], ["b", "c"])
+
+
+IDS = [f"image {k}" for k in range(7)]
+
+
+def outputs(numbers, stop: int = 99):
+    for k in numbers:
+        if k == stop:
+            raise RuntimeError("the model failed")
+        yield Prediction(id=IDS[k], output=str(k * k), model_id="m", detections=boxes((0, 0, k, k)))
+
+
+def test_a_run_goes_on_where_it_stopped_also_on_other_processes(tmp_path):
+    with pytest.raises(RuntimeError, match="the model failed"):
+        runner.predict(IDS, lambda left: outputs(left, stop=3), tmp_path, model_id="m")
+    asked = []
+
+    def run(numbers):
+        asked.append(list(numbers))
+        return outputs(numbers)
+
+    made = [runner.predict(IDS, run, tmp_path, model_id="m", host=(k, 2)) for k in (0, 1)]
+    assert asked == [[4, 6], [3, 5]]  # 0 to 2 were on disk
+    assert made == [2, 2]
+    assert runner.predict(IDS, run, tmp_path, model_id="m") == 0
+    found = runner.predicted(IDS, tmp_path)
+    assert [one.output for one in found] == [str(k * k) for k in range(7)]
+    assert [float(one.detections.boxes[0, 2]) for one in found] == list(range(7))
+
+
+def test_predictions_of_other_weights_or_examples_are_refused(tmp_path):
+    runner.predict(IDS, outputs, tmp_path, model_id="m")
+    with pytest.raises(DataError, match=r"predictions of 'm', expected .* by 'n'"):
+        runner.predict(IDS, outputs, tmp_path, model_id="n")
+    with pytest.raises(DataError, match=r"of other examples \('image 6'\)"):
+        runner.predict(IDS[:6], outputs, tmp_path, model_id="m")
+    with pytest.raises(DataError, match="prediction of 'image 0' by 'm', found that of 'image 1'"):
+        runner.predict(IDS, lambda left: outputs(left[1:]), tmp_path / "two", model_id="m")
+    with pytest.raises(DataError, match="expected 7 predictions, found 0"):
+        runner.predict(IDS, lambda left: (), tmp_path / "three", model_id="m")
+    with pytest.raises(DataError, match="distinct ids"):
+        runner.predict(["a", "a"], outputs, tmp_path / "four", model_id="m")
