@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from perception_jax.errors import ConfigError, DataError
 from perception_jax.shard import mesh as mesh_lib
+from perception_jax.train import layout
 from perception_jax.train.task import Batch
 
 ID = "id"
@@ -113,8 +114,7 @@ class Feed:
 
     def _check(self, batch: Mapping[str, Any], ids: tuple[str, ...]) -> None:
         found = {}
-        for keys, leaf in jax.tree.leaves_with_path(batch):
-            name = jax.tree_util.keystr(keys, simple=True, separator="/")
+        for name, leaf in layout.flatten(batch).items():
             leaf = np.asarray(leaf)
             found[name] = (leaf.shape, leaf.dtype)
             if leaf.dtype.kind not in "biufV":  # V: ml_dtypes such as bfloat16

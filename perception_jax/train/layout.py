@@ -18,9 +18,7 @@ def to_tree(state: TrainState) -> dict[str, Any]:
         "step": state.step,
         "trainable": state.trainable,
         "frozen": state.frozen,
-        "opt_state": {
-            _name(keys): leaf for keys, leaf in jax.tree.leaves_with_path(state.opt_state)
-        },
+        "opt_state": flatten(state.opt_state),
         "key": state.key,
     }
     return tree if state.ema is None else {**tree, "ema": state.ema}
@@ -40,9 +38,14 @@ def from_tree(tree: Mapping[str, Any], like: TrainState) -> TrainState:
     )
 
 
+def flatten(tree: Any) -> dict[str, Any]:
+    """The leaves of a pytree by their "/"-joined paths, e.g. `trainable/head/kernel`."""
+    return {_name(keys): leaf for keys, leaf in jax.tree.leaves_with_path(tree)}
+
+
 def shapes(tree: Mapping[str, Any]) -> dict[str, list[int]]:
-    """Shape of every leaf by its "/"-joined path, e.g. `trainable/head/kernel`; JSON-able."""
-    return {_name(keys): list(leaf.shape) for keys, leaf in jax.tree.leaves_with_path(tree)}
+    """Shape of every leaf by its path; JSON-able."""
+    return {path: list(leaf.shape) for path, leaf in flatten(tree).items()}
 
 
 def differences(tree: Mapping[str, Any], saved: Mapping[str, list[int]]) -> str:
