@@ -5,7 +5,8 @@
     python -m launch.evaluate --config=configs/quickstart.py --checkpoint=runs/quickstart \
         --out=runs/eval
 
-Prints the numbers and writes them to OUT/results.json, with OUT/report.html.
+Splits the work over all devices, prints the numbers and writes them to OUT/results.json, with
+OUT/report.html.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 
 from absl import flags
 
-from launch import common
+from launch import common, compile_cache
 from perception_jax.errors import ConfigError
 
 
@@ -50,18 +51,23 @@ def run(parsed: common.Parsed) -> int:
 
 
 def _task_and_model(program: Any, parsed: common.Parsed) -> tuple[Any, Any]:
+    import jax
+
+    from perception_jax.shard.mesh import make_mesh
     from perception_jax.train import restore
 
+    compile_cache.skip_several_cpu_devices()
+    mesh = make_mesh() if jax.device_count() > 1 else None
     source, step = parsed.flags.checkpoint, parsed.flags.step
     folder = pathlib.Path(source)
     if (folder / "checkpoints").is_dir() or (folder / "meta").is_dir():
         task = program.task(parsed.config)
-        model, done = restore.load_model(task, folder, step=step)
+        model, done = restore.load_model(task, folder, step=step, mesh=mesh)
         print(f"{source}: step {done}")
         return task, model
     if step is not None:
         raise ConfigError(f"--step={step} goes with a training workdir; {source} is none.")
-    loaded = program.load(source, parsed.config)
+    loaded = program.load(source, parsed.config, mesh)
     return program.task(parsed.config, loaded), loaded.model
 
 

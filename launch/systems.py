@@ -19,6 +19,7 @@ from perception_jax.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from flax import nnx
+    from jax.sharding import Mesh
 
     from perception_jax.data.loader import Examples
     from perception_jax.inference.images import ImageResult
@@ -48,8 +49,8 @@ class Trains(Protocol):
     def task(self, config: ml_collections.ConfigDict, loaded: Any = None) -> Task:
         """The trainer's task, around what `load` gave if that is given."""
 
-    def load(self, source: str, config: ml_collections.ConfigDict) -> Any:
-        """A checkpoint to evaluate; its `model` is what the task's evaluators take."""
+    def load(self, source: str, config: ml_collections.ConfigDict, mesh: Mesh | None = None) -> Any:
+        """A checkpoint to evaluate, on the mesh; its `model` is what the evaluators take."""
 
     def report(
         self, config: ml_collections.ConfigDict, task: Task, model: nnx.Module, folder: pathlib.Path

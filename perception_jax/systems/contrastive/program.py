@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flax import nnx
+    from jax.sharding import Mesh
 
     from perception_jax.api import Loaded, Processor
     from perception_jax.data.records import Source
@@ -46,11 +47,11 @@ def task(config: Any, loaded: Loaded | None = None) -> ContrastiveTask:
     )
 
 
-def load(source: str, config: Any) -> Loaded:
+def load(source: str, config: Any, mesh: Mesh | None = None) -> Loaded:
     """A checkpoint to evaluate."""
     import perception_jax
 
-    return perception_jax.load(source)
+    return perception_jax.load(source, mesh=mesh)
 
 
 def report(config: Any, task: ContrastiveTask, model: nnx.Module, folder: pathlib.Path) -> None:

@@ -15,6 +15,7 @@ from absl import flags
 
 if TYPE_CHECKING:
     from flax import nnx
+    from jax.sharding import Mesh
 
     from perception_jax.api import Loaded, Processor
     from perception_jax.data.records import Source
@@ -78,14 +79,14 @@ def task_config(config: Any) -> GiveTaskConfig:
     )
 
 
-def load(source: str, config: Any) -> GiveEncoder:
+def load(source: str, config: Any, mesh: Mesh | None = None) -> GiveEncoder:
     """Adapters to evaluate: a file, or the folder that it lies in.
 
     They may name the backbone of the config; any other has to lie beside them or to be shipped.
     """
     from perception_jax.systems.give.pretrained import GiveEncoder
 
-    return GiveEncoder.from_pretrained(source, trusted=(config.backbone,))
+    return GiveEncoder.from_pretrained(source, trusted=(config.backbone,), mesh=mesh)
 
 
 def evaluators(config: Any, processor: Processor, training: TrainingData) -> dict[str, Evaluation]:
