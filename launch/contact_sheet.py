@@ -1,6 +1,6 @@
 """Draws many scenes with their captions on one picture, to look at.
 
-python -m launch.contact_sheet --out=runs/scenes.png --split=test --boxes
+    python -m launch.contact_sheet --out=runs/scenes.png --split=test --boxes
 """
 
 from __future__ import annotations

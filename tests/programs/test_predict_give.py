@@ -217,7 +217,6 @@ def test_a_backbone_alone_is_seen_without_steering(place, encoder, tmp_path):
             ["--candidates=ROOT/photos/one.png"],
             "one.png:1: expected UTF-8 text, found the byte",
         ),
-        (["--instruction=the kite", "--text=dog"], "ConfigError: --text belongs to encoder"),
     ],
 )
 def test_what_cannot_be_done_is_one_clear_error(place, tmp_path, capsys, words, said):
@@ -228,6 +227,12 @@ def test_what_cannot_be_done_is_one_clear_error(place, tmp_path, capsys, words, 
     assert said.replace("ROOT", str(place)) in error
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_flag_of_another_system_is_refused(place, tmp_path, capsys):
+    flags = [f"--model={place}", f"--image={place / 'photos/one.png'}", f"--out={tmp_path / 'out'}"]
+    assert run(*flags, "--text=dog") == 2
+    assert "--text: there is no such flag" in capsys.readouterr().err
 
 
 def test_a_strength_must_be_a_number(encoder):

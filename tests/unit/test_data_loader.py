@@ -287,7 +287,7 @@ def test_a_script_without_a_main_guard_can_use_workers(tmp_path, root):
                     return 8
                 def __getitem__(self, index):
                     image = np.full((2, 2, 3), index, np.uint8)
-                    return records.Record(id=str(index), image=image)
+                    return records.Record(id=str(index), images=(image,))
 
             def transform(record, rng):
                 return {"image": record.image}

@@ -418,7 +418,13 @@ def test_padding_changes_nothing():
     for length in (4, 8):
         zeros, ends = (steered(pad, length) for pad in (0, END))
         chex.assert_trees_all_equal(zeros, ends)
-        chex.assert_trees_all_close(zeros, expected, atol=1e-6)
+        # Tokens reach 10, where a step of float32 is 9.5e-7.
+        chex.assert_trees_all_close(zeros.tower, expected.tower, atol=1e-5)
+        chex.assert_trees_all_close(
+            (zeros.embedding, zeros.presence_logit),
+            (expected.embedding, expected.presence_logit),
+            atol=1e-6,
+        )
 
 
 def test_masks_end_with_the_first_end_token():

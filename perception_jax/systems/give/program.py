@@ -169,7 +169,8 @@ def predictor(values: flags.FlagValues) -> Callable[[pathlib.Path], ImageResult]
     from perception_jax.systems.give.showing.picture import draw
 
     candidates, captions = (
-        () if file is None else read_lines(file) for file in (values.candidates, values.captions)
+        () if file is None else read_lines(pathlib.Path(file))
+        for file in (values.candidates, values.captions)
     )
     encoder = load_encoder(values.model, backbone=values.backbone)
     predict = Predictor(
