@@ -37,7 +37,7 @@ def run(parsed: common.Parsed) -> int:
     from launch.data_page import add_record
     from launch.systems import training_program
     from perception_jax.errors import ConfigError, DataError
-    from perception_jax.viz.report import Report
+    from perception_jax.viz.html_report import Report
 
     count, seed = parsed.flags.count, parsed.flags.seed
     if count < 1:

@@ -12,8 +12,8 @@ import numpy as np
 from perception_jax.data import images
 from perception_jax.data.records import ObjectAnnotation, Question, Record, Turn
 from perception_jax.data.tokenization import Tokenizer
+from perception_jax.viz.html_report import Report
 from perception_jax.viz.overlay import draw_boxes
-from perception_jax.viz.report import Report
 
 SHOWN_SIDE = 320
 """Pictures smaller than this are enlarged by a whole factor, so that labels can be read."""

@@ -37,7 +37,7 @@ _MISSING = object()
 
 
 @runtime_checkable
-class Kind(Protocol):
+class SettingType(Protocol):
     """What a setting may be."""
 
     @property
@@ -142,7 +142,7 @@ class Choice:
 class Several:
     """A list of `least` to `most` values of one kind; becomes a tuple."""
 
-    kind: Kind
+    kind: SettingType
     least: int
     most: int
 
@@ -161,8 +161,8 @@ class Several:
 class Either:
     """A value of the first of two kinds that it fits."""
 
-    first: Kind
-    second: Kind
+    first: SettingType
+    second: SettingType
 
     @property
     def expected(self) -> str:
@@ -179,7 +179,7 @@ class Either:
 class Optional:
     """A kind, or null."""
 
-    kind: Kind
+    kind: SettingType
 
     @property
     def expected(self) -> str:
@@ -212,21 +212,23 @@ STD = Several(Number(above=1e-6, high=2.0), 3, 3)
 FLAG = Flag()
 TEXT = Text()
 
-TRANSFORMER: Mapping[str, Kind] = {
+TRANSFORMER: Mapping[str, SettingType] = {
     "width": WIDTH,
     "depth": DEPTH,
     "heads": HEADS,
     "mlp_dim": WIDTH,
     "eps": EPS,
 }
-IMAGE_TOWER: Mapping[str, Kind] = {
+IMAGE_TOWER: Mapping[str, SettingType] = {
     **TRANSFORMER,
     "image_size": IMAGE_SIZE,
     "patch_size": IMAGE_SIZE,
 }
 
 
-def check(value: Any, kind: Kind, name: str, *, error: type[PerceptionError] = ConfigError) -> Any:
+def check(
+    value: Any, kind: SettingType, name: str, *, error: type[PerceptionError] = ConfigError
+) -> Any:
     """The value as its kind reads it.
 
     Args:
@@ -241,7 +243,7 @@ def check(value: Any, kind: Kind, name: str, *, error: type[PerceptionError] = C
         raise error(f"{name}: expected {kind.expected}, found {shown(value)}.") from None
 
 
-def check_fields(config: Any, kinds: Mapping[str, Kind]) -> None:
+def check_fields(config: Any, kinds: Mapping[str, SettingType]) -> None:
     """Checks fields of a configuration, and those that belong together.
 
     Args:
@@ -287,7 +289,7 @@ class Settings:
     def __contains__(self, key: str) -> bool:
         return key in self.content
 
-    def get(self, key: str, kind: Kind, default: Any = _MISSING) -> Any:
+    def get(self, key: str, kind: SettingType, default: Any = _MISSING) -> Any:
         """The setting `key`.
 
         Args:

@@ -15,12 +15,12 @@ import jax
 import numpy as np
 from flax import nnx
 
-from perception_jax.api.loaded import Loaded, Processor, Weights
+from perception_jax.api.loaded import LazyWeights, Loaded, Processor
 from perception_jax.api.loading import prepare
 from perception_jax.api.locate import find
 from perception_jax.errors import ConfigError
+from perception_jax.interop.checkpoint_source import open_source
 from perception_jax.interop.load import LoadedParams, load_params
-from perception_jax.interop.source import open_source
 from perception_jax.models.architecture import Files
 from perception_jax.models.clip.architecture import read_tokenizer
 from perception_jax.models.clip.config import ClipConfig
@@ -65,7 +65,7 @@ def load_backbone(
       CheckpointError, ConfigError: as `perception_jax.load`; or the encoder has no text tower and
         is none that can be paired.
     """
-    return open_backbone(source, text=text).filled(dtype=dtype, mesh=mesh)
+    return open_backbone(source, text=text).load_weights(dtype=dtype, mesh=mesh)
 
 
 def open_backbone(
@@ -121,9 +121,9 @@ def _paired(vision: Loaded, text: str | os.PathLike[str]) -> Loaded:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _PairedWeights:
-    """The weights of a vision-only encoder and of a CLIP's text tower; see `Weights`."""
+    """The weights of a vision-only encoder and of a CLIP's text tower; see `LazyWeights`."""
 
-    vision: Weights
+    vision: LazyWeights
     text: Mapping[str, np.ndarray]
     leaves: Mapping[str, jax.ShapeDtypeStruct]
     rules: tuple[tuple[str, Any], ...] = SHARDINGS

@@ -15,9 +15,9 @@ from perception_jax.data import processor_formats, processor_hf
 from perception_jax.data.tokenization import ClipTokenizer, SiglipTokenizer
 from perception_jax.errors import ConfigError
 from perception_jax.interop.checkpoint_dir import OPEN_CLIP_SINGLE, SINGLE
+from perception_jax.interop.checkpoint_source import OPEN_CLIP_CONFIG, Layout
 from perception_jax.interop.export import export_params
 from perception_jax.interop.rules import RuleTable
-from perception_jax.interop.source import OPEN_CLIP_CONFIG, Layout
 from perception_jax.interop.writer import MAX_SHARD, write_checkpoint
 from perception_jax.models import open_clip
 from perception_jax.models.architecture import Architecture, Tokenizer

@@ -16,8 +16,8 @@ from perception_jax.data.processors import ImageProcessor, Mode
 from perception_jax.data.views import at_size
 from perception_jax.errors import CheckpointError, ConfigError
 from perception_jax.interop.dtypes import floating_dtype
+from perception_jax.interop.key_report import KeyReport
 from perception_jax.interop.load import LoadedParams
-from perception_jax.interop.report import KeyReport
 from perception_jax.models.architecture import Tokenizer
 from perception_jax.models.params import flatten, unflatten
 from perception_jax.ops.image import normalise
@@ -85,7 +85,7 @@ class Processor:
 
 
 @runtime_checkable
-class Weights(Protocol):
+class LazyWeights(Protocol):
     """The weights of a checkpoint that has been opened and not read.
 
     Attributes:
@@ -122,9 +122,9 @@ class Loaded:
     processor: Processor
     name: str = ""
     report: KeyReport | None = None
-    weights: Weights | None = None
+    weights: LazyWeights | None = None
 
-    def filled(
+    def load_weights(
         self, *, dtype: np.typing.DTypeLike | None = None, mesh: jax.sharding.Mesh | None = None
     ) -> Loaded:
         """The same with its weights read, tensor by tensor straight to their shards.

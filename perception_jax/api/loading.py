@@ -18,10 +18,10 @@ from perception_jax.data import processor_formats
 from perception_jax.data.processors import ImageProcessor
 from perception_jax.errors import CheckpointError, ConfigError
 from perception_jax.interop.checkpoint_dir import read_json
+from perception_jax.interop.checkpoint_source import OPEN_CLIP_CONFIG, CheckpointSource, open_source
 from perception_jax.interop.dtypes import floating_dtype
 from perception_jax.interop.load import LoadedParams, load_params
 from perception_jax.interop.rules import RuleTable
-from perception_jax.interop.source import OPEN_CLIP_CONFIG, Source, open_source
 from perception_jax.models.architecture import Files, Tokenizer
 from perception_jax.models.identify import Identified, identify
 from perception_jax.models.params import flatten
@@ -68,12 +68,12 @@ def load(
     _check_arguments(config, section, prefix, mesh)
     dtype = None if dtype is None else floating_dtype(dtype)
     opened = prepare(source, config=config, section=section, prefix=prefix)
-    return opened.filled(dtype=dtype, mesh=mesh)
+    return opened.load_weights(dtype=dtype, mesh=mesh)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Weights:
-    """The weights of a checkpoint; see `Weights`.
+    """The weights of a checkpoint; see `LazyWeights`.
 
     Attributes:
       leaves: shape and dtype of each leaf by its path.
@@ -86,7 +86,7 @@ class _Weights:
     leaves: Mapping[str, jax.ShapeDtypeStruct]
     table: RuleTable
     rules: tuple[tuple[str, Any], ...]
-    found: Source
+    found: CheckpointSource
     processor_files: Mapping[str, str]
 
     def read(
@@ -162,7 +162,7 @@ def _check_arguments(config: Any, section: Any, prefix: Any, mesh: Any) -> None:
             raise ConfigError(f"{name}: expected {described}, found {shown(value)}.")
 
 
-def _read_tokenizer(found: Source, model: Identified) -> Tokenizer | None:
+def _read_tokenizer(found: CheckpointSource, model: Identified) -> Tokenizer | None:
     read = model.architecture.read_tokenizer
     if read is None:
         return None
@@ -174,7 +174,9 @@ def _tokenizer_from(tokenizer: Tokenizer | None) -> str:
     return "none" if tokenizer is None else type(tokenizer).__name__
 
 
-def _read_image_processor(found: Source, model: Identified) -> tuple[ImageProcessor | None, str]:
+def _read_image_processor(
+    found: CheckpointSource, model: Identified
+) -> tuple[ImageProcessor | None, str]:
     """The image processor, and the file that describes it."""
     make = model.architecture.image_processor
     if make is None:

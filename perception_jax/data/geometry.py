@@ -119,7 +119,7 @@ def clip_boxes(
     return np.clip(boxes, 0.0, np.array([width, height, width, height], np.float64))
 
 
-def turn_boxes(
+def rotate_boxes(
     boxes: Float[np.ndarray, "*N 4"], orientation: int, stored: tuple[int, int]
 ) -> Float[np.ndarray, "*N 4"]:
     """Boxes (xyxy) of a file's stored pixels as those of the picture with EXIF's orientation.

@@ -41,7 +41,7 @@ _LOGGER = logging.getLogger(__name__)
 
 
 @runtime_checkable
-class Transform(Protocol):
+class RecordTransform(Protocol):
     """Picklable, thread-safe; the same record and random numbers give the same arrays."""
 
     def __call__(self, record: records.Record, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -50,7 +50,7 @@ class Transform(Protocol):
 
 def make_loader(
     source: records.Source,
-    transform: Transform,
+    transform: RecordTransform,
     *,
     batch_size: int,
     seed: int,
@@ -65,7 +65,7 @@ def make_loader(
 
     Args:
       source: random access to records.
-      transform: record to arrays; see `Transform`.
+      transform: record to arrays; see `RecordTransform`.
       batch_size: of all hosts together.
       seed: of the order and of every element's random numbers, in [0, 2³²).
       shuffle: a new order each epoch, or the source's own.
@@ -120,7 +120,7 @@ def make_loader(
 
 def make_eval_loader(
     source: records.Source,
-    transform: Transform,
+    transform: RecordTransform,
     *,
     batch_size: int,
     seed: int = 0,
@@ -191,7 +191,7 @@ class RecordExamples:
     """
 
     source: records.Source
-    transform: Transform
+    transform: RecordTransform
     seed: int = 0
 
     def __len__(self) -> int:
@@ -268,7 +268,7 @@ class _Load:
     """Record number to example. Errors become values: not every exception survives a process."""
 
     source: records.Source
-    transform: Transform
+    transform: RecordTransform
     count: int
 
     def __call__(
@@ -317,7 +317,7 @@ class LoadedExamples(grain.IterDataset):
         self.keep_places = keep_places
 
     def __iter__(self) -> _ExampleIterator:
-        workers.settle_grain()
+        workers.configure_grain()
         return _ExampleIterator(self)
 
     def __str__(self) -> str:

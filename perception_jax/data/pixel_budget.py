@@ -18,14 +18,14 @@ _free = threading.Condition()
 _taken = 0
 
 
-class _Held(threading.local):
+class _ThreadUsage(threading.local):
     """What this thread has taken, and how many scopes it is in."""
 
     pixels = 0
     depth = 0
 
 
-_held = _Held()
+_held = _ThreadUsage()
 
 
 @contextlib.contextmanager

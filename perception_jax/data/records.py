@@ -112,7 +112,7 @@ class Question:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Instruction:
+class ObjectInstruction:
     """A request to attend to something; `target` indexes `objects`, None if it is absent."""
 
     text: str
@@ -168,7 +168,7 @@ class Record:
     objects: tuple[ObjectAnnotation, ...] = ()
     referring: tuple[ReferringExpression, ...] = ()
     questions: tuple[Question, ...] = ()
-    instructions: tuple[Instruction, ...] = ()
+    instructions: tuple[ObjectInstruction, ...] = ()
     conversation: tuple[Turn, ...] = ()
     absent: tuple[str, ...] = ()
     not_exhaustive: tuple[str, ...] = ()

@@ -30,7 +30,7 @@ _GRACE_SECONDS = 60.0
 _THROUGH_PIPES = grain.experimental.DatasetOptions(min_shm_size=2**62)
 
 
-def settle_grain() -> None:
+def configure_grain() -> None:
     """Makes grain behave in any program; to be called before an iterator of it is made.
 
     It reads absl flags, which absl forbids where none were parsed; and it appends a remark on

@@ -27,7 +27,7 @@ from perception_jax.interop.load import load_params
 from perception_jax.interop.rules import Rename, Rule, RuleTable
 from perception_jax.interop.safetensors_io import SafetensorsFile
 from perception_jax.interop.writer import write_file
-from perception_jax.settings import Kind, Settings, shown
+from perception_jax.settings import Settings, SettingType, shown
 
 BACKBONE, FINGERPRINT = "backbone", "backbone_fingerprint"
 """Keys of the metadata."""
@@ -146,7 +146,7 @@ class AdapterFile:
         settings.check(blocks[-1], kind, f"adapters in {self.path}: block", error=CheckpointError)
         return tuple(blocks)
 
-    def setting(self, key: str, kind: Kind, default: Any) -> Any:
+    def setting(self, key: str, kind: SettingType, default: Any) -> Any:
         """A setting that stands in the metadata, which holds strings.
 
         Args:

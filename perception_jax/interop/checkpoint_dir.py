@@ -94,7 +94,7 @@ class JoinedFiles(TensorFiles):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Weights:
+class WeightFiles:
     """Attributes:
     path: the file of weights, or the index of its shards.
     left: names of other weights and indexes in the folder, which are not read.
@@ -108,7 +108,7 @@ PREFERRED = (*PLAIN[:2], *OPEN_CLIP[:2], *PLAIN[2:], *OPEN_CLIP[2:])
 """Names of weights in a folder: safetensors before formats that need the restricted reader."""
 
 
-def find_weights(path: str | os.PathLike[str], *, prefer: Sequence[str] = PREFERRED) -> Weights:
+def find_weights(path: str | os.PathLike[str], *, prefer: Sequence[str] = PREFERRED) -> WeightFiles:
     """Which weights of a folder to read: those of the first name that is there, or the only ones.
 
     Args:
@@ -120,7 +120,7 @@ def find_weights(path: str | os.PathLike[str], *, prefer: Sequence[str] = PREFER
     """
     path = pathlib.Path(path)
     if not path.is_dir():
-        return Weights(path=path)
+        return WeightFiles(path=path)
     found = _weights_in(path, prefer)
     if found is not None:
         return found
@@ -198,7 +198,7 @@ def _open_file(path: pathlib.Path, section: str | None) -> TensorFiles:
     )
 
 
-def _weights_in(folder: pathlib.Path, prefer: Sequence[str]) -> Weights | None:
+def _weights_in(folder: pathlib.Path, prefer: Sequence[str]) -> WeightFiles | None:
     """The weights directly in a folder; None if there are none."""
     present = sorted(item.name for item in folder.iterdir() if item.is_file())
     weights = [name for name in present if name.endswith((*WEIGHT_SUFFIXES, INDEX_SUFFIX))]
@@ -217,10 +217,10 @@ def _weights_in(folder: pathlib.Path, prefer: Sequence[str]) -> Weights | None:
     return None
 
 
-def _chosen(folder: pathlib.Path, name: str, weights: Sequence[str]) -> Weights:
+def _chosen(folder: pathlib.Path, name: str, weights: Sequence[str]) -> WeightFiles:
     shards = _shard_names(folder / name) if name.endswith(INDEX_SUFFIX) else ()
     left = tuple(other for other in weights if other != name and other not in shards)
-    return Weights(path=folder / name, left=left)
+    return WeightFiles(path=folder / name, left=left)
 
 
 def _subfolders(folder: pathlib.Path) -> list[pathlib.Path]:

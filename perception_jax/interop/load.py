@@ -20,11 +20,11 @@ import numpy as np
 from jaxtyping import Shaped
 
 from perception_jax.errors import CheckpointError
+from perception_jax.interop.binding import Binding, bind
 from perception_jax.interop.buffers import aligned_empty, copy_into
 from perception_jax.interop.dtypes import floating_dtype
+from perception_jax.interop.key_report import KeyReport
 from perception_jax.interop.match import Match, match
-from perception_jax.interop.plan import Binding, bind
-from perception_jax.interop.report import KeyReport
 from perception_jax.interop.rules import RuleTable
 from perception_jax.interop.tensors import Shape, TensorFiles, tensor_specs
 from perception_jax.interop.transforms import Constant

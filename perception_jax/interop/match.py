@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from perception_jax.errors import CheckpointError
-from perception_jax.interop.plan import Binding, listing
+from perception_jax.interop.binding import Binding, listing
 from perception_jax.interop.rules import RuleTable
 from perception_jax.interop.tensors import Shape, tensor_specs
 

@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Shaped
 
 from perception_jax.errors import CheckpointError
+from perception_jax.interop.binding import listing
 from perception_jax.interop.checkpoint_dir import open_checkpoint
-from perception_jax.interop.plan import listing
 from perception_jax.interop.rules import RuleTable
 from perception_jax.interop.tensors import tensor_specs
 from perception_jax.interop.transforms import LOSSY

@@ -158,8 +158,8 @@ def _part(settings: Settings, layout: str, shapes: Shapes) -> Identified:
     fit, _, best = max(found, key=lambda item: item[0])
     if fit[0] >= _ENOUGH:
         return best
-    if (told := _by_names(shapes)) is not None:
-        return told
+    if (found := _by_names(shapes)) is not None:
+        return found
     compared = [f"{where}: {one.architecture.name}" for _, where, one in found]
     raise ConfigError(
         f"the {len(shapes)} tensors of the part that was asked for (e.g. "

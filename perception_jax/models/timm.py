@@ -14,7 +14,7 @@ from typing import Any
 
 from perception_jax import settings
 from perception_jax.errors import ConfigError
-from perception_jax.settings import Either, Kind, Optional, Settings, Several
+from perception_jax.settings import Either, Optional, Settings, SettingType, Several
 
 ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "quick_gelu": "quick_gelu"}
 """timm's names → ours."""
@@ -28,7 +28,7 @@ _FIELDS = {
     "mlp_ratio": "mlp_ratio",
 }
 """Arguments of timm → fields of `Size`."""
-_KINDS: dict[str, Kind] = {
+_KINDS: dict[str, SettingType] = {
     "patch_size": settings.IMAGE_SIZE,
     "embed_dim": settings.WIDTH,
     "depth": settings.DEPTH,

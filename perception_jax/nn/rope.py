@@ -31,11 +31,11 @@ class Rope:
     sin: Float[Array, "*B T R"]
     interleaved: bool = dataclasses.field(default=True, metadata={"static": True})
 
-    def turn(self, x: Float[Array, "B T N H"]) -> Float[Array, "B T N H"]:
+    def rotate(self, x: Float[Array, "B T N H"]) -> Float[Array, "B T N H"]:
         """`x cos + rot(x) sin` in float32; rot([x0, x1, …]) = [-x1, x0, …], or of halves."""
         count = self.cos.shape[-1]
         if count < x.shape[-1]:
-            turned = self.turn(x[..., :count])
+            turned = self.rotate(x[..., :count])
             return jnp.concatenate([turned, x[..., count:]], axis=-1)
         wide = x.astype(jnp.float32)
         if self.interleaved:

@@ -93,14 +93,14 @@ class Ballots:
         self._devices = mesh.size
         self._made: dict[bool, jax.Array] = {}
 
-    def cast(self, wish: bool) -> Int32[jax.Array, " devices"]:
+    def cast(self, stop: bool) -> Int32[jax.Array, " devices"]:
         """This process's vote, once per device of its own: 1 if it wishes, else 0."""
-        if wish not in self._made:
-            mine = np.full((1,), wish, np.int32)
-            self._made[wish] = jax.make_array_from_callback(
+        if stop not in self._made:
+            mine = np.full((1,), stop, np.int32)
+            self._made[stop] = jax.make_array_from_callback(
                 (self._devices,), self._sharding, lambda _: mine
             )
-        return self._made[wish]
+        return self._made[stop]
 
 
 def exchange(subject: str, text: str, *, timeout_seconds: float = TIMEOUT_SECONDS) -> list[str]:

@@ -7,7 +7,7 @@ leaf and the mesh have, is an error: nothing is replicated by accident.
 
 Published sizes do not divide every slice (a width of 1,152 does not split over 256 chips). A mesh
 axis that does not divide the leaf's axis named for it moves to another one that the row names, or
-else leaves the leaf whole on that mesh axis; each such leaf is listed in `Placement.fallbacks`.
+else leaves the leaf whole on that mesh axis; each such leaf is listed in `ShardingPlan.fallbacks`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
-class Placement:
+class ShardingPlan:
     """Attributes:
     shardings: of each leaf by path.
     fallbacks: the spec that the row gives, for each leaf that it does not divide.
@@ -69,7 +69,7 @@ def shardings(leaves: Mapping[str, Any], rules: Rules, mesh: Mesh) -> dict[str, 
     return placement.shardings
 
 
-def place(leaves: Mapping[str, Any], rules: Rules, mesh: Mesh | AbstractMesh) -> Placement:
+def place(leaves: Mapping[str, Any], rules: Rules, mesh: Mesh | AbstractMesh) -> ShardingPlan:
     """The sharding of each leaf, and which of them are fallbacks.
 
     Args:
@@ -100,7 +100,7 @@ def place(leaves: Mapping[str, Any], rules: Rules, mesh: Mesh | AbstractMesh) ->
         placed[path] = NamedSharding(mesh, fitting)
     if problems:
         raise ConfigError(_message(problems, rules))
-    return Placement(placed, fallbacks)
+    return ShardingPlan(placed, fallbacks)
 
 
 def fsdp_largest_axis(

@@ -24,7 +24,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int, Int32
 from perception_jax.data.records import ObjectAnnotation, Record
 from perception_jax.evals.conditioned.diagnostics import area_under_curve
 from perception_jax.models.clip.config import VisionConfig
-from perception_jax.models.clip.modeling import VisionTower
+from perception_jax.models.clip.modeling import ClipVisionTower
 from perception_jax.nn import stack
 from perception_jax.nn.adapters import AdapterParam
 from perception_jax.nn.text_tower import TextConfig, TextTower
@@ -150,7 +150,7 @@ class MeanText(TextTower):
         return TowerOutput(embedding=self.projection(pooled), pooled=pooled, tokens=tokens)
 
 
-class Same(nnx.Module):
+class Identity(nnx.Module):
     """In the place of a norm."""
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
@@ -158,7 +158,7 @@ class Same(nnx.Module):
         return x
 
 
-class Backbone(nnx.Module):
+class ShapesBackbone(nnx.Module):
     """A tiny ViT and texts [start, colour, shape] or [start, shape]."""
 
     def __init__(self, *, rngs: nnx.Rngs):
@@ -166,9 +166,9 @@ class Backbone(nnx.Module):
         vision = VisionConfig(image_size=SIDE, patch_size=8, depth=3, **size)
         words = 1 + len(COLOURS) + len(SHAPES)
         text = TextConfig(vocab_size=words, context=3, depth=1, **size)
-        self.vision = VisionTower(vision, WIDTH, rngs=rngs)
+        self.vision = ClipVisionTower(vision, WIDTH, rngs=rngs)
         # CLIP's norm before the blocks would make all patches, bright or dark, equally long.
-        self.vision.norm_pre = Same()
+        self.vision.norm_pre = Identity()
         self.text = MeanText(text, WIDTH, rngs=rngs)
         self.logit_scale = nnx.Param(jnp.log(jnp.float32(1 / 0.07)))
 
@@ -194,15 +194,15 @@ def _word(shape: Int[np.ndarray, "*n"]) -> Int[np.ndarray, "*n"]:
     return 1 + len(COLOURS) + shape
 
 
-def pretrained(scenes: Scenes, *, steps: int = PRETRAINING_STEPS, seed: int = 0) -> Backbone:
+def pretrained(scenes: Scenes, *, steps: int = PRETRAINING_STEPS, seed: int = 0) -> ShapesBackbone:
     """A backbone that knows the captions of the large shapes, and nothing of the small ones."""
-    model = jax.jit(lambda: Backbone(rngs=nnx.Rngs(params=seed)))()
+    model = jax.jit(lambda: ShapesBackbone(rngs=nnx.Rngs(params=seed)))()
     pixels = jnp.asarray(scenes.pixels)
     rng = np.random.default_rng([seed, 1])
     picked = rng.integers(len(pixels), size=(steps, PRETRAINING_BATCH))
     batches = ((row, scenes.shape[row, 0], scenes.colour[row, 0]) for row in picked)
 
-    def loss(model: Backbone, batch: Any, pixels: Array) -> Array:
+    def loss(model: ShapesBackbone, batch: Any, pixels: Array) -> Array:
         image, shape, colour = batch
         embedding = unit(model.vision(pixels[image]).embedding)
         return softmax_contrastive(
@@ -212,7 +212,7 @@ def pretrained(scenes: Scenes, *, steps: int = PRETRAINING_STEPS, seed: int = 0)
     return _fit(model, nnx.Param, loss, batches, steps, pixels)
 
 
-def with_adapters(backbone: Backbone, *, seed: int = 0, **adapter: Any) -> Give:
+def with_adapters(backbone: ShapesBackbone, *, seed: int = 0, **adapter: Any) -> Give:
     """Fresh adapters with heads of 12 in all three blocks."""
     config = GiveConfig(layers="all", adapter=AdapterConfig(heads=HEADS, **adapter))
     backbone = jax.tree.map(lambda leaf: leaf, backbone)
@@ -234,8 +234,8 @@ def trained(
     def loss(give: Give, batch: dict[str, Array], pixels: Array) -> Array:
         backbone = give.backbone
         kinds = jnp.stack([batch["label"], batch["absent_index"]], axis=1).reshape(-1)
-        told = pick(backbone.instructions(), kinds)
-        out = give(pixels[batch["image_index"]], told, repeats=2)
+        instruction = pick(backbone.instructions(), kinds)
+        out = give(pixels[batch["image_index"]], instruction, repeats=2)
         return all_losses(
             config,
             Rows(
@@ -317,7 +317,7 @@ def measured(give: Give, scenes: Scenes) -> Scores:
     )
 
 
-def static_captions(backbone: Backbone, scenes: Scenes) -> tuple[float, float]:
+def static_captions(backbone: ShapesBackbone, scenes: Scenes) -> tuple[float, float]:
     """How often the plain backbone names the large shape, and a small one, of all captions."""
     captions = np.asarray(backbone.captions()).reshape(-1, WIDTH)
     run = jax.jit(lambda model, pixels: model.vision(pixels).embedding)
@@ -349,8 +349,8 @@ def _under_all(
     @jax.jit
     def run(give: Give, pixels: Array) -> tuple[Array, Array]:
         kinds = jnp.tile(jnp.arange(len(SHAPES)), len(pixels))
-        told = pick(give.backbone.instructions(), kinds)
-        out = give(pixels, told, repeats=len(SHAPES))
+        instruction = pick(give.backbone.instructions(), kinds)
+        out = give(pixels, instruction, repeats=len(SHAPES))
         return out.embedding, out.presence_logit
 
     done = [run(give, pixels[start : start + size]) for start in range(0, len(pixels), size)]

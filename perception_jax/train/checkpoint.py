@@ -28,8 +28,8 @@ from orbax.checkpoint import v1 as ocp
 from perception_jax.errors import CheckpointError
 from perception_jax.files import write_whole
 from perception_jax.shard import distributed
-from perception_jax.train import integrity, layout, position
-from perception_jax.train.position import PositionFile
+from perception_jax.train import data_position, integrity, state_tree
+from perception_jax.train.data_position import PositionFile
 from perception_jax.train.state import Leaves, TrainState
 
 _log = logging.getLogger(__name__)
@@ -102,8 +102,8 @@ class Checkpoints:
         self.wait()
         own = {"step": step, "process_count": jax.process_count(), "ema": state.ema is not None}
         meta = {**meta, **own}
-        tree = layout.to_tree(state)
-        files = _JsonFiles({"meta.json": meta, "leaves.json": layout.shapes(tree)})
+        tree = state_tree.to_tree(state)
+        files = _JsonFiles({"meta.json": meta, "leaves.json": state_tree.shapes(tree)})
         self._saving_step = step
         try:
             self._saving = self._orbax.save_checkpointables_async(
@@ -218,11 +218,11 @@ class Checkpoints:
     def _load(self, step: int, target: TrainState, data: Any) -> Restored:
         path = self.path(step)
         meta = read_meta(path)
-        tree = layout.to_tree(target)
+        tree = state_tree.to_tree(target)
         _require_fit(path, tree)
         distributed.together(
             "finding the place in the data",
-            lambda: position.restore(
+            lambda: data_position.restore(
                 path / "data", data, written_by=meta["process_count"], batches=step
             ),
         )
@@ -231,7 +231,9 @@ class Checkpoints:
         except Exception as error:  # orbax and the file system raise many kinds
             raise _unloadable(path, error) from error
         found = distributed.exchange("evaluation", json.dumps(_read_evaluation(path)))[0]
-        return Restored(layout.from_tree(loaded["state"], target), step, meta, json.loads(found))
+        return Restored(
+            state_tree.from_tree(loaded["state"], target), step, meta, json.loads(found)
+        )
 
     def _set_aside(self, damaged: Mapping[int, str], *, used: int) -> None:
         """Moves damaged checkpoints out of the way of the run that is about to repeat them."""
@@ -377,7 +379,7 @@ def _require_fit(path: pathlib.Path, tree: Mapping[str, Any]) -> None:
     saved = _read_object(path / "meta" / "leaves.json")
     if saved is None:
         raise CheckpointError(f"{path} is not a whole checkpoint: no list in meta/leaves.json.")
-    differing = layout.differences(tree, saved)
+    differing = state_tree.differences(tree, saved)
     if differing:
         raise CheckpointError(
             f"checkpoint {path} is of another model or optimizer:\n  {differing}\n"
@@ -386,7 +388,7 @@ def _require_fit(path: pathlib.Path, tree: Mapping[str, Any]) -> None:
 
 
 def kept_settings(path: pathlib.Path) -> dict[str, Any]:
-    """The settings that one checkpoint keeps, see `train.settings`; what it lacks is left out."""
+    """The settings stored in a checkpoint (see `train.run_settings`), without missing ones."""
     meta = _read_meta(path)
     return {
         key: meta[key]

@@ -18,7 +18,7 @@ ID = "id"
 
 
 @dataclasses.dataclass(frozen=True)
-class Fed:
+class DeviceBatch:
     """A batch on the devices.
 
     Attributes:
@@ -30,7 +30,7 @@ class Fed:
     ids: tuple[str, ...]
 
 
-class Feed:
+class BatchFeed:
     """Takes batches off an endless dataset and places them.
 
     Attributes:
@@ -62,7 +62,7 @@ class Feed:
         """Makes `place` the place for good, where a batch was left half way or not used."""
         self._place = place
 
-    def next(self) -> Fed:
+    def next(self) -> DeviceBatch:
         """The next batch.
 
         Raises:
@@ -79,7 +79,7 @@ class Feed:
         self._check(batch, ids)
         place = jax.make_array_from_process_local_data
         arrays = jax.tree.map(lambda x: place(self._sharding, np.asarray(x)), batch)
-        return Fed(arrays, ids)
+        return DeviceBatch(arrays, ids)
 
     def require_same_records(self, first: Sequence[str], moved: str) -> None:
         """Compares the first batch of the data with that of the run so far.

@@ -40,7 +40,7 @@ def write(folder: pathlib.Path, shards: int, dtype: str) -> int:
     from flax import nnx
     from safetensors.numpy import save_file
 
-    from perception_jax.interop.plan import source_shapes
+    from perception_jax.interop.binding import source_shapes
     from perception_jax.models.clip.config import ClipConfig
     from perception_jax.models.clip.modeling import Clip
     from perception_jax.models.clip.params import hf_table

@@ -13,9 +13,9 @@ import pytest
 from perception_jax.data.scenes import facts, questions
 from perception_jax.data.scenes.language import Description, describe
 from perception_jax.data.scenes.sample import SceneConfig, sample_spec
-from perception_jax.data.scenes.silhouettes import extent
 from perception_jax.data.scenes.source import draw_scene
 from perception_jax.data.scenes.spec import RenderedObject, SceneSpec
+from perception_jax.data.scenes.visibility import extent
 from tests import scenes_oracle as oracle
 
 SCENES = 300

@@ -20,7 +20,7 @@ from perception_jax.api import Loaded, Processor
 from perception_jax.data.processors import ImageProcessor
 from perception_jax.errors import CheckpointError, ConfigError
 from perception_jax.interop.checkpoint_dir import open_checkpoint
-from perception_jax.interop.source import open_source
+from perception_jax.interop.checkpoint_source import open_source
 from perception_jax.interop.verify import compare_params
 from perception_jax.models.clip.config import ClipConfig, VisionConfig
 from perception_jax.models.dinov2.config import Dinov2Config

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from perception_jax.api import Loaded, Processor, export
 from perception_jax.data.processors import ImageProcessor
 from perception_jax.errors import ConfigError
-from perception_jax.interop.plan import bind, source_shapes
+from perception_jax.interop.binding import bind, source_shapes
 from perception_jax.interop.rules import identity_table
 from perception_jax.models.clip.config import ClipConfig
 from perception_jax.models.dinov2.config import Dinov2Config

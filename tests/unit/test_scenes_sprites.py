@@ -14,9 +14,9 @@ from perception_jax.data.scenes import build_sprites, concepts, palette
 from perception_jax.data.scenes.backgrounds import TONES, draw_background
 from perception_jax.data.scenes.concepts import by_name, colour_of, facing_of
 from perception_jax.data.scenes.render import render
-from perception_jax.data.scenes.silhouettes import Silhouettes
 from perception_jax.data.scenes.spec import STYLES, Background, DrawnText, Placement, SceneSpec
 from perception_jax.data.scenes.sprites import ARCHIVE, load_sprite
+from perception_jax.data.scenes.visibility import VisibilityMap
 from perception_jax.errors import DataError
 
 ALL = concepts.concepts()
@@ -49,7 +49,7 @@ def test_there_are_enough_concepts() -> None:
     assert len(held_out) >= 48
     assert {concept.category for concept in held_out} >= {"animal", "food", "object", "place"}
     assert {concept.category for concept in ALL} == set(concepts.CATEGORIES)
-    assert all(len(concepts.kin_of(concept)) == 1 for concept in held_out)
+    assert all(len(concepts.family_of(concept)) == 1 for concept in held_out)
 
 
 def test_held_out_concepts_stay_held_out() -> None:
@@ -76,7 +76,7 @@ def test_pairs_point_at_each_other() -> None:
     for concept in pairs:
         other = by_name(concept.counterpart)
         assert other.counterpart == concept.name
-        assert other.kin == concept.kin
+        assert other.family == concept.family
         assert (other.state, other.view) != (concept.state, concept.view)
 
 
@@ -171,7 +171,7 @@ def test_colour_and_facing_of_a_placement() -> None:
 
 
 def test_silhouettes_count_what_is_covered() -> None:
-    silhouettes = Silhouettes((4, 6))
+    silhouettes = VisibilityMap((4, 6))
     square, column = np.ones((2, 2), bool), np.ones((4, 1), bool)
     silhouettes.cover(square, (1, 1))
     assert silhouettes.hidden_by(square, (2, 1)) == 0.5

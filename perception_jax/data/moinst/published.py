@@ -15,7 +15,7 @@ from typing import Any
 
 from perception_jax.data.moinst import tables
 from perception_jax.data.moinst.record import MoinstClass, MoinstImage, MoinstObject
-from perception_jax.data.moinst.rows import Row, Rows, read_rows
+from perception_jax.data.moinst.rows import PublishedRow, PublishedRows, read_rows
 from perception_jax.data.moinst.tables import Category, CategoryId, Table
 from perception_jax.errors import DataError
 
@@ -44,7 +44,7 @@ class Imported:
     report: Mapping[str, Mapping[str, int]]
     table: str
     shares: Mapping[str, float]
-    rows: Mapping[str, Rows]
+    rows: Mapping[str, PublishedRows]
 
     def warnings(self) -> list[str]:
         """Totals that are far from what the whole set holds, and images in both files."""
@@ -120,7 +120,7 @@ def _order(number: CategoryId) -> tuple[bool, CategoryId]:
 
 
 def _choose_table(
-    rows: Mapping[str, Rows], categories: str
+    rows: Mapping[str, PublishedRows], categories: str
 ) -> tuple[str, Table, Mapping[str, float]]:
     """Name, table, and the shares if it was found by them."""
     if categories in tables.BUNDLED:
@@ -142,7 +142,7 @@ def _choose_table(
     return _with_names(name, tables.bundled(name), rows, shares)
 
 
-def _tables_beside(rows: Mapping[str, Rows]) -> dict[CategoryId, Category]:
+def _tables_beside(rows: Mapping[str, PublishedRows]) -> dict[CategoryId, Category]:
     """The categories that lie in the files themselves, which must agree."""
     table: dict[CategoryId, Category] = {}
     for part, found in rows.items():
@@ -160,12 +160,14 @@ def _tables_beside(rows: Mapping[str, Rows]) -> dict[CategoryId, Category]:
 
 
 def _with_names(
-    name: str, table: Table, rows: Mapping[str, Rows], shares: Mapping[str, float]
+    name: str, table: Table, rows: Mapping[str, PublishedRows], shares: Mapping[str, float]
 ) -> tuple[str, Table, Mapping[str, float]]:
     return name, {**table, **_named(rows, {one.name: one for one in table.values()})}, shares
 
 
-def _named(rows: Mapping[str, Rows], known: Mapping[str, Category]) -> dict[CategoryId, Category]:
+def _named(
+    rows: Mapping[str, PublishedRows], known: Mapping[str, Category]
+) -> dict[CategoryId, Category]:
     """For rows that name their class: of the known names, or any if none is known."""
     texts = {
         row.category
@@ -185,7 +187,7 @@ def _named(rows: Mapping[str, Rows], known: Mapping[str, Category]) -> dict[Cate
 class _Placed:
     """A row with its class and its image file."""
 
-    row: Row
+    row: PublishedRow
     category: Category
     file: str
 
@@ -197,7 +199,7 @@ class _Locator:
         self._root = root
         self._known: dict[tuple[str, str], str | None] = {}
 
-    def __call__(self, row: Row) -> str | None:
+    def __call__(self, row: PublishedRow) -> str | None:
         key = row.image_path, row.file_name
         if key not in self._known:
             self._known[key] = self._look_up(*key)
@@ -220,7 +222,7 @@ def _parts(path: str) -> list[str]:
 
 
 def _sound_rows(
-    rows: Sequence[Row], table: Table, locate: _Locator, where: str, max_bad_share: float
+    rows: Sequence[PublishedRow], table: Table, locate: _Locator, where: str, max_bad_share: float
 ) -> tuple[list[_Placed], dict[str, int]]:
     """The rows that can be used, and counts.
 

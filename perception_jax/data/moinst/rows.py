@@ -25,7 +25,7 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class PublishedRow:
     """One row; what it lacks is None or empty.
 
     Attributes:
@@ -45,7 +45,7 @@ class Row:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Rows:
+class PublishedRows:
     """The rows of a file and what lies beside them.
 
     Attributes:
@@ -56,14 +56,14 @@ class Rows:
       sizes: width and height by image id, of the list "images" beside the rows.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[PublishedRow, ...]
     keys: Mapping[str, int]
     samples: tuple[Mapping[str, Any], ...]
     categories: Sequence[Any] | None
     sizes: Mapping[int | str, tuple[int, int]]
 
 
-def read_rows(path: Any) -> Rows:
+def read_rows(path: Any) -> PublishedRows:
     """Finds and reads the rows of a JSON file.
 
     Raises:
@@ -73,7 +73,7 @@ def read_rows(path: Any) -> Rows:
     entries = _find_entries(content, str(path))
     beside = content if isinstance(content, Mapping) else {}
     keys = collections.Counter(key for entry in entries for key in entry)
-    return Rows(
+    return PublishedRows(
         rows=tuple(_row(entry) for entry in entries),
         keys=dict(keys.most_common()),
         samples=tuple(entries[:3]),
@@ -119,10 +119,10 @@ def _has_rows(value: Any, captions: Sequence[str]) -> bool:
     )
 
 
-def _row(entry: Mapping[str, Any]) -> Row:
+def _row(entry: Mapping[str, Any]) -> PublishedRow:
     form, texts = _texts(entry)
     instruction = _value(entry, "instruction")
-    return Row(
+    return PublishedRow(
         image_id=_identity(entry.get("image_id")),
         file_name=_text(_value(entry, "file_name")),
         image_path=_text(entry.get("image_path")),

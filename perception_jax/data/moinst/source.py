@@ -150,7 +150,7 @@ class MoinstSource:
             image_id=image.image_id,
             objects=tuple(self._annotation(one, box, frame) for one, box in kept),
             instructions=tuple(
-                records.Instruction(text=one.instruction, target=k)
+                records.ObjectInstruction(text=one.instruction, target=k)
                 for k, one in enumerate(objects)
                 if one.instruction is not None
             ),

@@ -38,9 +38,9 @@ class Concept:
         one drawing ask `colour_of`, which knows the artist and the tint.
       colours: the dominating colour of each style's drawing; styles without one are left out.
       facing: side that all five drawings face; "front" where they have no side or disagree.
-      kin: a noun shared by concepts that one noun could name ("bus" for "bus" and "oncoming
-        bus"); the concept's own name where it has no kin. Two of one kin never share a sampled
-        scene, and the absence of a concept says nothing about its kin.
+      family: the noun shared by concepts that one noun could name ("bus" for "bus" and "oncoming
+        bus"); the concept's own name where there are no others. A sampled scene has at most one
+        concept of a family, and the absence of a concept does not imply that of its family.
       state: "closed" or "open" if `counterpart` is the same thing in the other state, else None.
       view: "side" or "front" if `counterpart` is the same thing from the other side, else None.
       counterpart: name of the concept that shows the same thing in the other state or view.
@@ -53,7 +53,7 @@ class Concept:
     colour: str | None
     colours: Mapping[str, str] = dataclasses.field(hash=False)
     facing: Facing
-    kin: str
+    family: str
     state: str | None = None
     view: str | None = None
     counterpart: str | None = None
@@ -64,7 +64,14 @@ class Concept:
 def _table() -> Mapping[str, Concept]:
     file = importlib.resources.files("perception_jax.data.scenes") / "assets" / "concepts.json"
     rows = json.loads(file.read_text(encoding="utf-8"))["concepts"]
-    return MappingProxyType({row["name"]: Concept(**row) for row in rows})
+    return MappingProxyType(
+        {
+            row["name"]: Concept(
+                **{"family" if key == "kin" else key: value for key, value in row.items()}
+            )
+            for row in rows
+        }
+    )
 
 
 def concepts(*, held_out: bool | None = None) -> tuple[Concept, ...]:
@@ -89,9 +96,9 @@ def by_name(name: str) -> Concept:
         ) from None
 
 
-def kin_of(concept: Concept) -> tuple[Concept, ...]:
-    """The concepts of one kin, `concept` included, in table order."""
-    return tuple(c for c in _table().values() if c.kin == concept.kin)
+def family_of(concept: Concept) -> tuple[Concept, ...]:
+    """The concepts of one family, `concept` included, in table order."""
+    return tuple(c for c in _table().values() if c.family == concept.family)
 
 
 def colour_of(placement: Placement) -> str | None:

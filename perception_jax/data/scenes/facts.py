@@ -155,12 +155,12 @@ class SceneFacts:
     Attributes:
       objects: what can be seen clearly, in drawing order.
       doubtful: concepts that are drawn but hidden, cut off or faint: neither present nor absent.
-      kin: of everything that is drawn.
+      families: of everything that is drawn.
     """
 
     objects: tuple[Fact, ...]
     doubtful: tuple[Concept, ...]
-    kin: frozenset[str]
+    families: frozenset[str]
     background: Background
     text: DrawnText | None
 
@@ -176,10 +176,10 @@ class SceneFacts:
 
     def absent(self, concept: Concept) -> bool:
         """No drawn thing, however faint, could go by the concept's name."""
-        return concept.kin not in self.kin
+        return concept.family not in self.families
 
     def _may_be(self, concept: Concept) -> bool:
-        return any(other.kin == concept.kin for other in self.doubtful)
+        return any(other.family == concept.family for other in self.doubtful)
 
 
 def _total(claims: Sequence[Claim], doubtful: bool) -> int | None:
@@ -212,7 +212,9 @@ def observe(
     return SceneFacts(
         objects=tuple(seen),
         doubtful=tuple(doubtful),
-        kin=frozenset(concept.kin for concept in (*doubtful, *(fact.concept for fact in seen))),
+        families=frozenset(
+            concept.family for concept in (*doubtful, *(fact.concept for fact in seen))
+        ),
         background=spec.background,
         text=spec.text,
     )
@@ -236,25 +238,25 @@ def _fact(index: int, item: RenderedObject, height: int, width: int, short: int)
 
 
 def is_a(concept: Concept, other: Concept) -> Claim:
-    """Whether a thing of one concept goes by the other's name; None between kin."""
+    """Whether a thing of one concept goes by the other's name; None within a family."""
     if concept.name == other.name:
         return True
-    return None if concept.kin == other.kin else False
+    return None if concept.family == other.family else False
 
 
 def of_category(concept: Concept, category: str) -> Claim:
-    """Whether a thing belongs to one of `DISTINCT_CATEGORIES`; None for its members' kin."""
+    """Whether a concept is in one of `DISTINCT_CATEGORIES`; None for families of its members."""
     if concept.category == category:
         return True
-    unclear = concept.category in DISTINCT_CATEGORIES[category] or concept.kin in _kin_of_members(
+    unclear = concept.category in DISTINCT_CATEGORIES[
         category
-    )
+    ] or concept.family in _member_families(category)
     return None if unclear else False
 
 
 @functools.cache
-def _kin_of_members(category: str) -> frozenset[str]:
-    return frozenset(c.kin for c in concepts.concepts() if c.category == category)
+def _member_families(category: str) -> frozenset[str]:
+    return frozenset(c.family for c in concepts.concepts() if c.category == category)
 
 
 def has_colour(fact: Fact, colour: str) -> Claim:

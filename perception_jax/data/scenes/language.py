@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from perception_jax.data.records import Instruction, Question, ReferringExpression
+from perception_jax.data.records import ObjectInstruction, Question, ReferringExpression
 from perception_jax.data.scenes import captions
 from perception_jax.data.scenes.concepts import Concept
 from perception_jax.data.scenes.facts import SceneFacts
@@ -42,7 +42,7 @@ class Description:
     object_captions: tuple[tuple[str, str], ...] = ()
     referring: tuple[ReferringExpression, ...] = ()
     questions: tuple[Question, ...] = ()
-    instructions: tuple[Instruction, ...] = ()
+    instructions: tuple[ObjectInstruction, ...] = ()
     absent: tuple[str, ...] = ()
 
 
@@ -95,7 +95,7 @@ def _expressions(
 
 def _instructions(
     refs: Sequence[Sequence[Reference]], absent: Sequence[Concept], draw: random.Random
-) -> list[Instruction]:
+) -> list[ObjectInstruction]:
     """One for each object that can be picked out by its name, and some for absent ones."""
     made = []
     for found in refs:
@@ -104,7 +104,7 @@ def _instructions(
             ref = draw.choice(named)
             wordings = WORDINGS if ref.uses == {"name"} else [w for w in WORDINGS if w != "{}"]
             text = draw.choice(wordings).format(ref.text.removeprefix("the "))
-            made.append(Instruction(text=text, target=ref.target))
+            made.append(ObjectInstruction(text=text, target=ref.target))
     for concept in draw.sample(absent, min(len(absent), ABSENT_INSTRUCTIONS)):
-        made.append(Instruction(text=draw.choice(WORDINGS).format(concept.name), target=None))
+        made.append(ObjectInstruction(text=draw.choice(WORDINGS).format(concept.name), target=None))
     return made

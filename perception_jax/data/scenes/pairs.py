@@ -9,10 +9,10 @@ import numpy as np
 
 from perception_jax.data.records import MMVP_PATTERNS, MinimalPair
 from perception_jax.data.scenes.edits import EDITS, PairSpec
+from perception_jax.data.scenes.pair_layout import PairLayout
 from perception_jax.data.scenes.render import render
 from perception_jax.data.scenes.sample import SceneConfig
 from perception_jax.data.scenes.source import scene_record
-from perception_jax.data.scenes.studio import Studio
 from perception_jax.errors import ConfigError
 
 
@@ -24,7 +24,7 @@ def minimal_pair(pattern: str, rng: np.random.Generator, config: SceneConfig) ->
     """
     _check(pattern)
     draw = random.Random(int(rng.integers(2**63)))
-    pair = EDITS[pattern](Studio(config, draw))
+    pair = EDITS[pattern](PairLayout(config, draw))
     return _swapped(pair) if draw.random() < 0.5 else pair
 
 

@@ -82,5 +82,5 @@ def split(source: Source, every: int) -> tuple[Subset, Subset]:
             f"split: expected at least {max(every, 2)} records to keep every {every}-th apart, "
             f"found {len(source)}."
         )
-    held = np.arange(every - 1, len(source), every)
-    return Subset(source, np.setdiff1d(np.arange(len(source)), held)), Subset(source, held)
+    test = np.arange(every - 1, len(source), every)
+    return Subset(source, np.setdiff1d(np.arange(len(source)), test)), Subset(source, test)

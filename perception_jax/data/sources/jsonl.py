@@ -128,7 +128,7 @@ class JsonlSource:
             objects=objects,
             referring=_targeted(records.ReferringExpression, known, "referring", kept, where),
             questions=known.get("questions", ()),
-            instructions=_targeted(records.Instruction, known, "instructions", kept, where),
+            instructions=_targeted(records.ObjectInstruction, known, "instructions", kept, where),
             conversation=_turns(known, kept, where),
             absent=tuple(map(self._display, known.get("absent", ()))),
             not_exhaustive=tuple(map(self._display, known.get("not_exhaustive", ()))),

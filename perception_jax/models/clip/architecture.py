@@ -17,7 +17,7 @@ from perception_jax.models import open_clip, timm, towers
 from perception_jax.models.architecture import Architecture, Claim, Files, image_code
 from perception_jax.models.clip import timm as clip_timm
 from perception_jax.models.clip.config import ClipConfig, VisionConfig
-from perception_jax.models.clip.modeling import Clip, VisionTower
+from perception_jax.models.clip.modeling import Clip, ClipVisionTower
 from perception_jax.models.clip.params import TABLES, TOWER_TABLES
 from perception_jax.models.towers import TowerConfig
 
@@ -102,7 +102,7 @@ ARCHITECTURES = (
     ),
     Architecture(
         name="clip_vision_model",
-        build=functools.partial(towers.build, VisionTower),
+        build=functools.partial(towers.build, ClipVisionTower),
         owns=lambda config: towers.is_tower(config, VisionConfig),
         read_config={
             "hf": lambda s: TowerConfig(vision=VisionConfig.from_hf(s)),

@@ -26,7 +26,7 @@ from perception_jax.nn.vit import VisionTransformer
 from perception_jax.ops.sharding import constrain
 
 
-class VisionTower(VisionTransformer):
+class ClipVisionTower(VisionTransformer):
     """Pixels to tokens and a joint embedding.
 
     Tokens are without the final norm (the last hidden state of Hugging Face), pooled is the class
@@ -64,7 +64,7 @@ class Clip(TwoTowers):
     """Both towers and the learned temperature (stored as a logarithm)."""
 
     def __init__(self, config: ClipConfig, *, rngs: nnx.Rngs):
-        self.vision = VisionTower(config.vision, config.embed_dim, rngs=rngs)
+        self.vision = ClipVisionTower(config.vision, config.embed_dim, rngs=rngs)
         self.text = TextTower(config.text, config.embed_dim, rngs=rngs)
         self.logit_scale = nnx.Param(jnp.asarray(config.logit_scale_init, jnp.float32))
 

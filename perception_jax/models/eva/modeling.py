@@ -26,7 +26,7 @@ from perception_jax.nn.vit import VisionTransformer
 from perception_jax.ops.sharding import constrain
 
 
-class VisionTower(VisionTransformer):
+class EvaVisionTower(VisionTransformer):
     """Pixels to tokens and a joint embedding.
 
     Tokens are behind the final norm, pooled is the class token among them.
@@ -64,7 +64,7 @@ class Eva(TwoTowers):
     """Both towers and the learned temperature (stored as a logarithm)."""
 
     def __init__(self, config: EvaConfig, *, rngs: nnx.Rngs):
-        self.vision = VisionTower(config.vision, config.embed_dim, rngs=rngs)
+        self.vision = EvaVisionTower(config.vision, config.embed_dim, rngs=rngs)
         self.text = TextTower(config.text, config.embed_dim, rngs=rngs)
         self.logit_scale = nnx.Param(jnp.asarray(2.6592, jnp.float32))
 

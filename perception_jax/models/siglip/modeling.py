@@ -24,7 +24,7 @@ from perception_jax.nn.vit import VisionTransformer
 from perception_jax.ops.sharding import constrain
 
 
-class VisionTower(VisionTransformer):
+class SiglipVisionTower(VisionTransformer):
     """Pixels to tokens and a joint embedding.
 
     Tokens are behind the final norm (the last hidden state of Hugging Face), pooled token and
@@ -59,7 +59,7 @@ class Siglip(TwoTowers):
     """Both towers, the learned temperature (stored as a logarithm) and the logit bias."""
 
     def __init__(self, config: SiglipConfig, *, rngs: nnx.Rngs):
-        self.vision = VisionTower(config.vision, rngs=rngs)
+        self.vision = SiglipVisionTower(config.vision, rngs=rngs)
         self.text = TextTower(config.text, config.embed_dim, rngs=rngs)
         self.logit_scale = nnx.Param(jnp.log(jnp.asarray(10.0, jnp.float32)))
         self.logit_bias = nnx.Param(jnp.asarray(-10.0, jnp.float32))

@@ -69,7 +69,7 @@ def multi_head(
     kv_heads = heads if kv_heads is None else kv_heads
     q, k, v = (_split(x, n) for x, n in ((q, heads), (k, kv_heads), (v, kv_heads)))
     if rope is not None:
-        q, k = rope.turn(q), rope.turn(k)
+        q, k = rope.rotate(q), rope.rotate(k)
     if q.shape[0] != k.shape[0]:
         q = q.repeat(k.shape[0], axis=0)
     new = k.shape[1]

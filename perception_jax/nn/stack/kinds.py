@@ -10,12 +10,12 @@ from flax import nnx
 
 from perception_jax.errors import ConfigError
 from perception_jax.nn.stack.layer import Context
-from perception_jax.nn.stack.stacked import Inserted, Place
+from perception_jax.nn.stack.stacked import Inserted, InsertPosition
 from perception_jax.nn.taps import Taps, layer_indices
 
 
 @dataclasses.dataclass(frozen=True)
-class Kind:
+class LayerKind:
     """Layers of one kind run the same program.
 
     Attributes:
@@ -36,12 +36,12 @@ class Kind:
 
 
 @dataclasses.dataclass(frozen=True)
-class Placed:
+class InsertGroup:
     """A group of inserts: stacked over `layers`, at one place of their blocks."""
 
     inserts: nnx.Module
     layers: tuple[int, ...]
-    place: Place
+    place: InsertPosition
 
     def position(self, steps: int) -> int:
         """How many of a block's steps come before.
@@ -59,14 +59,14 @@ class Placed:
         return found
 
 
-def placed_in(blocks: nnx.Module) -> tuple[Placed, ...]:
+def insert_groups(blocks: nnx.Module) -> tuple[InsertGroup, ...]:
     """The groups of inserts of a stack, in the order in which they were put in."""
     if not isinstance(blocks, Inserted):
         return ()
-    return (*placed_in(blocks.base), Placed(blocks.inserts, blocks.layers, blocks.place))
+    return (*insert_groups(blocks.base), InsertGroup(blocks.inserts, blocks.layers, blocks.place))
 
 
-def of_kind(choice: Any, kind: Kind, what: str) -> Any:
+def of_kind(choice: Any, kind: LayerKind, what: str) -> Any:
     """`choice` itself, or what it holds for layers of a kind.
 
     Raises:
@@ -84,13 +84,13 @@ def of_kind(choice: Any, kind: Kind, what: str) -> Any:
 
 
 def kinds_of(
-    placed: Sequence[Placed],
+    placed: Sequence[InsertGroup],
     layout: Sequence[str] | None,
     start: int,
     stop: int,
     taps: Taps,
     context: Context | None,
-) -> tuple[Kind, ...]:
+) -> tuple[LayerKind, ...]:
     """The kinds of the layers 0 to `stop`, of which those from `start` on run.
 
     Raises:
@@ -119,7 +119,7 @@ def kinds_of(
             "record later layers, or repeat the images instead."
         )
     return tuple(
-        Kind(
+        LayerKind(
             name=None if layout is None else layout[layer],
             attention=layer in attention,
             cross=layer in cross,

@@ -15,7 +15,7 @@ BlockModule = TypeVar("BlockModule", bound=nnx.Module)
 Model = TypeVar("Model", bound=nnx.Module)
 Stacked = TypeVar("Stacked")
 
-Place = str | int
+InsertPosition = str | int
 """Where an insert stands: "before" a block's first sub-layer, "between" them (before the last, the
 MLP), "after" all, or behind so many of them."""
 
@@ -61,7 +61,7 @@ class Inserted(nnx.Module):
         base: nnx.Module,
         inserts: nnx.Module,
         layers: tuple[int, ...],
-        place: Place = "between",
+        place: InsertPosition = "between",
     ):
         self.base = base
         self.inserts = inserts

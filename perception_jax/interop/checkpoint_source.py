@@ -38,7 +38,7 @@ _WEIGHTS = {"hf": PLAIN, "timm": PLAIN, "jax": PLAIN, "reference": (*OPEN_CLIP, 
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Source:
+class CheckpointSource:
     """Attributes:
     path: of the weights: a file, or the index of its shards.
     files: the tensors.
@@ -66,7 +66,7 @@ def open_source(
     config: str | os.PathLike[str] | Mapping[str, Any] | None = None,
     section: str | None = None,
     prefix: str = "",
-) -> Source:
+) -> CheckpointSource:
     """Opens the weights at `path`, and the settings given or found beside them.
 
     Args:
@@ -95,7 +95,7 @@ def open_source(
         others = (name for name in (CONFIG, OPEN_CLIP_CONFIG) if (file.parent / name).is_file())
         left |= {name: "of other weights" for name in others if name != file.name}
     given = {"settings": str(file)} if file else {"settings": "given as `config`"}
-    return Source(
+    return CheckpointSource(
         path=weights.path,
         files=files,
         layout=layout,

@@ -19,7 +19,7 @@ _NOTHING = -1
 _TEXT = -2
 
 
-class Silhouettes:
+class VisibilityMap:
     """Which placement each pixel of a canvas belongs to: the last that covers more than half.
 
     A shape is the bool array of the pixels that a thing covers; its corner is the canvas pixel

@@ -37,7 +37,7 @@ _TRAIN = "train."
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class RunSettings:
     """What a run is started with.
 
     Attributes:
@@ -59,7 +59,7 @@ class Settings:
         resolved: Mapping[str, Any] | None,
         defaults: Mapping[str, Any] | None = None,
         free: Iterable[str] = (),
-    ) -> Settings:
+    ) -> RunSettings:
         """Brings everything to the form that JSON gives back."""
         return cls(
             _as_json(dataclasses.asdict(config)),
@@ -95,8 +95,8 @@ class Comparison:
     filled: list[str]
 
 
-def compare(old: Mapping[str, Any], new: Settings) -> Comparison:
-    """Compares the kept settings `old` (see `Settings.to_json`) with those of this start."""
+def compare(old: Mapping[str, Any], new: RunSettings) -> Comparison:
+    """Compares the kept settings `old` (see `RunSettings.to_json`) with those of this start."""
     lines: dict[str, str] = {}
     filled: dict[str, str] = {}
     was, lacking = _trainer_of(old)
@@ -125,7 +125,7 @@ def compare(old: Mapping[str, Any], new: Settings) -> Comparison:
     )
 
 
-def require_same_everywhere(settings: Settings) -> None:
+def require_same_everywhere(settings: RunSettings) -> None:
     """Compares the settings of all processes, so that none waits for one that does other work.
 
     Raises:

@@ -28,8 +28,8 @@ TRIES = 30
 """Looks tried before one is taken that has a colour of the background."""
 
 
-class Studio:
-    """One scene in the making: a background, the kin shown so far, the cells still free.
+class PairLayout:
+    """One scene in the making: a background, the families used so far, the cells still free.
 
     Of the config it uses split, styles, names, backgrounds and probability of a tint. There are no
     collages: their far things could be taken for the objects of a presence or count pair.
@@ -41,20 +41,20 @@ class Studio:
         self.aspect = _aspect(config.shape)
         self._config = config
         self._background = _plain_background(config, draw)
-        self._kin: set[str] = set()
+        self._families: set[str] = set()
         self._cells: set[Cell] = set()
 
     def scene(self, placements: Sequence[Placement], text: DrawnText | None = None) -> SceneSpec:
-        """A spec over the studio's background."""
+        """A spec over the layout's background."""
         return SceneSpec(background=self._background, placements=tuple(placements), text=text)
 
     def concept(self, fits: Callable[[Concept], bool], wanted: str) -> Concept:
-        """A concept that fits and is kin to none chosen before.
+        """A concept that fits, of a family that has not been chosen before.
 
         Raises:
           ConfigError: there is none; `wanted` says what was looked for.
         """
-        known = [c for c in self.vocabulary if c.kin not in self._kin and fits(c)]
+        known = [c for c in self.vocabulary if c.family not in self._families and fits(c)]
         if not known:
             raise ConfigError(
                 f"expected {wanted} among the {len(self.vocabulary)} concepts of the split "
@@ -62,7 +62,7 @@ class Studio:
                 "this pattern out."
             )
         chosen = self.draw.choice(known)
-        self._kin.add(chosen.kin)
+        self._families.add(chosen.family)
         return chosen
 
     def colours(self, number: int, among: Sequence[str]) -> list[str]:
@@ -100,7 +100,7 @@ class Studio:
     def bystanders(self, cells: Sequence[Cell], *, fewest: int = 0) -> list[Placement]:
         """Up to `MOST_BYSTANDERS` other things in free cells; fewer if the vocabulary is small."""
         number = self.draw.randint(fewest, MOST_BYSTANDERS)
-        free = len({c.kin for c in self.vocabulary} - self._kin)
+        free = len({c.family for c in self.vocabulary} - self._families)
         return [
             self.place(self.concept(lambda c: True, "another thing"), self.cell(cells))
             for _ in range(max(fewest, min(number, free)))
