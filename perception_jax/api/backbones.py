@@ -39,9 +39,9 @@ PUBLISHED = {
     "openai/clip-vit-large-patch14-336": ClipConfig.vit_l14_336,
     "google/siglip-so400m-patch14-384": SiglipConfig.so400m_384,
 }
-"""Configurations by hub id."""
+"""Configurations of published backbones by hub id."""
 TEXT_SOURCE = "openai/clip-vit-large-patch14"
-"""The text tower of a vision-only encoder."""
+"""Default checkpoint of the text tower for a vision-only encoder."""
 
 _VISION = "vision/"
 """Where the image tower's leaves are."""
@@ -71,7 +71,8 @@ def load_backbone(
 def open_backbone(
     source: str | os.PathLike[str], *, text: str | os.PathLike[str] = TEXT_SOURCE
 ) -> Loaded:
-    """A backbone whose weights are read later, straight to where they are needed.
+    """Opens a backbone without reading its weights, which can later be read straight to their
+    shards.
 
     Args, Raises: as of `load_backbone`.
     """
@@ -87,8 +88,7 @@ def open_backbone(
 
 
 def published_backbone(name: str) -> Loaded:
-    """A published backbone by shape alone, without its weights: to compile for before anyone
-    downloads or pays. It has no tokenizer.
+    """Builds a published backbone without weights and tokenizer, from shapes alone.
 
     Raises:
       ConfigError: a name that is not among `PUBLISHED`.

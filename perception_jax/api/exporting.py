@@ -1,4 +1,4 @@
-"""`export`: a model and its processor to a folder that other programs load."""
+"""`export`: writes a model and its processor to a folder that other libraries load."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def export(
     layout: Layout = "hf",
     overwrite: bool = False,
 ) -> None:
-    """Writes a checkpoint folder, whole or not at all.
+    """Writes a checkpoint folder atomically.
 
     Args:
       loaded: from `load`, or built around a model of your own.
@@ -85,7 +85,7 @@ def export(
 
 
 def table_of(loaded: Loaded, layout: Layout) -> RuleTable:
-    """The name rules by which `export` writes a model in a layout."""
+    """Returns the name rules by which `export` writes a model in a layout."""
     arch = architecture_of(loaded.config)
     return arch.table(layout, loaded.config, flatten(loaded.model))
 

@@ -1,4 +1,4 @@
-"""What belongs to a loaded checkpoint: the model, its configuration, its processor."""
+"""A loaded checkpoint: the model, its configuration and its processor."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from perception_jax.shard.rules import shardings as make_shardings
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Processor:
-    """Raw images and texts to what the model takes.
+    """Converts raw images and texts to model inputs.
 
     Attributes:
       image: resize and crop on the host, and the mean and standard deviation; None for a model
@@ -86,7 +86,7 @@ class Processor:
 
 @runtime_checkable
 class LazyWeights(Protocol):
-    """The weights of a checkpoint that has been opened and not read.
+    """Weights of a checkpoint that has been opened but not read.
 
     Attributes:
       rules: `(path regex, PartitionSpec)` rows for a mesh.
@@ -101,12 +101,12 @@ class LazyWeights(Protocol):
         shardings: Mapping[str, jax.sharding.Sharding] | None = None,
         targets: Mapping[str, jax.ShapeDtypeStruct] | None = None,
     ) -> LoadedParams:
-        """Leaves by path; arguments and errors as of `interop.load.load_params`."""
+        """Reads leaves by path; arguments and errors as in `interop.load.load_params`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """A model with all that is needed to use it and to write it again.
+    """A model with everything needed to use it and to export it.
 
     Attributes:
       model: the NNX module; with `weights`, its leaves are `jax.ShapeDtypeStruct`s.
@@ -127,7 +127,7 @@ class Loaded:
     def load_weights(
         self, *, dtype: np.typing.DTypeLike | None = None, mesh: jax.sharding.Mesh | None = None
     ) -> Loaded:
-        """The same with its weights read, tensor by tensor straight to their shards.
+        """Returns a copy with the weights read tensor by tensor straight to their shards.
 
         Args, Raises: as of `perception_jax.load`.
         """
@@ -164,7 +164,7 @@ class Loaded:
         return jax.jit(copied, out_shardings=placed)()
 
     def at_size(self, size: int, *, mode: Mode | None = None) -> Loaded:
-        """The same with a processor that makes images of another size; towers take any.
+        """Returns a copy whose processor makes images of another size; the towers accept any.
 
         Args:
           size: side of the images, pixels.

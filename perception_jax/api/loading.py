@@ -1,4 +1,4 @@
-"""`load`: a checkpoint of any layout to a model with its processor."""
+"""`load`: reads a checkpoint in any layout as a model with its processor."""
 
 from __future__ import annotations
 

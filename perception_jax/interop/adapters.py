@@ -1,4 +1,4 @@
-"""Files of adapters: what a method trained around a frozen backbone, which is not in the file.
+"""Adapter files: trained parameters of a method on a frozen backbone, without the backbone.
 
 One safetensors file. Its metadata names the backbone, has the fingerprint of the backbone's weights
 (`interop.fingerprint`) and holds the settings that neither names nor shapes tell. Layers of a stack
@@ -30,7 +30,7 @@ from perception_jax.interop.writer import write_file
 from perception_jax.settings import Settings, SettingType, shown
 
 BACKBONE, FINGERPRINT = "backbone", "backbone_fingerprint"
-"""Keys of the metadata."""
+"""Metadata keys of the backbone's source and of its fingerprint."""
 
 _INTEGER, _NUMBER = re.compile("[0-9]+"), re.compile(r"[0-9]+(\.[0-9]+)?(e[-+]?[0-9]+)?")
 
@@ -39,7 +39,7 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdapterNames:
-    """The names of all that trains.
+    """Names of all trained parameters in adapter files.
 
     Attributes:
       rules: between the file's names and our paths; a stack is numbered by `{i}`.
@@ -77,7 +77,7 @@ def save_adapters(
     metadata: Mapping[str, str],
     dtype: np.typing.DTypeLike | None = None,
 ) -> None:
-    """Writes a file of adapters, whole or not at all; an older one of that name is replaced.
+    """Writes an adapter file atomically, replacing an older one of that name.
 
     Args:
       leaves: all that trains, by path.
@@ -104,7 +104,7 @@ def save_adapters(
 
 
 class AdapterFile:
-    """An open file of adapters.
+    """An open adapter file.
 
     Attributes:
       path: of the file.
@@ -117,8 +117,12 @@ class AdapterFile:
     def __init__(
         self, path: str | os.PathLike[str], renames: Sequence[tuple[str, str]] = ()
     ) -> None:
-        """Args: renames: (regular expression, replacement) pairs, applied in order to every name
-        of the file before it is read."""
+        """Opens an adapter file.
+
+        Args:
+          renames: (regular expression, replacement) pairs, applied in order to every name
+          of the file before it is read.
+        """
         self._file = SafetensorsFile(path)
         self._renames = tuple(Rename(pattern, replacement) for pattern, replacement in renames)
         self.path = self._file.path
@@ -175,7 +179,7 @@ class AdapterFile:
         *,
         shardings: Mapping[str, jax.sharding.Sharding] | None = None,
     ) -> dict[str, jax.Array]:
-        """All that trains, by path.
+        """Reads all trained parameters by path.
 
         Args:
           abstract: its shapes by path.

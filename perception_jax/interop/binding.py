@@ -1,4 +1,4 @@
-"""From a rule table and the shapes of our leaves to every single tensor of theirs.
+"""Expands a rule table to single tensors, given the shapes of a model's leaves.
 
 Everything is derived from our side: which rules apply, how many layers a stack has, and which name
 and shape each of their tensors must have. So one plan serves import, export, and the question
@@ -40,7 +40,7 @@ class Binding:
     source_shapes: tuple[Shape, ...]
 
     def sources(self) -> Iterator[tuple[str, Shape]]:
-        """Names and shapes of all of their tensors."""
+        """Names and shapes of all source tensors."""
         for layer in self.layers:
             yield from zip(layer, self.source_shapes, strict=True)
 
@@ -69,7 +69,7 @@ def bind(table: RuleTable, shapes: Mapping[str, Shape]) -> tuple[Binding, ...]:
 
 
 def source_shapes(table: RuleTable, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
-    """Every tensor of theirs that a complete checkpoint holds, with its shape.
+    """Returns the name and shape of every tensor of a complete checkpoint.
 
     `shapes` are those of our leaves, e.g. of an `nnx.eval_shape` model; see `bind` for errors.
     """
@@ -78,7 +78,7 @@ def source_shapes(table: RuleTable, shapes: Mapping[str, Shape]) -> dict[str, Sh
 
 
 def listing(lines: Sequence[str]) -> str:
-    """At most a screenful of lines, indented."""
+    """Joins at most a screenful of lines, indented."""
     shown = [f"  {line}" for line in lines[:_SHOWN]]
     rest = len(lines) - len(shown)
     return "\n".join(shown + ([f"  … and {rest} more"] if rest else []))

@@ -1,4 +1,4 @@
-"""Finding and opening the weights of a checkpoint: one file, or a folder with or without shards.
+"""Finds and opens the weights of a checkpoint: one file, or a folder with or without shards.
 
 Folders are those of Hugging Face, open_clip and timm; our own layout is the same with our names.
 """
@@ -21,21 +21,26 @@ from perception_jax.interop.tensors import TensorFiles
 from perception_jax.interop.torch_reader import open_torch
 
 INDEX = "model.safetensors.index.json"
+"""File name of the index of sharded weights."""
 SINGLE = "model.safetensors"
+"""File name of unsharded weights."""
 PLAIN = (SINGLE, INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")
 """Weights of Hugging Face, timm and ours. A single file comes before an index, as in transformers:
 `save_pretrained` leaves the index of an earlier save in shards beside it."""
 OPEN_CLIP_SINGLE = "open_clip_model.safetensors"
+"""File name of open_clip's unsharded weights."""
 OPEN_CLIP = (OPEN_CLIP_SINGLE, "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
 """Weights of open_clip, which may lie beside those of Hugging Face or timm."""
 _TORCH_SUFFIXES = (".bin", ".pth", ".pt", ".ckpt")
 WEIGHT_SUFFIXES = (".safetensors", *_TORCH_SUFFIXES)
+"""Suffixes of files with weights."""
 INDEX_SUFFIX = ".index.json"
+"""Suffix of an index of sharded weights."""
 _MAX_SUBFOLDERS = 100
 
 
 class Part(TensorFiles):
-    """The tensors below a prefix, which their names then lack.
+    """The tensors whose names begin with a prefix, which is removed from the names.
 
     Attributes:
       aside: names of all the others.
@@ -95,9 +100,11 @@ class JoinedFiles(TensorFiles):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WeightFiles:
-    """Attributes:
-    path: the file of weights, or the index of its shards.
-    left: names of other weights and indexes in the folder, which are not read.
+    """The files of a checkpoint's weights.
+
+    Attributes:
+      path: the file of weights, or the index of its shards.
+      left: names of other weights and indexes in the folder, which are not read.
     """
 
     path: pathlib.Path
@@ -105,11 +112,11 @@ class WeightFiles:
 
 
 PREFERRED = (*PLAIN[:2], *OPEN_CLIP[:2], *PLAIN[2:], *OPEN_CLIP[2:])
-"""Names of weights in a folder: safetensors before formats that need the restricted reader."""
+"""Names of weights in a folder in order of preference: safetensors before torch files."""
 
 
 def find_weights(path: str | os.PathLike[str], *, prefer: Sequence[str] = PREFERRED) -> WeightFiles:
-    """Which weights of a folder to read: those of the first name that is there, or the only ones.
+    """Finds the weights to read in a folder: the most preferred name, or the only file.
 
     Args:
       path: a folder, in which sub-folders are looked into where it has no weights of its own; or a

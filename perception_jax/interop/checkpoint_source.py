@@ -1,4 +1,4 @@
-"""A checkpoint with the settings that belong to it, before anyone asks which model it is.
+"""A checkpoint with its settings, before its model is identified.
 
 The settings say in which format they are written, and so whose names to expect:
 
@@ -29,9 +29,12 @@ from perception_jax.interop.tensors import TensorFiles
 from perception_jax.settings import shown
 
 Layout = Literal["hf", "reference", "timm", "jax"]
+"""Name of a checkpoint layout: Hugging Face, the authors', timm, or this library's."""
 
 CONFIG = "config.json"
+"""File name of the settings in Hugging Face, timm and our own folders."""
 OPEN_CLIP_CONFIG = "open_clip_config.json"
+"""File name of open_clip's settings."""
 
 _WEIGHTS = {"hf": PLAIN, "timm": PLAIN, "jax": PLAIN, "reference": (*OPEN_CLIP, *PLAIN)}
 """What to look for in a folder, by layout; a single file of another name serves as well."""
@@ -39,15 +42,17 @@ _WEIGHTS = {"hf": PLAIN, "timm": PLAIN, "jax": PLAIN, "reference": (*OPEN_CLIP, 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointSource:
-    """Attributes:
-    path: of the weights: a file, or the index of its shards.
-    files: the tensors.
-    layout: of the settings; None without any.
-    settings: as parsed from JSON; empty without any.
-    folders: where files for a processor may lie, in order of preference.
-    aside: names that lie outside the part that was asked for.
-    read: "weights" and "settings" → the files they come from.
-    left: files of weights or settings beside them → why they were not read.
+    """An opened checkpoint: tensors, settings and the files they come from.
+
+    Attributes:
+      path: of the weights: a file, or the index of its shards.
+      files: the tensors.
+      layout: of the settings; None without any.
+      settings: as parsed from JSON; empty without any.
+      folders: where files for a processor may lie, in order of preference.
+      aside: names that lie outside the part that was asked for.
+      read: "weights" and "settings" → the files they come from.
+      left: files of weights or settings beside them → why they were not read.
     """
 
     path: pathlib.Path
@@ -67,7 +72,7 @@ def open_source(
     section: str | None = None,
     prefix: str = "",
 ) -> CheckpointSource:
-    """Opens the weights at `path`, and the settings given or found beside them.
+    """Opens the weights at `path`, and the settings that are given or found next to them.
 
     Args:
       path: a folder, or a single file with weights.

@@ -1,4 +1,4 @@
-"""Export: our parameters under their names and in their layout, one tensor at a time."""
+"""Export: parameters under the names of a layout, one tensor at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an import did with every name: the key report."""
+"""The key report: how an import used every tensor name."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class KeyReport:
-    """Every name accounted for; `str()` is meant for people.
+    """The use of every tensor name; `str()` gives a readable summary.
 
     Attributes:
       tensors: tensors of theirs that were read.

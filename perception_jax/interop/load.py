@@ -1,4 +1,4 @@
-"""Import: a checkpoint's tensors into our parameters, one at a time, straight to their shards.
+"""Import: a checkpoint's tensors into parameters, one at a time, straight to their shards.
 
 Peak host memory is the model's own bytes (nothing, for accelerators) plus one leaf: files are
 mapped, each leaf is filled into one buffer that CPU devices adopt without a copy, and a shard
@@ -32,9 +32,11 @@ from perception_jax.interop.transforms import Constant
 
 @dataclasses.dataclass(frozen=True)
 class LoadedParams:
-    """Attributes:
-    params: our leaves by path, in the order of the abstract ones.
-    report: what happened to every name.
+    """Parameters read from a checkpoint, with a report on all names.
+
+    Attributes:
+      params: our leaves by path, in the order of the abstract ones.
+      report: what happened to every name.
     """
 
     params: dict[str, jax.Array]

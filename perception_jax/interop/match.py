@@ -1,4 +1,4 @@
-"""Do a checkpoint's names and shapes fit the model? Everything that does not is told at once."""
+"""Compares a checkpoint's names and shapes with the model and reports all mismatches at once."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ squares of lengths that a hostile file chooses."""
 
 @dataclasses.dataclass(frozen=True)
 class Match:
-    """A checkpoint that fits.
+    """A checkpoint whose names and shapes match the model.
 
     Attributes:
       files: names in the rules' spelling → names in the files.

@@ -1,4 +1,4 @@
-"""The language of name rules: one table per model, read in both directions.
+"""The language of name rules: one table per model, applied in both directions.
 
     RuleTable(
         rules=(
@@ -81,7 +81,7 @@ _FIELD = re.compile(r"\{(?:(\d+)\*)?([a-z]\w*)(?:\+(\d+))?\}")
 
 @functools.cache
 def placeholders(pattern: str) -> frozenset[str]:
-    """Names of the placeholders of a pattern."""
+    """Returns the names of the placeholders of a pattern."""
     if re.search(r"[{}]", _FIELD.sub("", pattern)):
         raise ConfigError(
             f"Expected placeholders such as {{i}} or {{3*i+1}} in a name, found {pattern!r}."
@@ -115,7 +115,7 @@ def _as_tuple(names: str | tuple[str, ...]) -> tuple[str, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """Their tensor or tensors ↔ our leaf or leaves.
+    """Maps one or more source tensors to one or more leaves, and back.
 
     Attributes:
       source: their name pattern, several for a transform that joins, `()` for a `Constant`.
@@ -170,7 +170,7 @@ class Rule:
         return tuple(sorted(extra))[:1]
 
     def under(self, source: str, target: str) -> Rule:
-        """The same rule with a prefix before their names and one before our paths."""
+        """Returns the rule with a prefix before source names and one before our paths."""
         return dataclasses.replace(
             self,
             source=tuple(source + name for name in self.sources),
@@ -181,7 +181,7 @@ class Rule:
 
 @dataclasses.dataclass(frozen=True)
 class Ignore:
-    """Names of theirs that our model has no use for, and why.
+    """Source names that the model does not use, with the reason.
 
     `pattern` is a glob: `*` stands for any characters, dots included.
     """
@@ -192,7 +192,7 @@ class Ignore:
 
 @dataclasses.dataclass(frozen=True)
 class Rename:
-    """An older spelling of their names, put right before the rules are applied. Import only.
+    """An older spelling of source names, replaced before the rules are applied (import only).
 
     Attributes:
       pattern: regular expression, searched in the part of the name after `under`.
@@ -212,12 +212,12 @@ class Rename:
 
 
 DATA_PARALLEL = Rename(r"^module\.", "")
-"""torch's (Distributed)DataParallel wraps a model under this name."""
+"""Removes the prefix of torch's (Distributed)DataParallel."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RuleTable:
-    """All that is known about the names of one checkpoint layout of one model.
+    """All name rules of one checkpoint layout of one model.
 
     Attributes:
       rules: every leaf of ours is the target of exactly one.
@@ -233,7 +233,7 @@ class RuleTable:
     buffers: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def under(self, source: str = "", target: str = "") -> RuleTable:
-        """The table of this model as a part of a larger one.
+        """Returns the table for this model as a part of a larger one.
 
         Args:
           source: prefix of their names, e.g. "vision_tower.".
@@ -249,7 +249,7 @@ class RuleTable:
         )
 
     def part(self, source: str, target: str) -> RuleTable:
-        """The inverse of `under`: the rules below the prefixes, which the names then lack."""
+        """The inverse of `under`: the rules below the prefixes, with the prefixes removed."""
         return dataclasses.replace(
             self,
             rules=tuple(
@@ -273,13 +273,13 @@ class RuleTable:
         )
 
     def rename(self, name: str) -> str:
-        """Their name in the spelling that the rules use."""
+        """Converts a source name to the spelling that the rules use."""
         for item in self.renames:
             name = item.apply(name)
         return name
 
     def ignored_because(self, name: str) -> str | None:
-        """Why their name is dropped; None if it is not."""
+        """Returns why a source name is dropped; None if it is not."""
         reasons = (i.reason for i in self.ignored if fnmatch.fnmatchcase(name, i.pattern))
         return next(reasons, None)
 
@@ -318,5 +318,5 @@ def _bias(source: str, target: str, bias: bool) -> tuple[Rule, ...]:
 
 
 def identity_table(paths: Iterable[str]) -> RuleTable:
-    """The table of our own layout: every leaf is stored under its path."""
+    """The table of the layout "jax": every leaf is stored under its path."""
     return RuleTable(rules=tuple(Rule(path, path) for path in paths), renames=())

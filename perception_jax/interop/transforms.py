@@ -1,4 +1,4 @@
-"""Two-way changes of layout between their tensors (PyTorch) and ours.
+"""Two-way changes of layout between source tensors (PyTorch) and leaves.
 
 A transform turns a list of their tensors into a list of ours and back without loss. Ours have
 kernels `[in, out]` and convolutions `[h, w, in, out]`; theirs `[out, in]` and `[out, in, h, w]`.
@@ -20,20 +20,21 @@ from perception_jax.errors import CheckpointError
 from perception_jax.interop.tensors import Shape
 
 Array = Shaped[np.ndarray, "..."]
+"""A tensor on the host."""
 
 
 @runtime_checkable
 class Transform(Protocol):
-    """One or more of their tensors ↔ one or more of ours."""
+    """Maps one or more source tensors to one or more leaves, and back."""
 
     def to_ours(self, theirs: Sequence[Array], shapes: Sequence[Shape]) -> list[Array]:
-        """Their tensors in our layout; `shapes` are ours."""
+        """Converts source tensors to leaves; `shapes` are those of the leaves."""
 
     def to_theirs(self, ours: Sequence[Array]) -> list[Array]:
         """The inverse of `to_ours`, bit for bit."""
 
     def their_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
-        """Shapes of their tensors, given ours; raises `ValueError` where none fit."""
+        """Returns the source shapes for given leaf shapes; `ValueError` if none fit."""
 
 
 class _Each(abc.ABC):
@@ -92,7 +93,7 @@ class Permute(_Each):
 
 @dataclasses.dataclass(frozen=True)
 class ExtraAxes(_Each):
-    """Theirs has axes of size 1 that ours has not; `axes` count in their shape.
+    """Removes axes of size 1 of the source tensor; `axes` count in its shape.
 
     `ExtraAxes((0, 1))`: their `(1, 1, D)` is our `(D,)`. `ExtraAxes((0,))`: their `(1,)` is a
     scalar of ours.
@@ -166,7 +167,7 @@ class RopePermute(_Each):
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """One tensor of theirs is several of ours, one after the other along their `axis`."""
+    """Splits one source tensor into several leaves along the source's `axis`."""
 
     axis: int = 0
 
@@ -189,7 +190,7 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class Concat:
-    """Several tensors of theirs are one of ours, one after the other along our `axis`.
+    """Concatenates several source tensors to one leaf along the leaf's `axis`.
 
     Attributes:
       parts: how many equal parts, or the size of each along `axis`.
@@ -248,7 +249,7 @@ class FoldedPosition:
 
 @dataclasses.dataclass(frozen=True)
 class Constant:
-    """A leaf of ours that their model does not have because it always holds `value` there.
+    """A leaf that the source model lacks because it always has `value` there.
 
     For rules without a source, e.g. the zero bias of EVA's keys.
     """
@@ -273,7 +274,7 @@ class Constant:
 
 @dataclasses.dataclass(frozen=True)
 class Dropped(Constant):
-    """A leaf of ours that only training needs and that their model has no name for.
+    """A leaf used only in training, which the source layout does not store.
 
     `value` after an import; an export leaves it out, whatever it holds.
     """
@@ -283,12 +284,12 @@ class Dropped(Constant):
 
 
 LOSSY = (Dropped, FoldedPosition)
-"""Transforms after which a leaf may come back with other values; the outputs stay the same."""
+"""Transforms after which a leaf may differ after a round trip; the outputs stay the same."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Chain:
-    """Transforms applied one after the other, from theirs to ours."""
+    """Applies several transforms in order, from source to leaves."""
 
     steps: tuple[Transform, ...]
 
@@ -317,9 +318,10 @@ def chain(*steps: Transform) -> Chain:
 
 
 IDENTITY = Identity()
+"""The transform that changes nothing."""
 LINEAR = Permute((1, 0))
-"""Their `[out, in]`, our `[in, out]`."""
+"""Transposes `[out, in]` to `[in, out]`."""
 CONV = Permute((2, 3, 1, 0))
-"""Their `[out, in, h, w]`, our `[h, w, in, out]`."""
+"""Transposes `[out, in, h, w]` to `[h, w, in, out]`."""
 SPLIT_LINEAR = chain(Split(0), LINEAR)
-"""A fused `[q; k; v]` weight of theirs, one `[in, out]` kernel of ours for each part."""
+"""Splits a fused `[q; k; v]` weight into one `[in, out]` kernel each."""

@@ -1,4 +1,4 @@
-"""Is an exported checkpoint the one that was imported? Bit for bit, and by what the model says."""
+"""Compares an exported checkpoint with the imported one, bit by bit and by model outputs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from perception_jax.interop.transforms import LOSSY
 
 @dataclasses.dataclass(frozen=True)
 class RoundTrip:
-    """A round trip without loss.
+    """The result of a lossless round trip.
 
     Attributes:
       equal: tensors with the same bits and dtype.
@@ -88,7 +88,7 @@ def verify_roundtrip(
 def changed_leaves(
     table: RuleTable, expected: Mapping[str, jax.Array], found: Mapping[str, jax.Array]
 ) -> tuple[str, ...]:
-    """Leaves that a layout cannot hold as they were, and that came back with other values.
+    """Returns the leaves that a layout cannot store exactly and that changed in a round trip.
 
     The outputs do not change: e.g. a class token that took up its position.
 

@@ -1,4 +1,4 @@
-"""Which model a checkpoint is, from its settings where it has some, and from its tensors."""
+"""Identifies the model of a checkpoint from its settings, if any, and its tensors."""
 
 from __future__ import annotations
 
@@ -23,10 +23,12 @@ _ENOUGH = 0.5
 
 @dataclasses.dataclass(frozen=True)
 class Identified:
-    """Attributes:
-    architecture: whose model it is.
-    layout: whose names the tensors have.
-    config: its frozen configuration.
+    """An identified model: architecture, layout and configuration.
+
+    Attributes:
+      architecture: whose model it is.
+      layout: whose names the tensors have.
+      config: its frozen configuration.
     """
 
     architecture: Architecture

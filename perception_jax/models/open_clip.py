@@ -1,4 +1,4 @@
-"""open_clip's `vision_cfg` and `text_cfg`: what several architectures read and write alike.
+"""open_clip's `vision_cfg` and `text_cfg`, shared by several architectures.
 
 open_clip has many settings that change a tower; one that is not understood here is refused, since
 the weights of another tower may well have the same names and shapes.
@@ -17,11 +17,12 @@ from perception_jax.nn.text_tower import TextConfig
 from perception_jax.settings import Optional, Settings, shown
 
 TIMM_KEYS = ("timm_model_name", "timm_model_pretrained", "timm_pool", "timm_proj")
-"""Of a `vision_cfg` whose trunk is timm's."""
+"""Keys of a `vision_cfg` with a timm trunk."""
 IN_FOLDER = "in-this-folder"
 """`hf_tokenizer_name` for tokenizer files beside the weights, which open_clip reads from a local
 folder whatever the name."""
 CLIP_VOCAB_SIZE = 49408
+"""Default vocabulary size of open_clip's text towers."""
 _COMMON = ("width", "layers", "mlp_ratio", "norm_kwargs")
 _NO_EFFECT = ("patch_dropout", "hf_tokenizer_name", "tokenizer_kwargs", "tokenizer_mode", "pad_id")
 """For training and for the tokenizer."""
@@ -80,7 +81,7 @@ def brings_tokenizer(config: Mapping[str, Any], vocab_size: int) -> bool:
 
 
 def check(tower: Settings, meant: tuple[str, ...]) -> None:
-    """Refuses settings that would make another tower than the one built here.
+    """Raises an error for settings of unsupported variants of the towers.
 
     Args:
       tower: "vision_cfg" or "text_cfg".

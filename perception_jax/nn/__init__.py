@@ -1,1 +1,1 @@
-"""Layers that two or more models use, and the taps that look inside them."""
+"""Layers that two or more models use, and taps for their intermediate values."""

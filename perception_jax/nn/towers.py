@@ -1,4 +1,4 @@
-"""What image and text towers share: their output, the tokens they start from, the comparison.
+"""Shared parts of image and text towers: output, class token, comparison of embeddings.
 
 Letters: B batch (of images), T tokens or texts, P patches, D width, L layers, N heads, Q query
 rows, S recorded states, I recorded inserts with A heads and K tokens to look at, E embedding width,
@@ -53,9 +53,11 @@ class TowerOutput:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ContrastiveOutput:
-    """Attributes:
-    image_embeds, text_embeds: unit vectors, float32.
-    logits_per_image: scaled cosines of every image with every text, plus the bias, float32.
+    """Embeddings of images and texts with their scaled cosines.
+
+    Attributes:
+      image_embeds, text_embeds: unit vectors, float32.
+      logits_per_image: scaled cosines of every image with every text, plus the bias, float32.
     """
 
     image_embeds: Float[Array, "B E"]

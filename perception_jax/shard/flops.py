@@ -1,4 +1,4 @@
-"""FLOPs of a function and of its gradient, counted on its jaxpr.
+"""FLOPs of a function and of its gradient, counted on the jaxpr.
 
 XLA's own cost analysis counts the body of a loop once, so a scanned stack of 24 layers looks like
 one layer. Here a scan counts as often as it runs. Only matrix products and convolutions count,

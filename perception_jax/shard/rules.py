@@ -24,7 +24,9 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from perception_jax.errors import ConfigError
 
 Spec = PartitionSpec | Callable[[tuple[int, ...], Mesh], PartitionSpec]
+"""A PartitionSpec, or a function of shape and mesh that returns one."""
 Rules = Sequence[tuple[str, Spec]]
+"""Rows of path regex and spec; the first match wins."""
 
 _SHOWN = 8
 
@@ -33,16 +35,18 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class ShardingPlan:
-    """Attributes:
-    shardings: of each leaf by path.
-    fallbacks: the spec that the row gives, for each leaf that it does not divide.
+    """Shardings of all leaves, and the fallbacks among them.
+
+    Attributes:
+      shardings: of each leaf by path.
+      fallbacks: the spec that the row gives, for each leaf that it does not divide.
     """
 
     shardings: dict[str, NamedSharding]
     fallbacks: dict[str, PartitionSpec]
 
     def explain(self) -> str:
-        """The fallbacks in words, a line each; "" without any."""
+        """Lists the fallbacks, one per line; "" if there are none."""
         listed = [
             f"{path}: {self.shardings[path].spec} instead of {wanted}"
             for path, wanted in self.fallbacks.items()
@@ -52,7 +56,7 @@ class ShardingPlan:
 
 
 def shardings(leaves: Mapping[str, Any], rules: Rules, mesh: Mesh) -> dict[str, NamedSharding]:
-    """The sharding of each leaf; fallbacks are logged.
+    """Returns the sharding of each leaf; fallbacks are logged.
 
     Args, Raises: as of `place`.
     """
@@ -70,7 +74,7 @@ def shardings(leaves: Mapping[str, Any], rules: Rules, mesh: Mesh) -> dict[str, 
 
 
 def place(leaves: Mapping[str, Any], rules: Rules, mesh: Mesh | AbstractMesh) -> ShardingPlan:
-    """The sharding of each leaf, and which of them are fallbacks.
+    """Computes the sharding of each leaf and which of them are fallbacks.
 
     Args:
       leaves: anything with a `shape` (arrays, `jax.ShapeDtypeStruct`) by "/"-joined path.

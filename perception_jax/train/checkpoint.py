@@ -1,4 +1,4 @@
-"""Checkpoints: what a run needs to go on as if nothing had happened. The one file that knows orbax.
+"""Checkpoints: the complete state of a run, written with orbax.
 
     checkpoints/N/state/       arrays: step, trainable, frozen, opt_state, ema, key (nested dict)
     checkpoints/N/data/        position of the data iterator, one JSON per process
@@ -40,7 +40,7 @@ _EVALUATION = "evaluation.json"
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-    """A restored run; the data iterator has been moved to its place too.
+    """A restored state; the data iterator has been moved to its position.
 
     `evaluation` is None if the evaluators have not run (to their end) at this step.
     """
@@ -52,10 +52,14 @@ class Restored:
 
 
 class Checkpoints:
-    """The checkpoints of one workdir. Use as a context: leaving it waits for running saves."""
+    """The checkpoints of one workdir, a context manager that waits for running saves."""
 
     def __init__(self, directory: pathlib.Path, *, keep: int, keep_best: str = "") -> None:
-        """Args: `keep` and `keep_best` as in `TrainConfig`."""
+        """Opens the checkpoints; `keep` and `keep_best` as in `TrainConfig`.
+
+        Args:
+          `keep` and `keep_best` as in `TrainConfig`.
+        """
         _ORBAX_LOG.addFilter(_has_no_traceback)
         self._directory = directory
         self._saving: Any = None
@@ -80,7 +84,7 @@ class Checkpoints:
         return max(steps(self._directory), default=None)
 
     def path(self, step: int) -> pathlib.Path:
-        """Where the checkpoint of `step` is, or would be."""
+        """Path of the checkpoint of `step`, which need not exist."""
         return self._directory / str(step)
 
     def save(
@@ -142,7 +146,7 @@ class Checkpoints:
             raise self._failed(self._saving_step, error) from error
 
     def restore(self, target: TrainState, data: Any) -> Restored | None:
-        """The newest checkpoint that is whole; None if there is none at all.
+        """Restores the newest undamaged checkpoint; None if there is no checkpoint.
 
         Args:
           target: shapes with shardings.

@@ -1,4 +1,4 @@
-"""The place in the training data, kept in each checkpoint for any number of processes.
+"""The position in the training data, stored in checkpoints for any number of processes.
 
 A checkpoint's folder `data` has one JSON file per process: the state of that process's iterator
 before the next batch. A run on as many processes takes its own file. On another number of
@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 
 class PositionFile:
-    """This process's part of the folder `data`, as orbax wants it; read by `restore`."""
+    """This process's file in the folder `data`, in orbax's protocol; `restore` reads it."""
 
     def __init__(self, state: Any) -> None:
         self._text = json.dumps(state, indent=4)
@@ -41,7 +41,7 @@ class PositionFile:
 
 
 def restore(directory: pathlib.Path, iterator: Any, *, written_by: int, batches: int) -> None:
-    """Moves `iterator` to the saved place.
+    """Moves `iterator` to the saved position.
 
     Args:
       directory: the folder `data` of a checkpoint.

@@ -15,6 +15,7 @@ from perception_jax.shard import mesh as mesh_lib
 from perception_jax.train.task import Batch
 
 ID = "id"
+"""Batch key of the record ids."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,14 +32,18 @@ class DeviceBatch:
 
 
 class BatchFeed:
-    """Takes batches off an endless dataset and places them.
+    """Takes batches from an endless dataset and places them on the mesh.
 
     Attributes:
       iterator: the dataset's iterator.
     """
 
     def __init__(self, dataset: Iterable[Batch], mesh: Mesh, batch_size: int) -> None:
-        """Args: see `TrainConfig.batch_size`. Raises ConfigError if the mesh does not divide it."""
+        """Opens a dataset; raises ConfigError if the mesh does not divide the batch size.
+
+        Args:
+          see `TrainConfig.batch_size`. Raises ConfigError if the mesh does not divide it.
+        """
         hosts = jax.process_count()
         mesh_lib.check_batch(mesh, batch_size, hosts)
         self._dataset = dataset

@@ -17,6 +17,7 @@ from perception_jax.errors import CheckpointError
 from perception_jax.files import write_whole
 
 NAME = "files.json"
+"""File name of the checksums."""
 
 _CHUNK = 1 << 24
 

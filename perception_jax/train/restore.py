@@ -1,4 +1,4 @@
-"""A trained model from a workdir, for evaluation, prediction and export."""
+"""Loads a trained model from a workdir for evaluation, prediction and export."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def load_model(
     step: int | None = None,
     mesh: Mesh | None = None,
 ) -> tuple[nnx.Module, int]:
-    """Reads the weights of one checkpoint, and nothing else of it, straight to their devices.
+    """Reads only the weights of a checkpoint, straight to their devices.
 
     Args:
       task: of the same model as the run's.

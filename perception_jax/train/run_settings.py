@@ -38,7 +38,7 @@ _TRAIN = "train."
 
 @dataclasses.dataclass(frozen=True)
 class RunSettings:
-    """What a run is started with.
+    """The settings with which a run is started.
 
     Attributes:
       trainer, config: JSON-able; see the module.
@@ -60,7 +60,7 @@ class RunSettings:
         defaults: Mapping[str, Any] | None = None,
         free: Iterable[str] = (),
     ) -> RunSettings:
-        """Brings everything to the form that JSON gives back."""
+        """Converts settings to the form that JSON returns."""
         return cls(
             _as_json(dataclasses.asdict(config)),
             _as_json(dict(resolved or {})),
@@ -69,7 +69,7 @@ class RunSettings:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """What `config.json` and the checkpoints keep."""
+        """Returns the form stored in `config.json` and checkpoints."""
         return {"trainer": self.trainer, "config": self.config}
 
     def moved(self, old: Mapping[str, Any]) -> list[str]:
@@ -84,7 +84,7 @@ class RunSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """How settings differ from those of the run so far.
+    """Differences of settings from those of the run so far.
 
     Attributes:
       forbidden: changes that a resumed run may not make.

@@ -1,4 +1,4 @@
-"""The directory of a run: one owner at a time, one config for its whole life.
+"""The directory of a run: one process at a time, one config.
 
 workdir/
   config.json       the resolved settings of the run
@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Workdir:
-    """A locked workdir; paths of what is in it."""
+    """A locked workdir with the paths of its contents."""
 
     path: pathlib.Path
 
@@ -139,7 +139,7 @@ class Workdir:
 
 @contextlib.contextmanager
 def open_workdir(path: str | os.PathLike[str]) -> Iterator[Workdir]:
-    """Creates the directory if need be and holds its lock.
+    """Creates the directory if needed and locks it.
 
     The lock is the kernel's (`flock`): it ends with the process, however that dies.
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Numbers = np.ndarray | Sequence[Number]
+"""A series of numbers."""
 
 _STYLES = ("solid", "dashed", "dotted")
 """Line styles, named alike by matplotlib and by CSS."""

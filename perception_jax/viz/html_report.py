@@ -1,4 +1,4 @@
-"""A report: one self-contained HTML file that anyone can open, keep and send.
+"""A report as one self-contained HTML file.
 
 Images are embedded, styles are inline, there is no script, and the page's own content policy
 forbids the browser to load anything else. All text is escaped.

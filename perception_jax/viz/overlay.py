@@ -1,4 +1,4 @@
-"""Pictures over pictures: heat maps, boxes, masks and patch features drawn on an image.
+"""Overlays on images: heat maps, boxes, masks and patch features.
 
 Everything is uint8 numpy in and out; nothing changes its input. Letters: H W image, h w patch grid,
 R regions, P patches, D width.

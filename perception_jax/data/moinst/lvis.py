@@ -1,4 +1,4 @@
-"""MOInst-R: images and objects out of LVIS v1, chosen to be comparable with MOInst; no captions.
+"""MOInst-R: images and objects selected from LVIS v1 to resemble MOInst, without captions.
 
 The 264 most frequent classes, one object per class and image, 80,000 images that balance the
 classes. "Random" is the order of SHA-256 of a seed and the ids, so that the choice depends on
@@ -22,12 +22,14 @@ from perception_jax.errors import ConfigError, DataError
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class RebuildConfig:
-    """Attributes:
-    classes, images: how many are chosen, at most.
-    objects: at most of one image.
-    min_area_share: smaller boxes are dropped; share of the image's area.
-    min_side: boxes with a shorter side are dropped; pixels.
-    seed: of all that is random.
+    """Settings of the selection of classes, images and objects from LVIS.
+
+    Attributes:
+      classes, images: how many are chosen, at most.
+      objects: at most of one image.
+      min_area_share: smaller boxes are dropped; share of the image's area.
+      min_side: boxes with a shorter side are dropped; pixels.
+      seed: of all that is random.
     """
 
     classes: int = 264
@@ -75,7 +77,7 @@ def rebuild(
     exclude: Collection[int] = (),
     where: str = "LVIS",
 ) -> Rebuilt:
-    """Chooses classes, objects and images.
+    """Selects classes, objects and images.
 
     Args:
       content: an LVIS v1 file, parsed.
@@ -129,7 +131,7 @@ def rebuild(
 def choose_classes(
     categories: Sequence[Any], count: int, where: str = "LVIS"
 ) -> tuple[MoinstClass, ...]:
-    """The categories that most images show, by ascending id.
+    """Selects the categories that occur in most images, by ascending id.
 
     Names that several categories share once they are cleaned are left out: as an instruction such
     a name would be ambiguous.
@@ -174,7 +176,7 @@ def choose_classes(
 
 
 def balanced_images(kinds: Mapping[int, Collection[int]], count: int, seed: int) -> list[int]:
-    """Chooses images so that the classes get as equal as they can.
+    """Selects images so that the class counts are as equal as possible.
 
     In each round the class with the fewest chosen objects (the smaller id if equal) takes a random
     one of its images that is not chosen yet; all objects of that image count.

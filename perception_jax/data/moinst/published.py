@@ -20,11 +20,13 @@ from perception_jax.data.moinst.tables import Category, CategoryId, Table
 from perception_jax.errors import DataError
 
 MAX_BAD_SHARE = 0.01
+"""Share of unusable rows of a file, per kind of fault, above which the import fails."""
 EXPECTED = {"images": 80_000, "annotations": 240_000, "classes": 264}
-"""About what the whole set holds, by a summary of the paper."""
+"""Approximate totals of the complete dataset, from a summary of the paper."""
 EXPECTED_WITHIN = 0.05
+"""Relative deviation from `EXPECTED` above which a warning is given."""
 FOLDERS = ("train2017", "val2017", "train2014", "val2014")
-"""Of COCO, in the order in which a bare file name is looked up there."""
+"""COCO's image folders, in the order in which a bare file name is searched."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

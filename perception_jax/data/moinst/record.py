@@ -29,6 +29,7 @@ from perception_jax.errors import DataError
 from perception_jax.files import replacing, write_whole
 
 CLASSES_FILE = "classes.json"
+"""File name of the class table next to the records."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Rows of the published files, and of foreign ones that name the same things otherwise.
+"""Rows of the published MOInst files, and of files with the same content under other keys.
 
 A published row has `image_id`, `file_name`, `image_path`, `category_id`, `object_id`, and either
 `caption`, a text, or `captions`, a list. Where the keys beside the data are not those, the aliases
@@ -22,11 +22,12 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     "instruction": ("prompt", "question"),
     "caption": ("text", "description", "answer", "sentence"),
 }
+"""Alternative keys of each value of a row."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class PublishedRow:
-    """One row; what it lacks is None or empty.
+    """One row of a published file; missing values are None or empty.
 
     Attributes:
       category: a number, or a text that names the class.
@@ -46,7 +47,7 @@ class PublishedRow:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class PublishedRows:
-    """The rows of a file and what lies beside them.
+    """The rows of a published file with its categories and image sizes.
 
     Attributes:
       rows: in the file's order.

@@ -28,7 +28,7 @@ from perception_jax.data.sources import coco, fields, folder, jsonl, objects, pa
 from perception_jax.errors import ConfigError, DataError
 
 KINDS = ("folder", "jsonl", "objects", "moinst", "coco", "parquet")
-"""What `open_source` takes as a kind."""
+"""Values of `kind` for `open_source`."""
 
 _LINE_ENDINGS = (".jsonl", ".ndjson")
 _ENDINGS = {"coco": (".json",), **dict.fromkeys(("jsonl", "objects", "moinst"), _LINE_ENDINGS)}

@@ -14,7 +14,10 @@ class Subset:
     """Chosen records of a source, in the given order."""
 
     def __init__(self, source: Source, indices: Sequence[int] | np.ndarray):
-        """Args: indices: into `source`.
+        """Selects records of a source.
+
+        Args:
+          indices: into `source`.
 
         Raises:
           ConfigError: an index outside the source.
@@ -44,7 +47,10 @@ class Mixture:
     """
 
     def __init__(self, sources: Sequence[Source], shares: Sequence[int], *, length: int):
-        """Args: shares: positive whole numbers; length: records of the mixture.
+        """Mixes several sources.
+
+        Args:
+          shares: positive whole numbers; length: records of the mixture.
 
         Raises:
           ConfigError: no source, an empty one, or shares that do not fit.

@@ -42,8 +42,11 @@ from perception_jax.files import write_whole
 from perception_jax.settings import Choice, shown
 
 START = "<|startoftext|>"
+"""The start token."""
 END = "<|endoftext|>"
+"""The end token."""
 FULL_VOCAB_SIZE = 49408
+"""Size of CLIP's published vocabulary."""
 
 _WORD_END = "</w>"
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"

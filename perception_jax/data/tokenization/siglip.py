@@ -34,6 +34,7 @@ from perception_jax.errors import CheckpointError, ConfigError
 from perception_jax.settings import FLAG, Choice, shown
 
 END = "</s>"
+"""The end token."""
 _END_ID = 1
 _PIECES = "spiece.model"
 _FILES = (files.VOCABULARY, _PIECES, files.SETTINGS, files.SPECIALS, files.ADDED)
@@ -45,7 +46,7 @@ _AS_SPACE = {ord(SPACE): " "}
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SiglipTokenizer:
-    """Texts to ids of a fixed length; picklable.
+    """SigLIP's tokenizer: texts to ids of a fixed length; picklable.
 
     Attributes:
       files: the vocabulary's files by name, as they were found: `tokenizer.json` or `spiece.model`,
@@ -116,17 +117,17 @@ class SiglipTokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Rows that an embedding table needs: one more than the largest id."""
+        """Number of rows of the embedding table: the largest id plus one."""
         return max(self._backend.get_vocab_size(), *(t.id + 1 for t in self._whole.values()))
 
     @property
     def has_added(self) -> bool:
-        """Whether there are tokens behind those of the SentencePiece vocabulary."""
+        """Whether there are tokens after those of the SentencePiece vocabulary."""
         return self.vocab_size > self._backend.get_vocab_size()
 
     @property
     def end_id(self) -> int:
-        """The id behind every text."""
+        """Id of the token that ends every text."""
         return _END_ID
 
     @property

@@ -18,7 +18,7 @@ from perception_jax.settings import Choice, Integer, Optional, Settings, check_f
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VisionConfig:
-    """The image tower; `act` is one of `nn.mlp.TOWER_ACTIVATIONS` and belongs to the weights.
+    """Configuration of CLIP's image tower; `act` is one of `nn.mlp.TOWER_ACTIVATIONS`.
 
     Raises:
       ConfigError: a field of another type or out of range (see `settings.check_fields`).
@@ -38,7 +38,7 @@ class VisionConfig:
 
     @property
     def tokens(self) -> int:
-        """Class token and patches."""
+        """Number of tokens: class token and patches."""
         return 1 + (self.image_size // self.patch_size) ** 2
 
     @classmethod
@@ -111,7 +111,7 @@ class VisionConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClipConfig:
-    """Both towers and the width of the joint space."""
+    """Configuration of CLIP: both towers and the width of the joint space."""
 
     vision: VisionConfig
     text: TextConfig
@@ -235,7 +235,7 @@ class ClipConfig:
 
     @staticmethod
     def is_openai(shapes: Mapping[str, tuple[int, ...]]) -> bool:
-        """Whether tensors are those of OpenAI's own archives, which need no settings."""
+        """Whether the tensors are from OpenAI's own archives, which need no settings."""
         marks = {"input_resolution", "context_length", "vocab_size", "visual.proj"}
         return marks <= shapes.keys()
 

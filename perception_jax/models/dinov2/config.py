@@ -13,15 +13,17 @@ from perception_jax.settings import Choice, Settings, check_fields
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dinov2Config:
-    """Attributes:
-    image_size: of the stored position grid (518 for the published weights).
-    mlp: "mlp" with exact GELU, or "swiglu" (giant).
-    registers: extra tokens behind the class token (arXiv 2309.16588); they have no position.
-    layer_scale: start value of the residual factors.
-    position_offset: added to the grid's side when positions are resized: 0.1 in the authors' code
-      (without registers), 0 in Hugging Face, in timm and with registers.
-    position_antialias: whether resized positions are antialiased: with registers they are, and in
-      timm.
+    """Configuration of DINOv2.
+
+    Attributes:
+      image_size: of the stored position grid (518 for the published weights).
+      mlp: "mlp" with exact GELU, or "swiglu" (giant).
+      registers: extra tokens behind the class token (arXiv 2309.16588); they have no position.
+      layer_scale: start value of the residual factors.
+      position_offset: added to the grid's side when positions are resized: 0.1 in the authors' code
+        (without registers), 0 in Hugging Face, in timm and with registers.
+      position_antialias: whether resized positions are antialiased: with registers they are, and in
+        timm.
 
     Raises:
       ConfigError: a field of another type or out of range (see `settings.check_fields`).
@@ -45,7 +47,7 @@ class Dinov2Config:
 
     @property
     def positions(self) -> int:
-        """Stored position rows: class token and patches."""
+        """Number of stored position embeddings: class token and patches."""
         return 1 + (self.image_size // self.patch_size) ** 2
 
     @classmethod

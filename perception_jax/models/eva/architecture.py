@@ -59,3 +59,4 @@ ARCHITECTURES = (
         image_processor=image_processor,
     ),
 )
+"""The architectures of this module; see `models.registry`."""

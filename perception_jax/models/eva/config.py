@@ -16,7 +16,7 @@ from perception_jax.settings import Choice, check_fields
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaVisionConfig:
-    """The image tower.
+    """Configuration of EVA-CLIP's image tower.
 
     Attributes:
       kind: "eva01" is a pre-norm ViT; "eva02_post_norm" (E) normalises each step's output;
@@ -41,7 +41,7 @@ class EvaVisionConfig:
 
     @property
     def tokens(self) -> int:
-        """Class token and patches."""
+        """Number of tokens: class token and patches."""
         return 1 + (self.image_size // self.patch_size) ** 2
 
     @classmethod

@@ -27,7 +27,7 @@ from perception_jax.ops.sharding import constrain
 
 
 class EvaVisionTower(VisionTransformer):
-    """Pixels to tokens and a joint embedding.
+    """EVA-CLIP's image tower: pixels to tokens and a joint embedding.
 
     Tokens are behind the final norm, pooled is the class token among them.
     """
@@ -54,7 +54,7 @@ class EvaVisionTower(VisionTransformer):
         return axial(grid, self.head_width, reference=self.reference_grid, prefix=self.prefix)
 
     def read(self, x: Float[Array, "B T D"], taps: Taps | None) -> TowerOutput:
-        """The class token behind the final norm, and its projection."""
+        """Computes the normalised class token and its projection."""
         out = super().read(x, taps)
         embedding = constrain(self.projection(out.pooled), "batch")
         return dataclasses.replace(out, embedding=embedding)

@@ -22,7 +22,7 @@ _BASE = {"width": 768, "depth": 12, "heads": 12, "mlp_dim": 3072}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SiglipVisionConfig:
-    """The image tower: a ViT without a class token, pooled by attention.
+    """Configuration of SigLIP's image tower: a ViT without class token, pooled by attention.
 
     `act`: Hugging Face runs the weights with "gelu_pytorch_tanh", as the original code does, and
     open_clip with the exact "gelu"; they differ by about 1e-3.
@@ -45,7 +45,7 @@ class SiglipVisionConfig:
 
     @property
     def tokens(self) -> int:
-        """Patches; pixels that do not fill one are dropped."""
+        """Number of patches; pixels that do not fill a patch are dropped."""
         return (self.image_size // self.patch_size) ** 2
 
     @classmethod

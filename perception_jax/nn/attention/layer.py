@@ -28,7 +28,7 @@ from perception_jax.ops.sharding import constrain
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AttentionOutput:
-    """Output of one attention.
+    """Output of an attention layer.
 
     Attributes:
       x: the heads' outputs, joined or projected.

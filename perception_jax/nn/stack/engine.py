@@ -1,4 +1,4 @@
-"""A scan over layers of repeating kinds, each with inputs and outputs of its own.
+"""A scan over layers of repeating kinds, with inputs and outputs per layer.
 
 Layers of one kind run the same program. Runs of a repeating pattern of kinds are one `lax.scan`
 each, so that a model with many equal layers compiles as fast as one with few. What the layers
@@ -37,6 +37,7 @@ REMAT: Mapping[str, Callable | None] = MappingProxyType(
 alone, "dots" keeps all matrix products and "dots_no_batch" those with weights."""
 
 Kind = Hashable
+"""The kind of a layer: layers of equal kinds run the same program."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Slice:
 
 
 Body = Callable[[Any, Slice], tuple[Any, dict[str, Any]]]
-"""Carry and layer to carry and what is recorded, by name."""
+"""Function from carry and layer to carry and recorded values by name."""
 
 
 def scan(

@@ -1,4 +1,4 @@
-"""A forward pass through a stack of blocks: their steps, the inserts around them, what is recorded.
+"""The forward pass of a stack: block steps, inserts, and recorded values.
 
 Letters: L layers, B batch, T tokens, D width, C width of the memory, N heads, Q query rows, K keys,
 S recorded states, I recorded inserts with A heads.
@@ -30,7 +30,7 @@ from perception_jax.ops.sharding import constrain, constrain_batch
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StackOutput:
-    """Output of a stack; what was not asked for is None.
+    """Output of a stack; values that were not requested are None.
 
     Attributes:
       x: output of the last block that ran.
@@ -73,7 +73,7 @@ def run(
     depth: int | None = None,
     remat: Remat = False,
 ) -> StackOutput:
-    """Runs `depth` blocks (all that are left by default) from block `start` on.
+    """Runs `depth` blocks (by default all remaining ones) from block `start` on.
 
     Args:
       blocks: a stacked module from `init`, a `Mixed` or `Inserted` one, or one made by `separate`.

@@ -1,4 +1,4 @@
-"""What is special about each layer of a stack: its name, its inserts, and what is recorded."""
+"""Kinds of the layers of a stack, by their block, inserts and recorded values."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from perception_jax.nn.taps import Taps, layer_indices
 
 @dataclasses.dataclass(frozen=True)
 class LayerKind:
-    """Layers of one kind run the same program.
+    """The static properties of a layer; layers of one kind run the same program.
 
     Attributes:
       name: in the stack's layout.
@@ -37,14 +37,14 @@ class LayerKind:
 
 @dataclasses.dataclass(frozen=True)
 class InsertGroup:
-    """A group of inserts: stacked over `layers`, at one place of their blocks."""
+    """A group of inserts, stacked over `layers`, at one position of their blocks."""
 
     inserts: nnx.Module
     layers: tuple[int, ...]
     place: InsertPosition
 
     def position(self, steps: int) -> int:
-        """How many of a block's steps come before.
+        """Number of the block's steps before the inserts.
 
         Raises:
           ConfigError: no such place.
@@ -60,14 +60,14 @@ class InsertGroup:
 
 
 def insert_groups(blocks: nnx.Module) -> tuple[InsertGroup, ...]:
-    """The groups of inserts of a stack, in the order in which they were put in."""
+    """Returns the groups of inserts of a stack in the order in which they were added."""
     if not isinstance(blocks, Inserted):
         return ()
     return (*insert_groups(blocks.base), InsertGroup(blocks.inserts, blocks.layers, blocks.place))
 
 
 def of_kind(choice: Any, kind: LayerKind, what: str) -> Any:
-    """`choice` itself, or what it holds for layers of a kind.
+    """Returns `choice` itself, or its entry for layers of a kind.
 
     Raises:
       ConfigError: it holds nothing for them.
@@ -91,7 +91,7 @@ def kinds_of(
     taps: Taps,
     context: Context | None,
 ) -> tuple[LayerKind, ...]:
-    """The kinds of the layers 0 to `stop`, of which those from `start` on run.
+    """Returns the kinds of the layers 0 to `stop`, of which those from `start` on run.
 
     Raises:
       ConfigError: a context for a stack without inserts, or taps on what comes before the batch

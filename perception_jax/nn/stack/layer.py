@@ -1,4 +1,4 @@
-"""What a layer of a stack is given, what its steps give, and what stands between them.
+"""Inputs and outputs of the layers of a stack, and the protocols of blocks and inserts.
 
 Letters: B batch, T tokens, D width, C width of the memory, N heads, Q query rows, K keys, A heads
 of an insert.
@@ -20,7 +20,7 @@ from perception_jax.nn.taps import LayerTap
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layer:
-    """What the steps of one block are given besides the tokens.
+    """The inputs of a block's steps besides the tokens.
 
     Attributes:
       index: number of the layer in its stack.
@@ -56,7 +56,7 @@ class Layer:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepOutput:
-    """What a step of a block gives.
+    """The output of a step of a block.
 
     Attributes:
       x: the tokens.
@@ -79,7 +79,7 @@ Step = Callable[[Array, Layer], StepOutput]
 
 
 class Block(Protocol):
-    """What a stack runs: `nn.transformer.Block`, or what has steps.
+    """Protocol of a stack's block, e.g. `nn.transformer.Block`: it has steps.
 
     Attributes:
       attends_memory: whether one of the steps is cross-attention.
@@ -93,19 +93,19 @@ class Block(Protocol):
 
 
 class Insert(Protocol):
-    """What a method puts before, between or after the steps of a block."""
+    """Protocol of a layer placed before, between or after the steps of a block."""
 
     def __call__(self, x: Float[Array, "B T D"], given: Any) -> Float[Array, "B T D"]:
-        """Tokens to tokens, conditioned on what the method gave as `Context.given`."""
+        """Maps tokens to tokens, conditioned on `Context.given`."""
 
     def attention(self, x: Float[Array, "B T D"], given: Any) -> Float[Array, "B A T K"]:
-        """How much each token takes from each token of what was given."""
+        """Returns the attention of each token to each token of the condition."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Context:
-    """What the inserts of a stack are conditioned on.
+    """The condition of the inserts of a stack.
 
     Attributes:
       given: for `Insert`, a pytree.
