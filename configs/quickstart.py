@@ -1,4 +1,4 @@
-"""The first thing to run: a small CLIP learns to look for what it is told to look for.
+"""Quickstart: trains GiVE's adapters on a small CLIP.
 
     make quickstart                                          # up to ten minutes on two cores
     make quickstart ARGS=--config=configs/quickstart.py:short           # about a minute

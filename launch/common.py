@@ -1,4 +1,4 @@
-"""What all programs share: absl flags, `--config`, and errors as one line.
+"""Common parts of all programs: absl flags, `--config`, and errors as one line.
 
     python -m launch.NAME --config=FILE.py[:ARG] [--config.KEY=VALUE …] [--flag=value …]
 
@@ -33,10 +33,11 @@ _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 Define = Callable[[flags.FlagValues], None]
+"""Function that defines flags."""
 
 
 class UsageError(ConfigError):
-    """The command line cannot be understood (exit code 2)."""
+    """An invalid command line (exit code 2)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,7 +65,7 @@ class Program:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Parsed:
-    """A command line, checked.
+    """A checked command line.
 
     Attributes:
       flags: value by name, e.g. `parsed.flags.workdir`.

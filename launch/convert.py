@@ -62,6 +62,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 PROGRAM = common.Program(name="convert", define=define_flags, positional=("SRC", "DST"))
+"""The command line of this program."""
 
 
 def run(parsed: common.Parsed) -> int:

@@ -1,4 +1,4 @@
-"""Trains what a config file describes, or goes on with it.
+"""Trains the task of a config file, or resumes its run.
 
     python -m launch.train --config=configs/quickstart.py --workdir=runs/quickstart
     python -m launch.train --config=configs/quickstart.py:short --workdir=runs/short \
@@ -41,6 +41,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 PROGRAM = common.Program(name="train", define=define_flags, config=True)
+"""The command line of this program."""
 
 
 def run(parsed: common.Parsed) -> int:

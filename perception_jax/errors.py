@@ -34,7 +34,7 @@ class TrainingError(PerceptionError):
 
 
 def did_you_mean(word: str, known: Iterable[str], *, prefix: str = "") -> str:
-    """The end of a message on a wrong name: ". Did you mean X?", or which names are known.
+    """Returns the end of a message on an unknown name: ". Did you mean X?", or the known names.
 
     Dotted names are compared as a whole and by their last part, so that `lr` finds `optimizer.lr`.
 

@@ -24,6 +24,7 @@ OPTIM = {
     "b2": 0.98,
     "rules": RULES,
 }
+"""Optimizer settings."""
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:

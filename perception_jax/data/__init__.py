@@ -1,1 +1,1 @@
-"""Record → transform → loader; tokenizers, preprocessing, sources, and the embedded world."""
+"""Records, transforms and loaders; tokenizers, preprocessing, dataset sources, and scenes."""

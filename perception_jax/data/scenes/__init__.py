@@ -1,4 +1,4 @@
-"""The embedded world: scenes of real emoji drawings, from a seed, with all that is known of them.
+"""Scenes: a synthetic dataset of composed emoji drawings with complete annotations.
 
     from perception_jax.data.scenes.sample import SceneConfig
     from perception_jax.data.scenes.source import ScenesSource

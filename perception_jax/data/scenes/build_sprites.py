@@ -1,4 +1,4 @@
-"""Makes `assets/sprites.zip` and `assets/concepts.json` from the five packages of emoji drawings.
+"""Builds `assets/sprites.zip` and `assets/concepts.json` from five packages of emoji drawings.
 
     python -m perception_jax.data.scenes.build_sprites OUT [--packages DIR]
 
@@ -55,10 +55,12 @@ QUALITY = 72
 ALPHA_QUALITY = 60
 """WebP quality of alpha: edges keep about a dozen levels."""
 HELD_OUT_IN = 5
-"""One of so many concepts without a family is held out."""
+"""One of this many concepts without a family is held out."""
 MAX_BYTES = 5_000_000
+"""Largest archive, bytes."""
 
 ASSETS = pathlib.Path(__file__).parent / "assets"
+"""Folder of the assets."""
 
 
 def file_name(package: str) -> str:

@@ -1,4 +1,4 @@
-"""The things that a scene can show: names, plurals, categories, colours, facings.
+"""The concepts of scenes: names, plurals, categories, colours, orientations.
 
 The table is `assets/concepts.json`, written by `build_sprites` from the drawings and from the
 hand-made choices of `curation`. A name is a count noun phrase ("pair of scissors", "slice of
@@ -23,12 +23,12 @@ CATEGORIES = ("animal", "plant", "food", "object", "activity", "vehicle", "place
 is weather and heavenly bodies."""
 
 MAX_FACING_ANGLE = 20.0
-"""Degrees. A sprite rotated by more than this no longer counts as facing left or right."""
+"""Rotation in degrees above which a sprite does not count as facing left or right."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Concept:
-    """One thing with a name, drawn by all five artists.
+    """A named object that all five artists drew.
 
     Attributes:
       name: singular, lower case, unique, e.g. "red apple".
@@ -80,7 +80,7 @@ def concepts(*, held_out: bool | None = None) -> tuple[Concept, ...]:
 
 
 def by_name(name: str) -> Concept:
-    """The concept of that name.
+    """Returns the concept of that name.
 
     Raises:
       DataError: no such concept; the message suggests the nearest names.
@@ -97,7 +97,7 @@ def by_name(name: str) -> Concept:
 
 
 def family_of(concept: Concept) -> tuple[Concept, ...]:
-    """The concepts of one family, `concept` included, in table order."""
+    """Returns the concepts of one family, `concept` included, in table order."""
     return tuple(c for c in _table().values() if c.family == concept.family)
 
 
@@ -108,7 +108,8 @@ def colour_of(placement: Placement) -> str | None:
 
 
 def facing_of(placement: Placement) -> Facing:
-    """Side the placement faces as shown: mirrored by `flip`, "front" beyond `MAX_FACING_ANGLE`."""
+    """Returns the side that the placement faces: mirrored by `flip`, "front" beyond the largest
+    angle."""
     facing = by_name(placement.concept).facing
     if facing == "front" or abs(placement.angle) > MAX_FACING_ANGLE:
         return "front"

@@ -1,4 +1,4 @@
-"""One spec, changed in one respect: the nine visual patterns of MMVP (arXiv 2401.06209, §2).
+"""Edits of a spec in one respect: the nine visual patterns of MMVP (arXiv 2401.06209, §2).
 
 Each maker lays out a small scene in which nothing covers anything, and returns two versions of it
 with a question that tells them apart. What a pattern changes:
@@ -33,26 +33,28 @@ from perception_jax.data.scenes.visibility import text_extent
 from perception_jax.data.scenes.words import WORDS
 
 COUNTS = (1, 4)
-"""Range of a count pair's smaller number."""
+"""Range of the smaller number of a count pair."""
 GROUP = (4, 6)
 """Range of the number of objects in a structure pair."""
 RADIUS = 0.34
-"""Of a circle of objects, in shorter sides of the canvas."""
+"""Radius of a circle of objects, in shorter sides of the canvas."""
 FILL = 0.85
 """Size of the objects of a group, as a fraction of their distance."""
 NEAR, FAR = (0.75, 0.9), (0.12, 0.18)
 """Sizes in a viewpoint pair."""
 LARGE = (0.5, 0.75)
-"""Sizes of an object that may be faded: it must be seen well to be told from a solid one."""
+"""Sizes of an object that may be faded; small ones cannot be distinguished from solid ones."""
 FADED_OPACITY = 0.55
+"""Opacity of a faded object."""
 TEXT_SIZE = (0.14, 0.2)
+"""Range of text heights, in shorter sides of the canvas."""
 MAX_TEXT_WIDTH = 0.94
-"""Widest word, as a fraction of the canvas."""
+"""Width of the widest word, as a fraction of the canvas."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class PairSpec:
-    """Two specs that differ in one respect, and words that tell them apart.
+    """Two specs that differ in one respect, and texts that distinguish them.
 
     Attributes:
       changed: indices of the placements that differ; () if it is the written word.
@@ -83,7 +85,7 @@ def orientation(layout: PairLayout) -> PairSpec:
 
 
 def presence(layout: PairLayout) -> PairSpec:
-    """One object is there or not."""
+    """One object is present or absent."""
     concept = layout.concept(lambda c: True, "a thing")
     others = layout.bystanders(CELLS, fewest=1)
     item = layout.place(concept, layout.cell(CELLS))
@@ -98,7 +100,7 @@ def presence(layout: PairLayout) -> PairSpec:
 
 
 def state(layout: PairLayout) -> PairSpec:
-    """One object is open or closed, the right way up or upside down, solid or faded."""
+    """One object is open or closed, upright or upside down, solid or faded."""
     makers = [_faded]
     if any(c.facing != "front" for c in layout.vocabulary):
         makers.append(_upside_down)
@@ -158,7 +160,7 @@ def _has_other(layout: PairLayout, concept: Concept, kind: str) -> bool:
 
 
 def count(layout: PairLayout) -> PairSpec:
-    """One more or one fewer of a kind."""
+    """One more or one fewer of the same objects."""
     concept = layout.concept(lambda c: True, "a thing")
     number = layout.draw.randint(*COUNTS)
     model = layout.place(concept, layout.cell(CELLS))
@@ -240,7 +242,7 @@ def colour(layout: PairLayout) -> PairSpec:
 
 
 def structure(layout: PairLayout) -> PairSpec:
-    """A group of one kind is side by side, one above another, or in a circle."""
+    """A group of equal objects is side by side, one above another, or in a circle."""
     concept = layout.concept(lambda c: True, "a thing")
     number = layout.draw.randint(*GROUP)
     (first, places), (second, other_places) = layout.draw.sample(list(_LAYOUTS.items()), 2)
@@ -289,7 +291,7 @@ _LAYOUTS: Mapping[str, Callable[[int, tuple[float, float]], list[Cell]]] = Mappi
 
 
 def text(layout: PairLayout) -> PairSpec:
-    """One word is written or another."""
+    """The drawn word differs."""
     size = layout.draw.uniform(*TEXT_SIZE)
     (ink,) = layout.colours(1, palette.NAMES)
     widest = MAX_TEXT_WIDTH * layout.aspect[0]
@@ -371,4 +373,4 @@ EDITS: Mapping[str, Callable[[PairLayout], PairSpec]] = MappingProxyType(
         "viewpoint": viewpoint,
     }
 )
-"""Pattern → its maker, in the paper's order."""
+"""Functions that make pairs by pattern, in the paper's order."""

@@ -17,7 +17,7 @@ from perception_jax.errors import ConfigError
 
 
 def minimal_pair(pattern: str, rng: np.random.Generator, config: SceneConfig) -> PairSpec:
-    """Two specs that differ in one pattern only, in random order.
+    """Returns two specs that differ in one pattern only, in random order.
 
     Raises:
       ConfigError: an unknown pattern, or a vocabulary that cannot show it.
@@ -29,7 +29,7 @@ def minimal_pair(pattern: str, rng: np.random.Generator, config: SceneConfig) ->
 
 
 def minimal_pair_record(pattern: str, config: SceneConfig, *, seed: int, index: int) -> MinimalPair:
-    """The pair of a pattern, rendered and described.
+    """Renders and describes a pair of a pattern.
 
     Args:
       seed, index: non-negative; the same ones give the same pair.
@@ -69,7 +69,10 @@ class PairSource:
         length: int,
         patterns: tuple[str, ...] = MMVP_PATTERNS,
     ) -> None:
-        """Args: seed: non-negative; length: number of pairs; patterns: which ones, in what order.
+        """Checks the settings and the vocabulary.
+
+        Args:
+          seed: non-negative; length: number of pairs; patterns: which ones, in what order.
 
         Raises:
           ConfigError: a negative seed or length, no pattern, an unknown one, or one that the

@@ -1,4 +1,4 @@
-"""From a scene's spec to pixels, exact boxes and exact masks.
+"""Renders a scene's spec to pixels, exact boxes and exact masks.
 
 Shape letters: H W canvas, N placements.
 """

@@ -1,4 +1,4 @@
-"""Draws a scene's spec at random: what is shown, where, how large, over what background."""
+"""Samples a scene's spec at random: objects, positions, sizes, background."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from perception_jax.data.scenes.words import WORDS
 from perception_jax.errors import ConfigError
 
 COARSE = 64
-"""Pixels along the canvas's shorter side when overlaps are tried out."""
+"""Pixels along the canvas's shorter side for testing overlaps."""
 TRIES = 12
 """Positions tried for an object before it is made smaller."""
 SHRINK = 0.75
@@ -43,18 +43,22 @@ CROWD = 1.4
 MAX_EXTENT = 0.98
 """Largest extent of a rotated sprite, as a fraction of the canvas."""
 TEXT_SIZE = (0.08, 0.2)
+"""Range of text heights, in shorter sides of the canvas."""
 PORTRAIT_SIZE = (0.65, 0.9)
+"""Range of the size of a single object, in shorter sides of the canvas."""
 MAX_CONTRAST = 62.0
-"""CIELAB distance between a background's two colours: quiet enough to see objects before it."""
+"""Largest CIELAB distance between a background's two colours."""
 COLLAGE_PIECES = (6, 12)
+"""Range of the number of objects in a collage."""
 COLLAGE_SIZE = (0.2, 0.5)
+"""Range of the sizes of a collage's objects."""
 COLOUR_IS_IDENTITY = frozenset({"rainbow", "traffic light", "tangerine", "compact disc"})
-"""Never recoloured, like every concept that has a colour in its name."""
+"""Concepts that are not recoloured, in addition to those with a colour in their name."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SceneConfig:
-    """What scenes look like.
+    """Settings of scenes.
 
     Attributes:
       canvas: (height, width) in pixels, or the side of a square.
@@ -116,7 +120,7 @@ class SceneConfig:
 
     @classmethod
     def single(cls, **changes: object) -> SceneConfig:
-        """One large object without text: what naming is trained and tested on."""
+        """Returns the settings of one large object without text, for classification."""
         settings = {"count": (1, 1), "size": (0.45, 0.95), "text": 0.0, "max_angle": 20.0}
         return cls(**{**settings, **changes})
 
@@ -127,7 +131,7 @@ class SceneConfig:
 
     @property
     def drawn_styles(self) -> tuple[str, ...]:
-        """The styles that are drawn: `styles`, or the split's."""
+        """Styles that are drawn: `styles`, or those of the split."""
         return self.styles or (TRAIN_STYLES if self.split == "train" else (TEST_STYLE,))
 
     def vocabulary(self) -> tuple[Concept, ...]:
@@ -150,7 +154,7 @@ def _vocabulary(split: str, names: tuple[str, ...]) -> tuple[Concept, ...]:
 
 
 def sample_spec(rng: np.random.Generator, config: SceneConfig) -> SceneSpec:
-    """One scene; the same generator state gives the same spec."""
+    """Samples one scene; the same generator state gives the same spec."""
     height, width = config.shape
     scale = COARSE / min(height, width)
     visibility = VisibilityMap((round(height * scale), round(width * scale)))
@@ -171,7 +175,7 @@ def sample_spec(rng: np.random.Generator, config: SceneConfig) -> SceneSpec:
 
 
 def portrait_spec(rng: np.random.Generator, concept: str, style: str) -> SceneSpec:
-    """One upright object, large and near the middle, over a random background."""
+    """Samples one upright object, large and near the middle, over a random background."""
     placement = Placement(
         concept=concept,
         style=style,
@@ -213,7 +217,7 @@ def _size(rng: np.random.Generator, config: SceneConfig, number: int) -> float:
 
 
 def can_be_tinted(concept: Concept) -> bool:
-    """False where a recoloured drawing would contradict the name."""
+    """Whether a recoloured drawing agrees with the concept's name."""
     words = concept.name.split()
     return concept.name not in COLOUR_IS_IDENTITY and not set(words) & set(palette.COLOURS)
 
