@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import importlib.metadata
 import pathlib
 import re
@@ -10,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import types
 from collections.abc import Iterator
 
 import pytest
@@ -36,7 +38,7 @@ def run_python(code: str) -> subprocess.CompletedProcess[str]:
 # --- Packages -----------------------------------------------------------------------------------
 
 
-FOR_ALL = {"errors", "files", "settings", "version"}
+FOR_ALL = {"errors", "files", "lazy", "settings", "version"}
 """Modules that every package may import."""
 
 
@@ -325,3 +327,19 @@ def test_packages_are_light():
     slow = {"tensorflow_datasets", "orbax", "grain", "transformers", "pyarrow", "tensorboardX"}
     slow |= {"matplotlib"}
     assert {name.split(".")[0] for name in done.stdout.split()} & (HEAVY | slow) == set()
+
+
+def test_listed_names_exist_and_are_no_modules_by_accident():
+    """A public name must not be hidden by a module of the same name once that is imported."""
+    wrong = []
+    for file in sorted(LIBRARY.rglob("__init__.py")):
+        package = ".".join(file.parent.relative_to(ROOT).parts)
+        module = importlib.import_module(package)
+        inside = {path.stem for path in file.parent.iterdir()}
+        for name in getattr(module, "__all__", ()):
+            found = getattr(module, name, None)
+            if found is None or (name in inside and not isinstance(found, types.ModuleType)):
+                wrong.append(f"{package}.{name}")
+    assert wrong == []
+    with pytest.raises(AttributeError, match=r"'perception_jax\.nn' has no attribute 'Linera'"):
+        perception_jax.nn.Linera  # noqa: B018

@@ -39,7 +39,7 @@ PROMPT = (
 )
 """The question to the multimodal model."""
 ENLARGED = 1.5
-"""Factor on the sides of an object's box for the crop that the model sees."""
+"""Factor on the sides of an object's box in the questions."""
 MAX_WORDS = 25
 """Longest caption that is kept, words."""
 MIN_COSINE = 0.18

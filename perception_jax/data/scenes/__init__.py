@@ -9,3 +9,15 @@
 masks, `language` into words, `pairs` edits it in one respect. Four artists' drawings train; the
 fifth's, and the held-out concepts, only test. Licences of the drawings: `assets/licences`.
 """
+
+from perception_jax import lazy
+
+__getattr__, __dir__, __all__ = lazy.attach(
+    __name__,
+    {
+        "pairs": ("PairSource", "minimal_pair"),
+        "sample": ("SceneConfig", "sample_spec"),
+        "source": ("ScenesSource", "portrait", "scene_record"),
+        "spec": ("Background", "Placement", "STYLES", "SceneSpec", "TEST_STYLE", "TRAIN_STYLES"),
+    },
+)

@@ -57,9 +57,9 @@ DOMINANT = 0.5
 TINT_RANGE = 90.0
 """Smallest luminance range, of 255, of a tinted sprite."""
 TINT_DARK = 0.5
-"""Darkening of the darkest pixels of a tinted sprite."""
+"""Factor on the tint for the darkest pixels."""
 TINT_LIGHT = 0.4
-"""Lightening of the lightest pixels of a tinted sprite."""
+"""Share of white mixed into the tint for the lightest pixels."""
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
