@@ -233,7 +233,7 @@ def _check_overrides(argv: Sequence[str], config: ml_collections.ConfigDict) -> 
 
 
 def main(program: Program, run: Callable[[Parsed], int | None], argv: Sequence[str]) -> int:
-    """Parses and runs in this process, and turns errors of ours into one clear line.
+    """Parses and runs in this process, and turns errors of the library into one clear line.
 
     Returns:
       The exit code: what `run` returns (None is 0); 1 after a `PerceptionError`; 2 for a command
@@ -292,7 +292,7 @@ def _run(program: Program, run: Callable[[Parsed], int | None], parsed: Parsed) 
 
 
 def _message(error: PerceptionError | OSError) -> str | None:
-    """One line for errors of ours and for a full disk; None for others."""
+    """One line for errors of the library and for a full disk; None for others."""
     if isinstance(error, PerceptionError):
         return f"{type(error).__name__}: {error}"
     if error.errno in _DISK_ERRORS:

@@ -8,7 +8,7 @@ variables. They are read when jax is imported, so this comes first and imports n
 - `JAX_ENABLE_COMPILATION_CACHE=0` switches it off.
 
 A folder that cannot be used, or a damaged file in it, costs the time to compile and nothing else.
-Programs of several CPU devices are always compiled anew, see `skip_several_cpu_devices`.
+Programs of several CPU devices are always recompiled, see `skip_several_cpu_devices`.
 """
 
 from __future__ import annotations

@@ -371,7 +371,8 @@ def parse_json(raw: bytes | str, where: str, *, error: type[PerceptionError] = C
             _check_depth(value)
     except (ValueError, RecursionError) as problem:
         raise error(
-            f"{where}: expected valid JSON, found otherwise: {problem!s:.200}. Is the file whole?"
+            f"{where}: expected valid JSON, found otherwise: {problem!s:.200}. Is the file "
+            "complete?"
         ) from None
     return value
 

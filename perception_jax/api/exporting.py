@@ -52,7 +52,7 @@ def export(
     if loaded.weights is not None:
         raise ConfigError(
             "export: expected a model with weights, found one whose weights have not been read: "
-            "load it, or call its `filled()`."
+            "load it, or call its `load_weights()`."
         )
     arch = architecture_of(loaded.config)
     write = arch.write_config.get(arch.settings_layout(layout))

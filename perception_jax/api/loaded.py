@@ -31,7 +31,7 @@ class Processor:
     Attributes:
       image: resize and crop on the host, and the mean and standard deviation; None for a model
         that takes no images.
-      tokenizer: None if the checkpoint carries no vocabulary, or one that is not read here.
+      tokenizer: None if the checkpoint carries no vocabulary, or an unsupported one.
     """
 
     image: ImageProcessor | None
@@ -77,7 +77,7 @@ class Processor:
         items = as_texts(texts)
         if self.tokenizer is None:
             raise CheckpointError(
-                "this checkpoint came without a tokenizer that is read here: expected CLIP's (a "
+                "this checkpoint came without a supported tokenizer: expected CLIP's (a "
                 "tokenizer.json, or vocab.json and merges.txt) or SigLIP's (tokenizer.json or "
                 "spiece.model) in its folder. Add the files and load again, or pass token ids."
             )

@@ -62,7 +62,7 @@ def load(
     Raises:
       CheckpointError: nothing to load there, damaged or refused files, or names and shapes that do
         not fit.
-      ConfigError: an architecture that is not built here, settings that make no sense, or a dtype
+      ConfigError: an architecture that is not supported, settings that make no sense, or a dtype
         in which models do not run.
     """
     _check_arguments(config, section, prefix, mesh)
@@ -127,7 +127,8 @@ def prepare(source: Any, *, config: Any = None, section: Any = None, prefix: Any
         raise CheckpointError(
             f"expected config.json (Hugging Face, timm) or {OPEN_CLIP_CONFIG} beside the weights "
             f"of {found.path}, found neither, and the names of its {len(shapes)} tensors (e.g. "
-            f"{', '.join(list(shapes)[:3])}) do not tell the model. Give the settings as `config`."
+            f"{', '.join(list(shapes)[:3])}) do not identify the model. Give the settings as "
+            "`config`."
         )
     image, image_from = _read_image_processor(found, model)
     tokenizer = _read_tokenizer(found, model)

@@ -195,7 +195,7 @@ def _opened(image: bytes | os.PathLike | PIL.Image.Image, where: str) -> Iterato
         ) from None
     except PIL.UnidentifiedImageError:
         raise ImageError(
-            f"{where}: not an image of a format that is read here ({', '.join(FORMATS)}), or "
+            f"{where}: not an image of a supported format ({', '.join(FORMATS)}), or "
             "its header is damaged. Convert or remove it."
         ) from None
     except PIL.Image.DecompressionBombError as error:  # Pillow's own limit, above 178 million

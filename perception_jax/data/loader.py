@@ -382,7 +382,7 @@ class _ExampleIterator(grain.DatasetIterator):
         found = {name: state.get(name) for name in self._examples.identity}
         if found != self._examples.identity:
             raise DataError(
-                f"the saved place in the data belongs to {found}, this run has "
+                f"the saved position in the data belongs to {found}, this run has "
                 f"{dict(self._examples.identity)}. Resume with the same data and seed."
             )
         # On another number of hosts: the same place in the global order.

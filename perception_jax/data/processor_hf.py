@@ -14,7 +14,7 @@ Alpha = Literal["white", "drop", "drop_resized"]
 """How transparency is handled."""
 
 _OUR_MODE = "perception_jax_mode"
-"""Key of a `preprocessor_config.json` for what Hugging Face's own keys cannot say."""
+"""Key of a `preprocessor_config.json` for what Hugging Face's own keys cannot express."""
 DECODE_KEY = "perception_jax_decode"
 """Key of a settings file for the decoding, where it differs from that of the layout's code."""
 _RESAMPLE = {"bicubic": 3, "bilinear": 2}
@@ -129,7 +129,7 @@ def _check_pad_colour(image: Any) -> None:
 
 
 def read_decode(file: Settings, layout: Decoded = _HF) -> dict[str, Any]:
-    """`exif` and `alpha` as a settings file of ours notes them.
+    """`exif` and `alpha` as a settings file of this library notes them.
 
     Args:
       layout: what they are where there is no note.

@@ -252,7 +252,7 @@ class ImageProcessor:
         """The content of a `preprocessor_config.json` that makes `transformers` do the same.
 
         For "tv_crop" `transformers` has no exact counterpart: it will crop as "hf_crop" does, at
-        most one pixel off. The mode is noted under a key of ours, so `from_hf` restores it, and so
+        most one pixel off. The mode is noted under an extra key, so `from_hf` restores it, and so
         are `exif` and `alpha`, which depend on how `transformers` is called.
 
         Args:

@@ -62,7 +62,7 @@ class AdapterNames:
         return RuleTable(rules=self.rules, renames=(*renames, *numbers))
 
     def by_block(self, name: str) -> str:
-        """A name of the table as it stands in the file."""
+        """A name of the table as written in the file."""
         number = re.compile(rf"^{self.stack}\.(\d+)\.")
         return number.sub(lambda found: f"{self.stack}.{self.layers[int(found[1])]}.", name)
 

@@ -220,7 +220,7 @@ class RuleTable:
     """All name rules of one checkpoint layout of one model.
 
     Attributes:
-      rules: every leaf of ours is the target of exactly one.
+      rules: every leaf is the target of exactly one.
       ignored: names that may be present and are dropped; the key report lists them.
       renames: applied in order to every name of the file.
       buffers: tensors of theirs that hold no parameters and follow from the configuration (e.g.

@@ -50,7 +50,7 @@ def identify(
         follows from their names.
 
     Raises:
-      ConfigError: a model that is not built here, or settings that make no sense.
+      ConfigError: a model that is not supported, or settings that make no sense.
     """
     if layout is None:
         return _by_names(shapes)
@@ -72,7 +72,7 @@ def open_clip_architecture(settings: Settings) -> Architecture:
     """The architecture that an open_clip configuration describes.
 
     Raises:
-      ConfigError: none that is built here.
+      ConfigError: no supported one.
     """
     return _claimed(settings, "reference")
 
@@ -101,7 +101,7 @@ def _claimed(settings: Settings, layout: str) -> Architecture:
     inner = settings.get("model_cfg", settings)
     found = settings["architecture"] if "architecture" in settings else inner["vision_cfg"]
     raise ConfigError(
-        f"{layout}: the model of {shown(found)} is not built here; there are "
+        f"{layout}: the model of {shown(found)} is not supported; supported are "
         f"{', '.join(f'{arch.name} ({claim.expects})' for arch, claim in claims)}."
     )
 
@@ -166,7 +166,7 @@ def _part(settings: Settings, layout: str, shapes: Shapes) -> Identified:
     raise ConfigError(
         f"the {len(shapes)} tensors of the part that was asked for (e.g. "
         f"{', '.join(list(shapes)[:3])}) are those of nothing that its settings describe and that "
-        f"is built here ({'; '.join(compared)}). {' '.join(map(str, problems))}"
+        f"is supported ({'; '.join(compared)}). {' '.join(map(str, problems))}"
     )
 
 

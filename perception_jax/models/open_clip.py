@@ -101,7 +101,7 @@ def check(tower: Settings, meant: tuple[str, ...]) -> None:
     if other:
         raise ConfigError(
             f"open_clip's {name}: expected only {', '.join((*_COMMON, *meant))}, found "
-            f"{shown(other)}, which would make another tower than the one that is built here."
+            f"{shown(other)}, which would make another tower than the supported one."
         )
 
 
@@ -116,7 +116,7 @@ def read_text(text: Settings, *, act: str) -> TextConfig:
     if pool not in ("argmax", "eos"):
         raise ConfigError(
             f"open_clip's text_cfg: expected pool_type 'argmax' or 'eos', found {shown(pool)}, "
-            "which would make another tower than the one that is built here."
+            "which would make another tower than the supported one."
         )
     end = text.get("eos_id", settings.Integer(0, 2**31 - 1), 2)
     width = text.get("width", settings.WIDTH, 512)

@@ -65,4 +65,4 @@ def architecture_of(config: Any) -> Architecture:
     for item in architectures():
         if item.owns(config):
             return item
-    raise ConfigError(f"expected the configuration of a model of ours, found {type(config)}.")
+    raise ConfigError(f"expected the configuration of a supported model, found {type(config)}.")

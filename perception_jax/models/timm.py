@@ -96,7 +96,7 @@ def read(config: Mapping[str, Any]) -> TimmModel:
     """Parses a `config.json` of timm, also of the older form without `pretrained_cfg`.
 
     Raises:
-      ConfigError: arguments that make another model than those that are built here, of another
+      ConfigError: arguments that make another model than those that are supported, of another
         type or out of range.
     """
     model, weights = Settings(config, "timm's config.json"), pretrained(config)

@@ -172,7 +172,7 @@ def _receive(client: Any, subject: str, turn: int, index: int, end: float) -> st
             if time.monotonic() > end:
                 raise TrainingError(
                     f"process {index} of {jax.process_count()} did not answer in time "
-                    f"({subject}). Look at its log, then start the same command on all again."
+                    f"({subject}). See its log, then start the same command on all again."
                 ) from error
 
 

@@ -162,7 +162,7 @@ class MeanText(TextTower):
         return TowerOutput(embedding=self.projection(pooled), pooled=pooled, tokens=tokens)
 
 
-class Identity(nnx.Module):
+class NoNorm(nnx.Module):
     """Replaces a norm."""
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
@@ -180,7 +180,7 @@ class ShapesBackbone(nnx.Module):
         text = TextConfig(vocab_size=words, context=3, depth=1, **size)
         self.vision = ClipVisionTower(vision, WIDTH, rngs=rngs)
         # CLIP's norm before the blocks would make all patches, bright or dark, equally long.
-        self.vision.norm_pre = Identity()
+        self.vision.norm_pre = NoNorm()
         self.text = MeanText(text, WIDTH, rngs=rngs)
         self.logit_scale = nnx.Param(jnp.log(jnp.float32(1 / 0.07)))
 

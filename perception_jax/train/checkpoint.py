@@ -155,7 +155,7 @@ class Checkpoints:
         Raises:
           CheckpointError: checkpoints exist but all are damaged, or the newest whole one is of
             another model or cannot be loaded.
-          DataError: its place in the data is that of other data.
+          DataError: its position in the data is that of other data.
         """
         damaged: dict[int, str] = {}
         for step in self._agreed_steps():
@@ -169,8 +169,8 @@ class Checkpoints:
         if damaged:
             listed = "\n  ".join(f"{self.path(step)}: {why}" for step, why in damaged.items())
             raise CheckpointError(
-                f"none of the {len(damaged)} checkpoints can be used:\n  {listed}\nTo begin anew, "
-                "use another workdir."
+                f"none of the {len(damaged)} checkpoints can be used:\n  {listed}\nTo start a "
+                "new run, use another workdir."
             )
         return None
 
@@ -225,7 +225,7 @@ class Checkpoints:
         tree = state_tree.to_tree(target)
         _require_fit(path, tree)
         distributed.together(
-            "finding the place in the data",
+            "finding the position in the data",
             lambda: data_position.restore(
                 path / "data", data, written_by=meta["process_count"], batches=step
             ),

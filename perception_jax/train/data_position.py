@@ -65,7 +65,7 @@ def restore(directory: pathlib.Path, iterator: Any, *, written_by: int, batches:
         _set_state(iterator, first, directory)
     else:
         _log.warning(
-            "the place in the data was saved by %d processes; this run has %d and reads the %d "
+            "the position in the data was saved by %d processes; this run has %d and reads the %d "
             "batches before it again to find it",
             written_by,
             count,
@@ -87,9 +87,9 @@ def _set_state(iterator: Any, state: Any, directory: pathlib.Path) -> None:
         raise
     except Exception as error:  # iterators of any kind raise errors of any kind
         raise CheckpointError(
-            f"the iterator of the training data does not take the place saved in {directory} "
+            f"the iterator of the training data does not take the position saved in {directory} "
             f"({type(error).__name__}: {error}). Resume with the data and the loader that wrote "
-            "it, or begin anew in another workdir."
+            "it, or start a new run in another workdir."
         ) from error
 
 
@@ -98,7 +98,7 @@ def _read(path: pathlib.Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"expected the place in the data in {path}, found none that can be read ({error})."
+            f"expected the position in the data in {path}, found none that can be read ({error})."
         ) from error
 
 

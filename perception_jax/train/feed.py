@@ -89,7 +89,7 @@ class BatchFeed:
     def require_same_records(self, first: Sequence[str], moved: str) -> None:
         """Compares the first batch of the data with that of the run so far.
 
-        The place in the data fits any data of the same length; its records may still be others.
+        The position in the data fits any data of the same length; its records may still be others.
 
         Args:
           first: ids of the records in the run's first batch.
@@ -109,7 +109,7 @@ class BatchFeed:
             raise DataError(
                 f"the training data are not those of the run: its first batch began with "
                 f"{list(first[:4])}, that of these data begins with {list(found[:4])} ({moved}). "
-                "Point the setting at the same data, or begin anew in another workdir."
+                "Point the setting at the same data, or start a new run in another workdir."
             )
 
     def close(self) -> None:
@@ -143,7 +143,7 @@ class BatchFeed:
             ]
             raise DataError(
                 "batches must have the same shapes and dtypes throughout, or each new one would "
-                f"be compiled anew: {'; '.join(changed)} (records {list(ids[:4])} …). "
+                f"be recompiled: {'; '.join(changed)} (records {list(ids[:4])} …). "
                 "Pad to fixed sizes in the transform."
             )
 

@@ -169,7 +169,7 @@ def _trainer_of(old: Mapping[str, Any]) -> tuple[dict[str, Any] | None, list[str
     known = _known(TrainConfig, kept)
     try:
         complete = _as_json(dataclasses.asdict(TrainConfig.from_mapping(known)))
-    except (ConfigError, TypeError):  # not what this version can be: compared as it stands
+    except (ConfigError, TypeError):  # not what this version can be: compared unchanged
         return _dotted(kept), []
     whole = _dotted(complete)
     return whole, sorted(key for key in whole if not _has(kept, key))

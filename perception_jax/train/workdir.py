@@ -61,8 +61,8 @@ class Workdir:
             if not any(sources.values()):
                 raise ConfigError(
                     f"expected the settings of the run in {self.config} or in its checkpoints, "
-                    "found none: whether it goes on with the same ones cannot be told. Put "
-                    "config.json back, or begin anew in another workdir."
+                    "found none: they cannot be compared with this start. Put "
+                    "config.json back, or start a new run in another workdir."
                 )
             for source, old in sources.items():
                 if old:
@@ -105,7 +105,7 @@ class Workdir:
             why = f"cannot be read ({error})"
         _log.warning(
             "%s %s; the settings in the newest checkpoint are compared instead, and the file is "
-            "written anew",
+            "rewritten",
             self.config,
             why,
         )
@@ -190,7 +190,7 @@ def write_errors_explained(path: pathlib.Path) -> Iterator[None]:
     except OSError as error:
         raise TrainingError(
             f"cannot write {path}: {error.strerror or error}. Checkpoints written so far are "
-            "intact; free disk space or mend the permissions there, then run the same command "
+            "intact; free disk space or correct the permissions there, then run the same command "
             "again."
         ) from error
 

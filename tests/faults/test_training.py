@@ -250,7 +250,7 @@ def test_a_missing_place_in_the_data_is_named(tmp_path):
     meta = saved / "meta" / "meta.json"
     meta.write_text(meta.read_text().replace('"process_count": 1', '"process_count": 4'))
     reseal(saved)
-    with pytest.raises(CheckpointError, match=r"place in the data in .*process_0-of-4.json, found"):
+    with pytest.raises(CheckpointError, match=r"position in the data .*process_0-of-4.json, found"):
         train(tmp_path)
 
 

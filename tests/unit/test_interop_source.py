@@ -84,12 +84,12 @@ def test_a_file_with_its_settings_beside_it_or_given(tmp_path, layout, name):
     alone = shutil.copy(weights, tmp_path / "alone.safetensors")
     for config in (json.loads((folder / name).read_text()), folder / name, str(folder)):
         same(loaded, perception_jax.load(alone, config=config))
-    with pytest.raises(CheckpointError, match=r"config\.json .*do not tell the model.*`config`"):
+    with pytest.raises(CheckpointError, match=r"config\.json .*not identify the model.*`config`"):
         perception_jax.load(alone)
 
 
 def test_eva_in_our_own_layout(tmp_path):
-    """Sizes that open_clip's settings cannot say are said in ours."""
+    """Sizes that open_clip's settings cannot express are said in ours."""
     loaded = made(EVA)
     with pytest.raises(ConfigError, match="'jax' layout"):
         perception_jax.export(loaded, tmp_path / "reference", layout="reference")
@@ -168,7 +168,7 @@ def test_openai_archives_need_no_settings(tmp_path):
     perception_jax.export(loaded, tmp_path / "reference", layout="reference")
     arrays = dict(open_checkpoint(tmp_path / "reference"))
     file = torch_files.save(tmp_path / "state.pt", arrays)
-    with pytest.raises(CheckpointError, match="do not tell the model"):
+    with pytest.raises(CheckpointError, match="do not identify the model"):
         perception_jax.load(file)  # the activation is unknown
     arrays |= dict.fromkeys(("input_resolution", "context_length", "vocab_size"), np.array(1.0))
     again = perception_jax.load(torch_files.save(tmp_path / "ViT-B-32.pt", arrays))

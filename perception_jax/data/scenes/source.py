@@ -168,7 +168,7 @@ def portrait(
     """Draws one object by one artist, large, near the middle, over a random background.
 
     The same arguments give the same pixels. Concepts and styles of one seed differ in place, size
-    and background, so a set of portraits cannot be told apart by those.
+    and background, so a set of portraits cannot be separated by those.
 
     Args:
       canvas: (height, width) in pixels, or the side of a square.

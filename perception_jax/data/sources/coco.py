@@ -366,5 +366,5 @@ def _find_images(
                 return root
     raise DataError(
         f"{path}: none of {len(probes)} images looked for was found, e.g. {probes[0][0]!r} in "
-        f"{', '.join(str(folder) for folder in folders)}. Say where they are with images=FOLDER."
+        f"{', '.join(str(folder) for folder in folders)}. Set their folder with images=FOLDER."
     )

@@ -53,7 +53,7 @@ _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 _BYTES_AND_SPECIALS = 2 * 256 + 2
 _FILES = (*("vocab.json", "merges.txt"), *(files.VOCABULARY, files.SETTINGS, files.SPECIALS))
 _OUR_CLEAN, _OUR_PAD = "perception_jax_clean", "perception_jax_pad_id"
-"""Keys of a `tokenizer_config.json` for what Hugging Face's own keys cannot say."""
+"""Keys of a `tokenizer_config.json` for what Hugging Face's own keys cannot express."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -222,8 +222,8 @@ class ClipTokenizer:
     def save(self, directory: str | os.PathLike) -> None:
         """Writes the files that `transformers.CLIPTokenizer` and `from_directory` read.
 
-        Hugging Face's files cannot say how the authors' code cleans, nor that padding is no special
-        token; keys of our own say it.
+        Hugging Face's files cannot express the authors' cleaning, nor that padding is no special
+        token; extra keys store both.
         """
         folder = pathlib.Path(directory)
         folder.mkdir(parents=True, exist_ok=True)

@@ -39,7 +39,7 @@ _END_ID = 1
 _PIECES = "spiece.model"
 _FILES = (files.VOCABULARY, _PIECES, files.SETTINGS, files.SPECIALS, files.ADDED)
 _OUR_CLEAN = "perception_jax_clean"
-"""Key of a `tokenizer_config.json` for what Hugging Face's own keys cannot say."""
+"""Key of a `tokenizer_config.json` for what Hugging Face's own keys cannot express."""
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _AS_SPACE = {ord(SPACE): " "}
 

@@ -274,5 +274,5 @@ def _pre_tokenizer(step: Settings) -> dict[str, Any]:
 def _unknown(step: Settings, kind: str) -> ForeignVocabularyError:
     found: Mapping[str, Any] = step.content
     return ForeignVocabularyError(
-        f"{step.where}: expected a step of a kind that is read here, found {kind}: {shown(found)}."
+        f"{step.where}: expected a supported step, found {kind}: {shown(found)}."
     )

@@ -276,14 +276,14 @@ class ClipConfig:
         except (KeyError, ValueError, IndexError) as error:
             raise ConfigError(
                 "expected the tensors of a CLIP as OpenAI published it, found names of one with "
-                f"other shapes: {error!r}. Is the file whole? For a variant, give its `config`."
+                f"other shapes: {error!r}. Is the file complete? For a variant, give its `config`."
             ) from error
 
     def to_open_clip(self) -> dict[str, Any]:
         """The `model_cfg` that open_clip builds this model from.
 
         Raises:
-          ConfigError: the towers differ in activation, which open_clip cannot say.
+          ConfigError: the towers differ in activation, which open_clip cannot express.
         """
         vision, text = self.vision, self.text
         if vision.act != text.act or vision.act not in ("quick_gelu", "gelu"):

@@ -108,7 +108,7 @@ class Dinov2Config:
         """The `config.json` that `transformers` loads.
 
         Raises:
-          ConfigError: an MLP width that Hugging Face's ratio cannot say.
+          ConfigError: an MLP width that Hugging Face's ratio cannot express.
         """
         swiglu = self.mlp == "swiglu"
         ratio = round(self.mlp_dim / self.width * (1.5 if swiglu else 1.0))
@@ -116,7 +116,7 @@ class Dinov2Config:
         if expected != self.mlp_dim:
             raise ConfigError(
                 f"Hugging Face's DINOv2 has MLPs of a whole mlp_ratio; {self.mlp_dim} hidden units "
-                f"at width {self.width} are not, so no configuration file can say them."
+                f"at width {self.width} are not, so no configuration file can express them."
             )
         kind = "dinov2_with_registers" if self.registers else "dinov2"
         name = "Dinov2WithRegistersModel" if self.registers else "Dinov2Model"

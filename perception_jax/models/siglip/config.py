@@ -63,7 +63,7 @@ class SiglipVisionConfig:
         if not tower.get("vision_use_head", settings.FLAG, True):
             raise ConfigError(
                 "SigLIP: expected an image tower with its attention pooling, found "
-                "vision_use_head false; such towers are not built here."
+                "vision_use_head false; such towers are not supported."
             )
         return cls(
             image_size=tower.get("image_size", settings.IMAGE_SIZE, 224),
@@ -85,7 +85,7 @@ class SiglipVisionConfig:
         """From a named model of timm.
 
         Raises:
-          ConfigError: no SigLIP of ours.
+          ConfigError: no SigLIP that is supported.
         """
         named = _named(model.architecture)
         act = timm.activation(model, _timm_act(model.architecture))

@@ -229,7 +229,7 @@ def _layer_inputs(
 
 
 def _block(per_layer: Mapping[str, Any]) -> nnx.Module:
-    """The `Block` of a layer, which is of one of the kinds."""
+    """The `StackBlock` of a layer, which is of one of the kinds."""
     of_kinds = (given for name, given in per_layer.items() if name.startswith("block "))
     return next(block for block in of_kinds if block is not None)
 

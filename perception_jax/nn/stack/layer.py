@@ -78,7 +78,7 @@ Step = Callable[[Array, Layer], StepOutput]
 """A sub-layer with its residual."""
 
 
-class Block(Protocol):
+class StackBlock(Protocol):
     """Protocol of a stack's block, e.g. `nn.transformer.Block`: it has steps.
 
     Attributes:
