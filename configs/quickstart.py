@@ -5,7 +5,7 @@
 
 GiVE's adapters train on scenes of four artists around the shipped CLIP (`configs/give/scenes.py`,
 shorter) and are measured on the fifth. Writes `runs/quickstart/report.html`, the adapters
-`give.safetensors` and a folder `hf` with both. Ctrl-C saves; the same command goes on.
+`give.safetensors` and a folder `hf` with both. Ctrl-C saves; the same command resumes.
 """
 
 from __future__ import annotations

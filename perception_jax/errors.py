@@ -30,7 +30,7 @@ class CheckpointError(PerceptionError):
 
 
 class TrainingError(PerceptionError):
-    """Training cannot go on (NaN loss, workdir in use, too many bad records)."""
+    """Training cannot continue (NaN loss, workdir in use, too many bad records)."""
 
 
 def did_you_mean(word: str, known: Iterable[str], *, prefix: str = "") -> str:

@@ -49,7 +49,7 @@ def load(
         weights in the package (`SHIPPED`), or a hub id ("openai/clip-vit-base-patch16"; one file
         or folder of a repository as "owner/name:file.pth"; needs the extra [hub] and a
         connection).
-      config: the settings, or a JSON file or folder with them. None looks beside the weights;
+      config: the settings, or a JSON file or folder with them. None searches next to the weights;
         DINOv2's own files and OpenAI's archives need none.
       section: for torch files that hold several state dicts, the dotted name of one ("teacher").
       prefix: loads a part of a larger checkpoint: the tensors whose names begin so. Without a
@@ -125,7 +125,7 @@ def prepare(source: Any, *, config: Any = None, section: Any = None, prefix: Any
     model = identify(found.settings, found.layout, shapes, part=bool(prefix))
     if model is None:
         raise CheckpointError(
-            f"expected config.json (Hugging Face, timm) or {OPEN_CLIP_CONFIG} beside the weights "
+            f"expected config.json (Hugging Face, timm) or {OPEN_CLIP_CONFIG} next to the weights "
             f"of {found.path}, found neither, and the names of its {len(shapes)} tensors (e.g. "
             f"{', '.join(list(shapes)[:3])}) do not identify the model. Give the settings as "
             "`config`."

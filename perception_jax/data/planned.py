@@ -121,7 +121,7 @@ class RowTransform(Protocol):
         for all rows of one `Row.shape`."""
 
     def described(self, record: records.Record, row: Row) -> records.Record:
-        """The record with what the row asks about it, for people to look at."""
+        """The record with what the row asks about it for inspection."""
 
 
 class PlannedData:

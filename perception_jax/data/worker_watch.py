@@ -57,7 +57,8 @@ class WorkerWatch:
             if "Worker process was terminated" not in str(error):
                 raise
             raise DataError(
-                f"{self._verdict or _why_it_ended(str(error))} Run the same command again to go on "
+                f"{self._verdict or _why_it_ended(str(error))} Run the same command again to "
+                "resume "
                 "from the newest checkpoint; with workers=0 the data are loaded in threads."
             ) from None
         finally:

@@ -84,7 +84,7 @@ class ClosableIterator(Iterator[Any]):
             return next(self._stream)
 
     def _start(self) -> None:
-        """The processes start while their first elements are asked for, one of each in turn."""
+        """The processes start while their first elements are requested, one of each in turn."""
         count, self._starting = self._starting, 0
         _start_tracker()
         with self._watch.waiting(), _main_module_hidden():

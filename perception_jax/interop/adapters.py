@@ -2,7 +2,7 @@
 
 One safetensors file. Its metadata names the backbone, has the fingerprint of the backbone's weights
 (`interop.fingerprint`) and holds the settings that neither names nor shapes tell. Layers of a stack
-of inserts are numbered by the block that they stand in (`ag_adapters.7.to_q.weight`).
+of inserts are numbered by the block that contains them (`ag_adapters.7.to_q.weight`).
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ class AdapterFile:
         return tuple(blocks)
 
     def setting(self, key: str, kind: SettingType, default: Any) -> Any:
-        """A setting that stands in the metadata, which holds strings.
+        """A setting in the metadata, which holds strings.
 
         Args:
           kind: what it may be, see `settings`.
@@ -226,7 +226,7 @@ class AdapterFile:
 def backbone_of(
     path: str | os.PathLike[str], *, shipped: Sequence[str], trusted: Sequence[str] = ()
 ) -> str:
-    """The backbone that a file of adapters was made for: the one that lies beside it, or else the
+    """The backbone that a file of adapters was made for: the one in the same folder, or else the
     one that it names. Relative names start from the file's folder.
 
     A file may come from anyone, so that nothing is fetched and no folder elsewhere is read because

@@ -26,11 +26,11 @@ SINGLE = "model.safetensors"
 """File name of unsharded weights."""
 PLAIN = (SINGLE, INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")
 """Weights of Hugging Face, timm and ours. A single file comes before an index, as in transformers:
-`save_pretrained` leaves the index of an earlier save in shards beside it."""
+`save_pretrained` leaves the index of an earlier save in shards next to it."""
 OPEN_CLIP_SINGLE = "open_clip_model.safetensors"
 """File name of open_clip's unsharded weights."""
 OPEN_CLIP = (OPEN_CLIP_SINGLE, "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
-"""Weights of open_clip, which may lie beside those of Hugging Face or timm."""
+"""Weights of open_clip, which may be next to those of Hugging Face or timm."""
 _TORCH_SUFFIXES = (".bin", ".pth", ".pt", ".ckpt")
 WEIGHT_SUFFIXES = (".safetensors", *_TORCH_SUFFIXES)
 """Suffixes of files with weights."""
@@ -274,6 +274,6 @@ def _check_shards(index: pathlib.Path, shards: Sequence[str]) -> None:
             raise CheckpointError(f"Expected plain file names in {index}, found {shard!r}.")
     if missing := [shard for shard in shards if not (index.parent / shard).is_file()]:
         raise CheckpointError(
-            f"Expected {len(shards)} shards beside {index}, missing: {', '.join(missing[:8])}. "
+            f"Expected {len(shards)} shards next to {index}, missing: {', '.join(missing[:8])}. "
             f"Copy them into the folder."
         )

@@ -49,10 +49,10 @@ class CheckpointSource:
       files: the tensors.
       layout: of the settings; None without any.
       settings: as parsed from JSON; empty without any.
-      folders: where files for a processor may lie, in order of preference.
-      aside: names that lie outside the part that was asked for.
+      folders: where files for a processor may be, in order of preference.
+      aside: names outside the requested part.
       read: "weights" and "settings" → the files they come from.
-      left: files of weights or settings beside them → why they were not read.
+      left: files of weights or settings next to them → why they were not read.
     """
 
     path: pathlib.Path
@@ -76,7 +76,7 @@ def open_source(
 
     Args:
       path: a folder, or a single file with weights.
-      config: settings, or a JSON file or folder with them; None looks beside the weights.
+      config: settings, or a JSON file or folder with them; None searches next to the weights.
       section: for torch files that hold several models, the dotted name of the one to read.
       prefix: only tensors whose names begin so are seen, without it.
 
@@ -113,7 +113,7 @@ def open_source(
 
 
 def _folder_of(path: pathlib.Path) -> pathlib.Path:
-    """The folder with the settings: that of the weights, which may lie in a sub-folder."""
+    """The folder with the settings: that of the weights, which may be in a sub-folder."""
     if not path.is_dir():
         return path.parent
     if any((path / name).is_file() for name in (CONFIG, OPEN_CLIP_CONFIG)):

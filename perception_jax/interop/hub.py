@@ -26,7 +26,7 @@ def fetch(name: str) -> pathlib.Path:
 
     Args:
       name: `owner/name` for the whole checkpoint; `owner/name:towers/image` for a folder of the
-        repository, `owner/name:model.pth` for one file of weights and the settings beside it.
+        repository, `owner/name:model.pth` for one file of weights and the settings next to it.
 
     Returns:
       The folder, or the file.

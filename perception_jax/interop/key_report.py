@@ -22,10 +22,10 @@ class KeyReport:
       buffers: their names that hold no parameters and were as expected.
       copies: their names that repeat a tensor under another name, and were equal to it.
       dtypes: (stored dtype, loaded dtype) → number of leaves.
-      aside: names of theirs that lie outside the part that was asked for.
+      aside: names of theirs outside the requested part.
       read: what the model was made of ("weights", "settings", "image processor") → the file, or
         what stands for it.
-      left: files of weights or settings beside those that were read → why they were not.
+      left: files of weights or settings next to those that were read → why they were not.
     """
 
     tensors: int
@@ -62,7 +62,7 @@ class KeyReport:
         if self.buffers:
             lines.append(f"  buffer   {_few(self.buffers)}: as computed from the configuration")
         if self.aside:
-            lines.append(f"  aside    {_few(self.aside)}: outside the part that was asked for")
+            lines.append(f"  aside    {_few(self.aside)}: outside the requested part")
         if self.copies:
             lines.append(f"  copy     {_few(self.copies)}: equal to the tensor it repeats")
         return "\n".join(lines)

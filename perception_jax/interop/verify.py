@@ -24,7 +24,7 @@ class RoundTrip:
 
     Attributes:
       equal: tensors with the same bits and dtype.
-      cast: tensors whose dtype changed as asked for and whose bits equal the cast original.
+      cast: tensors whose dtype changed as requested and whose bits equal the cast original.
       dropped: names of the source that the export leaves out, as the table says.
       added: names that only the export has (defaults and buffers of the table).
     """

@@ -1,6 +1,6 @@
 """Writes a checkpoint folder atomically.
 
-Everything is written into a temporary folder beside the target, synced, and renamed at the end.
+Everything is written into a temporary folder next to the target, synced, and renamed at the end.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ class Files:
     """Files next to the weights of a checkpoint.
 
     Attributes:
-      folders: where files of a processor or tokenizer may lie, in order of preference.
+      folders: where files of a processor or tokenizer may be, in order of preference.
       settings: as parsed from JSON; empty without any.
       layout: whose names the tensors have.
     """
@@ -82,7 +82,7 @@ class Architecture:
         checkpoint does not say; None for a model without images.
       read_tokenizer: files and configuration to the tokenizer, None if the checkpoint carries none
         that is read here; None for a model without texts.
-      with_tokenizer: configuration and tokenizer to the configuration that is written beside the
+      with_tokenizer: configuration and tokenizer to the configuration that is written next to the
         tokenizer's files; refuses one that does not fit.
       shardings: `(path regex, PartitionSpec)` rows for a mesh.
     """

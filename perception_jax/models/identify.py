@@ -164,7 +164,7 @@ def _part(settings: Settings, layout: str, shapes: Shapes) -> Identified:
         return found
     compared = [f"{where}: {one.architecture.name}" for _, where, one in found]
     raise ConfigError(
-        f"the {len(shapes)} tensors of the part that was asked for (e.g. "
+        f"the {len(shapes)} tensors of the requested part (e.g. "
         f"{', '.join(list(shapes)[:3])}) are those of nothing that its settings describe and that "
         f"is supported ({'; '.join(compared)}). {' '.join(map(str, problems))}"
     )

@@ -19,7 +19,7 @@ from perception_jax.settings import Optional, Settings, shown
 TIMM_KEYS = ("timm_model_name", "timm_model_pretrained", "timm_pool", "timm_proj")
 """Keys of a `vision_cfg` with a timm trunk."""
 IN_FOLDER = "in-this-folder"
-"""`hf_tokenizer_name` for tokenizer files beside the weights, which open_clip reads from a local
+"""`hf_tokenizer_name` for tokenizer files next to the weights, which open_clip reads from a local
 folder whatever the name."""
 CLIP_VOCAB_SIZE = 49408
 """Default vocabulary size of open_clip's text towers."""
@@ -51,7 +51,7 @@ def trunk(config: Mapping[str, Any]) -> str:
 def timm_trunk(config: Mapping[str, Any], *, image_size: int | None = None) -> timm.TimmModel:
     """The image trunk that a configuration names as timm does.
 
-    Keys of `timm_overrides` beside the `model_cfg` (as in `timm.create_model`) replace its sizes.
+    Keys of `timm_overrides` next to the `model_cfg` (as in `timm.create_model`) replace its sizes.
 
     Args:
       image_size: where the configuration does not say; None for that of timm's name.

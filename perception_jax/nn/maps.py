@@ -84,7 +84,7 @@ def text_relevance(
     *,
     layer: int = LAST_LAYER,
 ) -> Float[Array, "K rows columns"]:
-    """Which patches speak for a text: attention × gradient of the cosine, positive part, mean
+    """Relevance of patches for a text: attention × gradient of the cosine, positive part, mean
     over heads (Chefer et al., arXiv 2103.15679, eq. 5, for the one row that `class_attention`
     shows).
 

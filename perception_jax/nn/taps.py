@@ -1,7 +1,7 @@
 """Taps: requests for intermediate values of a transformer and for gradients with respect to them.
 
 A tap is an ordinary argument and its record an ordinary output, so both work under `jit`, `scan`,
-`remat` and `grad` and nothing is hidden in a module. Only the layers and query rows asked for are
+`remat` and `grad` and nothing is hidden in a module. Only the requested layers and query rows are
 recomputed as probabilities: memory is [layers, B, N, rows, keys], never L x T x T.
 
     taps = Taps(attention=(-1,), rows=jnp.array([0]))            # last layer, CLS row
@@ -111,7 +111,7 @@ def refuse_pool(taps: Taps | None) -> None:
     """
     if taps is not None and taps.of_pool is not None:
         raise ConfigError(
-            "taps ask for the attention of a pooling head, but this tower is read at its class "
+            "taps request the attention of a pooling head, but this tower is read at its class "
             "token (of texts: the end token): tap a layer's row of that token instead, e.g. "
             "Taps(attention=(-1,), rows=jnp.array([0]))."
         )

@@ -34,7 +34,7 @@ class TextConfig:
         mask at the last position (SigLIP).
       projection_bias: whether the projection to the joint space has a bias.
       end_id: the end token; pooling "end" reads at its first occurrence. None reads at the largest
-        id, as OpenAI's code does: right as long as no token lies behind the end token.
+        id, as OpenAI's code does: right as long as no token is after the end token.
       start_id, pad_id: of the tokenizer, where the settings say them; the tower does not use them.
 
     Raises:

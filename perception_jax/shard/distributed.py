@@ -128,7 +128,7 @@ def exchange(subject: str, text: str, *, timeout_seconds: float = TIMEOUT_SECOND
 
 
 def together(subject: str, action: Callable[[], T]) -> T:
-    """Runs `action` on every process; if it fails on one, no process goes on.
+    """Runs `action` on every process; if it fails on one, no process continues.
 
     Raises:
       PerceptionError: what `action` raised here.

@@ -244,7 +244,7 @@ class Checkpoints:
         shelf = self._directory.parent / "damaged_checkpoints"
         for step, why in damaged.items():
             _log.warning(
-                "checkpoint %s is damaged (%s); it is moved to %s, training goes on from step %d",
+                "checkpoint %s is damaged (%s); it is moved to %s, training continues from step %d",
                 self.path(step),
                 why,
                 shelf / str(step),
@@ -305,7 +305,7 @@ def read_leaves(path: pathlib.Path, target: Mapping[str, Leaves]) -> dict[str, L
             state = ocp.load_checkpointables(path, {"state": dict(target)})["state"]
     except Exception as error:  # orbax and the file system raise many kinds
         raise _unloadable(path, error) from error
-    # A run that goes on deletes old checkpoints, and arrays without files are read as zeros.
+    # A run in progress deletes old checkpoints, and arrays without files are read as zeros.
     why = integrity.find_damage(path, contents=False)
     if why:
         raise CheckpointError(f"checkpoint {path} changed while it was read: {why}.")

@@ -101,7 +101,7 @@ class Reporter:
           `step` done, of `steps`, and `evaluated`; only an `active` process reports.
 
         Raises:
-          ConfigError: TensorBoard is asked for and tensorboardX is not installed.
+          ConfigError: TensorBoard is requested and tensorboardX is not installed.
           TrainingError: the disk does not take the file.
         """
         self._steps, self._active = steps, active

@@ -37,7 +37,7 @@ def load_model(
     Returns:
       The model, with the moving average of its weights if the run kept one, and its step.
 
-    A workdir may belong to a run that goes on: if the newest checkpoint is replaced by a newer one
+    A workdir may belong to a run in progress: if the newest checkpoint is replaced by a newer one
     while it is read, that one is read.
 
     Raises:

@@ -69,7 +69,7 @@ class Workdir:
                     self._require_continuation(old, settings, source)
         text = json.dumps(settings.to_json(), indent=2, sort_keys=True) + "\n"
         with write_errors_explained(self.config):
-            # On a full disk a run can only go on if nothing is written before what its failed save
+            # On a full disk a run can only resume if nothing is written before what its failed save
             # left behind is removed.
             if not (self.config.is_file() and self.config.read_bytes() == text.encode()):
                 write_whole(self.config, text)

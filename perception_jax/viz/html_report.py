@@ -144,7 +144,7 @@ class Report:
         )
 
     def write(self, path: str | os.PathLike[str]) -> pathlib.Path:
-        """Writes the page; the file is replaced as a whole or not at all.
+        """Writes the page; the file is replaced atomically.
 
         Raises:
           PerceptionError: the file cannot be written.

@@ -184,7 +184,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(tmp_path, 
     with caplog.at_level("WARNING"):
         train(tmp_path / "hurt")
     assert f"checkpoints/4 is damaged ({part}/" in caplog.text
-    assert "goes on from step 2" in caplog.text
+    assert "continues from step 2" in caplog.text
     assert (tmp_path / "hurt" / "damaged_checkpoints" / "4" / "files.json").exists()
     assert curve(tmp_path / "hurt") == curve(tmp_path / "whole")
     assert checkpoint.steps(tmp_path / "hurt" / "checkpoints") == [2, 4, 6]

@@ -1,4 +1,4 @@
-"""Runs that are interrupted or go on: evaluations, signals, workers, damaged files."""
+"""Runs that are interrupted or resumed: evaluations, signals, workers, damaged files."""
 
 from __future__ import annotations
 

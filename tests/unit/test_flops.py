@@ -1,4 +1,4 @@
-"""FLOPs: model FLOPs against the closed form, with recomputation beside them."""
+"""FLOPs: model FLOPs against the closed form, with recomputation next to them."""
 
 from __future__ import annotations
 

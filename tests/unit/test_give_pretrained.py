@@ -86,7 +86,7 @@ def test_steering_changes_every_image_and_grows_with_its_strength(encoder):
 
 
 def test_an_instruction_is_of_its_image_alone(encoder):
-    """Batch mates and longer instructions beside it, which pad it, change nothing."""
+    """Batch mates and longer instructions next to it, which pad it, change nothing."""
     alone = encoder.encode(IMAGES[:1], TOLD[:1])
     beside = encoder.encode(IMAGES, TOLD)
     np.testing.assert_allclose(beside.embedding[0], alone.embedding[0], atol=1e-6)

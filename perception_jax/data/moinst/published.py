@@ -73,7 +73,7 @@ def import_published(
 
     Args:
       train, test: JSON files; see `rows`.
-      categories: "auto" takes the table beside the rows, else the bundled one that fits the
+      categories: "auto" takes the table next to the rows, else the bundled one that fits the
         captions; or the name of a bundled table; or a file (`tables.read_categories`).
       images: the folder under which the images are looked up; None looks up nothing.
       exclude: image ids that are left out of train and counted, e.g. those of an evaluation.
@@ -136,7 +136,7 @@ def _choose_table(
         return _with_names(categories, tables.read_categories(categories), rows, {})
     beside = _tables_beside(rows)
     if beside:
-        return _with_names("beside the records", beside, rows, {})
+        return _with_names("next to the records", beside, rows, {})
     every = [row for found in rows.values() for row in found.rows if row.category is not None]
     if all(isinstance(row.category, str) for row in every):
         return "the records' own names", _named(rows, {}), {}
@@ -145,7 +145,7 @@ def _choose_table(
 
 
 def _tables_beside(rows: Mapping[str, PublishedRows]) -> dict[CategoryId, Category]:
-    """The categories that lie in the files themselves, which must agree."""
+    """The categories in the files themselves, which must agree."""
     table: dict[CategoryId, Category] = {}
     for part, found in rows.items():
         if found.categories is None:

@@ -134,7 +134,7 @@ def read_images(path: str | os.PathLike) -> Iterator[MoinstImage]:
 
 
 def write_images(path: pathlib.Path, images: Iterable[MoinstImage]) -> None:
-    """Writes a file of records, whole or not at all."""
+    """Writes a file of records atomically."""
     with replacing(path) as file:
         for image in images:
             file.write(json.dumps(to_json(image), ensure_ascii=False).encode() + b"\n")

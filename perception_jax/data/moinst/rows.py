@@ -1,7 +1,7 @@
 """Rows of the published MOInst files, and of files with the same content under other keys.
 
 A published row has `image_id`, `file_name`, `image_path`, `category_id`, `object_id`, and either
-`caption`, a text, or `captions`, a list. Where the keys beside the data are not those, the aliases
+`caption`, a text, or `captions`, a list. Where the keys next to the data are not those, the aliases
 of `ALIASES` are looked up in their order.
 """
 
@@ -52,9 +52,9 @@ class PublishedRows:
     Attributes:
       rows: in the file's order.
       keys: how many rows have each key.
-      samples: the first three rows as they stand.
-      categories: the list "categories" beside the rows, or None.
-      sizes: width and height by image id, of the list "images" beside the rows.
+      samples: the first three rows unchanged.
+      categories: the list "categories" next to the rows, or None.
+      sizes: width and height by image id, of the list "images" next to the rows.
     """
 
     rows: tuple[PublishedRow, ...]
@@ -136,7 +136,7 @@ def _row(entry: Mapping[str, Any]) -> PublishedRow:
 
 
 def _value(entry: Mapping[str, Any], key: str) -> Any:
-    """What stands under a key or the first of its aliases that is there."""
+    """The value of a key or the first of its aliases that is there."""
     names = (key, *ALIASES[key])
     return next((entry[name] for name in names if entry.get(name) is not None), None)
 

@@ -110,7 +110,7 @@ def _category(entry: Mapping[str, Any], where: str) -> Category:
 
 
 def detect(rows: Sequence[tuple[CategoryId, Collection[str]]]) -> tuple[str, dict[str, float]]:
-    """Which bundled table fits category ids and the captions that they stand beside.
+    """Which bundled table fits category ids and the captions of the same rows.
 
     A table's share is that of the rows with a caption that contains the name which the table gives
     the row's id, or a synonym. Tables that give all ids the same names are one candidate, so COCO

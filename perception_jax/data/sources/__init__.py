@@ -170,7 +170,7 @@ def _first_line(path: pathlib.Path) -> Any:
 
 
 def _may_annotate(path: pathlib.Path) -> bool:
-    """Whether a JSON file beside images looks like COCO's."""
+    """Whether a JSON file next to images looks like COCO's."""
     with open(path, "rb") as file:
         start = file.read(_PEEKED)
         file.seek(max(0, path.stat().st_size - _PEEKED))

@@ -24,7 +24,7 @@ class InMemory:
         """Reads all records of a source.
 
         Args:
-          keep: fields that stay beside "id" and "images"; the others become empty.
+          keep: fields that stay in addition to "id" and "images"; the others become empty.
 
         Raises:
           ConfigError: a field that records do not have.

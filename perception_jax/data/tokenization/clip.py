@@ -213,7 +213,7 @@ class ClipTokenizer:
         return padded_offsets(encodings, self.context, start=1, end=1)
 
     def decode(self, ids: Int[np.ndarray, "T"]) -> str:
-        """The text of one row of ids, up to its end token; for people to read."""
+        """The text of one row of ids, up to its end token."""
         ended = np.flatnonzero(ids == self.end_id)
         body = ids[: ended[0]] if ended.size else ids
         text = self._backend.decode([int(i) for i in body if i != self.start_id])

@@ -50,7 +50,7 @@ class SiglipTokenizer:
 
     Attributes:
       files: the vocabulary's files by name, as they were found: `tokenizer.json` or `spiece.model`,
-        and what lay beside them. Exports write them unchanged.
+        and the files next to them. Exports write them unchanged.
       context: T, the length of every encoded text.
       clean: "hf" as `transformers` cleans; "open_clip" also repairs mojibake, decodes HTML entities
         and takes an underscore for a space.
@@ -172,7 +172,7 @@ class SiglipTokenizer:
         return padded_offsets(encodings, self.context, start=0, end=1)
 
     def decode(self, ids: Int[np.ndarray, "T"]) -> str:
-        """The text of one row of ids, up to its end token; for people to read."""
+        """The text of one row of ids, up to its end token."""
         ended = np.flatnonzero(ids == _END_ID)
         body = [int(i) for i in (ids[: ended[0]] if ended.size else ids)]
         added = {token.id: token for token in self._whole.values()}

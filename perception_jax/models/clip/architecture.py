@@ -55,8 +55,8 @@ def read_tokenizer(files: Files, config: Any) -> ClipTokenizer | None:
 def with_tokenizer(config: Any, tokenizer: PaddedTokenizer) -> Any:
     """Returns the configuration with the tokenizer's special ids, where it has none of its own.
 
-    Where tokens lie behind the end token, a tower without the end token's id is read at the largest
-    one, and the settings that are written must go on saying so.
+    Where tokens are after the end token, a tower without the end token's id is read at the largest
+    one, and the settings that are written must keep saying so.
 
     Raises:
       CheckpointError: the tokenizer does not fit the text tower.

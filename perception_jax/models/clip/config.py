@@ -97,7 +97,7 @@ class VisionConfig:
         )
 
     def to_open_clip(self) -> dict[str, Any]:
-        """The `vision_cfg` of open_clip; the activation stands beside it."""
+        """The `vision_cfg` of open_clip; the activation is next to it."""
         return {
             "image_size": self.image_size,
             "layers": self.depth,

@@ -62,9 +62,9 @@ def reference_table() -> RuleTable:
         Rule("logit_scale", "logit_scale"),
     )
     ignored = (
-        Ignore("input_resolution", "a scalar that OpenAI's archives carry beside the weights"),
-        Ignore("context_length", "a scalar that OpenAI's archives carry beside the weights"),
-        Ignore("vocab_size", "a scalar that OpenAI's archives carry beside the weights"),
+        Ignore("input_resolution", "a scalar that OpenAI's archives carry next to the weights"),
+        Ignore("context_length", "a scalar that OpenAI's archives carry next to the weights"),
+        Ignore("vocab_size", "a scalar that OpenAI's archives carry next to the weights"),
         Ignore("attn_mask", "the causal mask, a buffer"),
     )
     # Training checkpoints (MetaCLIP's among them) wrap the dict, and DataParallel the names; with

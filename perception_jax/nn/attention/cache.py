@@ -57,7 +57,7 @@ class KvCache:
     def with_lengths(self, lengths: Int[Array, " B"]) -> KvCache:
         """Returns a copy with other lengths, e.g. without the padding after a prompt.
 
-        What lies behind `lengths` is overwritten by the next tokens before any query sees it.
+        What is after `lengths` is overwritten by the next tokens before any query sees it.
         """
         return dataclasses.replace(self, lengths=lengths)
 

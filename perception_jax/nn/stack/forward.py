@@ -40,7 +40,7 @@ class StackOutput:
       inserts: recorded attention of inserts, in layer order.
       cache: with the keys and values of the new tokens.
       state: after the last block.
-      outputs: what the blocks gave beside the tokens, with an axis of layers in front.
+      outputs: what the blocks returned besides the tokens, with an axis of layers in front.
     """
 
     x: Float[Array, "B T D"]
@@ -258,7 +258,7 @@ def _check_recorded(kind: LayerKind, recorded: Mapping[str, Any]) -> None:
     for name in ("attention", "cross"):
         if getattr(kind, name) and name not in recorded:
             raise ConfigError(
-                f"taps ask for the {name} of a layer whose block records none: leave the layer out."
+                f"taps request the {name} of a layer whose block records none: leave the layer out."
             )
 
 
@@ -276,7 +276,7 @@ def _check(
     depth, base = depth_of(blocks), base_of(blocks)
     if not 0 <= layers.start <= layers.stop <= depth:
         raise ConfigError(
-            f"layers {layers.start} to {layers.stop - 1} were asked for, but the stack has {depth}."
+            f"layers {layers.start} to {layers.stop - 1} were requested, but the stack has {depth}."
         )
     if layout is not None and len(layout) != depth:
         raise ConfigError(f"layout: expected {depth} names, one a layer, found {len(layout)}.")

@@ -109,7 +109,7 @@ def kinds_of(
     used = {layer for group in placed for layer in group.layers} if context is not None else set()
     if missing := set(tapped) - used:
         raise ConfigError(
-            f"taps ask for the inserts of layers {sorted(missing)}; this call uses inserts in "
+            f"taps request the inserts of layers {sorted(missing)}; this call uses inserts in "
             f"layers {sorted(used)}."
         )
     first = _first_wide(used, start, stop, context)

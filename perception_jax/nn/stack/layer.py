@@ -32,7 +32,7 @@ class Layer:
       key: random key of this layer alone, for dropout; None drops nothing.
       drop_path: probability that a residual branch of an example is dropped.
       inputs: this layer's part of the stack's `inputs`.
-      state: what travels from layer to layer beside the tokens.
+      state: what travels from layer to layer besides the tokens.
     """
 
     index: Int[Array, ""] | int = 0
@@ -63,7 +63,7 @@ class StepOutput:
       attention, cross: rows of the self- and the cross-attention, if tapped.
       cache: with the new keys and values; None leaves it as it was.
       state: for the next step; None leaves it as it was.
-      outputs: what the stack returns of this layer beside the tokens; None is nothing.
+      outputs: what the stack returns of this layer besides the tokens; None is nothing.
     """
 
     x: Float[Array, "B T D"]
