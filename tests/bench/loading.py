@@ -5,7 +5,8 @@ python tests/bench/loading.py [--rounds=5] [--shards=4] [--dtype=float32] [--out
 Writes random weights as a Hugging Face folder in several shards (1.7 GB in float32), then loads it
 in new processes that take turns. What counts is the call that loads, until one number of every page
 of every weight has been read; imports are measured separately. The files stay in the page cache.
-Memory is the peak of the process above what it held before the call, as a multiple of the weights' size.
+Memory is the peak of the process above what it held before the call, as a multiple of the weights'
+size.
 
 transformers 5 maps the files and copies nothing, so its weights are the page cache; "transformers,
 own" also copies each weight into the process's memory, where ours are.
