@@ -12,17 +12,17 @@ class KeyReport:
     """The use of every tensor name; `str()` gives a readable summary.
 
     Attributes:
-      tensors: tensors of theirs that were read.
-      leaves: arrays of ours that were filled.
-      parameters: elements in our leaves.
-      nbytes: bytes of our leaves, each counted once.
-      ignored: their names that were dropped → why.
-      defaults: our leaves that the checkpoint does not have → the value they were given.
-      constants: our leaves that their layout never stores → their value.
-      buffers: their names that hold no parameters and were as expected.
-      copies: their names that repeat a tensor under another name, and were equal to it.
+      tensors: source tensors that were read.
+      leaves: leaves that were filled.
+      parameters: elements of the leaves.
+      nbytes: bytes of the leaves, each counted once.
+      ignored: source names that were dropped → why.
+      defaults: leaves that the checkpoint does not have → the value they were given.
+      constants: leaves that the layout never stores → their value.
+      buffers: source names that hold no parameters and were as expected.
+      copies: source names that repeat a tensor under another name, and were equal to it.
       dtypes: (stored dtype, loaded dtype) → number of leaves.
-      aside: names of theirs outside the requested part.
+      aside: source names outside the requested part.
       read: what the model was made of ("weights", "settings", "image processor") → the file, or
         what stands for it.
       left: files of weights or settings next to those that were read → why they were not.

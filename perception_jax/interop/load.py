@@ -35,7 +35,7 @@ class LoadedParams:
     """Parameters read from a checkpoint, with a report on all names.
 
     Attributes:
-      params: our leaves by path, in the order of the abstract ones.
+      params: leaves by path, in the order of the abstract ones.
       report: what happened to every name.
     """
 
@@ -111,11 +111,11 @@ class _Leaf:
     default: float | None
 
     def layer(self, k: int) -> np.ndarray:
-        """Layer `k` in our layout and the stored dtype; a view where the transform allows."""
+        """Layer `k` in the target layout and stored dtype; a view where the transform allows."""
         if self.default is not None:
             return np.broadcast_to(np.float32(self.default), self.binding.target_shapes[self.part])
-        theirs = [self.files[name] for name in self.names[k]]
-        return self.binding.rule.transform.to_ours(theirs, self.binding.target_shapes)[self.part]
+        sources, binding = [self.files[name] for name in self.names[k]], self.binding
+        return binding.rule.transform.to_targets(sources, binding.target_shapes)[self.part]
 
     def read(
         self, index: tuple[slice, ...], pool: concurrent.futures.Executor

@@ -48,7 +48,7 @@ def match(
     """Compares all names and shapes, reading only buffers and copies.
 
     Args:
-      floating: whether each of our leaves holds floating-point numbers.
+      floating: whether each leaf holds floating-point numbers.
 
     Raises:
       CheckpointError: names that are missing or that nothing uses, wrong shapes or kinds of

@@ -10,10 +10,10 @@
         ignored=(Ignore("*.position_ids", "a range, never trained"),),
     )
 
-A placeholder such as `{i}` that stands in the source and not in the target is stacked over layers
-on axis 0 of our leaf; one that stands in both is copied. `{3*i+1}` is allowed in a source, for
-layers that are not numbered 0, 1, 2, …. A table never mentions sizes: they follow from our
-parameters' shapes, so the same table serves every published size.
+A placeholder such as `{i}` in the source and not in the target is stacked over layers on axis 0 of
+the leaf; one in both is copied. `{3*i+1}` is allowed in a source, for layers that are not numbered
+0, 1, 2, …. A table never mentions sizes: they follow from the shapes of the leaves, so the same
+table serves every published size.
 """
 
 from __future__ import annotations
@@ -118,10 +118,10 @@ class Rule:
     """Maps one or more source tensors to one or more leaves, and back.
 
     Attributes:
-      source: their name pattern, several for a transform that joins, `()` for a `Constant`.
-      target: our path pattern, several for a transform that splits.
-      transform: how their layout becomes ours.
-      default: value of our leaf where the checkpoint has none of the sources; None: they must be
+      source: source name pattern, several for a transform that joins, `()` for a `Constant`.
+      target: path pattern, several for a transform that splits.
+      transform: from source to target layout.
+      default: value of the leaf where the checkpoint has none of the sources; None: they must be
         there. Exports always write them.
       copies: other names under which the same tensor may be stored (tied weights). One of the
         names is enough; all that are present must be equal. Exports write only `source`.
@@ -170,7 +170,7 @@ class Rule:
         return tuple(sorted(extra))[:1]
 
     def under(self, source: str, target: str) -> Rule:
-        """Returns the rule with a prefix before source names and one before our paths."""
+        """Returns the rule with a prefix before source names and one before paths."""
         return dataclasses.replace(
             self,
             source=tuple(source + name for name in self.sources),
@@ -223,7 +223,7 @@ class RuleTable:
       rules: every leaf is the target of exactly one.
       ignored: names that may be present and are dropped; the key report lists them.
       renames: applied in order to every name of the file.
-      buffers: tensors of theirs that hold no parameters and follow from the configuration (e.g.
+      buffers: source tensors that hold no parameters and follow from the configuration (e.g.
         Swin's index tables). If present they must equal these; exports write them.
     """
 
@@ -236,8 +236,8 @@ class RuleTable:
         """Returns the table for this model as a part of a larger one.
 
         Args:
-          source: prefix of their names, e.g. "vision_tower.".
-          target: prefix of our paths, e.g. "vision/".
+          source: prefix of source names, e.g. "vision_tower.".
+          target: prefix of paths, e.g. "vision/".
         """
         return RuleTable(
             rules=tuple(rule.under(source, target) for rule in self.rules),

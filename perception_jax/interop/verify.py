@@ -94,7 +94,7 @@ def changed_leaves(
 
     Args:
       table: of that layout.
-      expected, found: our leaves before the export and after the import.
+      expected, found: leaves before the export and after the import.
     """
     lossy = {
         path
@@ -111,7 +111,7 @@ def changed_leaves(
 def compare_params(
     expected: Mapping[str, jax.Array | np.ndarray], found: Mapping[str, jax.Array | np.ndarray]
 ) -> int:
-    """Compares two sets of our leaves bit by bit, dtypes included; returns how many there are.
+    """Compares two sets of leaves bit by bit, dtypes included; returns how many there are.
 
     Raises:
       CheckpointError: leaves are missing, unknown or differ; all of them together.
@@ -133,8 +133,8 @@ def compare_params(
 
 def compare_outputs(
     name: str,
-    ours: Shaped[np.ndarray, "*S"],
-    theirs: Shaped[np.ndarray, "*S"],
+    first: Shaped[np.ndarray, "*S"],
+    second: Shaped[np.ndarray, "*S"],
     *,
     tolerance: float,
 ) -> float:
@@ -143,7 +143,7 @@ def compare_outputs(
     Raises:
       CheckpointError: it exceeds `tolerance`, or either output is not finite.
     """
-    difference = float(np.max(np.abs(np.subtract(ours, theirs, dtype=np.float64)), initial=0.0))
+    difference = float(np.max(np.abs(np.subtract(first, second, dtype=np.float64)), initial=0.0))
     if not difference <= tolerance:
         raise CheckpointError(
             f"Expected {name} of both models to agree to {tolerance}, found a difference of "

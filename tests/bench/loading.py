@@ -146,7 +146,7 @@ class Memory:
 
 def _child(side: str, folder: str, weights: str) -> None:
     start = time.perf_counter()
-    load = _ours() if side == OURS else _theirs(own=side == OWN)
+    load = _to_target() if side == OURS else _to_source(own=side == OWN)
     imports = time.perf_counter() - start
     _touch(2 * int(weights))
     memory = Memory()
@@ -168,7 +168,7 @@ def _child(side: str, folder: str, weights: str) -> None:
     )
 
 
-def _ours() -> Any:
+def _to_target() -> Any:
     import jax
     import numpy as np
 
@@ -188,7 +188,7 @@ def _ours() -> Any:
     return load
 
 
-def _theirs(*, own: bool) -> Any:
+def _to_source(*, own: bool) -> Any:
     import torch
     from transformers import CLIPModel
 
