@@ -28,7 +28,7 @@ from ml_collections import config_flags
 from launch import compile_cache
 from perception_jax.errors import ConfigError, PerceptionError, did_you_mean
 
-_LEAVE_SECONDS = 15.0
+_EXIT_SECONDS = 15.0
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -248,7 +248,7 @@ def main(program: Program, run: Callable[[Parsed], int | None], argv: Sequence[s
 
 def start(program: Program, run: Callable[[Parsed], int | None]) -> NoReturn:
     """Runs the program of this process on its command line, and ends the process."""
-    compile_cache.switch_on()
+    compile_cache.enable()
     parsed: list[Parsed] = []
 
     def parse_all(argv: list[str]) -> list[str]:
@@ -258,10 +258,10 @@ def start(program: Program, run: Callable[[Parsed], int | None]) -> NoReturn:
             sys.exit(_report_usage(program, error))
         return argv
 
-    app.run(lambda _: leave(_run(program, run, parsed[0])), flags_parser=parse_all)
+    app.run(lambda _: exit_process(_run(program, run, parsed[0])), flags_parser=parse_all)
 
 
-def leave(code: int) -> NoReturn:
+def exit_process(code: int) -> NoReturn:
     """Ends the process with an exit code, also where a thread still waits for a file.
 
     Python waits for all threads, and one that reads a named pipe or a dead network disk never ends.
@@ -271,7 +271,7 @@ def leave(code: int) -> NoReturn:
             stream.flush()
         except (OSError, ValueError):  # the terminal or the pipe is gone; Python would fail again
             os.dup2(os.open(os.devnull, os.O_WRONLY), number)
-    last = threading.Timer(_LEAVE_SECONDS, os._exit, [code])
+    last = threading.Timer(_EXIT_SECONDS, os._exit, [code])
     last.daemon = True
     last.start()
     sys.exit(code)

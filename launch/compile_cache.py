@@ -31,7 +31,7 @@ _KEPT = ("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 _COMPLAINTS = "Error (reading|writing) persistent compilation cache entry"
 
 
-def switch_on() -> None:
+def enable() -> None:
     """Sets the defaults that jax reads at import; settings of the user are kept."""
     warnings.filterwarnings("ignore", _COMPLAINTS)
     if not os.environ.get(_FOLDER):

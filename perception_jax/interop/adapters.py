@@ -121,7 +121,7 @@ class AdapterFile:
 
         Args:
           renames: (regular expression, replacement) pairs, applied in order to every name
-          of the file before it is read.
+            of the file before it is read.
         """
         self._file = SafetensorsFile(path)
         self._renames = tuple(Rename(pattern, replacement) for pattern, replacement in renames)

@@ -104,7 +104,7 @@ class PoolTap:
 
 
 def refuse_pool(taps: Taps | None) -> None:
-    """For a tower that is read at a token.
+    """Raises an error for taps of a pooling head, for a tower without one.
 
     Raises:
       ConfigError: `taps` ask for a pooling head.

@@ -55,11 +55,7 @@ class Checkpoints:
     """The checkpoints of one workdir, a context manager that waits for running saves."""
 
     def __init__(self, directory: pathlib.Path, *, keep: int, keep_best: str = "") -> None:
-        """Opens the checkpoints; `keep` and `keep_best` as in `TrainConfig`.
-
-        Args:
-          `keep` and `keep_best` as in `TrainConfig`.
-        """
+        """Opens the checkpoints; `keep` and `keep_best` as in `TrainConfig`."""
         _ORBAX_LOG.addFilter(_has_no_traceback)
         self._directory = directory
         self._saving: Any = None

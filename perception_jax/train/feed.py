@@ -39,11 +39,7 @@ class BatchFeed:
     """
 
     def __init__(self, dataset: Iterable[Batch], mesh: Mesh, batch_size: int) -> None:
-        """Opens a dataset; raises ConfigError if the mesh does not divide the batch size.
-
-        Args:
-          see `TrainConfig.batch_size`. Raises ConfigError if the mesh does not divide it.
-        """
+        """Opens a dataset; raises ConfigError if the mesh does not divide the batch size."""
         hosts = jax.process_count()
         mesh_lib.check_batch(mesh, batch_size, hosts)
         self._dataset = dataset

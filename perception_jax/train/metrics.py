@@ -95,10 +95,12 @@ class Reporter:
         active: bool,
         evaluated: bool = True,
     ) -> None:
-        """Opens the outputs; `step` of `steps` is done, only an `active` process reports.
+        """Opens the outputs.
 
         Args:
-          `step` done, of `steps`, and `evaluated`; only an `active` process reports.
+          step, steps: steps done and in all.
+          evaluated: whether the evaluation at `step` has been reported.
+          active: whether this process reports.
 
         Raises:
           ConfigError: TensorBoard is requested and tensorboardX is not installed.

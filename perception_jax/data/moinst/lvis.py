@@ -59,10 +59,10 @@ class Rebuilt:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Box:
-    """An annotation of one of the chosen classes; `kind` is the class id."""
+    """An annotation of one of the chosen classes; `class_id` is the LVIS id."""
 
     id: int
-    kind: int
+    class_id: int
     box: tuple[float, float, float, float]
 
     @property
@@ -108,7 +108,7 @@ def rebuild(
     if not fixed:
         raise DataError(f"{where}: expected images with at least two classes left, found none.")
     chosen = balanced_images(
-        {image_id: [one.kind for one in boxes] for image_id, boxes in fixed.items()},
+        {image_id: [one.class_id for one in boxes] for image_id, boxes in fixed.items()},
         config.images,
         config.seed,
     )
@@ -118,7 +118,7 @@ def rebuild(
             fixed[image_id],
             _largest(kept[image_id]),
             classes,
-            {one.kind for one in annotated[image_id]},
+            {one.class_id for one in annotated[image_id]},
             f"{where}: image {image_id}",
         )
         for image_id in sorted(chosen)
@@ -190,17 +190,17 @@ def balanced_images(kinds: Mapping[int, Collection[int]], count: int, seed: int)
     """
     queues: dict[int, list[int]] = collections.defaultdict(list)
     for image_id in sorted(kinds, key=lambda number: draw(seed, number), reverse=True):
-        for kind in kinds[image_id]:
-            queues[kind].append(image_id)
+        for class_id in kinds[image_id]:
+            queues[class_id].append(image_id)
     counts = dict.fromkeys(queues, 0)
-    heap = [(0, kind) for kind in queues]
+    heap = [(0, class_id) for class_id in queues]
     heapq.heapify(heap)
     chosen: dict[int, None] = {}
     while heap and len(chosen) < count:
-        found, kind = heapq.heappop(heap)
-        if found != counts[kind]:
+        found, class_id = heapq.heappop(heap)
+        if found != counts[class_id]:
             continue  # it has taken objects since this entry was made
-        queue = queues[kind]
+        queue = queues[class_id]
         while queue and queue[-1] in chosen:
             queue.pop()
         if not queue:
@@ -235,13 +235,13 @@ def _boxes_by_image(
     found: dict[int, list[_Box]] = {}
     for k, entry in enumerate(annotations):
         at = f"{where}: annotations[{k}]"
-        kind = ids.get(fields.required(entry, "category_id", fields.integer, at))
-        if kind is not None:
+        class_id = ids.get(fields.required(entry, "category_id", fields.integer, at))
+        if class_id is not None:
             box = fields.required(entry, "bbox", fields.numbers(4), at)
             own, image_id = (
                 fields.required(entry, key, fields.integer, at) for key in ("id", "image_id")
             )
-            found.setdefault(image_id, []).append(_Box(own, kind, box))
+            found.setdefault(image_id, []).append(_Box(own, class_id, box))
     return found
 
 
@@ -249,7 +249,7 @@ def _kept(boxes: Iterable[_Box], size: tuple[int, int], config: RebuildConfig) -
     """The largest box of each class, without those that are too small."""
     largest: dict[int, _Box] = {}
     for box in sorted(boxes, key=lambda one: (-one.area, one.id)):
-        largest.setdefault(box.kind, box)
+        largest.setdefault(box.class_id, box)
     min_area = config.min_area_share * size[0] * size[1]
     return [
         box
@@ -285,7 +285,7 @@ def _record(
         return {by_source[number] for number in found if number in by_source}
 
     # What is in the image without being among its objects must never be taken for absent.
-    unused = set(annotated) - {one.kind for one in boxes}
+    unused = set(annotated) - {one.class_id for one in boxes}
     width, height = _size(entry, where)
     return MoinstImage(
         image_id=entry["id"],
@@ -294,9 +294,9 @@ def _record(
         height=height,
         objects=tuple(
             MoinstObject(
-                name=classes[one.kind].name,
-                class_id=one.kind,
-                source_category_id=classes[one.kind].source_category_id,
+                name=classes[one.class_id].name,
+                class_id=one.class_id,
+                source_category_id=classes[one.class_id].source_category_id,
                 object_id=one.id,
                 bbox=one.box,
                 salient=one is largest,

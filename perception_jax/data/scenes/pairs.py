@@ -72,7 +72,9 @@ class PairSource:
         """Checks the settings and the vocabulary.
 
         Args:
-          seed: non-negative; length: number of pairs; patterns: which ones, in what order.
+          seed: non-negative.
+          length: number of pairs.
+          patterns: the patterns of the pairs, in order.
 
         Raises:
           ConfigError: a negative seed or length, no pattern, an unknown one, or one that the

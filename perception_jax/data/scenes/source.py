@@ -33,9 +33,6 @@ class ScenesSource:
     def __init__(self, config: SceneConfig, *, seed: int, length: int) -> None:
         """Checks the settings; `seed` is non-negative, `length` the number of records.
 
-        Args:
-          seed: non-negative; length: number of records.
-
         Raises:
           ConfigError: a negative seed or length, or names that the split lacks.
         """

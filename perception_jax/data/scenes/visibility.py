@@ -27,11 +27,7 @@ class VisibilityMap:
     """
 
     def __init__(self, canvas: tuple[int, int]) -> None:
-        """Creates an empty map; `canvas` is (height, width) in pixels.
-
-        Args:
-          canvas: (height, width) in pixels.
-        """
+        """Creates an empty map; `canvas` is (height, width) in pixels."""
         self.canvas = canvas
         self._owner = np.full(canvas, _NOTHING, np.int8)
         self._totals: list[int] = []

@@ -50,7 +50,8 @@ class Mixture:
         """Mixes several sources.
 
         Args:
-          shares: positive whole numbers; length: records of the mixture.
+          shares: positive whole numbers.
+          length: number of records of the mixture.
 
         Raises:
           ConfigError: no source, an empty one, or shares that do not fit.
