@@ -115,7 +115,7 @@ class _Weights:
 
 def prepare(source: Any, *, config: Any = None, section: Any = None, prefix: Any = "") -> Loaded:
     """Finds a checkpoint and reads its settings and names, but not its weights: the model has
-    shapes for leaves, and `Loaded.read` and `Loaded.filled` read them.
+    shapes for leaves, and `Loaded.read` and `Loaded.load_weights` read them.
 
     Args, Raises: as of `load`.
     """

@@ -1,6 +1,6 @@
 """Descriptions of tensors that have not been read: name, shape, dtype, location.
 
-`TensorFiles` is the one view that the rest of the room has of a checkpoint, whatever the format:
+`TensorFiles` is the common interface of this package to a checkpoint in any format:
 a mapping from names to arrays that are mapped on access and unmapped when dropped, with shapes and
 dtypes known beforehand. A plain `dict` of numpy arrays serves wherever a `TensorFiles` does.
 """

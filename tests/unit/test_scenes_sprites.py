@@ -170,19 +170,19 @@ def test_colour_and_facing_of_a_placement() -> None:
     assert colour_of(apple) == "red"
 
 
-def test_silhouettes_count_what_is_covered() -> None:
-    silhouettes = VisibilityMap((4, 6))
+def test_visibility_map_counts_what_is_covered() -> None:
+    visibility = VisibilityMap((4, 6))
     square, column = np.ones((2, 2), bool), np.ones((4, 1), bool)
-    silhouettes.cover(square, (1, 1))
-    assert silhouettes.hidden_by(square, (2, 1)) == 0.5
-    assert silhouettes.hidden_by(square, (3, 1)) == 0.0
-    silhouettes.cover(column, (2, 0))
-    silhouettes.cover(square, (5, 3))
+    visibility.cover(square, (1, 1))
+    assert visibility.hidden_by(square, (2, 1)) == 0.5
+    assert visibility.hidden_by(square, (3, 1)) == 0.0
+    visibility.cover(column, (2, 0))
+    visibility.cover(square, (5, 3))
     # The square lost a column; the last one has one of its four pixels on the canvas.
-    assert silhouettes.shares() == [0.5, 1.0, 0.25]
-    silhouettes.cover_text(column, (2, 0))
-    assert silhouettes.shares() == [0.5, 0.0, 0.25]
-    assert silhouettes.masks().sum(axis=(1, 2)).tolist() == [2, 0, 1]
+    assert visibility.shares() == [0.5, 1.0, 0.25]
+    visibility.cover_text(column, (2, 0))
+    assert visibility.shares() == [0.5, 0.0, 0.25]
+    assert visibility.masks().sum(axis=(1, 2)).tolist() == [2, 0, 1]
 
 
 def test_text_covers_what_is_under_it() -> None:

@@ -60,7 +60,7 @@ class Slice:
     Attributes:
       kind: of the layer.
       index: number of the layer; traced inside a scan.
-      per_layer: its part of each given; None of those that it does not have.
+      per_layer: its part of each `LayerInputs` by name; None of those that it does not have.
     """
 
     kind: Kind
@@ -86,8 +86,8 @@ def scan(
 
     Args:
       body: one layer; layers of equal kinds record equal structures.
-      kinds: of all layers from 0 on, those before `start` too, as per_layer are counted from 0.
-      per_layer: what layers have of their own.
+      kinds: of all layers from 0 on, those before `start` too, since `per_layer` counts from 0.
+      per_layer: inputs that differ between layers, by name.
       remat: what is kept for the backward pass.
       unrolled: kinds whose layers stand alone without a loop, e.g. where the carry's shape changes.
 
