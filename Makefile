@@ -1,4 +1,4 @@
-# Every target works from a bare clone: it creates or reuses .venv and installs what it needs.
+# Every target works from a fresh clone: it creates or reuses .venv and installs its requirements.
 #   make quickstart [ARGS=...]   PYTHON=python3.12 make test   make help
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -18,21 +18,21 @@ PYTHON ?= $(firstword $(foreach python,python3 python3.13 python3.12 python3.11,
   command -v $(python) >/dev/null 2>&1 && $(python) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
   2>/dev/null && echo $(python))))
 
-# Whole files go to as many workers as memory allows (tests/session.py); one is pytest alone.
+# Distributes whole files over as many workers as memory allows (tests/session.py).
 PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 .PHONY: tpu help quickstart test test-slow parity parity-packages lint clean
 
 help:
-	@echo "make quickstart [ARGS=...]  teach a small CLIP to look for what it is told (GiVE), write a report"
+	@echo "make quickstart [ARGS=...]  trains GiVE's adapters on a small CLIP and writes a report"
 	@echo "                            ARGS=--config=configs/quickstart.py:short takes about a minute"
-	@echo "make test [ARGS=...]        all tests but the slow ones; ARGS go to pytest. Tests against PyTorch are"
+	@echo "make test [ARGS=...]        all tests except the slow ones; ARGS go to pytest. Tests against PyTorch are"
 	@echo "                            skipped by name where its packages are absent"
-	@echo "make test-slow [ARGS=...]   the slow ones: every block of the README, whole notebooks, long runs"
-	@echo "make parity [ARGS=...]      the same numbers as PyTorch (installs torch, transformers, timm, open_clip)"
-	@echo "make parity-packages        installs these packages alone"
-	@echo "make tpu                    compiles for a TPU slice without one (installs libtpu beside the packages)"
-	@echo "make lint                   style, formatting and which room imports which"
+	@echo "make test-slow [ARGS=...]   slow tests: every block of the README, full notebooks, long runs"
+	@echo "make parity [ARGS=...]      comparison with PyTorch (installs torch, transformers, timm, open_clip)"
+	@echo "make parity-packages        installs these packages only"
+	@echo "make tpu                    compiles for a TPU slice without TPU hardware (installs libtpu separately)"
+	@echo "make lint                   style, formatting and import contracts"
 	@echo "make clean                  removes caches and build outputs; keeps .venv and runs/"
 
 quickstart: $(VENV)/.stamp-base
@@ -44,14 +44,14 @@ test: $(VENV)/.stamp-test
 test-slow: $(VENV)/.stamp-test
 	@$(PYTEST) -m slow --durations=25 $(ARGS)
 
-# As users run it: `make test` leaves out LLVM's optimisation (tests/session.py).
+# With LLVM's optimisation, as users run it; `make test` disables it (tests/session.py).
 parity: export XLA_FLAGS := --xla_backend_optimization_level=3 $(XLA_FLAGS)
 parity: $(VENV)/.stamp-parity
 	@$(PYTEST) tests/parity --parity $(ARGS)
 
 parity-packages: $(VENV)/.stamp-parity
 
-# Not among the packages: JAX would look for a TPU at every start.
+# Not installed into site-packages: JAX would search for a TPU at every start.
 tpu: $(VENV)/.stamp-test | $(VENV)/libtpu
 	@$(BIN)/python -m pytest -m tpu_compile $(ARGS)
 
@@ -74,7 +74,7 @@ $(BIN)/python:
 	@echo "Creating $(VENV) with $$($(PYTHON) --version)"
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
-# $(call install,EXTRAS): pip in few words: one line per large download, all of it on failure.
+# $(call install,EXTRAS): pip with one line per large download, and its full output on failure.
 define install
 set -o pipefail; echo "Installing perception_jax$(1) into $(VENV) (some minutes the first time)"; \
 $(BIN)/python -m pip install --disable-pip-version-check -e '.$(1)' 2>&1 | tee $(VENV)/install.log \

@@ -16,12 +16,12 @@
 # %% [markdown]
 # # 01 Encoders: CLIP and DINOv2 side by side
 #
-# A CLIP learned to match images with texts. A DINOv2 never read a text: it learned from images
-# alone. This notebook loads one of each, embeds a folder with both, compares what they find alike,
-# shows where they look, and gives both back to PyTorch.
+# CLIP is trained to match images with texts, DINOv2 on images alone. This notebook loads one of
+# each, embeds a folder of images with both, compares their similarities, shows attention and
+# relevance maps, and exports both to PyTorch.
 #
-# On Colab, set `SOURCE` in the next cell to the address of the repository; the rest runs as it is.
-# A GPU or TPU is used if there is one, and not needed.
+# On Colab, set `SOURCE` in the next cell to the address of the repository.
+# A GPU or TPU is used if available, but not needed.
 
 # %%
 import importlib.util
@@ -29,7 +29,7 @@ import subprocess
 import sys
 
 if importlib.util.find_spec("perception_jax") is None:
-    # A checkout, such as the one this notebook lies in, or git+https:// and an address.
+    # A checkout, such as the one that contains this notebook, or git+https:// and an address.
     SOURCE = ".."  # @param {type:"string"}
     wanted = f"perception_jax[hub] @ {SOURCE}" if "+" in SOURCE else f"{SOURCE}[hub]"
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", wanted], check=True)
@@ -65,9 +65,9 @@ print(f"perception_jax {perception_jax.__version__}, jax {jax.__version__} on {j
 # ## Settings
 #
 # `CLIP` and `DINOV2` are hub ids, folders, or names of weights in the package (`scenes-clip` needs
-# no download). `IMAGES` is a folder with ten images of yours or more; if it is empty, some are
-# drawn. `LOOK` says by name which of them to look at closely (three at most), and `TEXTS` what to
-# look for there.
+# no download). `IMAGES` is a folder with at least ten images; if it is empty, some are drawn.
+# `LOOK` is a file pattern of the images for the maps (at most three), `TEXTS` the texts for the
+# relevance maps.
 
 # %% tags=["parameters"]
 CLIP = "openai/clip-vit-base-patch32"  # @param {type:"string"}
@@ -81,7 +81,7 @@ OUT = "runs/01_encoders"  # pictures and checkpoints go here
 # %% [markdown]
 # ## A folder of images
 #
-# Without a folder of yours: eight things, each by five artists, and two scenes of two things.
+# Without a folder of your own: eight objects, each by five artists, and two scenes of two objects.
 
 
 # %%
@@ -125,8 +125,8 @@ show(viz.grid.grid(images[:42], names[:42], columns=7, cell=112, font_size=11), 
 # %% [markdown]
 # ## Load
 #
-# `load` reads what `transformers`, open_clip, timm and the authors' own code write. Its report
-# accounts for every tensor.
+# `load` reads the checkpoints of `transformers`, open_clip, timm and the authors' own code. Its
+# report lists every tensor.
 
 # %%
 encoders = {"CLIP": perception_jax.load(CLIP), "DINOv2": perception_jax.load(DINOV2)}
@@ -145,8 +145,8 @@ for name, loaded in encoders.items():
 # %% [markdown]
 # ## Embed the folder
 #
-# The processor decodes, resizes and crops as the checkpoint says. All batches have one size, so the
-# tower compiles once.
+# The processor decodes, resizes and crops according to the checkpoint. All batches have the same
+# size, so that the tower compiles once.
 
 
 # %%
@@ -168,10 +168,10 @@ def embed(loaded, files, name, batch=16):
 embeddings = {name: embed(loaded, files, name) for name, loaded in encoders.items()}
 
 # %% [markdown]
-# ## What does each find alike?
+# ## Nearest neighbours
 #
 # Some images with their three nearest neighbours in each space, and the cosines. CLIP tends to
-# answer with the same *thing*, DINOv2 with the same *look*: pose, shape, texture.
+# return the same *class*, DINOv2 the same *appearance*: pose, shape, texture.
 
 # %%
 colours = {name: viz.colormap.categorical(k) for k, name in enumerate(encoders)}
@@ -196,8 +196,8 @@ show(viz.grid.grid(*zip(*cells, strict=True), columns=7, cell=130, font_size=12)
 
 # %% [markdown]
 # The cosines of all pairs make one matrix for each space, here in the order of the file names: a
-# light block on the diagonal is a group of images that the model finds alike. The rank correlation
-# of the two matrices says how far both order all pairs alike (1: the same order, 0: unrelated).
+# light block on the diagonal is a group of similar images. The rank correlation of the two matrices
+# measures their agreement on the order of all pairs (1: the same order, 0: unrelated).
 
 # %%
 first, second = np.triu_indices(len(files), k=1)  # every pair once
@@ -221,10 +221,11 @@ print(
 )
 
 # %% [markdown]
-# Where CLIP finds two images alike and DINOv2 does not, CLIP may be blind to what differs. The
-# [MMVP](https://arxiv.org/abs/2401.06209) benchmark began with pairs of a cosine above 0.95 in CLIP
-# and below 0.6 in DINOv2, both of size L/14. Cosines of other models spread differently, so the
-# pairs here are chosen by rank: of the top twentieth by one model, the lowest by the other.
+# Where two images are similar for CLIP but not for DINOv2, CLIP may not represent the difference.
+# The [MMVP](https://arxiv.org/abs/2401.06209) benchmark was built from pairs with a cosine above
+# 0.95 in CLIP and below 0.6 in DINOv2, both of size L/14. Cosines of other models are distributed
+# differently, so the pairs here are chosen by rank: of the top 5 % of one model, the lowest of the
+# other.
 
 # %%
 strict = (cosines["CLIP"] > 0.95) & (cosines["DINOv2"] < 0.6)
@@ -249,28 +250,28 @@ for alike, apart in (("CLIP", "DINOv2"), ("DINOv2", "CLIP")):
 show(viz.grid.grid(*zip(*cells, strict=True), columns=5, cell=190), "pairs")
 
 # %% [markdown]
-# ## Where do they look?
+# ## Maps
 #
-# - *Attention*: what the token that becomes the embedding reads, in the last layer.
-# - *For a text*: which patches speak for it, by attention times the gradient of the cosine.
+# - *Attention*: attention of the token that becomes the embedding, in the last layer.
+# - *For a text*: relevance of each patch, attention times the gradient of the cosine.
 # - *Patches*: the first three principal components of the patch features as red, green and blue.
-#   All images share the components, so one colour means one kind of patch.
+#   All images share the components, so equal colours mean similar patches.
 #
-# The colours of a map span its own range. Lone bright patches in DINOv2's attention, far from
-# anything, are known artefacts; the models with registers lack them.
+# The colours of a map span its own range. Isolated bright patches in DINOv2's attention are known
+# artefacts; the models with registers do not have them.
 
 # %%
 look = [file for file in files if file.match(LOOK)][:3] or files[:3]
 
 
 def enlarged(loaded, side):
-    """The processor for another size; what it keeps is the largest square in the middle."""
+    """The processor for another size; it keeps the largest centre square."""
     image = dataclasses.replace(loaded.processor.image, size=side, resize=None)
     return dataclasses.replace(loaded.processor, image=image)
 
 
 def map_pixels(loaded):
-    """The images to look at, for SCALE times the model's own size in whole patches."""
+    """The images for the maps, at SCALE times the model's own size in whole patches."""
     patch = tower_of(loaded).patch_embed.patch
     side = round(SCALE * loaded.processor.image.size / patch) * patch
     return enlarged(loaded, side).images(look)
@@ -330,10 +331,11 @@ columns = len(cells) // len(look)
 show(viz.grid.grid(*zip(*cells, strict=True), columns=columns, cell=150, font_size=12), "maps")
 
 # %% [markdown]
-# ## Back to PyTorch
+# ## Export to PyTorch
 #
-# `export` writes what `transformers` loads unchanged (other layouts: open_clip's, timm's, ours).
-# What was written is loaded again and compared, and by `transformers` too where it is installed.
+# `export` writes a folder that `transformers` loads unchanged (other layouts: open_clip, timm, and
+# this library's own). The folder is loaded again and compared, also with `transformers` if it is
+# installed.
 
 # %%
 compare = all(importlib.util.find_spec(module) for module in ("torch", "transformers"))
@@ -361,8 +363,8 @@ if not compare:
     print("To compare with PyTorch: pip install torch transformers")
 
 # %% [markdown]
-# ## Further
+# ## Further reading
 #
-# `docs/encoders.md` says which tower serves what, and how to load, tap and convert each. The same
-# maps for any folder: `python -m launch.predict encoder --help`. Any checkpoint into any layout:
+# `docs/encoders.md` explains how to choose, load, tap and convert encoders. The same maps for any
+# folder: `python -m launch.predict encoder --help`. Any checkpoint into any layout:
 # `python -m launch.convert --help`.

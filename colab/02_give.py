@@ -14,18 +14,18 @@
 # ---
 
 # %% [markdown]
-# # 02 GiVE: tell an encoder what to look for
+# # 02 GiVE: an image encoder conditioned on an instruction
 #
-# A CLIP makes one embedding of an image, and what is small or beside the point is easily lost in
-# it. GiVE ([arXiv 2410.20109](https://arxiv.org/abs/2410.20109)) puts adapters into the frozen
-# image tower that read an instruction such as "the kite": the same image then has another embedding
-# for each instruction, and a logit that says whether the thing is there at all.
+# A CLIP has one embedding per image, which small or secondary objects hardly influence. GiVE
+# ([arXiv 2410.20109](https://arxiv.org/abs/2410.20109)) inserts adapters into the frozen image
+# tower that attend to an instruction such as "the kite": the same image then has one embedding per
+# instruction, and a logit for the presence of the object.
 #
-# This notebook trains such adapters on fifty images, watches the map move from object to object,
-# and writes them for PyTorch. The paper's own formulas and numbers could not be confirmed; what is
-# whose is written in `perception_jax/systems/give/README.md`.
+# This notebook trains such adapters on fifty images, shows how the relevance map follows the
+# instruction, and exports the adapters to PyTorch. The paper's own formulas and numbers could not
+# be confirmed; `perception_jax/systems/give/README.md` lists what comes from the paper.
 #
-# On Colab, set `SOURCE` in the next cell to the address of the repository; the rest runs as it is.
+# On Colab, set `SOURCE` in the next cell to the address of the repository.
 
 # %%
 import importlib.util
@@ -33,7 +33,7 @@ import subprocess
 import sys
 
 if importlib.util.find_spec("perception_jax") is None:
-    # A checkout, such as the one this notebook lies in, or git+https:// and an address.
+    # A checkout, such as the one that contains this notebook, or git+https:// and an address.
     SOURCE = ".."  # @param {type:"string"}
     wanted = f"perception_jax[hub] @ {SOURCE}" if "+" in SOURCE else f"{SOURCE}[hub]"
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", wanted], check=True)
@@ -77,7 +77,7 @@ print(f"perception_jax {perception_jax.__version__}, jax {jax.__version__} on {j
 # ## Settings
 #
 # `BACKBONE` is a hub id, a folder, or a name of weights in the package (`scenes-clip` needs no
-# download). `OBJECTS` is a JSONL file of yours, one object a line:
+# download). `OBJECTS` is a JSONL file with one object per line:
 #
 #     {"image": "photos/1.jpg", "class": "kite", "caption": "a red kite above the trees"}
 #
@@ -93,8 +93,8 @@ OUT = "runs/02_give"  # pictures and checkpoints go here
 # %% [markdown]
 # ## Images with objects
 #
-# Without a file of yours: scenes of a dozen different things. A line names an object and describes
-# it.
+# Without a file of your own: scenes of twelve classes of objects. Each line has the class and the
+# caption of an object.
 
 
 # %%
@@ -130,7 +130,7 @@ show(viz.grid.grid([decode(r.image) for r in first], captions, columns=5, cell=1
 # %% [markdown]
 # ## Adapters in a frozen tower
 #
-# Fresh adapters change nothing: their last layer is zero.
+# Untrained adapters change nothing: their last layer is zero.
 
 # %%
 backbone = load_backbone(BACKBONE).at_size(SIZE, mode="llava_pad")
@@ -144,9 +144,9 @@ print(f"largest change by fresh adapters: {change:.1e}")
 # %% [markdown]
 # ## Train
 #
-# Each row of a batch is an image with an object in it and one that it lacks, and the image is
-# encoded under both instructions. OITC compares it with captions, OIIC with other images of the
-# same thing, OID decides whether the thing is there. Only adapters and the OID head train.
+# Each row of a batch has an image, a class that is present and one that is absent; the image is
+# encoded with both instructions. OITC compares it with captions, OIIC with other images of the same
+# class, OID classifies presence. Only adapters and the OID head train.
 
 # %%
 processor = backbone.processor
@@ -169,12 +169,11 @@ result = run(task, TrainConfig.from_mapping(settings), f"{OUT}/training-{SIZE}px
 trained = GiveEncoder(result.model, backbone)
 
 # %% [markdown]
-# ## Did it learn to look?
+# ## Evaluate
 #
-# On every fifth image, which was not trained on, beside the same CLIP without an instruction. The
-# copy floor is what an image of one colour reaches: naming what the instruction names can be
-# copied, so only what exceeds the floor comes from the image. Fifty images are few: expect the
-# training to be remembered better than it carries over.
+# On every fifth image, which was held out, compared with the same CLIP without an instruction. The
+# copy floor is the score of an image of one colour: the class can be copied from the instruction,
+# so only the part above the floor comes from the image. Fifty images are few: expect overfitting.
 
 # %%
 evaluation = evaluation_of(
@@ -188,10 +187,10 @@ for stratum in ("all", "overlooked"):
         print(f"present or absent, {stratum}: AUC {auc:.2f}, without an instruction {static:.2f}")
 
 # %% [markdown]
-# ## The map moves
+# ## Relevance maps
 #
-# For each instruction, what speaks for the object's presence (attention times the gradient of the
-# presence logit). The last one names something that is not there.
+# For each instruction, the relevance of each patch for the object's presence (attention times the
+# gradient of the presence logit). The last instruction names an absent object.
 
 
 # %%
@@ -224,10 +223,10 @@ for record, image in list(zip(first, images, strict=True))[:3]:
 show(viz.grid.grid(*zip(*cells, strict=True), columns=4, cell=190), "maps")
 
 # %% [markdown]
-# ## Give it to PyTorch
+# ## Export to PyTorch
 #
-# `give.safetensors` holds what was trained; the folder holds the backbone as `transformers` reads
-# it as well, and a README with forty lines of torch that put both together.
+# `give.safetensors` contains the trained parameters; the folder also contains the backbone in the
+# format of `transformers`, and a README with forty lines of torch that combine both.
 
 # %%
 save_give(f"{OUT}/give.safetensors", trained.model, backbone)

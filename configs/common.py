@@ -1,4 +1,4 @@
-"""What config files share: their `:ARG`, and blocks of settings that several of them hold."""
+"""Common parts of config files: the `:ARG`, and shared blocks of settings."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""The first thing to run: a small CLIP learns to look for what it is told to look for.
+"""Quickstart: trains GiVE's adapters on a small CLIP.
 
     make quickstart                                          # up to ten minutes on two cores
     make quickstart ARGS=--config=configs/quickstart.py:short           # about a minute
 
 GiVE's adapters train on scenes of four artists around the shipped CLIP (`configs/give/scenes.py`,
 shorter) and are measured on the fifth. Writes `runs/quickstart/report.html`, the adapters
-`give.safetensors` and a folder `hf` with both. Ctrl-C saves; the same command goes on.
+`give.safetensors` and a folder `hf` with both. Ctrl-C saves; the same command resumes.
 """
 
 from __future__ import annotations

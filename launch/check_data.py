@@ -1,4 +1,4 @@
-"""Draws what a config's model will get, beside the records that it comes from, on one page.
+"""Draws the model's inputs of a config next to their records, on one page.
 
     python -m launch.check_data --config=configs/clip/scenes.py --out=runs/check_data.html
     python -m launch.check_data --config=configs/clip/scenes.py --config.data.source=DIR
@@ -28,6 +28,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 PROGRAM = common.Program(name="check_data", define=define_flags, config=True)
+"""The command line of this program."""
 
 
 def run(parsed: common.Parsed) -> int:
@@ -37,7 +38,7 @@ def run(parsed: common.Parsed) -> int:
     from launch.data_page import add_record
     from launch.systems import training_program
     from perception_jax.errors import ConfigError, DataError
-    from perception_jax.viz.report import Report
+    from perception_jax.viz.html_report import Report
 
     count, seed = parsed.flags.count, parsed.flags.seed
     if count < 1:

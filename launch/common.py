@@ -1,4 +1,4 @@
-"""What all programs share: absl flags, `--config`, and errors as one line.
+"""Common parts of all programs: absl flags, `--config`, and errors as one line.
 
     python -m launch.NAME --config=FILE.py[:ARG] [--config.KEY=VALUE …] [--flag=value …]
 
@@ -28,15 +28,16 @@ from ml_collections import config_flags
 from launch import compile_cache
 from perception_jax.errors import ConfigError, PerceptionError, did_you_mean
 
-_LEAVE_SECONDS = 15.0
+_EXIT_SECONDS = 15.0
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 Define = Callable[[flags.FlagValues], None]
+"""Function that defines flags."""
 
 
 class UsageError(ConfigError):
-    """The command line cannot be understood (exit code 2)."""
+    """An invalid command line (exit code 2)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,7 +65,7 @@ class Program:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Parsed:
-    """A command line, checked.
+    """A checked command line.
 
     Attributes:
       flags: value by name, e.g. `parsed.flags.workdir`.
@@ -232,7 +233,7 @@ def _check_overrides(argv: Sequence[str], config: ml_collections.ConfigDict) -> 
 
 
 def main(program: Program, run: Callable[[Parsed], int | None], argv: Sequence[str]) -> int:
-    """Parses and runs in this process, and turns errors of ours into one clear line.
+    """Parses and runs in this process, and turns errors of the library into one clear line.
 
     Returns:
       The exit code: what `run` returns (None is 0); 1 after a `PerceptionError`; 2 for a command
@@ -247,7 +248,7 @@ def main(program: Program, run: Callable[[Parsed], int | None], argv: Sequence[s
 
 def start(program: Program, run: Callable[[Parsed], int | None]) -> NoReturn:
     """Runs the program of this process on its command line, and ends the process."""
-    compile_cache.switch_on()
+    compile_cache.enable()
     parsed: list[Parsed] = []
 
     def parse_all(argv: list[str]) -> list[str]:
@@ -257,10 +258,10 @@ def start(program: Program, run: Callable[[Parsed], int | None]) -> NoReturn:
             sys.exit(_report_usage(program, error))
         return argv
 
-    app.run(lambda _: leave(_run(program, run, parsed[0])), flags_parser=parse_all)
+    app.run(lambda _: exit_process(_run(program, run, parsed[0])), flags_parser=parse_all)
 
 
-def leave(code: int) -> NoReturn:
+def exit_process(code: int) -> NoReturn:
     """Ends the process with an exit code, also where a thread still waits for a file.
 
     Python waits for all threads, and one that reads a named pipe or a dead network disk never ends.
@@ -270,7 +271,7 @@ def leave(code: int) -> NoReturn:
             stream.flush()
         except (OSError, ValueError):  # the terminal or the pipe is gone; Python would fail again
             os.dup2(os.open(os.devnull, os.O_WRONLY), number)
-    last = threading.Timer(_LEAVE_SECONDS, os._exit, [code])
+    last = threading.Timer(_EXIT_SECONDS, os._exit, [code])
     last.daemon = True
     last.start()
     sys.exit(code)
@@ -291,7 +292,7 @@ def _run(program: Program, run: Callable[[Parsed], int | None], parsed: Parsed) 
 
 
 def _message(error: PerceptionError | OSError) -> str | None:
-    """One line for errors of ours and for a full disk; None for others."""
+    """One line for errors of the library and for a full disk; None for others."""
     if isinstance(error, PerceptionError):
         return f"{type(error).__name__}: {error}"
     if error.errno in _DISK_ERRORS:

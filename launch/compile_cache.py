@@ -1,4 +1,4 @@
-"""Compiled programs stay on disk, so that the second start of a program is quick.
+"""Keeps compiled programs on disk, so that the second start of a program is faster.
 
 jax does the work; here it is switched on for the programs of this folder, by its own environment
 variables. They are read when jax is imported, so this comes first and imports nothing heavy.
@@ -8,7 +8,7 @@ variables. They are read when jax is imported, so this comes first and imports n
 - `JAX_ENABLE_COMPILATION_CACHE=0` switches it off.
 
 A folder that cannot be used, or a damaged file in it, costs the time to compile and nothing else.
-Programs of several CPU devices are always compiled anew, see `skip_several_cpu_devices`.
+Programs of several CPU devices are always recompiled, see `skip_several_cpu_devices`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import tempfile
 import warnings
 
 MAX_BYTES = 2 * 1024**3
-"""Of our own folder. Above it, what was not used for longest goes until half is left."""
+"""Size limit of the default folder; above it, least recently used files are removed to one half."""
 
 _FOLDER = "JAX_COMPILATION_CACHE_DIR"
 # jax keeps only what takes a second to compile; a start consists of many smaller programs.
@@ -31,8 +31,8 @@ _KEPT = ("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 _COMPLAINTS = "Error (reading|writing) persistent compilation cache entry"
 
 
-def switch_on() -> None:
-    """Sets what jax reads at its import; what the user has set stays as it is."""
+def enable() -> None:
+    """Sets the defaults that jax reads at import; settings of the user are kept."""
     warnings.filterwarnings("ignore", _COMPLAINTS)
     if not os.environ.get(_FOLDER):
         folder = default_folder()
@@ -67,13 +67,13 @@ def skip_several_cpu_devices() -> None:
 
 
 def default_folder() -> pathlib.Path:
-    """Where compiled programs are kept if the user names no folder."""
+    """Default folder of compiled programs."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache")
     return pathlib.Path(os.path.expanduser(base)) / "perception_jax" / "xla" / _machine()
 
 
 def _machine() -> str:
-    """Of the processor: machines may share a home, and one's programs can crash on another."""
+    """Identifies the processor: machines may share a home, and programs may crash on other ones."""
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,6 +1,6 @@
-"""Draws many scenes with their captions on one picture, to look at.
+"""Draws a grid of scenes with their captions.
 
-    python -m launch.contact_sheet --out=runs/scenes.png --split=test --boxes
+python -m launch.contact_sheet --out=runs/scenes.png --split=test --boxes
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 PROGRAM = common.Program(name="contact_sheet", define=define_flags)
+"""The command line of this program."""
 
 
 def run(parsed: common.Parsed) -> int:

@@ -7,7 +7,7 @@
 
 Reads SRC (a checkpoint folder or file, shipped weights or a hub id) in any layout that the library
 knows and writes the folder DST, new or empty, in another: every name is accounted for in the key
-report, DST is there whole or not at all.
+report, DST is written atomically.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "model_config",
         None,
-        "Settings of SRC where none lie beside it: a file or folder.",
+        "Settings of SRC where none are next to it: a file or folder.",
         flag_values=values,
     )
     flags.DEFINE_string(
@@ -62,6 +62,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 PROGRAM = common.Program(name="convert", define=define_flags, positional=("SRC", "DST"))
+"""The command line of this program."""
 
 
 def run(parsed: common.Parsed) -> int:

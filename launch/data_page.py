@@ -1,4 +1,4 @@
-"""How `check_data` shows a record and what the model gets of it, in a report."""
+"""Sections of the page of `check_data`: a record and the model's inputs."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import numpy as np
 from perception_jax.data import images
 from perception_jax.data.records import ObjectAnnotation, Question, Record, Turn
 from perception_jax.data.tokenization import Tokenizer
+from perception_jax.viz.html_report import Report
 from perception_jax.viz.overlay import draw_boxes
-from perception_jax.viz.report import Report
 
 SHOWN_SIDE = 320
-"""Pictures smaller than this are enlarged by a whole factor, so that labels can be read."""
+"""Smaller pictures are enlarged by an integer factor to this side, so that labels are legible."""
 SHOWN_TEXT = 300
-"""Characters of an extra that are shown."""
+"""Number of characters of an extra that are shown."""
 
 
 def add_record(report: Report, record: Record, example: Mapping[str, Any], tokenizer: Any) -> None:
-    """Adds a section on one record.
+    """Adds a section for one record.
 
     Args:
       report: the page.

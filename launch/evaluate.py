@@ -1,4 +1,4 @@
-"""Evaluates a checkpoint on what a config file measures, with a report.
+"""Runs the evaluation of a config on a checkpoint, with a report.
 
     python -m launch.evaluate --config=configs/clip/scenes.py --checkpoint=scenes-clip \
         --out=runs/eval
@@ -37,6 +37,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 PROGRAM = common.Program(name="evaluate", define=define_flags, config=True)
+"""The command line of this program."""
 
 
 def run(parsed: common.Parsed) -> int:

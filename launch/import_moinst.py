@@ -1,4 +1,4 @@
-"""Makes canonical records of MOInst's published files, or rebuilds a comparable set from LVIS.
+"""Imports the published files of MOInst, or rebuilds a comparable dataset from LVIS.
 
     python -m launch.import_moinst published --train=MOInst_train.json --test=MOInst_test.json \
         --images=coco --out=data/moinst
@@ -95,6 +95,7 @@ PROGRAM = common.Program(
     name="import_moinst",
     define={"published": define_published, "lvis": define_lvis, "captions": define_captions},
 )
+"""The command line of this program."""
 
 
 def run(parsed: common.Parsed) -> int:

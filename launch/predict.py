@@ -1,4 +1,4 @@
-"""Runs a system on an image, or on all images of a folder: a picture and a JSON file for each.
+"""Runs a system on an image, or on all images of a folder; writes a picture and JSON for each.
 
     python -m launch.predict encoder --model=scenes-clip --image=photo.jpg --text=dog \
         --out=runs/maps
@@ -51,6 +51,7 @@ PROGRAM = common.Program(
         for name, system in systems.predicting_programs().items()
     },
 )
+"""The command line of this program."""
 
 
 def run(parsed: common.Parsed) -> int:

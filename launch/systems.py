@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class TrainingRecords(Protocol):
-    """Training data before they are batches.
+    """Training data before batching.
 
     Attributes:
       tokenizer: of the batches' "ids"; None without texts.
@@ -36,21 +36,21 @@ class TrainingRecords(Protocol):
     tokenizer: Any
 
     def examples(self, seed: int) -> Examples:
-        """Records, each with the arrays that the model gets of it."""
+        """Returns records with the arrays that the model gets."""
 
 
 @runtime_checkable
 class Trains(Protocol):
-    """The program of a system that trains and evaluates."""
+    """Protocol of the program of a system that trains and evaluates."""
 
     def data(self, config: ml_collections.ConfigDict) -> TrainingRecords:
-        """The training data; reads no weights."""
+        """Opens the training data without reading weights."""
 
     def task(self, config: ml_collections.ConfigDict, loaded: Any = None) -> Task:
-        """The trainer's task, around what `load` gave if that is given."""
+        """Makes the trainer's task, for the model of `load` if given."""
 
     def load(self, source: str, config: ml_collections.ConfigDict, mesh: Mesh | None = None) -> Any:
-        """A checkpoint to evaluate, on the mesh; its `model` is what the evaluators take."""
+        """Loads a checkpoint onto the mesh; its `model` is the input of the task's evaluators."""
 
     def report(
         self, config: ml_collections.ConfigDict, task: Task, model: nnx.Module, folder: pathlib.Path
@@ -60,22 +60,22 @@ class Trains(Protocol):
     def finish(
         self, config: ml_collections.ConfigDict, task: Task, model: nnx.Module, folder: pathlib.Path
     ) -> None:
-        """Follows the last step of training: report and export into the workdir."""
+        """Runs after the last training step: report and export to the workdir."""
 
 
 @runtime_checkable
 class Predicts(Protocol):
-    """The program of a system that `launch.predict` runs on images."""
+    """Protocol of the program of a system that `launch.predict` runs on images."""
 
     def define_flags(self, values: flags.FlagValues) -> None:
-        """Defines the system's own flags, besides those that all systems have."""
+        """Defines the system's own flags, in addition to the common ones."""
 
     def predictor(self, values: flags.FlagValues) -> Callable[[pathlib.Path], ImageResult]:
-        """Loads the model; gives what is done with each image."""
+        """Loads the model and returns a function for each image."""
 
 
 def names() -> list[str]:
-    """Systems that have a program, in alphabetical order."""
+    """Names of systems that have a program, in alphabetical order."""
     (folder,) = systems.__path__
     return sorted(path.parent.name for path in pathlib.Path(folder).glob("*/program.py"))
 

@@ -1,10 +1,10 @@
-"""Trains what a config file describes, or goes on with it.
+"""Trains the task of a config file, or resumes its run.
 
     python -m launch.train --config=configs/quickstart.py --workdir=runs/quickstart
     python -m launch.train --config=configs/quickstart.py:short --workdir=runs/short \
         --config.train.seed=1
 
-Run it again with the same workdir and it goes on where it stopped; SIGTERM, SIGHUP and Ctrl-C save
+Run it again with the same workdir and it resumes where it stopped; SIGTERM, SIGHUP and Ctrl-C save
 first. After the last step the system writes its report and exports its model. Several hosts: start
 it on each of them (on a TPU slice they find each other; PERCEPTION_JAX_DISTRIBUTED=0 keeps a host
 alone).
@@ -26,7 +26,7 @@ from perception_jax.errors import ConfigError
 
 MAY_CHANGE = ("data.workers", "data.source", "data.images", "data.test")
 """Settings of a config that a resumed run may change: the batches do not depend on how many
-processes load them, nor on where the same data lie."""
+processes load them, nor on where the same data are."""
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -41,6 +41,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 PROGRAM = common.Program(name="train", define=define_flags, config=True)
+"""The command line of this program."""
 
 
 def run(parsed: common.Parsed) -> int:

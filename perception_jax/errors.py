@@ -30,11 +30,11 @@ class CheckpointError(PerceptionError):
 
 
 class TrainingError(PerceptionError):
-    """Training cannot go on (NaN loss, workdir in use, too many bad records)."""
+    """Training cannot continue (NaN loss, workdir in use, too many bad records)."""
 
 
 def did_you_mean(word: str, known: Iterable[str], *, prefix: str = "") -> str:
-    """The end of a message on a wrong name: ". Did you mean X?", or which names are known.
+    """Returns the end of a message on an unknown name: ". Did you mean X?", or the known names.
 
     Dotted names are compared as a whole and by their last part, so that `lr` finds `optimizer.lr`.
 

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Atomic file writes: a file is either complete or unchanged."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
-    """A file to write that takes the name `path` once the block has ended and all is on disk.
+    """Yields a file that replaces `path` once the block has ended and all is on disk.
 
     Until then, and for ever if the block raises, an older file of that name stays as it was.
 
@@ -31,6 +31,6 @@ def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
 
 
 def write_whole(path: pathlib.Path, content: bytes | str) -> None:
-    """Writes a file; text becomes UTF-8. Raises as `replacing`."""
+    """Writes a file atomically; text becomes UTF-8. Raises as `replacing`."""
     with replacing(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)

@@ -1,4 +1,4 @@
-"""Settings that come from files: bounded JSON, and the type and range of every value.
+"""Settings from files: size-limited JSON, and the type and range of every value.
 
 A checkpoint's settings are written by others. Each value is read as a kind (`WIDTH`, `EPS`, a
 `Choice`), so that one of another type or out of range ends in one error that names it, before a
@@ -27,25 +27,25 @@ from typing import Any, Protocol, runtime_checkable
 from perception_jax.errors import ConfigError, PerceptionError
 
 MAX_JSON = 2**28
-"""Bytes of a JSON file."""
+"""Largest JSON file, bytes."""
 MAX_CONTAINERS = 2**22
-"""Lists and objects in one JSON: each takes 60 bytes or more of memory for two of the file."""
+"""Largest number of lists and objects in one JSON; each takes 60 bytes or more of memory."""
 MAX_DEPTH = 64
-"""Lists and objects inside one another."""
+"""Largest nesting depth of lists and objects."""
 
 _MISSING = object()
 
 
 @runtime_checkable
-class Kind(Protocol):
-    """What a setting may be."""
+class SettingType(Protocol):
+    """Protocol of a setting's type and range."""
 
     @property
     def expected(self) -> str:
-        """In words, for messages."""
+        """Describes the accepted values for messages."""
 
     def read(self, value: Any) -> Any:
-        """The value in Python's own type; raises `ValueError` for one of another kind."""
+        """Converts the value to a Python type; raises `ValueError` for other values."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +142,7 @@ class Choice:
 class Several:
     """A list of `least` to `most` values of one kind; becomes a tuple."""
 
-    kind: Kind
+    kind: SettingType
     least: int
     most: int
 
@@ -161,8 +161,8 @@ class Several:
 class Either:
     """A value of the first of two kinds that it fits."""
 
-    first: Kind
-    second: Kind
+    first: SettingType
+    second: SettingType
 
     @property
     def expected(self) -> str:
@@ -179,7 +179,7 @@ class Either:
 class Optional:
     """A kind, or null."""
 
-    kind: Kind
+    kind: SettingType
 
     @property
     def expected(self) -> str:
@@ -190,44 +190,54 @@ class Optional:
 
 
 WIDTH = Integer(1, 2**16)
-"""Channels of a model, a head, an MLP or an embedding."""
+"""Width of a model, a head, an MLP or an embedding."""
 DEPTH = Integer(1, 1024)
+"""Number of layers."""
 HEADS = Integer(1, 4096)
+"""Number of attention heads."""
 IMAGE_SIZE = Integer(1, 2**14)
-"""Pixels of a side of an image or a patch."""
+"""Side of an image or a patch, pixels."""
 CONTEXT = Integer(1, 2**20)
-"""Tokens of a text."""
+"""Length of a text, tokens."""
 VOCABULARY = Integer(1, 2**24)
+"""Number of tokens of a vocabulary."""
 REGISTERS = Integer(0, 4096)
+"""Number of register tokens."""
 RATIO = Number(above=0.0, high=1024.0)
-"""Of two widths."""
+"""Ratio of two widths."""
 EPS = Number(above=1e-30, high=1.0)
-"""Far above the smallest float32, which XLA takes for 0."""
+"""Epsilon of a norm, far above the smallest float32, which XLA flushes to 0."""
 FACTOR = Number(low=-1e6, high=1e6)
-"""A start value, such as a temperature's logarithm."""
+"""Initial value of a factor, such as a temperature's logarithm."""
 MEAN = Several(Number(low=0.0, high=1.0), 3, 3)
-"""Of pixels in [0, 1], by channel."""
+"""Mean of pixels in [0, 1] per channel."""
 STD = Several(Number(above=1e-6, high=2.0), 3, 3)
-"""Pixels are divided by it: the bound keeps them finite."""
+"""Standard deviation of pixels; the bound keeps the quotient finite."""
 FLAG = Flag()
+"""A boolean."""
 TEXT = Text()
+"""A string."""
 
-TRANSFORMER: Mapping[str, Kind] = {
+TRANSFORMER: Mapping[str, SettingType] = {
     "width": WIDTH,
     "depth": DEPTH,
     "heads": HEADS,
     "mlp_dim": WIDTH,
     "eps": EPS,
 }
-IMAGE_TOWER: Mapping[str, Kind] = {
+"""Types of the fields of a transformer's configuration."""
+IMAGE_TOWER: Mapping[str, SettingType] = {
     **TRANSFORMER,
     "image_size": IMAGE_SIZE,
     "patch_size": IMAGE_SIZE,
 }
+"""Types of the fields of an image tower's configuration."""
 
 
-def check(value: Any, kind: Kind, name: str, *, error: type[PerceptionError] = ConfigError) -> Any:
-    """The value as its kind reads it.
+def check(
+    value: Any, kind: SettingType, name: str, *, error: type[PerceptionError] = ConfigError
+) -> Any:
+    """Returns a value converted by its type.
 
     Args:
       name: of the setting and where it stands, for the message.
@@ -241,7 +251,7 @@ def check(value: Any, kind: Kind, name: str, *, error: type[PerceptionError] = C
         raise error(f"{name}: expected {kind.expected}, found {shown(value)}.") from None
 
 
-def check_fields(config: Any, kinds: Mapping[str, Kind]) -> None:
+def check_fields(config: Any, kinds: Mapping[str, SettingType]) -> None:
     """Checks fields of a configuration, and those that belong together.
 
     Args:
@@ -268,7 +278,7 @@ def check_fields(config: Any, kinds: Mapping[str, Kind]) -> None:
 
 
 class Settings:
-    """A JSON object whose values are read by kind.
+    """A JSON object whose values are checked when read.
 
     Args:
       content: the object.
@@ -287,7 +297,7 @@ class Settings:
     def __contains__(self, key: str) -> bool:
         return key in self.content
 
-    def get(self, key: str, kind: Kind, default: Any = _MISSING) -> Any:
+    def get(self, key: str, kind: SettingType, default: Any = _MISSING) -> Any:
         """The setting `key`.
 
         Args:
@@ -361,7 +371,8 @@ def parse_json(raw: bytes | str, where: str, *, error: type[PerceptionError] = C
             _check_depth(value)
     except (ValueError, RecursionError) as problem:
         raise error(
-            f"{where}: expected valid JSON, found otherwise: {problem!s:.200}. Is the file whole?"
+            f"{where}: expected valid JSON, found otherwise: {problem!s:.200}. Is the file "
+            "complete?"
         ) from None
     return value
 

@@ -34,7 +34,7 @@ def share_compiled_programs(root: pathlib.Path) -> None:
     """
     folder = root / ".pytest_cache" / "xla" / compile_cache.default_folder().name
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
-    compile_cache.switch_on()
+    compile_cache.enable()
 
 
 def compile_quickly() -> None:

@@ -17,6 +17,7 @@ import ml_collections
 from configs.common import parse_arg, trainer
 
 SCENES = "scenes"
+"""Name of the scenes as a data source."""
 OPTIM = {
     "name": "muon",
     "learning_rate": 2e-3,
@@ -29,6 +30,7 @@ OPTIM = {
         (r".*",),
     ),
 }
+"""Optimizer settings."""
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:

@@ -1,4 +1,4 @@
-"""GiVE on CLIP ViT-L/14 at 336 px, the eyes of LLaVA-1.5: twenty epochs of MOInst.
+"""GiVE on CLIP ViT-L/14 at 336 px, the encoder of LLaVA-1.5: twenty epochs of MOInst.
 
 python -m launch.train --config=configs/give/clip_l14_336.py --workdir=runs/give_clip_l14_336
 """

@@ -1,4 +1,4 @@
-"""Blocks of settings that the GiVE configs share.
+"""Settings shared by the GiVE configs.
 
 The recipe is this library's (the paper's own could not be confirmed): AdamW, 2e-4 at 1,024 rows,
 500 warm-up steps, cosine to 0.
@@ -15,7 +15,7 @@ from configs.common import trainer
 RULES = ((r"(^|/)(bias|scale|gate)$", 1.0, False), (r".*",))
 """No weight decay on norms and biases."""
 RATE, ROWS = 2e-4, 1024
-"""Learning rate at a batch of that many rows; it grows with the rows."""
+"""Learning rate at a batch of this many rows, scaled with the number of rows."""
 
 
 def blocks(*, groups: int, images: int, heads: int | None = None) -> ml_collections.ConfigDict:

@@ -1,11 +1,11 @@
-"""GiVE on scenes: adapters learn to steer the shipped small CLIP to overlooked objects.
+"""GiVE on scenes: trains adapters that condition the shipped small CLIP on an instruction.
 
     python -m launch.train --config=configs/give/scenes.py --workdir=runs/give_scenes
 
-Images of four artists with two or three objects each; measured on the fifth artist's drawings,
-beside the same CLIP without instructions. `:runlocal` is the same in a few steps. `:ablation=NAME`
-starts from all three losses and changes what `systems.give.evaluation.ablations` says; `:plus` adds
-the losses of `systems.give.plus`.
+Images of four artists with two or three objects each; evaluated on the fifth artist's drawings,
+compared with the same CLIP without instructions. `:runlocal` is the same in a few steps.
+`:ablation=NAME` starts from all three losses and applies an ablation of
+`systems.give.evaluation.ablations`; `:plus` adds the losses of `systems.give.plus`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ OPTIM = {
     "b2": 0.98,
     "rules": RULES,
 }
+"""Optimizer settings."""
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
@@ -67,7 +68,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     )
     config.report.update(
         {
-            "title": "A small CLIP, told where to look",
+            "title": "A small CLIP conditioned on instructions",
             "measured_on": "drawings of an artist that never trained",
         }
     )

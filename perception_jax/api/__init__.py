@@ -16,7 +16,7 @@ from perception_jax.api.exporting import export, table_of
 from perception_jax.api.loaded import Loaded, Processor
 from perception_jax.api.loading import load, prepare
 from perception_jax.api.locate import SHIPPED, find, shipped_folder
-from perception_jax.interop.source import Layout
+from perception_jax.interop.checkpoint_source import Layout
 
 __all__ = [
     "SHIPPED",

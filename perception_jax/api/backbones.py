@@ -15,12 +15,12 @@ import jax
 import numpy as np
 from flax import nnx
 
-from perception_jax.api.loaded import Loaded, Processor, Weights
+from perception_jax.api.loaded import LazyWeights, Loaded, Processor
 from perception_jax.api.loading import prepare
 from perception_jax.api.locate import find
 from perception_jax.errors import ConfigError
+from perception_jax.interop.checkpoint_source import open_source
 from perception_jax.interop.load import LoadedParams, load_params
-from perception_jax.interop.source import open_source
 from perception_jax.models.architecture import Files
 from perception_jax.models.clip.architecture import read_tokenizer
 from perception_jax.models.clip.config import ClipConfig
@@ -39,9 +39,9 @@ PUBLISHED = {
     "openai/clip-vit-large-patch14-336": ClipConfig.vit_l14_336,
     "google/siglip-so400m-patch14-384": SiglipConfig.so400m_384,
 }
-"""Configurations by hub id."""
+"""Configurations of published backbones by hub id."""
 TEXT_SOURCE = "openai/clip-vit-large-patch14"
-"""The text tower of a vision-only encoder."""
+"""Default checkpoint of the text tower for a vision-only encoder."""
 
 _VISION = "vision/"
 """Where the image tower's leaves are."""
@@ -65,13 +65,14 @@ def load_backbone(
       CheckpointError, ConfigError: as `perception_jax.load`; or the encoder has no text tower and
         is none that can be paired.
     """
-    return open_backbone(source, text=text).filled(dtype=dtype, mesh=mesh)
+    return open_backbone(source, text=text).load_weights(dtype=dtype, mesh=mesh)
 
 
 def open_backbone(
     source: str | os.PathLike[str], *, text: str | os.PathLike[str] = TEXT_SOURCE
 ) -> Loaded:
-    """A backbone whose weights are read later, straight to where they are needed.
+    """Opens a backbone without reading its weights, which can later be read straight to their
+    shards.
 
     Args, Raises: as of `load_backbone`.
     """
@@ -87,8 +88,7 @@ def open_backbone(
 
 
 def published_backbone(name: str) -> Loaded:
-    """A published backbone by shape alone, without its weights: to compile for before anyone
-    downloads or pays. It has no tokenizer.
+    """Builds a published backbone without weights and tokenizer, from shapes alone.
 
     Raises:
       ConfigError: a name that is not among `PUBLISHED`.
@@ -121,9 +121,9 @@ def _paired(vision: Loaded, text: str | os.PathLike[str]) -> Loaded:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _PairedWeights:
-    """The weights of a vision-only encoder and of a CLIP's text tower; see `Weights`."""
+    """The weights of a vision-only encoder and of a CLIP's text tower; see `LazyWeights`."""
 
-    vision: Weights
+    vision: LazyWeights
     text: Mapping[str, np.ndarray]
     leaves: Mapping[str, jax.ShapeDtypeStruct]
     rules: tuple[tuple[str, Any], ...] = SHARDINGS

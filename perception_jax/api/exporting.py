@@ -1,4 +1,4 @@
-"""`export`: a model and its processor to a folder that other programs load."""
+"""`export`: writes a model and its processor to a folder that other libraries load."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from perception_jax.data import processor_formats, processor_hf
 from perception_jax.data.tokenization import ClipTokenizer, SiglipTokenizer
 from perception_jax.errors import ConfigError
 from perception_jax.interop.checkpoint_dir import OPEN_CLIP_SINGLE, SINGLE
+from perception_jax.interop.checkpoint_source import OPEN_CLIP_CONFIG, Layout
 from perception_jax.interop.export import export_params
 from perception_jax.interop.rules import RuleTable
-from perception_jax.interop.source import OPEN_CLIP_CONFIG, Layout
 from perception_jax.interop.writer import MAX_SHARD, write_checkpoint
 from perception_jax.models import open_clip
 from perception_jax.models.architecture import Architecture, Tokenizer
@@ -32,7 +32,7 @@ def export(
     layout: Layout = "hf",
     overwrite: bool = False,
 ) -> None:
-    """Writes a checkpoint folder, whole or not at all.
+    """Writes a checkpoint folder atomically.
 
     Args:
       loaded: from `load`, or built around a model of your own.
@@ -52,7 +52,7 @@ def export(
     if loaded.weights is not None:
         raise ConfigError(
             "export: expected a model with weights, found one whose weights have not been read: "
-            "load it, or call its `filled()`."
+            "load it, or call its `load_weights()`."
         )
     arch = architecture_of(loaded.config)
     write = arch.write_config.get(arch.settings_layout(layout))
@@ -85,7 +85,7 @@ def export(
 
 
 def table_of(loaded: Loaded, layout: Layout) -> RuleTable:
-    """The name rules by which `export` writes a model in a layout."""
+    """Returns the name rules by which `export` writes a model in a layout."""
     arch = architecture_of(loaded.config)
     return arch.table(layout, loaded.config, flatten(loaded.model))
 

@@ -1,4 +1,4 @@
-"""What belongs to a loaded checkpoint: the model, its configuration, its processor."""
+"""A loaded checkpoint: the model, its configuration and its processor."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from perception_jax.data.processors import ImageProcessor, Mode
 from perception_jax.data.views import at_size
 from perception_jax.errors import CheckpointError, ConfigError
 from perception_jax.interop.dtypes import floating_dtype
+from perception_jax.interop.key_report import KeyReport
 from perception_jax.interop.load import LoadedParams
-from perception_jax.interop.report import KeyReport
 from perception_jax.models.architecture import Tokenizer
 from perception_jax.models.params import flatten, unflatten
 from perception_jax.ops.image import normalise
@@ -26,12 +26,12 @@ from perception_jax.shard.rules import shardings as make_shardings
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Processor:
-    """Raw images and texts to what the model takes.
+    """Converts raw images and texts to model inputs.
 
     Attributes:
       image: resize and crop on the host, and the mean and standard deviation; None for a model
         that takes no images.
-      tokenizer: None if the checkpoint carries no vocabulary, or one that is not read here.
+      tokenizer: None if the checkpoint carries no vocabulary, or an unsupported one.
     """
 
     image: ImageProcessor | None
@@ -77,7 +77,7 @@ class Processor:
         items = as_texts(texts)
         if self.tokenizer is None:
             raise CheckpointError(
-                "this checkpoint came without a tokenizer that is read here: expected CLIP's (a "
+                "this checkpoint came without a supported tokenizer: expected CLIP's (a "
                 "tokenizer.json, or vocab.json and merges.txt) or SigLIP's (tokenizer.json or "
                 "spiece.model) in its folder. Add the files and load again, or pass token ids."
             )
@@ -85,8 +85,8 @@ class Processor:
 
 
 @runtime_checkable
-class Weights(Protocol):
-    """The weights of a checkpoint that has been opened and not read.
+class LazyWeights(Protocol):
+    """Weights of a checkpoint that has been opened but not read.
 
     Attributes:
       rules: `(path regex, PartitionSpec)` rows for a mesh.
@@ -101,12 +101,12 @@ class Weights(Protocol):
         shardings: Mapping[str, jax.sharding.Sharding] | None = None,
         targets: Mapping[str, jax.ShapeDtypeStruct] | None = None,
     ) -> LoadedParams:
-        """Leaves by path; arguments and errors as of `interop.load.load_params`."""
+        """Reads leaves by path; arguments and errors as in `interop.load.load_params`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """A model with all that is needed to use it and to write it again.
+    """A model with everything needed to use it and to export it.
 
     Attributes:
       model: the NNX module; with `weights`, its leaves are `jax.ShapeDtypeStruct`s.
@@ -122,12 +122,12 @@ class Loaded:
     processor: Processor
     name: str = ""
     report: KeyReport | None = None
-    weights: Weights | None = None
+    weights: LazyWeights | None = None
 
-    def filled(
+    def load_weights(
         self, *, dtype: np.typing.DTypeLike | None = None, mesh: jax.sharding.Mesh | None = None
     ) -> Loaded:
-        """The same with its weights read, tensor by tensor straight to their shards.
+        """Returns a copy with the weights read tensor by tensor straight to their shards.
 
         Args, Raises: as of `perception_jax.load`.
         """
@@ -164,7 +164,7 @@ class Loaded:
         return jax.jit(copied, out_shardings=placed)()
 
     def at_size(self, size: int, *, mode: Mode | None = None) -> Loaded:
-        """The same with a processor that makes images of another size; towers take any.
+        """Returns a copy whose processor makes images of another size; the towers accept any.
 
         Args:
           size: side of the images, pixels.

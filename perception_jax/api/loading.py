@@ -1,4 +1,4 @@
-"""`load`: a checkpoint of any layout to a model with its processor."""
+"""`load`: reads a checkpoint in any layout as a model with its processor."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from perception_jax.data import processor_formats
 from perception_jax.data.processors import ImageProcessor
 from perception_jax.errors import CheckpointError, ConfigError
 from perception_jax.interop.checkpoint_dir import read_json
+from perception_jax.interop.checkpoint_source import OPEN_CLIP_CONFIG, CheckpointSource, open_source
 from perception_jax.interop.dtypes import floating_dtype
 from perception_jax.interop.load import LoadedParams, load_params
 from perception_jax.interop.rules import RuleTable
-from perception_jax.interop.source import OPEN_CLIP_CONFIG, Source, open_source
 from perception_jax.models.architecture import Files, Tokenizer
 from perception_jax.models.identify import Identified, identify
 from perception_jax.models.params import flatten
@@ -49,7 +49,7 @@ def load(
         weights in the package (`SHIPPED`), or a hub id ("openai/clip-vit-base-patch16"; one file
         or folder of a repository as "owner/name:file.pth"; needs the extra [hub] and a
         connection).
-      config: the settings, or a JSON file or folder with them. None looks beside the weights;
+      config: the settings, or a JSON file or folder with them. None searches next to the weights;
         DINOv2's own files and OpenAI's archives need none.
       section: for torch files that hold several state dicts, the dotted name of one ("teacher").
       prefix: loads a part of a larger checkpoint: the tensors whose names begin so. Without a
@@ -62,18 +62,18 @@ def load(
     Raises:
       CheckpointError: nothing to load there, damaged or refused files, or names and shapes that do
         not fit.
-      ConfigError: an architecture that is not built here, settings that make no sense, or a dtype
+      ConfigError: an architecture that is not supported, settings that make no sense, or a dtype
         in which models do not run.
     """
     _check_arguments(config, section, prefix, mesh)
     dtype = None if dtype is None else floating_dtype(dtype)
     opened = prepare(source, config=config, section=section, prefix=prefix)
-    return opened.filled(dtype=dtype, mesh=mesh)
+    return opened.load_weights(dtype=dtype, mesh=mesh)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Weights:
-    """The weights of a checkpoint; see `Weights`.
+    """The weights of a checkpoint; see `LazyWeights`.
 
     Attributes:
       leaves: shape and dtype of each leaf by its path.
@@ -86,7 +86,7 @@ class _Weights:
     leaves: Mapping[str, jax.ShapeDtypeStruct]
     table: RuleTable
     rules: tuple[tuple[str, Any], ...]
-    found: Source
+    found: CheckpointSource
     processor_files: Mapping[str, str]
 
     def read(
@@ -115,7 +115,7 @@ class _Weights:
 
 def prepare(source: Any, *, config: Any = None, section: Any = None, prefix: Any = "") -> Loaded:
     """Finds a checkpoint and reads its settings and names, but not its weights: the model has
-    shapes for leaves, and `Loaded.read` and `Loaded.filled` read them.
+    shapes for leaves, and `Loaded.read` and `Loaded.load_weights` read them.
 
     Args, Raises: as of `load`.
     """
@@ -125,9 +125,10 @@ def prepare(source: Any, *, config: Any = None, section: Any = None, prefix: Any
     model = identify(found.settings, found.layout, shapes, part=bool(prefix))
     if model is None:
         raise CheckpointError(
-            f"expected config.json (Hugging Face, timm) or {OPEN_CLIP_CONFIG} beside the weights "
+            f"expected config.json (Hugging Face, timm) or {OPEN_CLIP_CONFIG} next to the weights "
             f"of {found.path}, found neither, and the names of its {len(shapes)} tensors (e.g. "
-            f"{', '.join(list(shapes)[:3])}) do not tell the model. Give the settings as `config`."
+            f"{', '.join(list(shapes)[:3])}) do not identify the model. Give the settings as "
+            "`config`."
         )
     image, image_from = _read_image_processor(found, model)
     tokenizer = _read_tokenizer(found, model)
@@ -162,7 +163,7 @@ def _check_arguments(config: Any, section: Any, prefix: Any, mesh: Any) -> None:
             raise ConfigError(f"{name}: expected {described}, found {shown(value)}.")
 
 
-def _read_tokenizer(found: Source, model: Identified) -> Tokenizer | None:
+def _read_tokenizer(found: CheckpointSource, model: Identified) -> Tokenizer | None:
     read = model.architecture.read_tokenizer
     if read is None:
         return None
@@ -174,7 +175,9 @@ def _tokenizer_from(tokenizer: Tokenizer | None) -> str:
     return "none" if tokenizer is None else type(tokenizer).__name__
 
 
-def _read_image_processor(found: Source, model: Identified) -> tuple[ImageProcessor | None, str]:
+def _read_image_processor(
+    found: CheckpointSource, model: Identified
+) -> tuple[ImageProcessor | None, str]:
     """The image processor, and the file that describes it."""
     make = model.architecture.image_processor
     if make is None:

@@ -1,4 +1,4 @@
-"""Where a checkpoint lies: a path, the name of shipped weights, or a hub id."""
+"""Resolves where a checkpoint is: a path, the name of shipped weights, or a hub id."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from perception_jax.interop import hub
 from perception_jax.settings import shown
 
 SHIPPED = ("scenes-clip",)
-"""Weights inside the package, by name."""
+"""Weights in the package by name."""
 
 
 def find(source: Any) -> pathlib.Path:
@@ -45,5 +45,5 @@ def find(source: Any) -> pathlib.Path:
 
 
 def shipped_folder(name: str) -> pathlib.Path:
-    """Where weights of that name lie in the package."""
+    """Returns the folder of weights in the package."""
     return pathlib.Path(str(importlib.resources.files("perception_jax") / "weights" / name))

@@ -40,20 +40,20 @@ class Geometry:
 
     @classmethod
     def identity(cls, width: int, height: int) -> Geometry:
-        """The map that changes nothing."""
+        """Returns the identity map."""
         return cls((width, height), (width, height))
 
     @classmethod
     def resized(cls, source: tuple[int, int], target: tuple[int, int]) -> Geometry:
-        """The map of stretching a `source`-sized image to `target` (widths and heights)."""
+        """Returns the map of resizing a `source`-sized image to `target` (widths and heights)."""
         return cls(source, target, (target[0] / source[0], target[1] / source[1]))
 
     def cropped(self, left: int, top: int, width: int, height: int) -> Geometry:
-        """Followed by cutting out a window; negative `left`, `top` pad."""
+        """Appends a crop; negative `left`, `top` pad."""
         return self.then(Geometry(self.target, (width, height), offset=(-left * 1.0, -top * 1.0)))
 
     def flipped(self) -> Geometry:
-        """Followed by mirroring left and right."""
+        """Appends a horizontal flip."""
         width = self.target[0]
         return self.then(Geometry(self.target, self.target, (-1.0, 1.0), (width * 1.0, 0.0)))
 
@@ -71,26 +71,26 @@ class Geometry:
         )
 
     def boxes(self, boxes: Float[np.ndarray, "*N 4"]) -> Float[np.ndarray, "*N 4"]:
-        """Boxes of the original in model pixels, not clipped; xyxy, float64."""
+        """Maps boxes of the original image to model pixels without clipping; xyxy, float64."""
         scale, offset = self._tiled()
         return _ordered(boxes * scale + offset)
 
     def inverse_boxes(self, boxes: Float[np.ndarray, "*N 4"]) -> Float[np.ndarray, "*N 4"]:
-        """Boxes of the model's image in original pixels, not clipped; xyxy, float64."""
+        """Maps boxes in model pixels to original pixels without clipping; xyxy, float64."""
         scale, offset = self._tiled()
         return _ordered((boxes - offset) / scale)
 
     def clip(self, boxes: Float[np.ndarray, "*N 4"]) -> Float[np.ndarray, "*N 4"]:
-        """Boxes in model pixels, cut to what the model's image shows of the original."""
+        """Clips boxes in model pixels to the part of the model's image that shows the original."""
         low, high = np.array(self.window[:2] * 2), np.array(self.window[2:] * 2)
         return np.clip(boxes, low, high)
 
     def clip_source(self, boxes: Float[np.ndarray, "*N 4"]) -> Float[np.ndarray, "*N 4"]:
-        """Boxes in original pixels, cut at the original image's edges."""
+        """Clips boxes in original pixels to the original image."""
         return clip_boxes(boxes, *self.source)
 
     def kept_share(self, boxes: Float[np.ndarray, "*N 4"]) -> Float[np.ndarray, "*N"]:
-        """How much of each box of the original the model's image still shows.
+        """Computes the share of each original box's area that remains in the model's image.
 
         Args:
           boxes: xyxy, original pixels.
@@ -115,14 +115,14 @@ class Geometry:
 def clip_boxes(
     boxes: Float[np.ndarray, "*N 4"], width: int, height: int
 ) -> Float[np.ndarray, "*N 4"]:
-    """Boxes (xyxy, pixels) cut at the edges of a `width` × `height` image."""
+    """Clips boxes (xyxy, pixels) to a `width` × `height` image."""
     return np.clip(boxes, 0.0, np.array([width, height, width, height], np.float64))
 
 
-def turn_boxes(
+def rotate_boxes(
     boxes: Float[np.ndarray, "*N 4"], orientation: int, stored: tuple[int, int]
 ) -> Float[np.ndarray, "*N 4"]:
-    """Boxes (xyxy) of a file's stored pixels as those of the picture with EXIF's orientation.
+    """Transforms boxes (xyxy) from a file's stored pixels to the picture with EXIF's orientation.
 
     Args:
       orientation: EXIF's, in [1, 8].

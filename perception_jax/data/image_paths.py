@@ -1,4 +1,4 @@
-"""Which files are images, which images a path means, and names for what is made of each."""
+"""Finding image files, and output names for results of each image."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _SHOWN_KINDS = 6
 
 
 def is_image(name: str) -> bool:
-    """Whether a file's name ends as those of the formats that are read here."""
+    """Whether a file name has the suffix of a supported image format."""
     return name.lower().endswith(SUFFIXES)
 
 
 def describe(names: Sequence[str], before: str = "") -> str:
-    """What files there are by their endings: "3 .avif (as a/1.avif), 1 .json (as notes.json)".
+    """Counts files by suffix: "3 .avif (as a/1.avif), 1 .json (as notes.json)".
 
     Args:
       before: put before it, unless there are none.
@@ -37,7 +37,7 @@ def describe(names: Sequence[str], before: str = "") -> str:
 
 
 def log_left_out(folder: pathlib.Path, images: int, names: Sequence[str]) -> None:
-    """Warns of files in a folder of images that are not taken for images, if there are any."""
+    """Warns of files in an image folder that are not recognised as images."""
     if names:
         _LOGGER.warning(
             "%s: %d images; left out: %s. Images are files ending in %s.",

@@ -35,18 +35,19 @@ from perception_jax.data import pixel_budget, records
 from perception_jax.errors import ImageError
 
 MAX_PIXELS = 100_000_000
-"""Images that claim more pixels than this are refused before any of them is decoded."""
+"""Images with more pixels than this are an error before decoding."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-"""Pillow's names of the formats that are read."""
+"""Pillow's names of the supported image formats."""
 
 SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".mpo"),
     *(".png", ".apng", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
 )
-"""File name endings, in lower case, by which image files are found in folders."""
+"""File name suffixes, in lower case, by which image files are found in folders."""
 
 Alpha = Literal["white", "drop"]
+"""How transparency is handled: blended with white, or the alpha channel dropped."""
 
 _ORIENTATION_TAG = 0x0112
 _TRANSPOSES = {
@@ -67,7 +68,7 @@ _PART_PIXELS = 2**22
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Header:
-    """What an image file says of its size.
+    """The size and orientation in the header of an image file.
 
     Attributes:
       stored: width and height of the pixels in the file.
@@ -79,7 +80,7 @@ class Header:
 
     @property
     def shown(self) -> tuple[int, int]:
-        """Width and height of the picture with the orientation applied."""
+        """Width and height of the picture after applying the orientation."""
         width, height = self.stored
         return (height, width) if self.orientation in _TURNED else (width, height)
 
@@ -92,7 +93,7 @@ def decode(
     exif: bool = True,
     alpha: Alpha = "white",
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """The pixels of a record's image, RGB, EXIF orientation applied.
+    """Decodes an image of a record to RGB pixels, with the EXIF orientation applied.
 
     Args:
       image: uint8[H, W, 3] (returned as it is), an encoded file's bytes, a path, or a PIL image.
@@ -148,7 +149,7 @@ def _checked_orientation(picture: PIL.Image.Image, where: str, max_pixels: int) 
 
 
 def read_size(image: records.Image, *, name: str = "") -> tuple[int, int]:
-    """Width and height of the picture as `decode` would give it, from the file's header alone.
+    """Reads the width and height of the decoded picture from the header alone.
 
     Raises:
       ImageError: empty, not an image, or of an unsupported kind.
@@ -194,7 +195,7 @@ def _opened(image: bytes | os.PathLike | PIL.Image.Image, where: str) -> Iterato
         ) from None
     except PIL.UnidentifiedImageError:
         raise ImageError(
-            f"{where}: not an image of a format that is read here ({', '.join(FORMATS)}), or "
+            f"{where}: not an image of a supported format ({', '.join(FORMATS)}), or "
             "its header is damaged. Convert or remove it."
         ) from None
     except PIL.Image.DecompressionBombError as error:  # Pillow's own limit, above 178 million

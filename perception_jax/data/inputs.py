@@ -1,4 +1,4 @@
-"""What callers pass as images and texts, one or several, as a list with checked items."""
+"""Normalises images and texts from callers, one or several, to checked lists."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ENCODED = bytes | bytearray | memoryview
 
 
 def as_texts(texts: Any, what: str = "texts") -> list[str]:
-    """A string, or several, as a list.
+    """Returns a string or several as a list.
 
     Args:
       what: name of the argument, for messages.
@@ -37,7 +37,7 @@ def as_texts(texts: Any, what: str = "texts") -> list[str]:
 
 
 def as_images(images: Any, what: str = "images") -> list[records.Image | PIL.Image.Image]:
-    """An image, or several, as a list of what `data.images.decode` takes.
+    """Returns an image or several as a list of inputs of `data.images.decode`.
 
     An image is a path, the bytes of an encoded file, a PIL image, or uint8[H, W, 3] of NumPy or
     JAX; uint8[B, H, W, 3] is several.

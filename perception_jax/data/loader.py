@@ -1,4 +1,4 @@
-"""From a source and a transform to batches: a `grain.IterDataset` whose iterators can be resumed.
+"""From a source and a transform to batches: a `grain.IterDataset` with resumable iterators.
 
 The order of the pipeline, and what each place in it buys:
 
@@ -35,22 +35,22 @@ from perception_jax.data.skipping import MAX_BAD_FRACTION, OnSkip, Skipped, Watc
 from perception_jax.errors import ConfigError, DataError
 
 Example = dict[str, Any]
-"""Arrays of fixed shapes by name, and "id": the record's id."""
+"""One example: arrays of fixed shapes by name, and "id", the record's id."""
 
 _LOGGER = logging.getLogger(__name__)
 
 
 @runtime_checkable
-class Transform(Protocol):
-    """Picklable, thread-safe; the same record and random numbers give the same arrays."""
+class RecordTransform(Protocol):
+    """Picklable, thread-safe function from a record and random numbers to arrays, deterministic."""
 
     def __call__(self, record: records.Record, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """Arrays whose names, shapes and dtypes are the same for every record."""
+        """Returns arrays whose names, shapes and dtypes are the same for every record."""
 
 
 def make_loader(
     source: records.Source,
-    transform: Transform,
+    transform: RecordTransform,
     *,
     batch_size: int,
     seed: int,
@@ -61,11 +61,11 @@ def make_loader(
     max_bad_fraction: float = MAX_BAD_FRACTION,
     on_skip: OnSkip | None = None,
 ) -> grain.IterDataset:
-    """Batches for training: this host's part of each global batch, full batches only.
+    """Makes the training loader: this host's part of each global batch, full batches only.
 
     Args:
       source: random access to records.
-      transform: record to arrays; see `Transform`.
+      transform: record to arrays; see `RecordTransform`.
       batch_size: of all hosts together.
       seed: of the order and of every element's random numbers, in [0, 2³²).
       shuffle: a new order each epoch, or the source's own.
@@ -120,7 +120,7 @@ def make_loader(
 
 def make_eval_loader(
     source: records.Source,
-    transform: Transform,
+    transform: RecordTransform,
     *,
     batch_size: int,
     seed: int = 0,
@@ -129,7 +129,7 @@ def make_eval_loader(
     max_bad_fraction: float = MAX_BAD_FRACTION,
     on_skip: OnSkip | None = None,
 ) -> grain.IterDataset:
-    """Batches for evaluation: one pass in the source's order, each record exactly once.
+    """Makes the evaluation loader: one pass in the source's order, each record exactly once.
 
     As `make_loader`, except that every host gives the same number of batches, all full: "valid"
     (bool[B]) is False for rows that fill up (their id is "") or stand for a skipped record.
@@ -173,7 +173,7 @@ def stack(examples: Sequence[Example]) -> Example:
 
 @runtime_checkable
 class Examples(Protocol):
-    """Training data one by one, for people to look at."""
+    """Training examples by index, for inspection."""
 
     def __len__(self) -> int:
         """Number of examples."""
@@ -184,14 +184,14 @@ class Examples(Protocol):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RecordExamples:
-    """The records of a source, each with the arrays that a transform makes of it.
+    """The records of a source with the arrays that a transform makes of them.
 
     Attributes:
       seed: with the index, of the transform's random numbers.
     """
 
     source: records.Source
-    transform: Transform
+    transform: RecordTransform
     seed: int = 0
 
     def __len__(self) -> int:
@@ -204,7 +204,7 @@ class RecordExamples:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class HostShare:
-    """Where in the job this loader runs; `batch_size` is this host's."""
+    """Position of this loader in the job; `batch_size` is this host's."""
 
     host: int
     hosts: int
@@ -213,7 +213,7 @@ class HostShare:
 
 
 def host_share(batch_size: int, num_workers: int, host: tuple[int, int] | None) -> HostShare:
-    """What of a job's global batches this host loads.
+    """Computes which part of the global batches this host loads.
 
     Args:
       host: index and number of hosts; None asks JAX.
@@ -241,14 +241,14 @@ def _count(source: records.Source) -> int:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Crash:
-    """An error that is not the data's fault, on its way from a worker to the main process."""
+    """An error of the program rather than of the data, passed from a worker to the main process."""
 
     text: str
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Redrawn:
-    """An example whose place was planned for records that cannot be used (see `planned`).
+    """An example that replaces planned records that could not be used (see `planned`).
 
     Attributes:
       skipped: these records.
@@ -268,7 +268,7 @@ class _Load:
     """Record number to example. Errors become values: not every exception survives a process."""
 
     source: records.Source
-    transform: Transform
+    transform: RecordTransform
     count: int
 
     def __call__(
@@ -289,7 +289,7 @@ class _Load:
 
 
 class LoadedExamples(grain.IterDataset):
-    """This host's examples, in order, loaded ahead by threads or worker processes."""
+    """This host's examples in order, loaded ahead by threads or worker processes."""
 
     def __init__(
         self,
@@ -302,10 +302,12 @@ class LoadedExamples(grain.IterDataset):
         chunk: int = 1,
         unit: int = 1,
     ) -> None:
-        """Args:
-        chunk: elements that a thread loads at once, a divisor of the host's batch size; more than
-          1 where an element takes less time than handing it over.
-        unit: elements that are never separated: a saved position is rounded down to it.
+        """Configures the loading of examples.
+
+        Args:
+          chunk: elements that a thread loads at once, a divisor of the host's batch size; more than
+            1 where an element takes less time than handing it over.
+          unit: elements that are never separated: a saved position is rounded down to it.
         """
         super().__init__()
         self.chunk, self.unit = chunk, unit
@@ -317,7 +319,7 @@ class LoadedExamples(grain.IterDataset):
         self.keep_places = keep_places
 
     def __iter__(self) -> _ExampleIterator:
-        workers.settle_grain()
+        workers.configure_grain()
         return _ExampleIterator(self)
 
     def __str__(self) -> str:
@@ -380,7 +382,7 @@ class _ExampleIterator(grain.DatasetIterator):
         found = {name: state.get(name) for name in self._examples.identity}
         if found != self._examples.identity:
             raise DataError(
-                f"the saved place in the data belongs to {found}, this run has "
+                f"the saved position in the data belongs to {found}, this run has "
                 f"{dict(self._examples.identity)}. Resume with the same data and seed."
             )
         # On another number of hosts: the same place in the global order.

@@ -1,4 +1,4 @@
-"""How many pixels may be decoded at a time: a bound on the memory of threads that load images.
+"""A limit on the pixels decoded at a time, which bounds the memory of loader threads.
 
 A thread takes an image's pixels before it decodes them and gives them back when its scope ends, so
 that what is made of the image counts too. Small images never wait for each other; one that alone is
@@ -12,25 +12,25 @@ import threading
 from collections.abc import Iterator
 
 BUDGET = 100_000_000
-"""Pixels of all threads of a process; each takes about 11 bytes while it is decoded."""
+"""Pixels of all threads of a process; each takes about 11 bytes during decoding."""
 
 _free = threading.Condition()
 _taken = 0
 
 
-class _Held(threading.local):
-    """What this thread has taken, and how many scopes it is in."""
+class _ThreadUsage(threading.local):
+    """Pixels reserved by this thread, and its nesting depth of scopes."""
 
     pixels = 0
     depth = 0
 
 
-_held = _Held()
+_held = _ThreadUsage()
 
 
 @contextlib.contextmanager
 def scope() -> Iterator[None]:
-    """What is taken inside is given back at the end of the outermost scope of the thread."""
+    """Releases the pixels reserved inside at the end of the thread's outermost scope."""
     global _taken
     _held.depth += 1
     try:
@@ -45,7 +45,7 @@ def scope() -> Iterator[None]:
 
 
 def take(pixels: int) -> None:
-    """Waits until so many pixels fit; to be called in a scope.
+    """Waits until the pixels fit into the budget and reserves them; only inside a scope.
 
     A thread that has some already does not wait: it could wait for itself.
     """

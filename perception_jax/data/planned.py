@@ -1,4 +1,4 @@
-"""Training batches planned as a whole: which rows they have, in which groups, of which shape.
+"""Planned training batches: a planner decides the rows, groups and shapes of each batch.
 
     (epoch, step) → plan of the global batch → row → its record, read → the row's arrays → batch
 
@@ -37,7 +37,7 @@ _MOST_REDRAWS = 1000
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One row of a batch.
+    """One row of a planned batch.
 
     Attributes:
       record: number of its record in the source.
@@ -56,7 +56,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class BatchPlan:
-    """One global batch as numbers.
+    """A planned global batch as arrays of numbers.
 
     Attributes:
       record: of each row, its record's number in the source.
@@ -71,11 +71,11 @@ class BatchPlan:
     shape: Hashable = None
 
     def __getitem__(self, name: str) -> np.ndarray:
-        """A column."""
+        """Returns a column of the plan."""
         return self.columns[name]
 
     def row(self, place: int, seed: tuple[int, ...]) -> Row:
-        """The row at a place of the batch."""
+        """Returns the row at a position of the batch."""
         return Row(
             record=int(self.record[place]),
             group=int(self.group[place]),
@@ -87,30 +87,30 @@ class BatchPlan:
 
 @runtime_checkable
 class Planner(Protocol):
-    """Draws batches; picklable, and the same numbers give the same rows."""
+    """Draws batches; picklable and deterministic."""
 
     @property
     def seed(self) -> int:
-        """Of all that is drawn."""
+        """Seed of all random choices."""
 
     @property
     def batch_size(self) -> int:
-        """Rows of a global batch."""
+        """Number of rows of a global batch."""
 
     @property
     def batches_per_epoch(self) -> int:
-        """Batches after which the epoch counts one more."""
+        """Number of batches per epoch."""
 
     def plan(self, epoch: int, step: int) -> BatchPlan:
-        """The batch of a step (from 0) of an epoch (from 0)."""
+        """Plans the batch of a step (from 0) of an epoch (from 0)."""
 
     def redraws(self, epoch: int, step: int, place: int) -> Iterator[Row]:
-        """Rows that may take a place of that batch, in the order in which to try them."""
+        """Yields rows that may replace a row of that batch, in the order in which to try them."""
 
 
 @runtime_checkable
 class RowTransform(Protocol):
-    """Makes the arrays of rows; picklable, thread-safe."""
+    """Makes the arrays of rows; picklable and thread-safe."""
 
     def read(self, record: records.Record, shape: Hashable) -> Any:
         """What all rows of a record share, such as its processed pixels: this is what is kept in
@@ -121,11 +121,12 @@ class RowTransform(Protocol):
         for all rows of one `Row.shape`."""
 
     def described(self, record: records.Record, row: Row) -> records.Record:
-        """The record with what the row asks about it, for people to look at."""
+        """The record with what the row asks about it for inspection."""
 
 
 class PlannedData:
-    """The rows that a planner makes of a source: as batches to train on, or one by one to look at.
+    """The rows that a planner makes from a source, as training batches or one by one for
+    inspection.
 
     `data[k]` is the record of row k of all batches in order, with its arrays; it raises `DataError`
     if the planned record cannot be used.
@@ -141,11 +142,13 @@ class PlannedData:
         max_bad_fraction: float = MAX_BAD_FRACTION,
         on_skip: OnSkip | None = None,
     ) -> None:
-        """Args:
-        in_memory: keep what is read of each record, for data that fit in memory; they are then
-          loaded by threads alone.
-        max_bad_fraction: of records that may be unusable; see `data.skipping`.
-        on_skip: called once per unusable record, besides the log.
+        """Configures planned data.
+
+        Args:
+          in_memory: keep what is read of each record, for data that fit in memory; they are then
+            loaded by threads alone.
+          max_bad_fraction: of records that may be unusable; see `data.skipping`.
+          on_skip: called once per unusable record, besides the log.
         """
         self.planner, self._in_memory = planner, in_memory
         self._load = _RowLoader(source, planner, transform, in_memory)
@@ -171,7 +174,7 @@ class PlannedData:
         num_workers: int = 0,
         host: tuple[int, int] | None = None,
     ) -> grain.IterDataset:
-        """This host's part of each batch, without end.
+        """Returns an endless loader of this host's part of each batch.
 
         Args:
           batch_size: what the trainer expects, to compare with the planner's; None does not.

@@ -1,4 +1,5 @@
-"""`ImageProcessor` in the words of open_clip and timm; Hugging Face's are in `processor_hf`."""
+"""Conversion of `ImageProcessor` from and to open_clip's and timm's settings (Hugging Face:
+`processor_hf`)."""
 
 from __future__ import annotations
 
@@ -34,7 +35,7 @@ def with_decoding(layout: ImageProcessor, settings: Mapping[str, Any]) -> ImageP
 
 
 def from_open_clip(settings: Mapping[str, Any], default: ImageProcessor) -> ImageProcessor:
-    """From the `preprocess_cfg` of an `open_clip_config.json`.
+    """Reads the `preprocess_cfg` of an `open_clip_config.json`.
 
     Args:
       settings: keys that are left out take open_clip's defaults.
@@ -78,7 +79,7 @@ def to_open_clip(processor: ImageProcessor) -> dict[str, Any]:
 
 
 def from_timm(settings: Mapping[str, Any], default: ImageProcessor) -> ImageProcessor:
-    """From the `pretrained_cfg` of timm's `config.json`.
+    """Reads the `pretrained_cfg` of timm's `config.json`.
 
     Args:
       settings: keys that are left out take timm's defaults.
@@ -113,7 +114,7 @@ def from_timm(settings: Mapping[str, Any], default: ImageProcessor) -> ImageProc
 
 
 def to_timm(processor: ImageProcessor) -> dict[str, Any]:
-    """The inverse of `from_timm`, but for the size, which timm takes from the model.
+    """The inverse of `from_timm`, without the size, which timm takes from the model.
 
     Raises:
       ConfigError: padding, images of their own size or proportions, which timm does not have.

@@ -1,4 +1,4 @@
-"""`ImageProcessor` in the words of Hugging Face, and notes of ours for what they cannot say."""
+"""Conversion of `ImageProcessor` from and to Hugging Face's settings, with extra keys if needed."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from perception_jax.errors import ConfigError
 from perception_jax.settings import FLAG, MEAN, STD, Choice, Settings
 
 Alpha = Literal["white", "drop", "drop_resized"]
+"""How transparency is handled."""
 
 _OUR_MODE = "perception_jax_mode"
-"""Key of a `preprocessor_config.json` for what Hugging Face's own keys cannot say."""
+"""Key of a `preprocessor_config.json` for what Hugging Face's own keys cannot express."""
 DECODE_KEY = "perception_jax_decode"
-"""Key of a settings file for how images are decoded, where it is not as its layout's code does."""
+"""Key of a settings file for the decoding, where it differs from that of the layout's code."""
 _RESAMPLE = {"bicubic": 3, "bilinear": 2}
 _SIDE = settings.IMAGE_SIZE
 _LONGEST = settings.Optional(_SIDE)
@@ -24,7 +25,7 @@ _ALPHA = Choice(("white", "drop", "drop_resized"))
 
 @runtime_checkable
 class Decoded(Protocol):
-    """How images are decoded: `exif` and `alpha` of an `ImageProcessor`."""
+    """Decoding options: `exif` and `alpha` of an `ImageProcessor`."""
 
     @property
     def exif(self) -> bool:
@@ -32,7 +33,7 @@ class Decoded(Protocol):
 
     @property
     def alpha(self) -> str:
-        """What becomes of transparency."""
+        """How transparency is handled."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +129,7 @@ def _check_pad_colour(image: Any) -> None:
 
 
 def read_decode(file: Settings, layout: Decoded = _HF) -> dict[str, Any]:
-    """`exif` and `alpha` as a settings file of ours notes them.
+    """`exif` and `alpha` as a settings file of this library notes them.
 
     Args:
       layout: what they are where there is no note.

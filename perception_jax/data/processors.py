@@ -38,7 +38,9 @@ from perception_jax.ops.image import CLIP_MEAN, CLIP_STD
 from perception_jax.settings import FLAG, MEAN, STD, Choice
 
 Mode = Literal["hf_crop", "tv_crop", "squash", "llava_pad", "whole"]
+"""Preprocessing mode; see `ImageProcessor`."""
 Resample = Literal["bicubic", "bilinear"]
+"""Interpolation of the resizing."""
 
 _MAX_RESIZED = 2**25
 """Pixels of a resized image above which only the part that the crop keeps is computed."""
@@ -51,7 +53,7 @@ _RESAMPLE = {
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ProcessedImage:
-    """What the model sees, and how to find the way back.
+    """A processed image and the geometry to map back to the original.
 
     Attributes:
       pixels: uint8 RGB at the model's size; H = W but in mode "whole".
@@ -64,7 +66,7 @@ class ProcessedImage:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ImageProcessor:
-    """Resize, crop or pad.
+    """Resizes and crops or pads an image.
 
     Attributes:
       size: side of the result, pixels; in mode "whole" the shortest.
@@ -128,7 +130,7 @@ class ImageProcessor:
         return self.mode != "whole"
 
     def read(self, image: records.Image | PIL.Image.Image, *, name: str = "") -> ProcessedImage:
-        """Decodes an image as `exif` and `alpha` say, and processes it.
+        """Decodes an image according to `exif` and `alpha`, and processes it.
 
         Args:
           image: as `data.images.decode` takes it.
@@ -152,7 +154,7 @@ class ImageProcessor:
         return self._process(PIL.Image.fromarray(image))
 
     def geometry(self, width: int, height: int) -> Geometry:
-        """The map from the pixels of an image of this size to those of the processed one.
+        """Returns the map from pixels of an image of this size to those of the processed image.
 
         The same as `processor(image).geometry`, from the size alone: what a crop keeps of boxes is
         `processor.geometry(width, height).kept_share(boxes)`.
@@ -250,7 +252,7 @@ class ImageProcessor:
         """The content of a `preprocessor_config.json` that makes `transformers` do the same.
 
         For "tv_crop" `transformers` has no exact counterpart: it will crop as "hf_crop" does, at
-        most one pixel off. The mode is noted under a key of ours, so `from_hf` restores it, and so
+        most one pixel off. The mode is noted under an extra key, so `from_hf` restores it, and so
         are `exif` and `alpha`, which depend on how `transformers` is called.
 
         Args:

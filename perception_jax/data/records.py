@@ -1,4 +1,4 @@
-"""The record: what every source yields and every transform takes.
+"""Records: the output of every source and the input of every transform.
 
 One vocabulary for scenes, image folders, COCO, LVIS, question answering and conversations, so that
 a system written against records runs on any of them. Boxes are xyxy float pixels of the original
@@ -17,19 +17,19 @@ import numpy as np
 from perception_jax.errors import DataError
 
 Image = np.ndarray | bytes | pathlib.Path
-"""uint8[H, W, 3], an encoded file's bytes, or a path; `data.images.decode` gives uint8 of each."""
+"""An image of a record: uint8[H, W, 3], the bytes of an encoded file, or a path."""
 
 Box = tuple[float, float, float, float]
-"""xyxy, float pixels of the original image."""
+"""A box as xyxy float pixels of the original image."""
 
 
 Role = Literal["system", "user", "assistant"]
-"""Who speaks in a conversation."""
+"""The speaker of a turn in a conversation."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ObjectAnnotation:
-    """One object of an image.
+    """One annotated object of an image.
 
     Attributes:
       name: display name of the class: the source's own in lower case with spaces, and nearer to it
@@ -82,7 +82,7 @@ class ReferringExpression:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """A question with the answers that are accepted.
+    """A question with its accepted answers.
 
     Attributes:
       answers: at least one; the first is the one to train on. VQA and TextVQA give ten, of which
@@ -112,8 +112,8 @@ class Question:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Instruction:
-    """A request to attend to something; `target` indexes `objects`, None if it is absent."""
+class ObjectInstruction:
+    """An instruction that refers to `objects[target]`, or to an absent object (`target` None)."""
 
     text: str
     target: int | None
@@ -136,7 +136,7 @@ class Turn:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """One example: an image with all that is known about it, or a text with any number of images.
+    """One example: an image with its annotations, or a text with any number of images.
 
     Attributes:
       id: unique and stable within its source; appears in logs and errors.
@@ -168,7 +168,7 @@ class Record:
     objects: tuple[ObjectAnnotation, ...] = ()
     referring: tuple[ReferringExpression, ...] = ()
     questions: tuple[Question, ...] = ()
-    instructions: tuple[Instruction, ...] = ()
+    instructions: tuple[ObjectInstruction, ...] = ()
     conversation: tuple[Turn, ...] = ()
     absent: tuple[str, ...] = ()
     not_exhaustive: tuple[str, ...] = ()

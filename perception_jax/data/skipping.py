@@ -20,9 +20,10 @@ from perception_jax.data.sources.combine import Subset
 from perception_jax.errors import ConfigError, DataError
 
 MAX_BAD_FRACTION = 0.01
-"""The share that is tolerated where nothing else is said."""
+"""Default share of unusable records that is tolerated."""
 
 OnSkip = Callable[["Skipped"], None]
+"""Callback for each skipped record."""
 
 _LOGGER = logging.getLogger(__name__)
 _JUDGED_AFTER = 1000
@@ -56,7 +57,9 @@ class Watch:
         max_bad_fraction: float = MAX_BAD_FRACTION,
         on_skip: OnSkip | None = None,
     ) -> None:
-        """Args:
+        """Starts counting skipped records.
+
+        Args:
           count: of different records that there are to see.
           max_bad_fraction: see the module.
           on_skip: called once per record that is skipped, besides the log.

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from perception_jax.errors import DataError
 
 MAX_LINE = 2**26
-"""Bytes of one line; a longer one is not a file of lines."""
+"""Longest line in bytes; a longer one is an error."""
 
 _OTHER_MARKS = {
     codecs.BOM_UTF32_LE: "UTF-32",

@@ -1,4 +1,4 @@
-"""Transforms that several systems share: record to arrays, on the host.
+"""Transforms shared by several systems: records to arrays on the host.
 
 Letters: H W image, S the model's side, T text tokens.
 """
@@ -21,7 +21,7 @@ from perception_jax.errors import ConfigError, DataError
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Augment:
-    """Random crop and mirroring. Both can make a caption wrong ("left of", drawn words).
+    """Random crop and horizontal flip, which can make a caption wrong ("left of", rendered words).
 
     Attributes:
       min_area: smallest share of the image's area that a crop keeps, in (0, 1]; 1 for no crop.

@@ -1,4 +1,4 @@
-"""What of an image a model sees: its processor at another size, and the part that patches cover.
+"""Views of an image: the processor at another size, and the part covered by patches.
 
 Letters: H W image, C side of the shown picture.
 """
@@ -16,7 +16,7 @@ from perception_jax.errors import ConfigError
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class View:
-    """One image for the model and for people.
+    """An image as the model's input and as pixels for display.
 
     Attributes:
       pixels: what the model gets.
@@ -35,7 +35,7 @@ class View:
 def view(
     processor: ImageProcessor, original: UInt8[np.ndarray, "H W 3"], *, patch: int, side: int
 ) -> View:
-    """Looks at an image as a model with patches of this size does.
+    """Processes an image for a model with patches of this size.
 
     Args:
       patch: side of a patch; what whole ones leave over at the right and at the bottom is not
@@ -59,7 +59,7 @@ def view(
 
 
 def require_square(processor: ImageProcessor) -> None:
-    """Refuses a processor of images of many sizes where all must have one.
+    """Raises an error for a processor that yields images of several sizes.
 
     Raises:
       ConfigError: it keeps proportions.
@@ -72,7 +72,7 @@ def require_square(processor: ImageProcessor) -> None:
 
 
 def scaled(processor: ImageProcessor, scale: float, patch: int) -> ImageProcessor:
-    """The same part of every image at a multiple of the size, in whole patches unless it is 1.
+    """Returns the processor for a multiple of its size, in whole patches unless the factor is 1.
 
     Raises:
       ConfigError: a scale that is not a positive number.
@@ -85,6 +85,6 @@ def scaled(processor: ImageProcessor, scale: float, patch: int) -> ImageProcesso
 
 
 def at_size(processor: ImageProcessor, size: int) -> ImageProcessor:
-    """The same part of every image at another size, pixels."""
+    """Returns the processor for another size in pixels, keeping the same part of every image."""
     resize = processor.resize and max(size, round(processor.resize * size / processor.size))
     return dataclasses.replace(processor, size=size, resize=resize)

@@ -1,4 +1,4 @@
-"""A watch over loading processes: one that is stopped, stuck or dead must not hold a program up.
+"""Detects loading processes that are stopped, stuck or dead, so that the program does not hang.
 
 A process that gives nothing is killed; the wait for its element then ends with one error that says
 why. A program that loads in threads cannot be helped so: a signal ends its wait.
@@ -18,13 +18,13 @@ from collections.abc import Iterator
 from perception_jax.errors import DataError
 
 STOPPED_SECONDS = 30.0
-"""How long a worker that is waited for may be stopped (SIGSTOP, Ctrl-Z in another shell)."""
+"""Seconds that an awaited worker may be stopped (SIGSTOP, Ctrl-Z in another shell)."""
 STUCK_SECONDS = 900.0
-"""How long the wait for one element may take."""
+"""Seconds to wait for one element."""
 REMIND_SECONDS = 60.0
-"""After which the log says that there is a wait, once per wait."""
+"""Seconds after which waiting is logged, once per wait."""
 CLOSE_SECONDS = 5.0
-"""How long workers may take to end when they are asked to."""
+"""Seconds that workers may take to end after a request."""
 
 _POLL_SECONDS = 1.0
 _GRAIN_S = "grain-process-prefetch"
@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 
 class WorkerWatch:
-    """Watches grain's loading processes while the program waits for an element of theirs."""
+    """Watches grain's loading processes while the program waits for an element."""
 
     def __init__(self) -> None:
         self._others = {process.pid for process in multiprocessing.active_children()}
@@ -57,7 +57,8 @@ class WorkerWatch:
             if "Worker process was terminated" not in str(error):
                 raise
             raise DataError(
-                f"{self._verdict or _why_it_ended(str(error))} Run the same command again to go on "
+                f"{self._verdict or _why_it_ended(str(error))} Run the same command again to "
+                "resume "
                 "from the newest checkpoint; with workers=0 the data are loaded in threads."
             ) from None
         finally:

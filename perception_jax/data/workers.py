@@ -1,4 +1,4 @@
-"""Loading ahead with threads or processes, without the surprises of either."""
+"""Loading ahead with threads or processes."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ _GRACE_SECONDS = 60.0
 _THROUGH_PIPES = grain.experimental.DatasetOptions(min_shm_size=2**62)
 
 
-def settle_grain() -> None:
-    """Makes grain behave in any program; to be called before an iterator of it is made.
+def configure_grain() -> None:
+    """Configures grain for use in any program; call it before creating an iterator.
 
     It reads absl flags, which absl forbids where none were parsed; and it appends a remark on
     tracebacks to every error's message, ours included, unless a flag says otherwise.
@@ -43,7 +43,7 @@ def settle_grain() -> None:
 
 
 def prefetch(elements: grain.MapDataset, num_workers: int, chunk: int = 1) -> ClosableIterator:
-    """Elements in order, computed ahead.
+    """Yields elements in order, computed ahead.
 
     Args:
       elements: picklable if there are workers.
@@ -65,7 +65,7 @@ def prefetch(elements: grain.MapDataset, num_workers: int, chunk: int = 1) -> Cl
 
 
 class ClosableIterator(Iterator[Any]):
-    """The elements of `stream`, and a watch over the processes that load them."""
+    """The elements of `stream`, with supervision of the loading processes."""
 
     def __init__(self, stream: grain.DatasetIterator, num_workers: int = 0) -> None:
         self._stream = stream
@@ -84,7 +84,7 @@ class ClosableIterator(Iterator[Any]):
             return next(self._stream)
 
     def _start(self) -> None:
-        """The processes start while their first elements are asked for, one of each in turn."""
+        """The processes start while their first elements are requested, one of each in turn."""
         count, self._starting = self._starting, 0
         _start_tracker()
         with self._watch.waiting(), _main_module_hidden():

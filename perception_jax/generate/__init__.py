@@ -1,1 +1,1 @@
-"""Generation: KV cache, prefill and decode loop on explicit state. Holds nothing yet."""
+"""Generation: KV cache, prefill and decode loop on explicit state (not implemented yet)."""

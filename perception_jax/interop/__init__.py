@@ -1,44 +1,21 @@
-"""Weights in and out: name rules, streaming readers, load, export, verify.
+"""Conversion of weights: name rules, streaming readers, load, export, verify.
 
-A model's own table lives in `models/<arch>/params.py`; this room holds the language. Everything
-loads lazily.
+A model's own table is in `models/<arch>/params.py`; this package contains the language of rules.
 """
 
-from __future__ import annotations
+from perception_jax import lazy
 
-import importlib
-from typing import Any
-
-_NAMES = {
-    "AdapterFile": "adapters",
-    "AdapterNames": "adapters",
-    "save_adapters": "adapters",
-    "open_checkpoint": "checkpoint_dir",
-    "read_json": "checkpoint_dir",
-    "export_params": "export",
-    "LoadedParams": "load",
-    "load_params": "load",
-    "source_shapes": "plan",
-    "KeyReport": "report",
-    "Ignore": "rules",
-    "Rename": "rules",
-    "Rule": "rules",
-    "RuleTable": "rules",
-    "identity_table": "rules",
-    "compare_outputs": "verify",
-    "compare_params": "verify",
-    "verify_roundtrip": "verify",
-    "write_checkpoint": "writer",
-}
-
-__all__ = sorted(_NAMES)
-
-
-def __getattr__(name: str) -> Any:
-    if name in _NAMES:
-        return getattr(importlib.import_module(f"{__name__}.{_NAMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return list(__all__)
+__getattr__, __dir__, __all__ = lazy.attach(
+    __name__,
+    {
+        "adapters": ("AdapterFile", "AdapterNames", "save_adapters"),
+        "binding": ("source_shapes",),
+        "checkpoint_dir": ("open_checkpoint", "read_json"),
+        "export": ("export_params",),
+        "key_report": ("KeyReport",),
+        "load": ("LoadedParams", "load_params"),
+        "rules": ("Ignore", "Rename", "Rule", "RuleTable", "identity_table"),
+        "verify": ("compare_outputs", "compare_params", "verify_roundtrip"),
+        "writer": ("write_checkpoint",),
+    },
+)

@@ -1,8 +1,8 @@
-"""Files of adapters: what a method trained around a frozen backbone, which is not in the file.
+"""Adapter files: trained parameters of a method on a frozen backbone, without the backbone.
 
 One safetensors file. Its metadata names the backbone, has the fingerprint of the backbone's weights
 (`interop.fingerprint`) and holds the settings that neither names nor shapes tell. Layers of a stack
-of inserts are numbered by the block that they stand in (`ag_adapters.7.to_q.weight`).
+of inserts are numbered by the block that contains them (`ag_adapters.7.to_q.weight`).
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from perception_jax.interop.load import load_params
 from perception_jax.interop.rules import Rename, Rule, RuleTable
 from perception_jax.interop.safetensors_io import SafetensorsFile
 from perception_jax.interop.writer import write_file
-from perception_jax.settings import Kind, Settings, shown
+from perception_jax.settings import Settings, SettingType, shown
 
 BACKBONE, FINGERPRINT = "backbone", "backbone_fingerprint"
-"""Keys of the metadata."""
+"""Metadata keys of the backbone's source and of its fingerprint."""
 
 _INTEGER, _NUMBER = re.compile("[0-9]+"), re.compile(r"[0-9]+(\.[0-9]+)?(e[-+]?[0-9]+)?")
 
@@ -39,7 +39,7 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdapterNames:
-    """The names of all that trains.
+    """Names of all trained parameters in adapter files.
 
     Attributes:
       rules: between the file's names and our paths; a stack is numbered by `{i}`.
@@ -62,7 +62,7 @@ class AdapterNames:
         return RuleTable(rules=self.rules, renames=(*renames, *numbers))
 
     def by_block(self, name: str) -> str:
-        """A name of the table as it stands in the file."""
+        """A name of the table as written in the file."""
         number = re.compile(rf"^{self.stack}\.(\d+)\.")
         return number.sub(lambda found: f"{self.stack}.{self.layers[int(found[1])]}.", name)
 
@@ -77,7 +77,7 @@ def save_adapters(
     metadata: Mapping[str, str],
     dtype: np.typing.DTypeLike | None = None,
 ) -> None:
-    """Writes a file of adapters, whole or not at all; an older one of that name is replaced.
+    """Writes an adapter file atomically, replacing an older one of that name.
 
     Args:
       leaves: all that trains, by path.
@@ -104,7 +104,7 @@ def save_adapters(
 
 
 class AdapterFile:
-    """An open file of adapters.
+    """An open adapter file.
 
     Attributes:
       path: of the file.
@@ -117,8 +117,12 @@ class AdapterFile:
     def __init__(
         self, path: str | os.PathLike[str], renames: Sequence[tuple[str, str]] = ()
     ) -> None:
-        """Args: renames: (regular expression, replacement) pairs, applied in order to every name
-        of the file before it is read."""
+        """Opens an adapter file.
+
+        Args:
+          renames: (regular expression, replacement) pairs, applied in order to every name
+            of the file before it is read.
+        """
         self._file = SafetensorsFile(path)
         self._renames = tuple(Rename(pattern, replacement) for pattern, replacement in renames)
         self.path = self._file.path
@@ -146,8 +150,8 @@ class AdapterFile:
         settings.check(blocks[-1], kind, f"adapters in {self.path}: block", error=CheckpointError)
         return tuple(blocks)
 
-    def setting(self, key: str, kind: Kind, default: Any) -> Any:
-        """A setting that stands in the metadata, which holds strings.
+    def setting(self, key: str, kind: SettingType, default: Any) -> Any:
+        """A setting in the metadata, which holds strings.
 
         Args:
           kind: what it may be, see `settings`.
@@ -175,7 +179,7 @@ class AdapterFile:
         *,
         shardings: Mapping[str, jax.sharding.Sharding] | None = None,
     ) -> dict[str, jax.Array]:
-        """All that trains, by path.
+        """Reads all trained parameters by path.
 
         Args:
           abstract: its shapes by path.
@@ -222,7 +226,7 @@ class AdapterFile:
 def backbone_of(
     path: str | os.PathLike[str], *, shipped: Sequence[str], trusted: Sequence[str] = ()
 ) -> str:
-    """The backbone that a file of adapters was made for: the one that lies beside it, or else the
+    """The backbone that a file of adapters was made for: the one in the same folder, or else the
     one that it names. Relative names start from the file's folder.
 
     A file may come from anyone, so that nothing is fetched and no folder elsewhere is read because

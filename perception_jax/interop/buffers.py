@@ -53,7 +53,7 @@ def _copy_transposed(out: Shaped[np.ndarray, "R C"], source: Shaped[np.ndarray, 
 
 
 def contiguous(array: Shaped[np.ndarray, "*S"]) -> Shaped[np.ndarray, "*S"]:
-    """The array itself if its elements lie in order, else a copy."""
+    """The array itself if its elements are contiguous, else a copy."""
     if array.flags.c_contiguous:
         return array
     out = np.empty(array.shape, array.dtype)

@@ -1,4 +1,4 @@
-"""Finding and opening the weights of a checkpoint: one file, or a folder with or without shards.
+"""Finds and opens the weights of a checkpoint: one file, or a folder with or without shards.
 
 Folders are those of Hugging Face, open_clip and timm; our own layout is the same with our names.
 """
@@ -21,21 +21,26 @@ from perception_jax.interop.tensors import TensorFiles
 from perception_jax.interop.torch_reader import open_torch
 
 INDEX = "model.safetensors.index.json"
+"""File name of the index of sharded weights."""
 SINGLE = "model.safetensors"
+"""File name of unsharded weights."""
 PLAIN = (SINGLE, INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")
 """Weights of Hugging Face, timm and ours. A single file comes before an index, as in transformers:
-`save_pretrained` leaves the index of an earlier save in shards beside it."""
+`save_pretrained` leaves the index of an earlier save in shards next to it."""
 OPEN_CLIP_SINGLE = "open_clip_model.safetensors"
+"""File name of open_clip's unsharded weights."""
 OPEN_CLIP = (OPEN_CLIP_SINGLE, "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
-"""Weights of open_clip, which may lie beside those of Hugging Face or timm."""
+"""Weights of open_clip, which may be next to those of Hugging Face or timm."""
 _TORCH_SUFFIXES = (".bin", ".pth", ".pt", ".ckpt")
 WEIGHT_SUFFIXES = (".safetensors", *_TORCH_SUFFIXES)
+"""Suffixes of files with weights."""
 INDEX_SUFFIX = ".index.json"
+"""Suffix of an index of sharded weights."""
 _MAX_SUBFOLDERS = 100
 
 
 class Part(TensorFiles):
-    """The tensors below a prefix, which their names then lack.
+    """The tensors whose names begin with a prefix, which is removed from the names.
 
     Attributes:
       aside: names of all the others.
@@ -94,10 +99,12 @@ class JoinedFiles(TensorFiles):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Weights:
-    """Attributes:
-    path: the file of weights, or the index of its shards.
-    left: names of other weights and indexes in the folder, which are not read.
+class WeightFiles:
+    """The files of a checkpoint's weights.
+
+    Attributes:
+      path: the file of weights, or the index of its shards.
+      left: names of other weights and indexes in the folder, which are not read.
     """
 
     path: pathlib.Path
@@ -105,11 +112,11 @@ class Weights:
 
 
 PREFERRED = (*PLAIN[:2], *OPEN_CLIP[:2], *PLAIN[2:], *OPEN_CLIP[2:])
-"""Names of weights in a folder: safetensors before formats that need the restricted reader."""
+"""Names of weights in a folder in order of preference: safetensors before torch files."""
 
 
-def find_weights(path: str | os.PathLike[str], *, prefer: Sequence[str] = PREFERRED) -> Weights:
-    """Which weights of a folder to read: those of the first name that is there, or the only ones.
+def find_weights(path: str | os.PathLike[str], *, prefer: Sequence[str] = PREFERRED) -> WeightFiles:
+    """Finds the weights to read in a folder: the most preferred name, or the only file.
 
     Args:
       path: a folder, in which sub-folders are looked into where it has no weights of its own; or a
@@ -120,7 +127,7 @@ def find_weights(path: str | os.PathLike[str], *, prefer: Sequence[str] = PREFER
     """
     path = pathlib.Path(path)
     if not path.is_dir():
-        return Weights(path=path)
+        return WeightFiles(path=path)
     found = _weights_in(path, prefer)
     if found is not None:
         return found
@@ -198,7 +205,7 @@ def _open_file(path: pathlib.Path, section: str | None) -> TensorFiles:
     )
 
 
-def _weights_in(folder: pathlib.Path, prefer: Sequence[str]) -> Weights | None:
+def _weights_in(folder: pathlib.Path, prefer: Sequence[str]) -> WeightFiles | None:
     """The weights directly in a folder; None if there are none."""
     present = sorted(item.name for item in folder.iterdir() if item.is_file())
     weights = [name for name in present if name.endswith((*WEIGHT_SUFFIXES, INDEX_SUFFIX))]
@@ -217,10 +224,10 @@ def _weights_in(folder: pathlib.Path, prefer: Sequence[str]) -> Weights | None:
     return None
 
 
-def _chosen(folder: pathlib.Path, name: str, weights: Sequence[str]) -> Weights:
+def _chosen(folder: pathlib.Path, name: str, weights: Sequence[str]) -> WeightFiles:
     shards = _shard_names(folder / name) if name.endswith(INDEX_SUFFIX) else ()
     left = tuple(other for other in weights if other != name and other not in shards)
-    return Weights(path=folder / name, left=left)
+    return WeightFiles(path=folder / name, left=left)
 
 
 def _subfolders(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -267,6 +274,6 @@ def _check_shards(index: pathlib.Path, shards: Sequence[str]) -> None:
             raise CheckpointError(f"Expected plain file names in {index}, found {shard!r}.")
     if missing := [shard for shard in shards if not (index.parent / shard).is_file()]:
         raise CheckpointError(
-            f"Expected {len(shards)} shards beside {index}, missing: {', '.join(missing[:8])}. "
+            f"Expected {len(shards)} shards next to {index}, missing: {', '.join(missing[:8])}. "
             f"Copy them into the folder."
         )

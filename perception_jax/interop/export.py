@@ -1,4 +1,4 @@
-"""Export: our parameters under their names and in their layout, one tensor at a time."""
+"""Export: parameters under the names of a layout, one tensor at a time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from perception_jax.errors import CheckpointError
-from perception_jax.interop.plan import Binding, bind
+from perception_jax.interop.binding import Binding, bind
 from perception_jax.interop.rules import RuleTable
 from perception_jax.interop.tensors import LazyTensor, TensorSpec
 
@@ -25,10 +25,10 @@ def export_params(
 
     Args:
       table: the model's name rules for the wanted layout.
-      params: our leaves by path, all addressable from this process.
+      params: leaves by path, all addressable from this process.
 
     Raises:
-      CheckpointError: the table does not cover the leaves, leaves that form one tensor of theirs
+      CheckpointError: the table does not cover the leaves, leaves that form one source tensor
         differ in dtype, or a leaf holds values for which the layout has no place.
     """
     for path, leaf in params.items():
@@ -49,7 +49,7 @@ def _tensors(
     dtypes = {np.dtype(params[path].dtype) for path in binding.targets}
     if len(dtypes) != 1:
         raise CheckpointError(
-            f"Expected one dtype for {binding.targets}, which form one tensor of theirs, found "
+            f"Expected one dtype for {binding.targets}, which form one source tensor, found "
             f"{sorted(map(str, dtypes))}."
         )
     (dtype,) = dtypes
@@ -76,8 +76,8 @@ def _layer(
 ) -> list[np.ndarray]:
     """Their tensors of layer `k`."""
     layer = k if binding.stacked else ...
-    ours = [on_host(params[path], layer) for path in binding.targets]
-    return binding.rule.transform.to_theirs(ours)
+    targets = [on_host(params[path], layer) for path in binding.targets]
+    return binding.rule.transform.to_sources(targets)
 
 
 def on_host(leaf: jax.Array | np.ndarray, layer: int | EllipsisType) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Fingerprints of weights: whether two models have the same ones, without both at hand.
+"""Fingerprints of weights, to compare two models without having both.
 
 A fingerprint is a digest of a CRC-32 of each layer of each leaf. It is the same
 

@@ -1,4 +1,4 @@
-"""Fetching a checkpoint's files from the Hugging Face hub, with the extra [hub]."""
+"""Downloads a checkpoint's files from the Hugging Face hub (extra [hub])."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def is_hub_id(name: str) -> bool:
 
 
 def fetch(name: str) -> pathlib.Path:
-    """What a hub id names, on this machine.
+    """Downloads a hub id and returns the local path.
 
     Args:
       name: `owner/name` for the whole checkpoint; `owner/name:towers/image` for a folder of the
-        repository, `owner/name:model.pth` for one file of weights and the settings beside it.
+        repository, `owner/name:model.pth` for one file of weights and the settings next to it.
 
     Returns:
       The folder, or the file.

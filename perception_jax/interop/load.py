@@ -1,4 +1,4 @@
-"""Import: a checkpoint's tensors into our parameters, one at a time, straight to their shards.
+"""Import: a checkpoint's tensors into parameters, one at a time, straight to their shards.
 
 Peak host memory is the model's own bytes (nothing, for accelerators) plus one leaf: files are
 mapped, each leaf is filled into one buffer that CPU devices adopt without a copy, and a shard
@@ -20,11 +20,11 @@ import numpy as np
 from jaxtyping import Shaped
 
 from perception_jax.errors import CheckpointError
+from perception_jax.interop.binding import Binding, bind
 from perception_jax.interop.buffers import aligned_empty, copy_into
 from perception_jax.interop.dtypes import floating_dtype
+from perception_jax.interop.key_report import KeyReport
 from perception_jax.interop.match import Match, match
-from perception_jax.interop.plan import Binding, bind
-from perception_jax.interop.report import KeyReport
 from perception_jax.interop.rules import RuleTable
 from perception_jax.interop.tensors import Shape, TensorFiles, tensor_specs
 from perception_jax.interop.transforms import Constant
@@ -32,9 +32,11 @@ from perception_jax.interop.transforms import Constant
 
 @dataclasses.dataclass(frozen=True)
 class LoadedParams:
-    """Attributes:
-    params: our leaves by path, in the order of the abstract ones.
-    report: what happened to every name.
+    """Parameters read from a checkpoint, with a report on all names.
+
+    Attributes:
+      params: leaves by path, in the order of the abstract ones.
+      report: what happened to every name.
     """
 
     params: dict[str, jax.Array]
@@ -109,11 +111,11 @@ class _Leaf:
     default: float | None
 
     def layer(self, k: int) -> np.ndarray:
-        """Layer `k` in our layout and the stored dtype; a view where the transform allows."""
+        """Layer `k` in the target layout and stored dtype; a view where the transform allows."""
         if self.default is not None:
             return np.broadcast_to(np.float32(self.default), self.binding.target_shapes[self.part])
-        theirs = [self.files[name] for name in self.names[k]]
-        return self.binding.rule.transform.to_ours(theirs, self.binding.target_shapes)[self.part]
+        sources, binding = [self.files[name] for name in self.names[k]], self.binding
+        return binding.rule.transform.to_targets(sources, binding.target_shapes)[self.part]
 
     def read(
         self, index: tuple[slice, ...], pool: concurrent.futures.Executor

@@ -1,4 +1,4 @@
-"""Do a checkpoint's names and shapes fit the model? Everything that does not is told at once."""
+"""Compares a checkpoint's names and shapes with the model and reports all mismatches at once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from perception_jax.errors import CheckpointError
-from perception_jax.interop.plan import Binding, listing
+from perception_jax.interop.binding import Binding, listing
 from perception_jax.interop.rules import RuleTable
 from perception_jax.interop.tensors import Shape, tensor_specs
 
@@ -23,7 +23,7 @@ squares of lengths that a hostile file chooses."""
 
 @dataclasses.dataclass(frozen=True)
 class Match:
-    """A checkpoint that fits.
+    """A checkpoint whose names and shapes match the model.
 
     Attributes:
       files: names in the rules' spelling → names in the files.
@@ -48,7 +48,7 @@ def match(
     """Compares all names and shapes, reading only buffers and copies.
 
     Args:
-      floating: whether each of our leaves holds floating-point numbers.
+      floating: whether each leaf holds floating-point numbers.
 
     Raises:
       CheckpointError: names that are missing or that nothing uses, wrong shapes or kinds of

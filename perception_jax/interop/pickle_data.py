@@ -1,4 +1,4 @@
-"""A reader of pickled *data*: an interpreter for the part of pickle that describes tensors.
+"""A reader of pickled data: an interpreter for the subset of pickle that describes tensors.
 
 Python's own unpickler imports whatever a file names and calls it. This one never imports and never
 calls anything from outside: a global name in the file is looked up in a table of inert stand-ins,
@@ -22,8 +22,9 @@ from perception_jax.errors import CheckpointError
 from perception_jax.settings import shown
 
 SCRIPT_PREFIX = "__torch__"
+"""Module prefix of TorchScript classes."""
 MAX_BYTES = 64 * 2**20
-"""Of one pickle; that of a large model takes 1 MB."""
+"""Largest pickle in bytes; that of a large model takes 1 MB."""
 _MAX_STEPS = 2_000_000
 """Instructions, of which a tensor takes about 40, and values that calls copy."""
 _COPY = 8
@@ -36,14 +37,14 @@ _MARK = object()
 
 @dataclasses.dataclass(frozen=True)
 class Symbol:
-    """A global that is only ever passed on, e.g. a dtype or a storage class."""
+    """A global that is only passed on, e.g. a dtype or a storage class."""
 
     name: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Function:
-    """A global that may be applied to arguments: `make` is ours and builds plain data."""
+    """A global that may be applied to arguments; `make` builds plain data."""
 
     name: str
     make: Callable[..., Any]
@@ -51,7 +52,7 @@ class Function:
 
 @dataclasses.dataclass
 class ScriptObject:
-    """An object of a TorchScript archive; its class's code is never read."""
+    """An object of a TorchScript archive; the code of its class is never read."""
 
     attributes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 

@@ -1,4 +1,4 @@
-"""The language of name rules: one table per model, read in both directions.
+"""The language of name rules: one table per model, applied in both directions.
 
     RuleTable(
         rules=(
@@ -10,10 +10,10 @@
         ignored=(Ignore("*.position_ids", "a range, never trained"),),
     )
 
-A placeholder such as `{i}` that stands in the source and not in the target is stacked over layers
-on axis 0 of our leaf; one that stands in both is copied. `{3*i+1}` is allowed in a source, for
-layers that are not numbered 0, 1, 2, …. A table never mentions sizes: they follow from our
-parameters' shapes, so the same table serves every published size.
+A placeholder such as `{i}` in the source and not in the target is stacked over layers on axis 0 of
+the leaf; one in both is copied. `{3*i+1}` is allowed in a source, for layers that are not numbered
+0, 1, 2, …. A table never mentions sizes: they follow from the shapes of the leaves, so the same
+table serves every published size.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ _FIELD = re.compile(r"\{(?:(\d+)\*)?([a-z]\w*)(?:\+(\d+))?\}")
 
 @functools.cache
 def placeholders(pattern: str) -> frozenset[str]:
-    """Names of the placeholders of a pattern."""
+    """Returns the names of the placeholders of a pattern."""
     if re.search(r"[{}]", _FIELD.sub("", pattern)):
         raise ConfigError(
             f"Expected placeholders such as {{i}} or {{3*i+1}} in a name, found {pattern!r}."
@@ -115,13 +115,13 @@ def _as_tuple(names: str | tuple[str, ...]) -> tuple[str, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """Their tensor or tensors ↔ our leaf or leaves.
+    """Maps one or more source tensors to one or more leaves, and back.
 
     Attributes:
-      source: their name pattern, several for a transform that joins, `()` for a `Constant`.
-      target: our path pattern, several for a transform that splits.
-      transform: how their layout becomes ours.
-      default: value of our leaf where the checkpoint has none of the sources; None: they must be
+      source: source name pattern, several for a transform that joins, `()` for a `Constant`.
+      target: path pattern, several for a transform that splits.
+      transform: from source to target layout.
+      default: value of the leaf where the checkpoint has none of the sources; None: they must be
         there. Exports always write them.
       copies: other names under which the same tensor may be stored (tied weights). One of the
         names is enough; all that are present must be equal. Exports write only `source`.
@@ -170,7 +170,7 @@ class Rule:
         return tuple(sorted(extra))[:1]
 
     def under(self, source: str, target: str) -> Rule:
-        """The same rule with a prefix before their names and one before our paths."""
+        """Returns the rule with a prefix before source names and one before paths."""
         return dataclasses.replace(
             self,
             source=tuple(source + name for name in self.sources),
@@ -181,7 +181,7 @@ class Rule:
 
 @dataclasses.dataclass(frozen=True)
 class Ignore:
-    """Names of theirs that our model has no use for, and why.
+    """Source names that the model does not use, with the reason.
 
     `pattern` is a glob: `*` stands for any characters, dots included.
     """
@@ -192,7 +192,7 @@ class Ignore:
 
 @dataclasses.dataclass(frozen=True)
 class Rename:
-    """An older spelling of their names, put right before the rules are applied. Import only.
+    """An older spelling of source names, replaced before the rules are applied (import only).
 
     Attributes:
       pattern: regular expression, searched in the part of the name after `under`.
@@ -212,18 +212,18 @@ class Rename:
 
 
 DATA_PARALLEL = Rename(r"^module\.", "")
-"""torch's (Distributed)DataParallel wraps a model under this name."""
+"""Removes the prefix of torch's (Distributed)DataParallel."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RuleTable:
-    """All that is known about the names of one checkpoint layout of one model.
+    """All name rules of one checkpoint layout of one model.
 
     Attributes:
-      rules: every leaf of ours is the target of exactly one.
+      rules: every leaf is the target of exactly one.
       ignored: names that may be present and are dropped; the key report lists them.
       renames: applied in order to every name of the file.
-      buffers: tensors of theirs that hold no parameters and follow from the configuration (e.g.
+      buffers: source tensors that hold no parameters and follow from the configuration (e.g.
         Swin's index tables). If present they must equal these; exports write them.
     """
 
@@ -233,11 +233,11 @@ class RuleTable:
     buffers: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def under(self, source: str = "", target: str = "") -> RuleTable:
-        """The table of this model as a part of a larger one.
+        """Returns the table for this model as a part of a larger one.
 
         Args:
-          source: prefix of their names, e.g. "vision_tower.".
-          target: prefix of our paths, e.g. "vision/".
+          source: prefix of source names, e.g. "vision_tower.".
+          target: prefix of paths, e.g. "vision/".
         """
         return RuleTable(
             rules=tuple(rule.under(source, target) for rule in self.rules),
@@ -249,7 +249,7 @@ class RuleTable:
         )
 
     def part(self, source: str, target: str) -> RuleTable:
-        """The inverse of `under`: the rules below the prefixes, which the names then lack."""
+        """The inverse of `under`: the rules below the prefixes, with the prefixes removed."""
         return dataclasses.replace(
             self,
             rules=tuple(
@@ -273,13 +273,13 @@ class RuleTable:
         )
 
     def rename(self, name: str) -> str:
-        """Their name in the spelling that the rules use."""
+        """Converts a source name to the spelling that the rules use."""
         for item in self.renames:
             name = item.apply(name)
         return name
 
     def ignored_because(self, name: str) -> str | None:
-        """Why their name is dropped; None if it is not."""
+        """Returns why a source name is dropped; None if it is not."""
         reasons = (i.reason for i in self.ignored if fnmatch.fnmatchcase(name, i.pattern))
         return next(reasons, None)
 
@@ -318,5 +318,5 @@ def _bias(source: str, target: str, bias: bool) -> tuple[Rule, ...]:
 
 
 def identity_table(paths: Iterable[str]) -> RuleTable:
-    """The table of our own layout: every leaf is stored under its path."""
+    """The table of the layout "jax": every leaf is stored under its path."""
     return RuleTable(rules=tuple(Rule(path, path) for path in paths), renames=())

@@ -36,7 +36,7 @@ from perception_jax.interop.tensors import (
 from perception_jax.settings import parse_json, shown
 
 MAX_HEADER = 100_000_000
-"""Bytes; the format's own limit."""
+"""Largest header in bytes, a limit of the format."""
 
 _CHECKSUMS = "crc32"
 _PREFIX = 8

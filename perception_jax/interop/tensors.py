@@ -1,6 +1,6 @@
-"""What a tensor is before it is read: name, shape, dtype, and where to get it.
+"""Descriptions of tensors that have not been read: name, shape, dtype, location.
 
-`TensorFiles` is the one view that the rest of the room has of a checkpoint, whatever the format:
+`TensorFiles` is the common interface of this package to a checkpoint in any format:
 a mapping from names to arrays that are mapped on access and unmapped when dropped, with shapes and
 dtypes known beforehand. A plain `dict` of numpy arrays serves wherever a `TensorFiles` does.
 """
@@ -20,11 +20,12 @@ from jaxtyping import Shaped
 from perception_jax.errors import CheckpointError
 
 Shape = tuple[int, ...]
+"""Shape of a tensor."""
 
 MAX_RANK = 32
-"""Axes a tensor of a checkpoint may have."""
+"""Largest number of axes of a tensor."""
 MAX_NAME = 1024
-"""Characters of a tensor's name."""
+"""Largest number of characters of a tensor name."""
 
 # Names as the safetensors format spells them.
 DTYPES: dict[str, np.dtype] = {
@@ -44,7 +45,9 @@ DTYPES: dict[str, np.dtype] = {
     "F32": np.dtype(np.float32),
     "F64": np.dtype(np.float64),
 }
+"""NumPy dtypes by safetensors name."""
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+"""Safetensors names by NumPy dtype."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -67,7 +70,7 @@ class TensorSpec:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LazyTensor:
-    """A named tensor that is made when asked for, so that a writer holds one at a time."""
+    """A named tensor that is computed on request, so that a writer holds one at a time."""
 
     name: str
     spec: TensorSpec
@@ -97,7 +100,7 @@ class TensorFiles(Mapping[str, np.ndarray], abc.ABC):
         """The tensor; `KeyError` if there is none of this name."""
 
     def check(self, name: str) -> None:
-        """Compares the tensor's bytes with the file's checksum, where the format stores one.
+        """Compares the tensor's bytes with the file's checksum, if the format stores one.
 
         Raises:
           CheckpointError: the bytes have changed since they were written.
@@ -105,12 +108,12 @@ class TensorFiles(Mapping[str, np.ndarray], abc.ABC):
 
 
 def fits_memory(shape: Sequence[int]) -> bool:
-    """Whether numpy can describe an array of that shape, also one that is empty."""
+    """Whether numpy can represent an array of that shape, even if it is empty."""
     return math.prod(size or 1 for size in shape) < 2**48
 
 
 def tensor_specs(files: Mapping[str, np.ndarray]) -> Mapping[str, TensorSpec]:
-    """Shapes and dtypes of a checkpoint, without reading it."""
+    """Returns shapes and dtypes of a checkpoint without reading the data."""
     if isinstance(files, TensorFiles):
         return files.specs
     return {name: TensorSpec(array.shape, array.dtype) for name, array in files.items()}

@@ -1,4 +1,4 @@
-"""Reading torch checkpoints (`.bin`, `.pth`, `.pt`) without torch and without running anything.
+"""Reads torch checkpoints (`.bin`, `.pth`, `.pt`) without torch and without executing code.
 
 Three containers: the zip archive of `torch.save` since 1.6, the plain stream before it, and
 TorchScript archives (OpenAI's CLIP files), of which only the tensors are read. The pickled part
@@ -99,7 +99,7 @@ class TensorRef:
 
     @property
     def nbytes(self) -> int:
-        """Of the tensor, whatever part of it repeats."""
+        """Bytes of the tensor, including repeated elements."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 

@@ -1,4 +1,4 @@
-"""Where the bytes of torch storages lie in a file: zip entries, or a stream of counted blocks."""
+"""Locates the bytes of torch storages in a file: zip entries, or a stream of counted blocks."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def check_total(path: pathlib.Path, nbytes: int) -> None:
 
 @contextlib.contextmanager
 def open_archive(path: pathlib.Path) -> Iterator[zipfile.ZipFile]:
-    """A zip archive; what is wrong with it becomes a `CheckpointError`."""
+    """Opens a zip archive; faults become `CheckpointError`."""
     try:
         with zipfile.ZipFile(path) as archive:
             yield archive
@@ -54,7 +54,7 @@ def open_archive(path: pathlib.Path) -> Iterator[zipfile.ZipFile]:
 
 
 def read_entry(path: pathlib.Path, archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
-    """All of an entry; its checksum is compared.
+    """Reads an entry and compares its checksum.
 
     Args:
       limit: bytes, whatever the directory says; never more are unpacked.

@@ -1,7 +1,7 @@
-"""Two-way changes of layout between their tensors (PyTorch) and ours.
+"""Two-way changes of layout between source tensors (PyTorch) and leaves.
 
-A transform turns a list of their tensors into a list of ours and back without loss. Ours have
-kernels `[in, out]` and convolutions `[h, w, in, out]`; theirs `[out, in]` and `[out, in, h, w]`.
+A transform maps a list of source tensors to a list of target leaves and back without loss. Targets
+have kernels `[in, out]` and convolutions `[h, w, in, out]`; sources `[out, in]`, `[out, in, h, w]`.
 Wherever possible the result is a view: slicing a view of a mapped file reads only that slice.
 """
 
@@ -20,71 +20,72 @@ from perception_jax.errors import CheckpointError
 from perception_jax.interop.tensors import Shape
 
 Array = Shaped[np.ndarray, "..."]
+"""A tensor on the host."""
 
 
 @runtime_checkable
 class Transform(Protocol):
-    """One or more of their tensors ↔ one or more of ours."""
+    """Maps one or more source tensors to one or more leaves, and back."""
 
-    def to_ours(self, theirs: Sequence[Array], shapes: Sequence[Shape]) -> list[Array]:
-        """Their tensors in our layout; `shapes` are ours."""
+    def to_targets(self, sources: Sequence[Array], shapes: Sequence[Shape]) -> list[Array]:
+        """Converts source tensors to leaves; `shapes` are those of the leaves."""
 
-    def to_theirs(self, ours: Sequence[Array]) -> list[Array]:
-        """The inverse of `to_ours`, bit for bit."""
+    def to_sources(self, targets: Sequence[Array]) -> list[Array]:
+        """The inverse of `to_targets`, bit for bit."""
 
-    def their_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
-        """Shapes of their tensors, given ours; raises `ValueError` where none fit."""
+    def source_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
+        """Returns the source shapes for given leaf shapes; `ValueError` if none fit."""
 
 
 class _Each(abc.ABC):
     """A transform that treats every tensor on its own."""
 
-    def to_ours(self, theirs: Sequence[Array], shapes: Sequence[Shape]) -> list[Array]:
-        return [self._ours(array, shape) for array, shape in zip(theirs, shapes, strict=True)]
+    def to_targets(self, sources: Sequence[Array], shapes: Sequence[Shape]) -> list[Array]:
+        return [self._to_target(array, shape) for array, shape in zip(sources, shapes, strict=True)]
 
-    def to_theirs(self, ours: Sequence[Array]) -> list[Array]:
-        return [self._theirs(array) for array in ours]
+    def to_sources(self, targets: Sequence[Array]) -> list[Array]:
+        return [self._to_source(array) for array in targets]
 
-    def their_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
-        return [self._their_shape(shape) for shape in shapes]
-
-    @abc.abstractmethod
-    def _ours(self, array: Array, shape: Shape) -> Array: ...
+    def source_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
+        return [self._source_shape(shape) for shape in shapes]
 
     @abc.abstractmethod
-    def _theirs(self, array: Array) -> Array: ...
+    def _to_target(self, array: Array, shape: Shape) -> Array: ...
 
     @abc.abstractmethod
-    def _their_shape(self, shape: Shape) -> Shape: ...
+    def _to_source(self, array: Array) -> Array: ...
+
+    @abc.abstractmethod
+    def _source_shape(self, shape: Shape) -> Shape: ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Identity(_Each):
     """The same tensor on both sides."""
 
-    def _ours(self, array: Array, shape: Shape) -> Array:
+    def _to_target(self, array: Array, shape: Shape) -> Array:
         return array
 
-    def _theirs(self, array: Array) -> Array:
+    def _to_source(self, array: Array) -> Array:
         return array
 
-    def _their_shape(self, shape: Shape) -> Shape:
+    def _source_shape(self, shape: Shape) -> Shape:
         return shape
 
 
 @dataclasses.dataclass(frozen=True)
 class Permute(_Each):
-    """Our axis `k` is their axis `axes[k]`."""
+    """Permutes axes: axis `k` of the target is axis `axes[k]` of the source."""
 
     axes: tuple[int, ...]
 
-    def _ours(self, array: Array, shape: Shape) -> Array:
+    def _to_target(self, array: Array, shape: Shape) -> Array:
         return array.transpose(self.axes)
 
-    def _theirs(self, array: Array) -> Array:
+    def _to_source(self, array: Array) -> Array:
         return array.transpose(np.argsort(self.axes))
 
-    def _their_shape(self, shape: Shape) -> Shape:
+    def _source_shape(self, shape: Shape) -> Shape:
         if len(shape) != len(self.axes):
             raise ValueError(f"expected {len(self.axes)} axes, found shape {shape}")
         return tuple(shape[k] for k in np.argsort(self.axes))
@@ -92,21 +93,21 @@ class Permute(_Each):
 
 @dataclasses.dataclass(frozen=True)
 class ExtraAxes(_Each):
-    """Theirs has axes of size 1 that ours has not; `axes` count in their shape.
+    """Removes axes of size 1 of the source tensor; `axes` count in its shape.
 
-    `ExtraAxes((0, 1))`: their `(1, 1, D)` is our `(D,)`. `ExtraAxes((0,))`: their `(1,)` is a
-    scalar of ours.
+    `ExtraAxes((0, 1))`: source `(1, 1, D)`, target `(D,)`. `ExtraAxes((0,))`: source `(1,)`,
+    target a scalar.
     """
 
     axes: tuple[int, ...]
 
-    def _ours(self, array: Array, shape: Shape) -> Array:
+    def _to_target(self, array: Array, shape: Shape) -> Array:
         return array.reshape(shape)
 
-    def _theirs(self, array: Array) -> Array:
+    def _to_source(self, array: Array) -> Array:
         return np.expand_dims(array, self.axes)
 
-    def _their_shape(self, shape: Shape) -> Shape:
+    def _source_shape(self, shape: Shape) -> Shape:
         rank = len(shape) + len(self.axes)
         if any(not 0 <= axis < rank for axis in self.axes):
             raise ValueError(f"axes {self.axes} do not fit shape {shape}")
@@ -116,22 +117,22 @@ class ExtraAxes(_Each):
 
 @dataclasses.dataclass(frozen=True)
 class Reshape(_Each):
-    """The same elements in the same order; `theirs` is their shape, with at most one -1."""
+    """Reshapes; `shape` is the shape of the source, with at most one -1."""
 
-    theirs: tuple[int, ...]
+    shape: tuple[int, ...]
 
-    def _ours(self, array: Array, shape: Shape) -> Array:
+    def _to_target(self, array: Array, shape: Shape) -> Array:
         return array.reshape(shape)
 
-    def _theirs(self, array: Array) -> Array:
-        return array.reshape(self._their_shape(array.shape))
+    def _to_source(self, array: Array) -> Array:
+        return array.reshape(self._source_shape(array.shape))
 
-    def _their_shape(self, shape: Shape) -> Shape:
-        size, known = math.prod(shape), math.prod(n for n in self.theirs if n != -1)
+    def _source_shape(self, shape: Shape) -> Shape:
+        size, known = math.prod(shape), math.prod(n for n in self.shape if n != -1)
         free = size // known if known else 0
-        resolved = tuple(free if n == -1 else n for n in self.theirs)
+        resolved = tuple(free if n == -1 else n for n in self.shape)
         if math.prod(resolved) != size:
-            raise ValueError(f"{self.theirs} does not hold the {size} elements of {shape}")
+            raise ValueError(f"{self.shape} does not hold the {size} elements of {shape}")
         return resolved
 
 
@@ -140,20 +141,21 @@ class RopePermute(_Each):
     """Order of the rows of a q or k projection (weight or bias, axis 0) under rotary positions.
 
     "interleaved" rotates the pairs (0, 1), (2, 3), … of a head (Meta's Llama, llama.cpp); "half"
-    rotates (0, d/2), (1, d/2+1), … (Hugging Face). `theirs` names their order; ours is the other.
+    rotates (0, d/2), (1, d/2+1), … (Hugging Face). `source` is the order
+    of the source; the target has the other.
     For grouped-query attention `heads` is the number of heads of this tensor.
     """
 
     heads: int
-    theirs: Literal["interleaved", "half"] = "interleaved"
+    source: Literal["interleaved", "half"] = "interleaved"
 
-    def _ours(self, array: Array, shape: Shape) -> Array:
-        return self._swap(array, interleaved=self.theirs == "interleaved")
+    def _to_target(self, array: Array, shape: Shape) -> Array:
+        return self._swap(array, interleaved=self.source == "interleaved")
 
-    def _theirs(self, array: Array) -> Array:
-        return self._swap(array, interleaved=self.theirs == "half")
+    def _to_source(self, array: Array) -> Array:
+        return self._swap(array, interleaved=self.source == "half")
 
-    def _their_shape(self, shape: Shape) -> Shape:
+    def _source_shape(self, shape: Shape) -> Shape:
         if not shape or shape[0] % (2 * self.heads):
             raise ValueError(f"axis 0 of {shape} is not {self.heads} heads of even size")
         return shape
@@ -166,19 +168,19 @@ class RopePermute(_Each):
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """One tensor of theirs is several of ours, one after the other along their `axis`."""
+    """Splits one source tensor into several leaves along the source's `axis`."""
 
     axis: int = 0
 
-    def to_ours(self, theirs: Sequence[Array], shapes: Sequence[Shape]) -> list[Array]:
-        (whole,) = theirs
+    def to_targets(self, sources: Sequence[Array], shapes: Sequence[Shape]) -> list[Array]:
+        (whole,) = sources
         ends = np.cumsum([shape[self.axis] for shape in shapes])
         return np.split(whole, ends[:-1], self.axis)
 
-    def to_theirs(self, ours: Sequence[Array]) -> list[Array]:
-        return [np.concatenate(ours, self.axis)]
+    def to_sources(self, targets: Sequence[Array]) -> list[Array]:
+        return [np.concatenate(targets, self.axis)]
 
-    def their_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
+    def source_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
         rests = {(*shape[: self.axis], *shape[self.axis + 1 :]) for shape in shapes}
         if len(rests) != 1 or any(len(shape) <= self.axis for shape in shapes):
             raise ValueError(f"parts {list(shapes)} do not join along axis {self.axis}")
@@ -189,7 +191,7 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class Concat:
-    """Several tensors of theirs are one of ours, one after the other along our `axis`.
+    """Concatenates several source tensors to one leaf along the leaf's `axis`.
 
     Attributes:
       parts: how many equal parts, or the size of each along `axis`.
@@ -198,14 +200,14 @@ class Concat:
     parts: int | tuple[int, ...]
     axis: int = 0
 
-    def to_ours(self, theirs: Sequence[Array], shapes: Sequence[Shape]) -> list[Array]:
-        return [np.concatenate(theirs, self.axis)]
+    def to_targets(self, sources: Sequence[Array], shapes: Sequence[Shape]) -> list[Array]:
+        return [np.concatenate(sources, self.axis)]
 
-    def to_theirs(self, ours: Sequence[Array]) -> list[Array]:
-        (whole,) = ours
+    def to_sources(self, targets: Sequence[Array]) -> list[Array]:
+        (whole,) = targets
         return np.split(whole, np.cumsum(self._sizes(whole.shape))[:-1], self.axis)
 
-    def their_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
+    def source_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
         (shape,) = shapes
         before, after = shape[: self.axis], shape[self.axis + 1 :]
         return [(*before, size, *after) for size in self._sizes(shape)]
@@ -222,24 +224,24 @@ class Concat:
 
 @dataclasses.dataclass(frozen=True)
 class FoldedPosition:
-    """A class token that already holds its position, whose row their table therefore lacks.
+    """A class token that already holds its position, whose row is missing in the source's table.
 
     Theirs: token `(1, 1, D)` and table `(1, N, D)`. Ours: token `(D,)` and table `(1 + N, D)`, with
     zeros in the first row after an import. An export adds that row to the token.
     """
 
-    def to_ours(self, theirs: Sequence[Array], shapes: Sequence[Shape]) -> list[Array]:
-        token, table = theirs
+    def to_targets(self, sources: Sequence[Array], shapes: Sequence[Shape]) -> list[Array]:
+        token, table = sources
         row = np.zeros((1, table.shape[2]), table.dtype)
         return [token.reshape(shapes[0]), np.concatenate([row, table[0]])]
 
-    def to_theirs(self, ours: Sequence[Array]) -> list[Array]:
-        token, table = ours
+    def to_sources(self, targets: Sequence[Array]) -> list[Array]:
+        token, table = targets
         # Adding zero would turn -0.0 into 0.0.
         token = np.where(table[0] == 0, token, token + table[0])
         return [token[None, None], table[None, 1:]]
 
-    def their_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
+    def source_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
         (width,), (rows, columns) = shapes
         if width != columns or rows < 1:
             raise ValueError(f"a token {shapes[0]} and a table {shapes[1]} do not belong together")
@@ -248,78 +250,79 @@ class FoldedPosition:
 
 @dataclasses.dataclass(frozen=True)
 class Constant:
-    """A leaf of ours that their model does not have because it always holds `value` there.
+    """A leaf that the source model lacks because it always has `value` there.
 
     For rules without a source, e.g. the zero bias of EVA's keys.
     """
 
     value: float = 0.0
 
-    def to_ours(self, theirs: Sequence[Array], shapes: Sequence[Shape]) -> list[Array]:
+    def to_targets(self, sources: Sequence[Array], shapes: Sequence[Shape]) -> list[Array]:
         return [np.broadcast_to(np.float32(self.value), shape) for shape in shapes]
 
-    def to_theirs(self, ours: Sequence[Array]) -> list[Array]:
-        for array in ours:
+    def to_sources(self, targets: Sequence[Array]) -> list[Array]:
+        for array in targets:
             if not np.all(array == self.value):
                 raise CheckpointError(
-                    f"their layout has no place for this tensor, where it is always {self.value}; "
-                    f"ours holds other values. Freeze it in training, or export to our own layout."
+                    f"the layout has no name for this tensor, which is always {self.value} there; "
+                    "found other values. Freeze it in training, or export to the layout 'jax'."
                 )
         return []
 
-    def their_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
+    def source_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
         return []
 
 
 @dataclasses.dataclass(frozen=True)
 class Dropped(Constant):
-    """A leaf of ours that only training needs and that their model has no name for.
+    """A leaf used only in training, which the source layout does not store.
 
     `value` after an import; an export leaves it out, whatever it holds.
     """
 
-    def to_theirs(self, ours: Sequence[Array]) -> list[Array]:
+    def to_sources(self, targets: Sequence[Array]) -> list[Array]:
         return []
 
 
 LOSSY = (Dropped, FoldedPosition)
-"""Transforms after which a leaf may come back with other values; the outputs stay the same."""
+"""Transforms after which a leaf may differ after a round trip; the outputs stay the same."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Chain:
-    """Transforms applied one after the other, from theirs to ours."""
+    """Applies several transforms in order, from source to leaves."""
 
     steps: tuple[Transform, ...]
 
-    def to_ours(self, theirs: Sequence[Array], shapes: Sequence[Shape]) -> list[Array]:
+    def to_targets(self, sources: Sequence[Array], shapes: Sequence[Shape]) -> list[Array]:
         wanted = [list(shapes)]
         for step in reversed(self.steps[1:]):
-            wanted.append(step.their_shapes(wanted[-1]))
+            wanted.append(step.source_shapes(wanted[-1]))
         for step, step_shapes in zip(self.steps, reversed(wanted), strict=True):
-            theirs = step.to_ours(theirs, step_shapes)
-        return list(theirs)
+            sources = step.to_targets(sources, step_shapes)
+        return list(sources)
 
-    def to_theirs(self, ours: Sequence[Array]) -> list[Array]:
+    def to_sources(self, targets: Sequence[Array]) -> list[Array]:
         for step in reversed(self.steps):
-            ours = step.to_theirs(ours)
-        return list(ours)
+            targets = step.to_sources(targets)
+        return list(targets)
 
-    def their_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
+    def source_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
         for step in reversed(self.steps):
-            shapes = step.their_shapes(shapes)
+            shapes = step.source_shapes(shapes)
         return list(shapes)
 
 
 def chain(*steps: Transform) -> Chain:
-    """`Chain(steps)`: the first step is next to their tensors, the last next to ours."""
+    """Makes a `Chain`; the first step takes the source tensors, the last gives the targets."""
     return Chain(steps)
 
 
 IDENTITY = Identity()
+"""The transform that changes nothing."""
 LINEAR = Permute((1, 0))
-"""Their `[out, in]`, our `[in, out]`."""
+"""Transposes `[out, in]` to `[in, out]`."""
 CONV = Permute((2, 3, 1, 0))
-"""Their `[out, in, h, w]`, our `[h, w, in, out]`."""
+"""Transposes `[out, in, h, w]` to `[h, w, in, out]`."""
 SPLIT_LINEAR = chain(Split(0), LINEAR)
-"""A fused `[q; k; v]` weight of theirs, one `[in, out]` kernel of ours for each part."""
+"""Splits a fused `[q; k; v]` weight into one `[in, out]` kernel each."""

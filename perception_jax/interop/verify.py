@@ -1,4 +1,4 @@
-"""Is an exported checkpoint the one that was imported? Bit for bit, and by what the model says."""
+"""Compares an exported checkpoint with the imported one, bit by bit and by model outputs."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Shaped
 
 from perception_jax.errors import CheckpointError
+from perception_jax.interop.binding import listing
 from perception_jax.interop.checkpoint_dir import open_checkpoint
-from perception_jax.interop.plan import listing
 from perception_jax.interop.rules import RuleTable
 from perception_jax.interop.tensors import tensor_specs
 from perception_jax.interop.transforms import LOSSY
@@ -20,11 +20,11 @@ from perception_jax.interop.transforms import LOSSY
 
 @dataclasses.dataclass(frozen=True)
 class RoundTrip:
-    """A round trip without loss.
+    """The result of a lossless round trip.
 
     Attributes:
       equal: tensors with the same bits and dtype.
-      cast: tensors whose dtype changed as asked for and whose bits equal the cast original.
+      cast: tensors whose dtype changed as requested and whose bits equal the cast original.
       dropped: names of the source that the export leaves out, as the table says.
       added: names that only the export has (defaults and buffers of the table).
     """
@@ -88,13 +88,13 @@ def verify_roundtrip(
 def changed_leaves(
     table: RuleTable, expected: Mapping[str, jax.Array], found: Mapping[str, jax.Array]
 ) -> tuple[str, ...]:
-    """Leaves that a layout cannot hold as they were, and that came back with other values.
+    """Returns the leaves that a layout cannot store exactly and that changed in a round trip.
 
     The outputs do not change: e.g. a class token that took up its position.
 
     Args:
       table: of that layout.
-      expected, found: our leaves before the export and after the import.
+      expected, found: leaves before the export and after the import.
     """
     lossy = {
         path
@@ -111,7 +111,7 @@ def changed_leaves(
 def compare_params(
     expected: Mapping[str, jax.Array | np.ndarray], found: Mapping[str, jax.Array | np.ndarray]
 ) -> int:
-    """Compares two sets of our leaves bit by bit, dtypes included; returns how many there are.
+    """Compares two sets of leaves bit by bit, dtypes included; returns how many there are.
 
     Raises:
       CheckpointError: leaves are missing, unknown or differ; all of them together.
@@ -133,8 +133,8 @@ def compare_params(
 
 def compare_outputs(
     name: str,
-    ours: Shaped[np.ndarray, "*S"],
-    theirs: Shaped[np.ndarray, "*S"],
+    first: Shaped[np.ndarray, "*S"],
+    second: Shaped[np.ndarray, "*S"],
     *,
     tolerance: float,
 ) -> float:
@@ -143,7 +143,7 @@ def compare_outputs(
     Raises:
       CheckpointError: it exceeds `tolerance`, or either output is not finite.
     """
-    difference = float(np.max(np.abs(np.subtract(ours, theirs, dtype=np.float64)), initial=0.0))
+    difference = float(np.max(np.abs(np.subtract(first, second, dtype=np.float64)), initial=0.0))
     if not difference <= tolerance:
         raise CheckpointError(
             f"Expected {name} of both models to agree to {tolerance}, found a difference of "

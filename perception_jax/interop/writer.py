@@ -1,6 +1,6 @@
-"""Writing a checkpoint folder so that it is there whole or not at all.
+"""Writes a checkpoint folder atomically.
 
-Everything is written into a temporary folder beside the target, synced, and renamed at the end.
+Everything is written into a temporary folder next to the target, synced, and renamed at the end.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from perception_jax.interop.safetensors_io import write_safetensors
 from perception_jax.interop.tensors import LazyTensor
 
 MAX_SHARD = 5 * 10**9
-"""Bytes; what the hub and its users expect."""
+"""Largest shard in bytes, as usual on the hub."""
 
 
 def write_checkpoint(
@@ -69,7 +69,7 @@ def write_file(
     tensors: Sequence[LazyTensor],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes one safetensors file, whole or not at all; an older one of that name is replaced.
+    """Writes one safetensors file atomically, replacing an older one of that name.
 
     Raises:
       CheckpointError: the disk is full, the file cannot be written, or as `write_safetensors`.

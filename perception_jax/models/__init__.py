@@ -1,1 +1,15 @@
 """One folder per architecture; `registry` lists them."""
+
+from perception_jax import lazy
+
+__getattr__, __dir__, __all__ = lazy.attach(
+    __name__,
+    {
+        "architecture": ("Architecture", "Claim", "Files"),
+        "identify": ("Identified", "identify"),
+        "paired": ("Backbone", "build_backbone"),
+        "params": ("flatten", "unflatten"),
+        "registry": ("architecture_of", "architectures", "register"),
+    },
+    submodules=("clip", "dinov2", "eva", "registry", "siglip"),
+)

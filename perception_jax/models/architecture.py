@@ -19,8 +19,11 @@ from perception_jax.interop.rules import RuleTable, identity_table
 from perception_jax.models.shardings import SHARDINGS
 
 Settings = Mapping[str, Any]
+"""Parsed JSON settings."""
 Shapes = Mapping[str, tuple[int, ...]]
+"""Tensor shapes by name."""
 Tokenizer = PaddedTokenizer
+"""A tokenizer of a text tower."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,10 +41,10 @@ class Claim:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Files:
-    """What lies beside the weights of a checkpoint.
+    """Files next to the weights of a checkpoint.
 
     Attributes:
-      folders: where files of a processor or tokenizer may lie, in order of preference.
+      folders: where files of a processor or tokenizer may be, in order of preference.
       settings: as parsed from JSON; empty without any.
       layout: whose names the tensors have.
     """
@@ -79,7 +82,7 @@ class Architecture:
         checkpoint does not say; None for a model without images.
       read_tokenizer: files and configuration to the tokenizer, None if the checkpoint carries none
         that is read here; None for a model without texts.
-      with_tokenizer: configuration and tokenizer to the configuration that is written beside the
+      with_tokenizer: configuration and tokenizer to the configuration that is written next to the
         tokenizer's files; refuses one that does not fit.
       shardings: `(path regex, PartitionSpec)` rows for a mesh.
     """
@@ -101,11 +104,11 @@ class Architecture:
     shardings: tuple[tuple[str, Any], ...] = SHARDINGS
 
     def settings_layout(self, layout: str) -> str:
-        """The layout whose settings a layout uses: our own may borrow those of Hugging Face."""
+        """Returns the layout whose settings a layout uses: "jax" may use those of Hugging Face."""
         return "hf" if layout == "jax" and "jax" not in self.read_config else layout
 
     def table(self, layout: str, config: Any, paths: Iterable[str]) -> RuleTable:
-        """The name rules of a layout; our own stores every leaf under its path."""
+        """Returns the name rules of a layout; "jax" stores every leaf under its path."""
         return identity_table(paths) if layout == "jax" else self.tables[layout](config)
 
 

@@ -1,4 +1,4 @@
-"""Which model a checkpoint is, from its settings where it has some, and from its tensors."""
+"""Identifies the model of a checkpoint from its settings, if any, and its tensors."""
 
 from __future__ import annotations
 
@@ -23,10 +23,12 @@ _ENOUGH = 0.5
 
 @dataclasses.dataclass(frozen=True)
 class Identified:
-    """Attributes:
-    architecture: whose model it is.
-    layout: whose names the tensors have.
-    config: its frozen configuration.
+    """An identified model: architecture, layout and configuration.
+
+    Attributes:
+      architecture: whose model it is.
+      layout: whose names the tensors have.
+      config: its frozen configuration.
     """
 
     architecture: Architecture
@@ -48,7 +50,7 @@ def identify(
         follows from their names.
 
     Raises:
-      ConfigError: a model that is not built here, or settings that make no sense.
+      ConfigError: a model that is not supported, or settings that make no sense.
     """
     if layout is None:
         return _by_names(shapes)
@@ -70,7 +72,7 @@ def open_clip_architecture(settings: Settings) -> Architecture:
     """The architecture that an open_clip configuration describes.
 
     Raises:
-      ConfigError: none that is built here.
+      ConfigError: no supported one.
     """
     return _claimed(settings, "reference")
 
@@ -99,7 +101,7 @@ def _claimed(settings: Settings, layout: str) -> Architecture:
     inner = settings.get("model_cfg", settings)
     found = settings["architecture"] if "architecture" in settings else inner["vision_cfg"]
     raise ConfigError(
-        f"{layout}: the model of {shown(found)} is not built here; there are "
+        f"{layout}: the model of {shown(found)} is not supported; supported are "
         f"{', '.join(f'{arch.name} ({claim.expects})' for arch, claim in claims)}."
     )
 
@@ -158,13 +160,13 @@ def _part(settings: Settings, layout: str, shapes: Shapes) -> Identified:
     fit, _, best = max(found, key=lambda item: item[0])
     if fit[0] >= _ENOUGH:
         return best
-    if (told := _by_names(shapes)) is not None:
-        return told
+    if (found := _by_names(shapes)) is not None:
+        return found
     compared = [f"{where}: {one.architecture.name}" for _, where, one in found]
     raise ConfigError(
-        f"the {len(shapes)} tensors of the part that was asked for (e.g. "
+        f"the {len(shapes)} tensors of the requested part (e.g. "
         f"{', '.join(list(shapes)[:3])}) are those of nothing that its settings describe and that "
-        f"is built here ({'; '.join(compared)}). {' '.join(map(str, problems))}"
+        f"is supported ({'; '.join(compared)}). {' '.join(map(str, problems))}"
     )
 
 

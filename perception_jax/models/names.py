@@ -1,4 +1,4 @@
-"""Blocks of rules that several architectures share: how PyTorch code bases name a transformer.
+"""Rules that several architectures share: names of transformers in PyTorch code bases.
 
 Our side is always `nn.transformer.Block`: norm1, attention, norm2, mlp.
 """

@@ -1,4 +1,4 @@
-"""open_clip's `vision_cfg` and `text_cfg`: what several architectures read and write alike.
+"""open_clip's `vision_cfg` and `text_cfg`, shared by several architectures.
 
 open_clip has many settings that change a tower; one that is not understood here is refused, since
 the weights of another tower may well have the same names and shapes.
@@ -17,11 +17,12 @@ from perception_jax.nn.text_tower import TextConfig
 from perception_jax.settings import Optional, Settings, shown
 
 TIMM_KEYS = ("timm_model_name", "timm_model_pretrained", "timm_pool", "timm_proj")
-"""Of a `vision_cfg` whose trunk is timm's."""
+"""Keys of a `vision_cfg` with a timm trunk."""
 IN_FOLDER = "in-this-folder"
-"""`hf_tokenizer_name` for tokenizer files beside the weights, which open_clip reads from a local
+"""`hf_tokenizer_name` for tokenizer files next to the weights, which open_clip reads from a local
 folder whatever the name."""
 CLIP_VOCAB_SIZE = 49408
+"""Default vocabulary size of open_clip's text towers."""
 _COMMON = ("width", "layers", "mlp_ratio", "norm_kwargs")
 _NO_EFFECT = ("patch_dropout", "hf_tokenizer_name", "tokenizer_kwargs", "tokenizer_mode", "pad_id")
 """For training and for the tokenizer."""
@@ -50,7 +51,7 @@ def trunk(config: Mapping[str, Any]) -> str:
 def timm_trunk(config: Mapping[str, Any], *, image_size: int | None = None) -> timm.TimmModel:
     """The image trunk that a configuration names as timm does.
 
-    Keys of `timm_overrides` beside the `model_cfg` (as in `timm.create_model`) replace its sizes.
+    Keys of `timm_overrides` next to the `model_cfg` (as in `timm.create_model`) replace its sizes.
 
     Args:
       image_size: where the configuration does not say; None for that of timm's name.
@@ -80,7 +81,7 @@ def brings_tokenizer(config: Mapping[str, Any], vocab_size: int) -> bool:
 
 
 def check(tower: Settings, meant: tuple[str, ...]) -> None:
-    """Refuses settings that would make another tower than the one built here.
+    """Raises an error for settings of unsupported variants of the towers.
 
     Args:
       tower: "vision_cfg" or "text_cfg".
@@ -100,7 +101,7 @@ def check(tower: Settings, meant: tuple[str, ...]) -> None:
     if other:
         raise ConfigError(
             f"open_clip's {name}: expected only {', '.join((*_COMMON, *meant))}, found "
-            f"{shown(other)}, which would make another tower than the one that is built here."
+            f"{shown(other)}, which would make another tower than the supported one."
         )
 
 
@@ -115,7 +116,7 @@ def read_text(text: Settings, *, act: str) -> TextConfig:
     if pool not in ("argmax", "eos"):
         raise ConfigError(
             f"open_clip's text_cfg: expected pool_type 'argmax' or 'eos', found {shown(pool)}, "
-            "which would make another tower than the one that is built here."
+            "which would make another tower than the supported one."
         )
     end = text.get("eos_id", settings.Integer(0, 2**31 - 1), 2)
     width = text.get("width", settings.WIDTH, 512)

@@ -1,4 +1,4 @@
-"""Backbones: an image tower and a text tower, in one space or one of each to be joined.
+"""Backbones: an image tower and a text tower, with a joint space or paired from two models.
 
 CLIP, SigLIP and EVA-CLIP have both. A vision-only encoder (DINOv2) is paired with the text tower of
 a CLIP; a method that needs one space trains a projection into the text tower's.
@@ -20,7 +20,7 @@ from perception_jax.nn.text_tower import TextConfig, TextTower
 
 @runtime_checkable
 class Backbone(Protocol):
-    """A module with an image tower, a text tower and a temperature (stored as a logarithm)."""
+    """Protocol of a module with image tower, text tower and temperature (stored as a logarithm)."""
 
     vision: nnx.Module
     text: TextTower
@@ -29,7 +29,7 @@ class Backbone(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PairedConfig:
-    """A vision-only encoder and the text tower it is paired with."""
+    """Configuration of a vision-only encoder paired with a text tower."""
 
     vision: Dinov2Config
     text: TextConfig
@@ -37,7 +37,7 @@ class PairedConfig:
 
 
 class Paired(nnx.Module):
-    """A vision-only encoder beside a CLIP's text tower: no joint space yet."""
+    """A vision-only encoder paired with the text tower of a CLIP, without a joint space."""
 
     def __init__(self, config: PairedConfig, *, rngs: nnx.Rngs):
         self.vision = Dinov2(config.vision, rngs=rngs)
@@ -46,12 +46,12 @@ class Paired(nnx.Module):
 
 
 def build_backbone(config: Any, *, rngs: nnx.Rngs) -> nnx.Module:
-    """A backbone with fresh parameters, to be shaped by or filled from a checkpoint."""
+    """Builds a backbone with fresh parameters."""
     if isinstance(config, PairedConfig):
         return Paired(config, rngs=rngs)
     return architecture_of(config).build(config, rngs=rngs)
 
 
 def is_joint(backbone: Backbone) -> bool:
-    """Whether image and text embeddings live in one space."""
+    """Whether image and text embeddings share one space."""
     return not isinstance(backbone, Paired)

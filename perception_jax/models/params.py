@@ -1,4 +1,4 @@
-"""A model's leaves as a flat dict, path → array: the form in which rooms exchange parameters."""
+"""A model's leaves as a flat dict from path to array, the form used for exchange."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import jax
 from flax import nnx
 
 Model = TypeVar("Model", bound=nnx.Module)
+"""Type of a model."""
 
 
 def flatten(model: nnx.Module, only: type[nnx.Variable] = nnx.Variable) -> dict[str, Any]:
-    """Every leaf by its "/"-joined path, e.g. `vision/blocks/attention/q_proj/kernel`.
+    """Returns every leaf by its "/"-joined path, e.g. `vision/blocks/attention/q_proj/kernel`.
 
     `only` keeps those of one kind, e.g. `AdapterParam`. For an abstract model (`nnx.eval_shape`)
     the values are `jax.ShapeDtypeStruct`s.
@@ -22,7 +23,7 @@ def flatten(model: nnx.Module, only: type[nnx.Variable] = nnx.Variable) -> dict[
 
 
 def with_inserts(path: str, stack: str) -> str:
-    """The path of a leaf of a model in which an `nn.stack.Inserted` takes the place of a stack.
+    """Converts a leaf's path for a model in which an `nn.stack.Inserted` replaces a stack.
 
     Args:
       path: of the leaf in the model without inserts.
@@ -33,7 +34,7 @@ def with_inserts(path: str, stack: str) -> str:
 
 
 def unflatten(model: Model, params: Mapping[str, jax.Array]) -> Model:
-    """The model with its leaves replaced by `params`, which must hold every one of them."""
+    """Returns the model with its leaves replaced by `params`, which must contain all of them."""
     graphdef, state = nnx.split(model)
     nested = nnx.to_pure_dict(state)
     for path, value in params.items():

@@ -1,4 +1,4 @@
-"""The list of architectures: modules that are imported when one of theirs is asked for.
+"""The list of architectures: modules that are imported on request.
 
 `models.identify` finds the one that a checkpoint belongs to.
 """
@@ -19,7 +19,7 @@ MODULES = [
     "perception_jax.models.eva.architecture",
     "perception_jax.models.dinov2.architecture",
 ]
-"""Modules with a tuple `ARCHITECTURES`, in the order in which they are asked."""
+"""Modules with a tuple `ARCHITECTURES`, in the order of lookup."""
 
 
 def register(module: str) -> None:
@@ -29,7 +29,7 @@ def register(module: str) -> None:
 
 
 def architectures() -> Iterator[Architecture]:
-    """All architectures; their modules are imported one by one as the iteration proceeds."""
+    """Yields all architectures; their modules are imported one by one."""
     for module in MODULES:
         yield from importlib.import_module(module).ARCHITECTURES
 
@@ -65,4 +65,4 @@ def architecture_of(config: Any) -> Architecture:
     for item in architectures():
         if item.owns(config):
             return item
-    raise ConfigError(f"expected the configuration of a model of ours, found {type(config)}.")
+    raise ConfigError(f"expected the configuration of a supported model, found {type(config)}.")

@@ -1,4 +1,4 @@
-"""A model whose stored positions are those of another image size.
+"""Models with position embeddings resized to another image size.
 
 Towers resize positions as they run; a checkpoint for other programs has to have them resized, since
 those programs resize in ways of their own or not at all.
@@ -13,11 +13,13 @@ import jax
 from flax import nnx
 
 Model = TypeVar("Model", bound=nnx.Module)
+"""Type of a model."""
 Config = TypeVar("Config")
+"""Type of its configuration."""
 
 
 def resized(model: Model, config: Config, size: int) -> tuple[Model, Config]:
-    """A model of two towers and its configuration for square images of another size.
+    """Returns a two-tower model and its configuration for square images of another size.
 
     Other leaves are shared. Images of that size give what they gave before.
 

@@ -1,4 +1,4 @@
-"""How an encoder's parameters lie on a mesh: `(path regex, PartitionSpec)`, first match wins.
+"""Sharding rules of encoders: `(path regex, PartitionSpec)`, first match wins.
 
 Stacked leaves have the layer axis first, which stays whole: `lax.scan` walks along it. Widths go
 to "fsdp", heads and hidden units to "tensor".
@@ -24,3 +24,4 @@ SHARDINGS = (
     # Norms, biases, special tokens, positions and the temperature are small: a copy per chip.
     (r"(scale[12]?|bias|class_embedding|position_embedding|probe|_tokens?)$", P()),
 )
+"""Sharding rules of transformer encoders."""

@@ -1,4 +1,4 @@
-"""timm's `config.json`: an architecture by name, and what was changed when it was made.
+"""timm's `config.json`: a named architecture and its changed arguments.
 
     {"architecture": "vit_base_patch16_clip_224", "num_classes": 512,
      "model_args": {"img_size": 336}, "pretrained_cfg": {"tag": "openai", "mean": ...}}
@@ -14,10 +14,10 @@ from typing import Any
 
 from perception_jax import settings
 from perception_jax.errors import ConfigError
-from perception_jax.settings import Either, Kind, Optional, Settings, Several
+from perception_jax.settings import Either, Optional, Settings, SettingType, Several
 
 ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "quick_gelu": "quick_gelu"}
-"""timm's names → ours."""
+"""Activation names of this library by timm's name."""
 
 _FIELDS = {
     "img_size": "image_size",
@@ -28,7 +28,7 @@ _FIELDS = {
     "mlp_ratio": "mlp_ratio",
 }
 """Arguments of timm → fields of `Size`."""
-_KINDS: dict[str, Kind] = {
+_KINDS: dict[str, SettingType] = {
     "patch_size": settings.IMAGE_SIZE,
     "embed_dim": settings.WIDTH,
     "depth": settings.DEPTH,
@@ -53,11 +53,13 @@ _HARMLESS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TimmModel:
-    """Attributes:
-    architecture: timm's name, without the tag of the weights.
-    tag: of the weights, e.g. "openai"; "" if the settings do not say.
-    image_size: None if the settings do not say.
-    args: how the model differs from the named one, keys as in `timm.create_model`.
+    """A model description read from timm's settings.
+
+    Attributes:
+      architecture: timm's name, without the tag of the weights.
+      tag: of the weights, e.g. "openai"; "" if the settings do not say.
+      image_size: None if the settings do not say.
+      args: how the model differs from the named one, keys as in `timm.create_model`.
     """
 
     architecture: str
@@ -68,7 +70,7 @@ class TimmModel:
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """The sizes behind one of timm's names."""
+    """The sizes of one of timm's named architectures."""
 
     image_size: int
     patch_size: int
@@ -78,23 +80,23 @@ class Size:
     mlp_ratio: float = 4.0
 
     def fields(self) -> dict[str, int]:
-        """By the names that our configurations have for them."""
+        """The sizes by the field names of configurations."""
         fields = dataclasses.asdict(self)
         ratio = fields.pop("mlp_ratio")
         return fields | {"mlp_dim": int(self.width * ratio)}
 
 
 def name(config: Mapping[str, Any]) -> str:
-    """The architecture that a `config.json` of timm names, without the tag of the weights."""
+    """Returns the architecture named by a `config.json` of timm, without the tag of the weights."""
     file = Settings(config, "timm's config.json")
     return file.get("architecture", settings.TEXT).partition(".")[0]
 
 
 def read(config: Mapping[str, Any]) -> TimmModel:
-    """A parsed `config.json` of timm, also of the older kind without `pretrained_cfg`.
+    """Parses a `config.json` of timm, also of the older form without `pretrained_cfg`.
 
     Raises:
-      ConfigError: arguments that make another model than those that are built here, of another
+      ConfigError: arguments that make another model than those that are supported, of another
         type or out of range.
     """
     model, weights = Settings(config, "timm's config.json"), pretrained(config)

@@ -1,4 +1,4 @@
-"""Image towers alone: what a LLaVA holds of a CLIP, what timm keeps of an open_clip model.
+"""Image towers alone, as in a LLaVA or in timm's copies of open_clip models.
 
 The tower is the full model's own `VisionTower`; its paths lack the prefix `vision/`.
 """
@@ -20,10 +20,12 @@ from perception_jax.settings import Settings
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TowerConfig:
-    """Attributes:
-    vision: the image tower's own configuration, e.g. `models.clip.config.VisionConfig`.
-    embed_dim: width of the joint space; None for a checkpoint without the projection, whose
-      embedding is the pooled token.
+    """Configuration of an image tower without its text tower.
+
+    Attributes:
+      vision: the image tower's own configuration, e.g. `models.clip.config.VisionConfig`.
+      embed_dim: width of the joint space; None for a checkpoint without the projection, whose
+        embedding is the pooled token.
     """
 
     vision: Any
@@ -34,14 +36,14 @@ class TowerConfig:
 
 
 class Unprojected(nnx.Module):
-    """Stands where the projection would be."""
+    """Replaces the projection of a tower without one."""
 
     def __call__(self, x: Float[Array, "B D"]) -> Float[Array, "B D"]:
         return x
 
 
 HF_FILE = "config.json"
-"""Where Hugging Face's settings stand, for messages."""
+"""Name of Hugging Face's settings in messages."""
 _HF_NAMES = {
     "width": ("hidden_size", settings.WIDTH),
     "depth": ("num_hidden_layers", settings.DEPTH),
@@ -53,7 +55,7 @@ _HF_NAMES = {
 
 
 def read_hf_tower(tower: Settings, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that Hugging Face's CLIP and SigLIP have for both towers, by our names.
+    """Reads the settings that Hugging Face's CLIP and SigLIP towers share.
 
     Args:
       defaults: by their names, for keys that are left out.
@@ -73,12 +75,12 @@ def write_hf_tower(tower: Any) -> dict[str, Any]:
 
 
 def is_tower(config: Any, kind: type) -> bool:
-    """Whether a configuration is that of an image tower alone, whose own is of a kind."""
+    """Whether a configuration is that of an image tower alone of the given type."""
     return isinstance(config, TowerConfig) and isinstance(config.vision, kind)
 
 
 def build(make: Callable[..., nnx.Module], config: TowerConfig, *, rngs: nnx.Rngs) -> nnx.Module:
-    """A tower whose constructor takes the width of the joint space, with or without projection."""
+    """Builds a tower with or without projection, according to the width of the joint space."""
     tower = make(config.vision, config.embed_dim or 1, rngs=rngs)
     if config.embed_dim is None:
         tower.projection = Unprojected()

@@ -1,1 +1,29 @@
-"""Layers that two or more models use, and the taps that look inside them."""
+"""Layers that two or more models use, and taps for their intermediate values."""
+
+from perception_jax import lazy
+
+__getattr__, __dir__, __all__ = lazy.attach(
+    __name__,
+    {
+        "adapters": ("AdapterParam", "adapter_linear", "adapter_norm"),
+        "attention": (
+            "Attention",
+            "AttentionMask",
+            "AttentionOutput",
+            "KvCache",
+            "attend",
+            "multi_head",
+        ),
+        "linear": ("Linear", "PatchEmbed", "lookup"),
+        "mlp": ("GatedMlp", "Mlp", "gelu", "gelu_tanh", "quick_gelu"),
+        "norms": ("ChannelNorm", "GroupNorm", "LayerNorm", "RmsNorm"),
+        "pooling": ("MapHead",),
+        "rope": ("Rope", "axial", "rotary", "rotary_axes", "rotary_sections"),
+        "taps": ("Taps",),
+        "text_tower": ("TextConfig", "TextTower"),
+        "towers": ("ContrastiveOutput", "TowerOutput", "TwoTowers", "contrast"),
+        "transformer": ("Block",),
+        "vit": ("VisionTransformer",),
+    },
+    submodules=("attention", "dropout", "maps", "stack", "taps"),
+)

@@ -1,4 +1,4 @@
-"""Layers that train inside a frozen model. What trains is chosen by type, not by name.
+"""Trainable layers for a frozen model; what trains is selected by type, not by name.
 
 `nnx.split(model, AdapterParam, ...)` separates them from the frozen leaves, which then have no
 gradient and no optimizer state. `nn.stack.Inserted` puts such layers into a stack of blocks.
@@ -14,13 +14,13 @@ from perception_jax.nn.norms import LayerNorm
 
 
 class AdapterParam(nnx.Param):
-    """A parameter that a method adds to a frozen model."""
+    """A trainable parameter that a method adds to a frozen model."""
 
 
 def adapter_linear(
     inputs: int, outputs: int, *, bias: bool = True, zero: bool = False, rngs: nnx.Rngs
 ) -> Linear:
-    """A trainable linear layer: weights and bias uniform in ±1/√inputs, or zero."""
+    """Makes a trainable linear layer with weights and bias uniform in ±1/√inputs, or zero."""
     layer = Linear(inputs, outputs, bias=bias, rngs=rngs)
     bound = 0.0 if zero else inputs**-0.5
 
@@ -33,7 +33,7 @@ def adapter_linear(
 
 
 def adapter_norm(width: int, *, eps: float) -> LayerNorm:
-    """A trainable layer norm."""
+    """Makes a trainable layer norm."""
     norm = LayerNorm(width, eps=eps)
     norm.scale, norm.bias = AdapterParam(norm.scale[...]), AdapterParam(norm.bias[...])
     return norm

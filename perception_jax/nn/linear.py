@@ -39,7 +39,7 @@ class Linear(nnx.Module):
 def lookup(
     table: Float[Array, "V D"], ids: Int[Array, "B T"], dtype: np.typing.DTypeLike
 ) -> Float[Array, "B T D"]:
-    """Rows of an embedding table, on a mesh by vocabulary-parallel lookup.
+    """Looks up rows of an embedding table, vocabulary-parallel on a mesh.
 
     The table is gathered over "fsdp" as any other weight; over "tensor" it stays split by rows,
     each chip looks up its own and the results are summed.

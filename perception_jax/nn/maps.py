@@ -1,4 +1,4 @@
-"""Where a tower looks: attention, gradient and feature maps over patches, from any image tower.
+"""Attention, gradient and feature maps over patches, for any image tower.
 
 A tower with a class token is read at that token's attention row in one layer, a tower that pools by
 attention (SigLIP) at the row of its pooling head. Only these rows are recorded, so memory grows
@@ -25,7 +25,9 @@ from perception_jax.nn.towers import TowerOutput
 from perception_jax.ops.losses import unit
 
 CLASS_ROW = 0
+"""Row of the class token."""
 LAST_LAYER = -1
+"""Index of the last layer."""
 
 _SPREAD = (2.0, 98.0)
 """Percentiles of a component that become 0 and 1, so that a few odd patches do not dim the rest."""
@@ -33,7 +35,7 @@ _SPREAD = (2.0, 98.0)
 
 @runtime_checkable
 class Tower(Protocol):
-    """An image tower.
+    """Protocol of an image tower.
 
     Attributes:
       prefix: tokens before the patches, token 0 being the class token; 0 for a tower that pools by
@@ -43,17 +45,19 @@ class Tower(Protocol):
     prefix: int
 
     def __call__(self, pixels: Float[Array, "B H W 3"], *, taps: Taps | None) -> TowerOutput:
-        """Encodes normalised pixels and records what `taps` asks for."""
+        """Encodes normalised pixels and records the values that `taps` requests."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextMaps:
-    """Attributes:
-    output: of the tower, as without maps.
-    attention: as `class_attention`.
-    relevance: as `text_relevance`, for each text.
-    gradient: as `pixel_gradient`, for each text.
+    """Maps of images for texts.
+
+    Attributes:
+      output: of the tower, as without maps.
+      attention: as `class_attention`.
+      relevance: as `text_relevance`, for each text.
+      gradient: as `pixel_gradient`, for each text.
     """
 
     output: TowerOutput
@@ -65,7 +69,7 @@ class TextMaps:
 def class_attention(
     tower: Tower, pixels: Float[Array, "B H W 3"], *, layer: int = LAST_LAYER
 ) -> Float[Array, "B rows columns"]:
-    """Attention of the class token (or the pooling head) to each patch, averaged over heads.
+    """Computes the attention of the class token (or the pooling head), averaged over heads.
 
     Raises:
       ConfigError: the tower has no such layer; a tower with a pooling head has only the last.
@@ -80,7 +84,7 @@ def text_relevance(
     *,
     layer: int = LAST_LAYER,
 ) -> Float[Array, "K rows columns"]:
-    """Which patches speak for a text: attention × gradient of the cosine, positive part, mean
+    """Relevance of patches for a text: attention × gradient of the cosine, positive part, mean
     over heads (Chefer et al., arXiv 2103.15679, eq. 5, for the one row that `class_attention`
     shows).
 
@@ -110,7 +114,7 @@ def pixel_gradient(
     pixels: Float[Array, "B H W 3"],
     texts: Float[Array, "T E"],
 ) -> Float[Array, "K H W"]:
-    """Length of the gradient of the cosine with a text, over colours, for each pixel.
+    """Computes the norm over colours of the gradient of the cosine with a text, per pixel.
 
     Args:
       texts: as in `text_relevance`.
@@ -133,7 +137,8 @@ def text_maps(
     *,
     layer: int = LAST_LAYER,
 ) -> TextMaps:
-    """All maps of every image for every text, from one forward pass and one backward pass a text.
+    """Computes all maps of every image for every text: one forward pass, one backward pass per
+    text.
 
     Args:
       texts: embeddings of any length; T may be 0.
@@ -161,7 +166,8 @@ def text_maps(
 def patch_pca(
     patches: Float[Array, "B P D"], grid: tuple[int, int]
 ) -> Float[Array, "B rows columns 3"]:
-    """The first three principal components of all patches of the batch as colours in [0, 1].
+    """Computes the first three principal components of all patches of the batch as colours in [0,
+    1].
 
     One basis serves the whole batch, so equal colours mean similar patches in any of its images.
     Each component is scaled so that its 2nd to 98th percentile fills the channel and signed so

@@ -1,4 +1,4 @@
-"""Feed-forward layers and the activations of the field. Letters: B batch, D width."""
+"""Feed-forward layers and activations. Letters: B batch, D width."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ ACTIVATIONS: Mapping[str, Callable] = MappingProxyType(
         "relu": jax.nn.relu,
     }
 )
-"""By the names that Hugging Face configurations use."""
+"""Activations by the names of Hugging Face configurations."""
 TOWER_ACTIVATIONS = ("quick_gelu", "gelu", "gelu_pytorch_tanh")
-"""Those of the published image and text towers."""
+"""Activations of the published image and text towers."""
 
 
 class Mlp(nnx.Module):

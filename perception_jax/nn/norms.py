@@ -1,4 +1,4 @@
-"""Normalisation layers; statistics are float32 whatever the compute dtype.
+"""Normalisation layers; statistics are float32 for every compute dtype.
 
 Letters: B batch, D width, G groups.
 """
@@ -31,7 +31,7 @@ class LayerNorm(nnx.Module):
 
 
 ChannelNorm = LayerNorm
-"""Over the channels of each pixel: what PyTorch code for NCHW images calls `LayerNorm2d`."""
+"""Layer norm over the channels of each pixel, `LayerNorm2d` in PyTorch code for NCHW images."""
 
 
 class RmsNorm(nnx.Module):

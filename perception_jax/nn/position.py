@@ -1,4 +1,4 @@
-"""Position tables at other resolutions than the stored one. Letters: N stored rows, D width."""
+"""Resampling of position embeddings. Letters: N stored rows, D width."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rotary positions: interleaved or half-split pairs, shared or per example, of several axes.
+"""Rotary position embeddings: interleaved or half-split pairs, shared or per example, several axes.
 
 RoFormer, arXiv 2104.09864. Letters: B batch, T tokens, N heads, H head width, R channels that are
 turned (at most H), A axes of positions.
@@ -19,7 +19,7 @@ from perception_jax.errors import ConfigError
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Rope:
-    """Cosines and sines by which pairs of channels of queries and keys are turned.
+    """Cosines and sines of a rotary position embedding.
 
     Attributes:
       cos, sin: float32, of all examples or of each; channels behind the R first are left alone.
@@ -31,11 +31,12 @@ class Rope:
     sin: Float[Array, "*B T R"]
     interleaved: bool = dataclasses.field(default=True, metadata={"static": True})
 
-    def turn(self, x: Float[Array, "B T N H"]) -> Float[Array, "B T N H"]:
-        """`x cos + rot(x) sin` in float32; rot([x0, x1, …]) = [-x1, x0, …], or of halves."""
+    def rotate(self, x: Float[Array, "B T N H"]) -> Float[Array, "B T N H"]:
+        """Applies the embedding: `x cos + rot(x) sin` in float32, rot([x0, x1, …]) = [-x1, x0, …]
+        or by halves."""
         count = self.cos.shape[-1]
         if count < x.shape[-1]:
-            turned = self.turn(x[..., :count])
+            turned = self.rotate(x[..., :count])
             return jnp.concatenate([turned, x[..., count:]], axis=-1)
         wide = x.astype(jnp.float32)
         if self.interleaved:
@@ -55,7 +56,7 @@ def rotary(
     theta: float = 10000.0,
     interleaved: bool = False,
 ) -> Rope:
-    """Rotary positions of a sequence.
+    """Rotary embedding of a sequence.
 
     Args:
       positions: of all examples or of each.
@@ -76,7 +77,8 @@ def rotary_sections(
     theta: float = 10000.0,
     interleaved: bool = False,
 ) -> Rope:
-    """Positions on several axes, each of which turns its own section of one ladder of wavelengths.
+    """Rotary embedding of positions on several axes, each of which rotates a section of one set of
+    frequencies.
 
     Qwen2-VL's multimodal rotary embedding (arXiv 2409.12191, §2.1), whose axes are time, row and
     column.
@@ -107,7 +109,7 @@ def rotary_axes(
     theta: float = 10000.0,
     interleaved: bool = False,
 ) -> Rope:
-    """Positions on several axes, each of which has a ladder of wavelengths of its own.
+    """Rotary embedding of positions on several axes, each with its own set of frequencies.
 
     The image towers of Qwen2-VL and Pixtral are such, with rows and columns.
 
@@ -132,7 +134,7 @@ def rotary_axes(
 def axial(
     grid: tuple[int, int], head_width: int, *, reference: tuple[int, int], prefix: int
 ) -> Rope:
-    """Positions of a grid of patches, rows first, measured on a reference grid.
+    """Rotary embedding of a grid of patches, rows first, scaled to a reference grid.
 
     EVA-02's, arXiv 2303.11331; timm's `RotaryEmbeddingCat`.
 

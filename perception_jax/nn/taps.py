@@ -1,7 +1,7 @@
-"""Taps: what to record inside a transformer, and where to differentiate through.
+"""Taps: requests for intermediate values of a transformer and for gradients with respect to them.
 
 A tap is an ordinary argument and its record an ordinary output, so both work under `jit`, `scan`,
-`remat` and `grad` and nothing is hidden in a module. Only the layers and query rows asked for are
+`remat` and `grad` and nothing is hidden in a module. Only the requested layers and query rows are
 recomputed as probabilities: memory is [layers, B, N, rows, keys], never L x T x T.
 
     taps = Taps(attention=(-1,), rows=jnp.array([0]))            # last layer, CLS row
@@ -40,7 +40,7 @@ from perception_jax.errors import ConfigError
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Taps:
-    """What to record.
+    """The intermediate values to record.
 
     Attributes:
       attention: layers whose attention probabilities are recorded; negative counts from the end.
@@ -89,7 +89,7 @@ class Taps:
 @functools.partial(jax.tree_util.register_dataclass, data_fields=("rows", "probe"), meta_fields=())
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LayerTap:
-    """The part of `Taps` that concerns one attention layer."""
+    """The part of `Taps` for one attention layer."""
 
     rows: Int[Array, "*R Q"] | None = None
     probe: Float[Array, "B N Q K"] | None = None
@@ -98,20 +98,20 @@ class LayerTap:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PoolTap:
-    """The part of `Taps` that concerns an attention pooling head."""
+    """The part of `Taps` for an attention pooling head."""
 
     probe: Float[Array, "B N T"] | None = None
 
 
 def refuse_pool(taps: Taps | None) -> None:
-    """For a tower that is read at a token.
+    """Raises an error for taps of a pooling head, for a tower without one.
 
     Raises:
       ConfigError: `taps` ask for a pooling head.
     """
     if taps is not None and taps.of_pool is not None:
         raise ConfigError(
-            "taps ask for the attention of a pooling head, but this tower is read at its class "
+            "taps request the attention of a pooling head, but this tower is read at its class "
             "token (of texts: the end token): tap a layer's row of that token instead, e.g. "
             "Taps(attention=(-1,), rows=jnp.array([0]))."
         )

@@ -26,14 +26,16 @@ from perception_jax.ops.sharding import constrain
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextConfig:
-    """Attributes:
-    act: one of `nn.mlp.TOWER_ACTIVATIONS`; it belongs to the weights.
-    pool: "end" reads the causal tower at the end token (CLIP); "last" reads a tower without any
-      mask at the last position (SigLIP).
-    projection_bias: whether the projection to the joint space has a bias.
-    end_id: the end token; pooling "end" reads at its first occurrence. None reads at the largest
-      id, as OpenAI's code does: right as long as no token lies behind the end token.
-    start_id, pad_id: of the tokenizer, where the settings say them; the tower does not use them.
+    """Configuration of a text tower.
+
+    Attributes:
+      act: one of `nn.mlp.TOWER_ACTIVATIONS`; it belongs to the weights.
+      pool: "end" reads the causal tower at the end token (CLIP); "last" reads a tower without any
+        mask at the last position (SigLIP).
+      projection_bias: whether the projection to the joint space has a bias.
+      end_id: the end token; pooling "end" reads at its first occurrence. None reads at the largest
+        id, as OpenAI's code does: right as long as no token is after the end token.
+      start_id, pad_id: of the tokenizer, where the settings say them; the tower does not use them.
 
     Raises:
       ConfigError: a field of another type or out of range, heads that do not divide the width, or
@@ -78,7 +80,7 @@ _KINDS = {
 
 
 class TextTower(nnx.Module):
-    """Token ids to tokens and a joint embedding."""
+    """A text tower: token ids to tokens and a joint embedding."""
 
     def __init__(self, config: TextConfig, embed_dim: int, *, rngs: nnx.Rngs):
         width = config.width

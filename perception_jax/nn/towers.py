@@ -1,7 +1,7 @@
-"""What image and text towers share: their output, the tokens they start from, the comparison.
+"""Shared parts of image and text towers: output, class token, comparison of embeddings.
 
 Letters: B batch (of images), T tokens or texts, P patches, D width, L layers, N heads, Q query
-rows, S recorded states, I recorded inserts with A heads and K tokens to look at, E embedding width,
+rows, S recorded states, I recorded inserts with A heads and K condition tokens, E embedding width,
 R registers.
 """
 
@@ -26,10 +26,10 @@ class TowerOutput:
       embedding: in the joint space, not normalised; None for a tower without one.
       pooled: the pooled token after the final norm, before any projection.
       tokens: all tokens; the tower's `normed_tokens` says whether after the final norm.
-      hidden: hidden states asked for by `Taps.hidden`, in layer order.
-      attention: attention rows asked for by `Taps.attention`, in layer order.
-      pool_attention: of the attention pooling, asked for by `Taps.pool`.
-      inserts: attention of inserts asked for by `Taps.inserts`, in layer order.
+      hidden: hidden states requested by `Taps.hidden`, in layer order.
+      attention: attention rows requested by `Taps.attention`, in layer order.
+      pool_attention: of the attention pooling, requested by `Taps.pool`.
+      inserts: attention of inserts requested by `Taps.inserts`, in layer order.
       grid: rows and columns of patches (static); None for texts.
       prefix: tokens before the patches: class token and registers (static).
     """
@@ -53,9 +53,11 @@ class TowerOutput:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ContrastiveOutput:
-    """Attributes:
-    image_embeds, text_embeds: unit vectors, float32.
-    logits_per_image: scaled cosines of every image with every text, plus the bias, float32.
+    """Embeddings of images and texts with their scaled cosines.
+
+    Attributes:
+      image_embeds, text_embeds: unit vectors, float32.
+      logits_per_image: scaled cosines of every image with every text, plus the bias, float32.
     """
 
     image_embeds: Float[Array, "B E"]

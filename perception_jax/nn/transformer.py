@@ -1,4 +1,4 @@
-"""The transformer block: residual steps of attention, cross-attention if any, and an MLP.
+"""The transformer block: residual steps of attention, optional cross-attention, and an MLP.
 
 Letters: B batch, T tokens, D width.
 """

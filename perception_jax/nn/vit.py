@@ -1,4 +1,4 @@
-"""The vision transformer behind the image towers of CLIP, SigLIP, EVA and DINOv2.
+"""The vision transformer: common base of the image towers of CLIP, SigLIP, EVA and DINOv2.
 
 Letters: B batch, H W image, N position rows, P patches, T tokens, D width.
 """

@@ -1,1 +1,13 @@
 """Functions on arrays, without parameters."""
+
+from perception_jax import lazy
+
+__getattr__, __dir__, __all__ = lazy.attach(
+    __name__,
+    {
+        "image": ("normalise",),
+        "losses": ("sigmoid_contrastive", "softmax_contrastive", "unit"),
+        "resize": ("bicubic",),
+        "sharding": ("constrain", "constrain_batch", "gathered", "on_mesh"),
+    },
+)

@@ -6,9 +6,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+"""Mean of CLIP's image normalisation."""
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+"""Standard deviation of CLIP's image normalisation."""
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
+"""Mean of the ImageNet normalisation."""
 IMAGENET_STD = (0.229, 0.224, 0.225)
+"""Standard deviation of the ImageNet normalisation."""
 
 
 def normalise(

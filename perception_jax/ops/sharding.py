@@ -19,18 +19,20 @@ from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Shaped
 
 REPLICA, FSDP, TENSOR = "replica", "fsdp", "tensor"
+"""Names of the mesh axes."""
 AXES = (REPLICA, FSDP, TENSOR)
-"""Axes of every mesh of the library; `shard.mesh` says what each splits."""
+"""All mesh axes; `shard.mesh` documents their use."""
 BATCH_AXES = (REPLICA, FSDP)
-"""The axes that split a batch."""
+"""Mesh axes that split a batch."""
 
 _MESH_AXES = {"batch": BATCH_AXES, "tensor": (TENSOR,)}
 
 Tree = TypeVar("Tree")
+"""Type of a pytree."""
 
 
 def constrain(x: Shaped[Array, "..."], *names: str | None) -> Shaped[Array, "..."]:
-    """The same array, placed on the current mesh; without a mesh it is returned as it is.
+    """Constrains an array to the current mesh; without a mesh it is returned unchanged.
 
     Args:
       x: an intermediate array under `jax.jit`.
@@ -69,7 +71,7 @@ def constrain_batch(tree: Tree) -> Tree:
 
 
 def gathered(tree: Any) -> Any:
-    """The arrays of a pytree whole, as numpy arrays, on every process.
+    """Gathers the arrays of a pytree as numpy arrays on every process.
 
     Where an array is spread over several processes this is a collective: all of them must call it.
     It needs as much host memory as the arrays take.

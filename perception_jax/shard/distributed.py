@@ -24,12 +24,13 @@ from jaxtyping import Int32
 from perception_jax.errors import PerceptionError, TrainingError
 
 T = TypeVar("T")
+"""Type of a result."""
 
 SWITCH = "PERCEPTION_JAX_DISTRIBUTED"
-"""Environment variable: "1" starts the distributed runtime, "0" never does."""
+"""Environment variable: "1" starts the distributed runtime, "0" disables it."""
 
 TIMEOUT_SECONDS = 900.0
-"""How long `exchange` waits for the slowest process."""
+"""Seconds that `exchange` waits for the slowest process."""
 
 _log = logging.getLogger(__name__)
 _turns: collections.Counter[str] = collections.Counter()
@@ -37,7 +38,7 @@ _turns: collections.Counter[str] = collections.Counter()
 
 @dataclasses.dataclass(frozen=True)
 class ProcessInfo:
-    """Which process this is and what it sees."""
+    """Index of this process and its devices."""
 
     index: int
     count: int
@@ -53,7 +54,7 @@ class ProcessInfo:
 
 
 def initialize(enabled: bool | None = None, *, timeout_seconds: int = 300) -> ProcessInfo:
-    """Joins the other hosts where that is asked for, and logs what this process sees.
+    """Joins the other hosts if configured, and logs the devices of this process.
 
     Args:
       enabled: True joins, False does not; None asks the variable `SWITCH`, then joins on a TPU
@@ -79,7 +80,7 @@ def initialize(enabled: bool | None = None, *, timeout_seconds: int = 300) -> Pr
 
 
 class Ballots:
-    """The votes with which all processes decide at the same step, e.g. to stop.
+    """Votes by which all processes decide at the same step, e.g. to stop.
 
     Signals reach hosts at different times; if each acted on its own, some would wait in a
     collective for hosts that have left. Each process puts its vote into the step that all of them
@@ -93,18 +94,18 @@ class Ballots:
         self._devices = mesh.size
         self._made: dict[bool, jax.Array] = {}
 
-    def cast(self, wish: bool) -> Int32[jax.Array, " devices"]:
-        """This process's vote, once per device of its own: 1 if it wishes, else 0."""
-        if wish not in self._made:
-            mine = np.full((1,), wish, np.int32)
-            self._made[wish] = jax.make_array_from_callback(
+    def cast(self, stop: bool) -> Int32[jax.Array, " devices"]:
+        """Returns this process's vote once per device: 1 to stop, else 0."""
+        if stop not in self._made:
+            mine = np.full((1,), stop, np.int32)
+            self._made[stop] = jax.make_array_from_callback(
                 (self._devices,), self._sharding, lambda _: mine
             )
-        return self._made[wish]
+        return self._made[stop]
 
 
 def exchange(subject: str, text: str, *, timeout_seconds: float = TIMEOUT_SECONDS) -> list[str]:
-    """Gives every process the texts of all, in the order of their indices.
+    """Returns the texts of all processes in the order of their indices.
 
     The texts go through the coordination service, not through the devices, so that this may run
     beside a computation. All processes must call this in the same order.
@@ -127,7 +128,7 @@ def exchange(subject: str, text: str, *, timeout_seconds: float = TIMEOUT_SECOND
 
 
 def together(subject: str, action: Callable[[], T]) -> T:
-    """Runs `action` on every process; if it fails on one, no process goes on.
+    """Runs `action` on every process; if it fails on one, no process continues.
 
     Raises:
       PerceptionError: what `action` raised here.
@@ -171,7 +172,7 @@ def _receive(client: Any, subject: str, turn: int, index: int, end: float) -> st
             if time.monotonic() > end:
                 raise TrainingError(
                     f"process {index} of {jax.process_count()} did not answer in time "
-                    f"({subject}). Look at its log, then start the same command on all again."
+                    f"({subject}). See its log, then start the same command on all again."
                 ) from error
 
 

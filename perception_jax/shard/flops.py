@@ -1,4 +1,4 @@
-"""FLOPs of a function and of its gradient, counted on its jaxpr.
+"""FLOPs of a function and of its gradient, counted on the jaxpr.
 
 XLA's own cost analysis counts the body of a loop once, so a scanned stack of 24 layers looks like
 one layer. Here a scan counts as often as it runs. Only matrix products and convolutions count,
@@ -125,7 +125,9 @@ def _backward(jaxpr: core.Jaxpr, inputs: Sequence[bool], wanted: Sequence[bool])
     """The backward pass from the wanted outputs to the marked inputs."""
     known, total = _depends(jaxpr, inputs), 0
     reached = {
-        var for var, wish in zip(jaxpr.outvars, wanted, strict=True) if wish and _marked(known, var)
+        var
+        for var, needed in zip(jaxpr.outvars, wanted, strict=True)
+        if needed and _marked(known, var)
     }
     for equation in reversed(jaxpr.eqns):
         asked = [var in reached and _marked(known, var) for var in equation.outvars]
@@ -144,7 +146,7 @@ def _equation_backward(equation: core.JaxprEqn, given: list[bool], asked: list[b
         return _Backward(_equation(equation) * sum(given), given)
     first, carried = _carry(equation)
     turns = equation.params["length"] if equation.primitive.name == "scan" else 1
-    given = _settled(equation, given)
+    given = _fixed_point(equation, given)
     while True:
         inner = given[len(given) - len(bodies[0].invars) :]
         parts = [_backward(body, inner, asked) for body in bodies]
@@ -156,7 +158,7 @@ def _equation_backward(equation: core.JaxprEqn, given: list[bool], asked: list[b
         asked = [*grown, *asked[carried:]]
 
 
-def _settled(equation: core.JaxprEqn, given: list[bool]) -> list[bool]:
+def _fixed_point(equation: core.JaxprEqn, given: list[bool]) -> list[bool]:
     """The inputs of a loop's body that depend on what trains in any of its turns."""
     first, carried = _carry(equation)
     found = _outputs_depend(equation, given)[:carried]

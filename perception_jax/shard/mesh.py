@@ -34,7 +34,7 @@ def make_mesh(
     tensor: int = 1,
     devices: Sequence[jax.Device] | None = None,
 ) -> Mesh:
-    """A mesh with the axes `AXES`, all of type Auto (the compiler propagates shardings).
+    """Makes a mesh with the axes `AXES`, all of type Auto (the compiler propagates shardings).
 
     Args:
       replica, fsdp, tensor: axis sizes; one may be -1.
@@ -59,7 +59,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_shards(mesh: Mesh) -> int:
-    """Into how many pieces `batch_sharding` splits a batch."""
+    """Number of pieces into which `batch_sharding` splits a batch."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
@@ -73,7 +73,7 @@ def mesh_of(tree: Any) -> Mesh | None:
 
 
 def check_batch(mesh: Mesh, batch_size: int, hosts: int = 1) -> None:
-    """Refuses a global batch that the mesh's batch shards or the hosts do not divide.
+    """Raises an error if the batch shards of the mesh or the hosts do not divide the global batch.
 
     Raises:
       ConfigError: with the mesh that fits.

@@ -1,4 +1,4 @@
-"""What a compiled program holds on one device: its arrays and its collectives, read from its text.
+"""Inspection of a compiled program: arrays and collectives of one device, parsed from its text.
 
 Equal results do not show that a program is sharded; the shapes in it do. They are those of one
 device, so an array that is split over eight devices has an eighth of its size here.
@@ -28,7 +28,7 @@ _ARRAY = re.compile(r"\b(?P<dtype>pred|bf16|[fsuc]\d+(?:e\d+m\d+\w*)?)\[(?P<shap
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """An array that an operation of the program gives, on one device.
+    """The output array of an operation on one device.
 
     Attributes:
       operation: XLA's name of the operation, such as "fusion" or "all-gather".

@@ -7,7 +7,7 @@ leaf and the mesh have, is an error: nothing is replicated by accident.
 
 Published sizes do not divide every slice (a width of 1,152 does not split over 256 chips). A mesh
 axis that does not divide the leaf's axis named for it moves to another one that the row names, or
-else leaves the leaf whole on that mesh axis; each such leaf is listed in `Placement.fallbacks`.
+else leaves the leaf whole on that mesh axis; each such leaf is listed in `ShardingPlan.fallbacks`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from perception_jax.errors import ConfigError
 
 Spec = PartitionSpec | Callable[[tuple[int, ...], Mesh], PartitionSpec]
+"""A PartitionSpec, or a function of shape and mesh that returns one."""
 Rules = Sequence[tuple[str, Spec]]
+"""Rows of path regex and spec; the first match wins."""
 
 _SHOWN = 8
 
@@ -32,17 +34,19 @@ _log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
-class Placement:
-    """Attributes:
-    shardings: of each leaf by path.
-    fallbacks: the spec that the row gives, for each leaf that it does not divide.
+class ShardingPlan:
+    """Shardings of all leaves, and the fallbacks among them.
+
+    Attributes:
+      shardings: of each leaf by path.
+      fallbacks: the spec that the row gives, for each leaf that it does not divide.
     """
 
     shardings: dict[str, NamedSharding]
     fallbacks: dict[str, PartitionSpec]
 
     def explain(self) -> str:
-        """The fallbacks in words, a line each; "" without any."""
+        """Lists the fallbacks, one per line; "" if there are none."""
         listed = [
             f"{path}: {self.shardings[path].spec} instead of {wanted}"
             for path, wanted in self.fallbacks.items()
@@ -52,7 +56,7 @@ class Placement:
 
 
 def shardings(leaves: Mapping[str, Any], rules: Rules, mesh: Mesh) -> dict[str, NamedSharding]:
-    """The sharding of each leaf; fallbacks are logged.
+    """Returns the sharding of each leaf; fallbacks are logged.
 
     Args, Raises: as of `place`.
     """
@@ -69,8 +73,8 @@ def shardings(leaves: Mapping[str, Any], rules: Rules, mesh: Mesh) -> dict[str, 
     return placement.shardings
 
 
-def place(leaves: Mapping[str, Any], rules: Rules, mesh: Mesh | AbstractMesh) -> Placement:
-    """The sharding of each leaf, and which of them are fallbacks.
+def place(leaves: Mapping[str, Any], rules: Rules, mesh: Mesh | AbstractMesh) -> ShardingPlan:
+    """Computes the sharding of each leaf and which of them are fallbacks.
 
     Args:
       leaves: anything with a `shape` (arrays, `jax.ShapeDtypeStruct`) by "/"-joined path.
@@ -100,7 +104,7 @@ def place(leaves: Mapping[str, Any], rules: Rules, mesh: Mesh | AbstractMesh) ->
         placed[path] = NamedSharding(mesh, fitting)
     if problems:
         raise ConfigError(_message(problems, rules))
-    return Placement(placed, fallbacks)
+    return ShardingPlan(placed, fallbacks)
 
 
 def fsdp_largest_axis(

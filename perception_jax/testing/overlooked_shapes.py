@@ -1,4 +1,4 @@
-"""OverlookedShapes: a toy benchmark on which GiVE must learn to see what its backbone overlooks.
+"""OverlookedShapes: a toy benchmark of objects that a backbone overlooks, for GiVE.
 
 Each scene has one large shape in its middle and two small ones in corners. A tiny CLIP learns the
 large shape's caption only and is frozen; adapters then have to bring out whichever shape the
@@ -24,7 +24,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int, Int32
 from perception_jax.data.records import ObjectAnnotation, Record
 from perception_jax.evals.conditioned.diagnostics import area_under_curve
 from perception_jax.models.clip.config import VisionConfig
-from perception_jax.models.clip.modeling import VisionTower
+from perception_jax.models.clip.modeling import ClipVisionTower
 from perception_jax.nn import stack
 from perception_jax.nn.adapters import AdapterParam
 from perception_jax.nn.text_tower import TextConfig, TextTower
@@ -38,7 +38,9 @@ from perception_jax.systems.give.losses import LossConfig, Rows, all_losses
 from perception_jax.systems.give.model import Give, GiveConfig
 
 SIDE, LARGE, SMALL = 32, 16, 7
+"""Sides of an image, of a large and of a small shape, pixels."""
 CORNERS = ((1, 1), (1, 24), (24, 1), (24, 24))
+"""Top left corners of the small shapes."""
 COLOURS = {
     "red": (1.0, 0.1, 0.1),
     "green": (0.1, 1.0, 0.1),
@@ -47,22 +49,30 @@ COLOURS = {
     "magenta": (1.0, 0.1, 1.0),
     "cyan": (0.1, 1.0, 1.0),
 }
+"""Colours by name."""
 MEAN = DEVIATION = 0.3
+"""Mean and standard deviation of the image normalisation."""
 BLANK = -0.5
-"""What a blank image is filled with, normalised."""
+"""Value of a blank image, normalised."""
 
 WIDTH, HEADS = 48, 4
+"""Width and heads of the backbone."""
 PRETRAINING_STEPS, PRETRAINING_BATCH = 700, 96
+"""Steps and batch size of the backbone's training."""
 STEPS, GROUPS = 3500, GroupConfig(groups=8, images=6)
+"""Steps and batches of the adapters' training."""
 LEARNING_RATE = 2e-3
+"""Learning rate of the adapters' training."""
 LEAST_SCALE = 20.0
-"""Of OITC, should the backbone's own inverse temperature be smaller."""
+"""Smallest inverse temperature of OITC."""
 
 QUERIES = 300
-"""Scenes that look for others with the same shape."""
+"""Number of query scenes in image-image retrieval."""
 
 Axis = Float[np.ndarray, "#S #S"]
+"""Coordinates along an axis."""
 Shape = Callable[[Axis, Axis], Bool[np.ndarray, "S S"]]
+"""Function from coordinates to the pixels of a shape."""
 SHAPES: dict[str, Shape] = {
     "disc": lambda u, w: np.hypot(u, w) < 0.95,
     "square": lambda u, w: (abs(u) < 0.85) & (abs(w) < 0.85),
@@ -75,16 +85,18 @@ SHAPES: dict[str, Shape] = {
     "post": lambda u, w: (abs(u) < 0.35) & (abs(w) <= 1),
     "funnel": lambda u, w: (w < 0.9) & (abs(u) < 0.95 * (1 - w) / 2),
 }
-"""Where a shape is, in coordinates of pixel centres from -1 to 1."""
+"""Shapes by name, in coordinates of pixel centres from -1 to 1."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scenes:
-    """Attributes:
-    pixels: normalised.
-    shape, colour: of each scene's three objects, the large one first. All shapes differ.
+    """Scenes with one large and two small shapes.
+
+    Attributes:
+      pixels: normalised.
+      shape, colour: of each scene's three objects, the large one first. All shapes differ.
     """
 
     pixels: Float32[np.ndarray, "n 32 32 3"]
@@ -94,7 +106,7 @@ class Scenes:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scores:
-    """What is measured on test scenes; shares and areas under curves lie in [0, 1].
+    """Scores on test scenes; shares and areas under curves are in [0, 1].
 
     Attributes:
       caption_salient, caption_overlooked: the right one of all 60 captions comes first.
@@ -114,7 +126,7 @@ class Scores:
 
 
 def draw(count: int, seed: int) -> Scenes:
-    """Noise, a large shape near the centre, small ones in two corners over it."""
+    """Draws noise, a large shape near the centre, and small ones in two corners."""
     rng = np.random.default_rng(seed)
     shape = rng.permuted(np.tile(np.arange(len(SHAPES)), (count, 1)), axis=1)[:, :3]
     colour = rng.integers(len(COLOURS), size=(count, 3))
@@ -140,7 +152,7 @@ def mask(name: str, side: int) -> Bool[np.ndarray, "S S"]:
 
 
 class MeanText(TextTower):
-    """A text tower without a mask, read at the mean of its tokens."""
+    """A text tower without a mask that returns the mean of its tokens."""
 
     def __call__(self, ids: Int[Array, "B T"]) -> TowerOutput:
         """Encodes token ids, all of which count."""
@@ -150,25 +162,25 @@ class MeanText(TextTower):
         return TowerOutput(embedding=self.projection(pooled), pooled=pooled, tokens=tokens)
 
 
-class Same(nnx.Module):
-    """In the place of a norm."""
+class NoNorm(nnx.Module):
+    """Replaces a norm."""
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        """The tokens as they are."""
+        """Returns the tokens unchanged."""
         return x
 
 
-class Backbone(nnx.Module):
-    """A tiny ViT and texts [start, colour, shape] or [start, shape]."""
+class ShapesBackbone(nnx.Module):
+    """A tiny ViT with texts [start, colour, shape] or [start, shape]."""
 
     def __init__(self, *, rngs: nnx.Rngs):
         size = {"width": WIDTH, "heads": HEADS, "mlp_dim": 4 * WIDTH, "act": "gelu"}
         vision = VisionConfig(image_size=SIDE, patch_size=8, depth=3, **size)
         words = 1 + len(COLOURS) + len(SHAPES)
         text = TextConfig(vocab_size=words, context=3, depth=1, **size)
-        self.vision = VisionTower(vision, WIDTH, rngs=rngs)
+        self.vision = ClipVisionTower(vision, WIDTH, rngs=rngs)
         # CLIP's norm before the blocks would make all patches, bright or dark, equally long.
-        self.vision.norm_pre = Same()
+        self.vision.norm_pre = NoNorm()
         self.text = MeanText(text, WIDTH, rngs=rngs)
         self.logit_scale = nnx.Param(jnp.log(jnp.float32(1 / 0.07)))
 
@@ -194,15 +206,15 @@ def _word(shape: Int[np.ndarray, "*n"]) -> Int[np.ndarray, "*n"]:
     return 1 + len(COLOURS) + shape
 
 
-def pretrained(scenes: Scenes, *, steps: int = PRETRAINING_STEPS, seed: int = 0) -> Backbone:
-    """A backbone that knows the captions of the large shapes, and nothing of the small ones."""
-    model = jax.jit(lambda: Backbone(rngs=nnx.Rngs(params=seed)))()
+def pretrained(scenes: Scenes, *, steps: int = PRETRAINING_STEPS, seed: int = 0) -> ShapesBackbone:
+    """Trains a backbone on captions of the large shapes only."""
+    model = jax.jit(lambda: ShapesBackbone(rngs=nnx.Rngs(params=seed)))()
     pixels = jnp.asarray(scenes.pixels)
     rng = np.random.default_rng([seed, 1])
     picked = rng.integers(len(pixels), size=(steps, PRETRAINING_BATCH))
     batches = ((row, scenes.shape[row, 0], scenes.colour[row, 0]) for row in picked)
 
-    def loss(model: Backbone, batch: Any, pixels: Array) -> Array:
+    def loss(model: ShapesBackbone, batch: Any, pixels: Array) -> Array:
         image, shape, colour = batch
         embedding = unit(model.vision(pixels[image]).embedding)
         return softmax_contrastive(
@@ -212,8 +224,8 @@ def pretrained(scenes: Scenes, *, steps: int = PRETRAINING_STEPS, seed: int = 0)
     return _fit(model, nnx.Param, loss, batches, steps, pixels)
 
 
-def with_adapters(backbone: Backbone, *, seed: int = 0, **adapter: Any) -> Give:
-    """Fresh adapters with heads of 12 in all three blocks."""
+def with_adapters(backbone: ShapesBackbone, *, seed: int = 0, **adapter: Any) -> Give:
+    """Adds fresh adapters with heads of 12 to all three blocks."""
     config = GiveConfig(layers="all", adapter=AdapterConfig(heads=HEADS, **adapter))
     backbone = jax.tree.map(lambda leaf: leaf, backbone)
     return Give(config, backbone, rngs=nnx.Rngs(params=seed))
@@ -227,15 +239,15 @@ def trained(
     seed: int = 0,
     losses: LossConfig | None = None,
 ) -> Give:
-    """What GiVE's losses and sampling make of the adapters; the backbone stays."""
+    """Trains the adapters with GiVE's losses and sampling; the backbone stays frozen."""
     config = LossConfig() if losses is None else losses
     pixels = jnp.asarray(scenes.pixels)
 
     def loss(give: Give, batch: dict[str, Array], pixels: Array) -> Array:
         backbone = give.backbone
         kinds = jnp.stack([batch["label"], batch["absent_index"]], axis=1).reshape(-1)
-        told = pick(backbone.instructions(), kinds)
-        out = give(pixels[batch["image_index"]], told, repeats=2)
+        instruction = pick(backbone.instructions(), kinds)
+        out = give(pixels[batch["image_index"]], instruction, repeats=2)
         return all_losses(
             config,
             Rows(
@@ -270,7 +282,7 @@ def batches(scenes: Scenes, steps: int, seed: int) -> Iterator[dict[str, Int32[n
 
 
 def records(scenes: Scenes) -> list[Record]:
-    """What the scenes show, without their pixels."""
+    """Records of the scenes, without their pixels."""
     colours, shapes = list(COLOURS), list(SHAPES)
     nothing = np.zeros((1, 1, 3), np.uint8)
 
@@ -288,7 +300,7 @@ def records(scenes: Scenes) -> list[Record]:
 
 
 def measured(give: Give, scenes: Scenes) -> Scores:
-    """Every scene under every instruction, and what that is good for."""
+    """Scores every scene with every instruction."""
     captions = np.asarray(give.backbone.captions())
     embedding, presence = _under_all(give, scenes.pixels)
     blank, _ = _under_all(give, np.full((1, SIDE, SIDE, 3), BLANK, np.float32))
@@ -317,8 +329,9 @@ def measured(give: Give, scenes: Scenes) -> Scores:
     )
 
 
-def static_captions(backbone: Backbone, scenes: Scenes) -> tuple[float, float]:
-    """How often the plain backbone names the large shape, and a small one, of all captions."""
+def static_captions(backbone: ShapesBackbone, scenes: Scenes) -> tuple[float, float]:
+    """Share of scenes for which the backbone alone ranks a caption of the large, of a small shape
+    first."""
     captions = np.asarray(backbone.captions()).reshape(-1, WIDTH)
     run = jax.jit(lambda model, pixels: model.vision(pixels).embedding)
     best = (np.asarray(run(backbone, scenes.pixels)) @ captions.T).argmax(axis=1)
@@ -349,8 +362,8 @@ def _under_all(
     @jax.jit
     def run(give: Give, pixels: Array) -> tuple[Array, Array]:
         kinds = jnp.tile(jnp.arange(len(SHAPES)), len(pixels))
-        told = pick(give.backbone.instructions(), kinds)
-        out = give(pixels, told, repeats=len(SHAPES))
+        instruction = pick(give.backbone.instructions(), kinds)
+        out = give(pixels, instruction, repeats=len(SHAPES))
         return out.embedding, out.presence_logit
 
     done = [run(give, pixels[start : start + size]) for start in range(0, len(pixels), size)]

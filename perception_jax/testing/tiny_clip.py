@@ -13,20 +13,24 @@ from perception_jax.systems.contrastive.data import ContrastiveData
 from perception_jax.systems.contrastive.task import ContrastiveConfig, ContrastiveTask
 
 SIZE, CONTEXT, VOCAB = 16, 8, 1024
+"""Image size, text length and vocabulary size."""
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (40, 40, 220), "grey": (90,) * 3}
+"""RGB values by colour name."""
 
 CONFIG = ClipConfig(
     vision=VisionConfig(image_size=SIZE, patch_size=8, width=32, depth=2, heads=2, mlp_dim=64),
     text=TextConfig(vocab_size=VOCAB, context=CONTEXT, width=32, depth=1, heads=2, mlp_dim=64),
     embed_dim=16,
 )
+"""Configuration of the tiny CLIP."""
 PROCESSOR = Processor(
     image=ImageProcessor(size=SIZE), tokenizer=ClipTokenizer.shipped(VOCAB, CONTEXT)
 )
+"""Processor of the tiny CLIP."""
 
 
 class ColourSource:
-    """Noisy images of one colour, captioned by its name."""
+    """Noisy images of one colour with its name as caption."""
 
     def __init__(self, length: int = 64):
         self.length = length

@@ -1,4 +1,4 @@
-"""Checkpoints: what a run needs to go on as if nothing had happened. The one file that knows orbax.
+"""Checkpoints: the complete state of a run, written with orbax.
 
     checkpoints/N/state/       arrays: step, trainable, frozen, opt_state, ema, key (nested dict)
     checkpoints/N/data/        position of the data iterator, one JSON per process
@@ -28,8 +28,8 @@ from orbax.checkpoint import v1 as ocp
 from perception_jax.errors import CheckpointError
 from perception_jax.files import write_whole
 from perception_jax.shard import distributed
-from perception_jax.train import integrity, layout, position
-from perception_jax.train.position import PositionFile
+from perception_jax.train import data_position, integrity, state_tree
+from perception_jax.train.data_position import PositionFile
 from perception_jax.train.state import Leaves, TrainState
 
 _log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ _EVALUATION = "evaluation.json"
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-    """A restored run; the data iterator has been moved to its place too.
+    """A restored state; the data iterator has been moved to its position.
 
     `evaluation` is None if the evaluators have not run (to their end) at this step.
     """
@@ -52,10 +52,10 @@ class Restored:
 
 
 class Checkpoints:
-    """The checkpoints of one workdir. Use as a context: leaving it waits for running saves."""
+    """The checkpoints of one workdir, a context manager that waits for running saves."""
 
     def __init__(self, directory: pathlib.Path, *, keep: int, keep_best: str = "") -> None:
-        """Args: `keep` and `keep_best` as in `TrainConfig`."""
+        """Opens the checkpoints; `keep` and `keep_best` as in `TrainConfig`."""
         _ORBAX_LOG.addFilter(_has_no_traceback)
         self._directory = directory
         self._saving: Any = None
@@ -80,7 +80,7 @@ class Checkpoints:
         return max(steps(self._directory), default=None)
 
     def path(self, step: int) -> pathlib.Path:
-        """Where the checkpoint of `step` is, or would be."""
+        """Path of the checkpoint of `step`, which need not exist."""
         return self._directory / str(step)
 
     def save(
@@ -102,8 +102,8 @@ class Checkpoints:
         self.wait()
         own = {"step": step, "process_count": jax.process_count(), "ema": state.ema is not None}
         meta = {**meta, **own}
-        tree = layout.to_tree(state)
-        files = _JsonFiles({"meta.json": meta, "leaves.json": layout.shapes(tree)})
+        tree = state_tree.to_tree(state)
+        files = _JsonFiles({"meta.json": meta, "leaves.json": state_tree.shapes(tree)})
         self._saving_step = step
         try:
             self._saving = self._orbax.save_checkpointables_async(
@@ -142,7 +142,7 @@ class Checkpoints:
             raise self._failed(self._saving_step, error) from error
 
     def restore(self, target: TrainState, data: Any) -> Restored | None:
-        """The newest checkpoint that is whole; None if there is none at all.
+        """Restores the newest undamaged checkpoint; None if there is no checkpoint.
 
         Args:
           target: shapes with shardings.
@@ -151,7 +151,7 @@ class Checkpoints:
         Raises:
           CheckpointError: checkpoints exist but all are damaged, or the newest whole one is of
             another model or cannot be loaded.
-          DataError: its place in the data is that of other data.
+          DataError: its position in the data is that of other data.
         """
         damaged: dict[int, str] = {}
         for step in self._agreed_steps():
@@ -165,8 +165,8 @@ class Checkpoints:
         if damaged:
             listed = "\n  ".join(f"{self.path(step)}: {why}" for step, why in damaged.items())
             raise CheckpointError(
-                f"none of the {len(damaged)} checkpoints can be used:\n  {listed}\nTo begin anew, "
-                "use another workdir."
+                f"none of the {len(damaged)} checkpoints can be used:\n  {listed}\nTo start a "
+                "new run, use another workdir."
             )
         return None
 
@@ -218,11 +218,11 @@ class Checkpoints:
     def _load(self, step: int, target: TrainState, data: Any) -> Restored:
         path = self.path(step)
         meta = read_meta(path)
-        tree = layout.to_tree(target)
+        tree = state_tree.to_tree(target)
         _require_fit(path, tree)
         distributed.together(
-            "finding the place in the data",
-            lambda: position.restore(
+            "finding the position in the data",
+            lambda: data_position.restore(
                 path / "data", data, written_by=meta["process_count"], batches=step
             ),
         )
@@ -231,14 +231,16 @@ class Checkpoints:
         except Exception as error:  # orbax and the file system raise many kinds
             raise _unloadable(path, error) from error
         found = distributed.exchange("evaluation", json.dumps(_read_evaluation(path)))[0]
-        return Restored(layout.from_tree(loaded["state"], target), step, meta, json.loads(found))
+        return Restored(
+            state_tree.from_tree(loaded["state"], target), step, meta, json.loads(found)
+        )
 
     def _set_aside(self, damaged: Mapping[int, str], *, used: int) -> None:
         """Moves damaged checkpoints out of the way of the run that is about to repeat them."""
         shelf = self._directory.parent / "damaged_checkpoints"
         for step, why in damaged.items():
             _log.warning(
-                "checkpoint %s is damaged (%s); it is moved to %s, training goes on from step %d",
+                "checkpoint %s is damaged (%s); it is moved to %s, training continues from step %d",
                 self.path(step),
                 why,
                 shelf / str(step),
@@ -299,7 +301,7 @@ def read_leaves(path: pathlib.Path, target: Mapping[str, Leaves]) -> dict[str, L
             state = ocp.load_checkpointables(path, {"state": dict(target)})["state"]
     except Exception as error:  # orbax and the file system raise many kinds
         raise _unloadable(path, error) from error
-    # A run that goes on deletes old checkpoints, and arrays without files are read as zeros.
+    # A run in progress deletes old checkpoints, and arrays without files are read as zeros.
     why = integrity.find_damage(path, contents=False)
     if why:
         raise CheckpointError(f"checkpoint {path} changed while it was read: {why}.")
@@ -377,7 +379,7 @@ def _require_fit(path: pathlib.Path, tree: Mapping[str, Any]) -> None:
     saved = _read_object(path / "meta" / "leaves.json")
     if saved is None:
         raise CheckpointError(f"{path} is not a whole checkpoint: no list in meta/leaves.json.")
-    differing = layout.differences(tree, saved)
+    differing = state_tree.differences(tree, saved)
     if differing:
         raise CheckpointError(
             f"checkpoint {path} is of another model or optimizer:\n  {differing}\n"
@@ -386,7 +388,7 @@ def _require_fit(path: pathlib.Path, tree: Mapping[str, Any]) -> None:
 
 
 def kept_settings(path: pathlib.Path) -> dict[str, Any]:
-    """The settings that one checkpoint keeps, see `train.settings`; what it lacks is left out."""
+    """The settings stored in a checkpoint (see `train.run_settings`), without missing ones."""
     meta = _read_meta(path)
     return {
         key: meta[key]

@@ -1,4 +1,4 @@
-"""What a training run is made of, as frozen dataclasses.
+"""Settings of a training run as frozen dataclasses.
 
 Config files hold plain mappings; `TrainConfig.from_mapping` turns one into dataclasses and names
 the nearest valid key for a wrong one, so that a typo fails here and nowhere else.
@@ -17,11 +17,12 @@ from perception_jax.errors import ConfigError
 from perception_jax.shard.mesh import MeshConfig
 
 T = TypeVar("T")
+"""Type of a dataclass."""
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimRule:
-    """How the leaves whose path contains `pattern` are trained; the first rule that matches wins.
+    """Optimizer settings of leaves whose path contains `pattern`; the first matching rule applies.
 
     Attributes:
       pattern: regex, searched anywhere in the "/"-joined path.
@@ -38,11 +39,12 @@ DEFAULT_RULES = (
     OptimRule(r"(^|/)(bias|scale|logit_scale|logit_bias)$", weight_decay=False),
     OptimRule(r".*"),
 )
+"""Rules without weight decay for norms and biases."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """Optimizer, schedule and what of the parameters moves how.
+    """Settings of the optimizer and its schedule.
 
     Steps are trainer steps (batches), also under accumulation.
 
@@ -92,7 +94,7 @@ class OptimConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """One training run.
+    """Settings of a training run.
 
     Attributes:
       steps: batches to train on, counted from the start of the run, resumes included.

@@ -16,10 +16,11 @@ from perception_jax.train import layout
 from perception_jax.train.task import Batch
 
 ID = "id"
+"""Batch key of the record ids."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Fed:
+class DeviceBatch:
     """A batch on the devices.
 
     Attributes:
@@ -31,15 +32,15 @@ class Fed:
     ids: tuple[str, ...]
 
 
-class Feed:
-    """Takes batches off an endless dataset and places them.
+class BatchFeed:
+    """Takes batches from an endless dataset and places them on the mesh.
 
     Attributes:
       iterator: the dataset's iterator.
     """
 
     def __init__(self, dataset: Iterable[Batch], mesh: Mesh, batch_size: int) -> None:
-        """Args: see `TrainConfig.batch_size`. Raises ConfigError if the mesh does not divide it."""
+        """Opens a dataset; raises ConfigError if the mesh does not divide the batch size."""
         hosts = jax.process_count()
         mesh_lib.check_batch(mesh, batch_size, hosts)
         self._dataset = dataset
@@ -63,7 +64,7 @@ class Feed:
         """Makes `place` the place for good, where a batch was left half way or not used."""
         self._place = place
 
-    def next(self) -> Fed:
+    def next(self) -> DeviceBatch:
         """The next batch.
 
         Raises:
@@ -80,12 +81,12 @@ class Feed:
         self._check(batch, ids)
         place = jax.make_array_from_process_local_data
         arrays = jax.tree.map(lambda x: place(self._sharding, np.asarray(x)), batch)
-        return Fed(arrays, ids)
+        return DeviceBatch(arrays, ids)
 
     def require_same_records(self, first: Sequence[str], moved: str) -> None:
         """Compares the first batch of the data with that of the run so far.
 
-        The place in the data fits any data of the same length; its records may still be others.
+        The position in the data fits any data of the same length; its records may still be others.
 
         Args:
           first: ids of the records in the run's first batch.
@@ -105,7 +106,7 @@ class Feed:
             raise DataError(
                 f"the training data are not those of the run: its first batch began with "
                 f"{list(first[:4])}, that of these data begins with {list(found[:4])} ({moved}). "
-                "Point the setting at the same data, or begin anew in another workdir."
+                "Point the setting at the same data, or start a new run in another workdir."
             )
 
     def close(self) -> None:
@@ -138,7 +139,7 @@ class Feed:
             ]
             raise DataError(
                 "batches must have the same shapes and dtypes throughout, or each new one would "
-                f"be compiled anew: {'; '.join(changed)} (records {list(ids[:4])} …). "
+                f"be recompiled: {'; '.join(changed)} (records {list(ids[:4])} …). "
                 "Pad to fixed sizes in the transform."
             )
 

@@ -17,6 +17,7 @@ from perception_jax.errors import CheckpointError
 from perception_jax.files import write_whole
 
 NAME = "files.json"
+"""File name of the checksums."""
 
 _CHUNK = 1 << 24
 
@@ -38,7 +39,7 @@ def find_damage(directory: pathlib.Path, *, contents: bool = True) -> str:
     Without `contents`, files are only looked up and their sizes compared.
 
     Raises:
-      CheckpointError: whether it is whole cannot be told: a file may not be read, or memory or
+      CheckpointError: it cannot be checked: a file may not be read, or memory or
         file handles have run out. That says nothing about the files.
     """
     try:
@@ -53,7 +54,7 @@ def find_damage(directory: pathlib.Path, *, contents: bool = True) -> str:
             return f"the disk cannot read it ({error})"
         raise CheckpointError(
             f"checkpoint {directory} cannot be checked: {type(error).__name__}: {error}. Its files "
-            "may well be whole; mend this, then run the same command again."
+            "may be intact; repair this, then run the same command again."
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Signals that end a run: the loop finishes its step, saves and returns."""
+"""Signals that end a run after the current step and a save."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import types
 from collections.abc import Iterator
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""Signals that end a run."""
 
 
 class Stopped(BaseException):  # not an Exception: code on the way must not take it for an error

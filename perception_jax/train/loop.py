@@ -23,11 +23,11 @@ from perception_jax.shard import distributed, flops
 from perception_jax.shard import mesh as mesh_lib
 from perception_jax.train import checkpoint
 from perception_jax.train.config import TrainConfig
-from perception_jax.train.feed import Feed
+from perception_jax.train.feed import BatchFeed
 from perception_jax.train.interrupt import Interrupt, Stopped
 from perception_jax.train.metrics import EVALUATE, Clock, Reporter
 from perception_jax.train.optim import make_optimizer
-from perception_jax.train.settings import Settings, require_same_everywhere
+from perception_jax.train.run_settings import RunSettings, require_same_everywhere
 from perception_jax.train.state import (
     AbstractModel,
     TrainState,
@@ -107,7 +107,7 @@ def run(
     """
     mesh = mesh_lib.make_mesh(**dataclasses.asdict(config.mesh), devices=devices)
     mesh_lib.check_batch(mesh, config.batch_size, jax.process_count())
-    settings = Settings.of(config, resolved_config, default_config, may_change)
+    settings = RunSettings.of(config, resolved_config, default_config, may_change)
     require_same_everywhere(settings)
     with contextlib.ExitStack() as stack:
         home = distributed.together(
@@ -170,18 +170,18 @@ def run(
         return trainer.train()
 
 
-def _settle(home: Workdir, settings: Settings) -> Mapping[str, Any]:
+def _settle(home: Workdir, settings: RunSettings) -> Mapping[str, Any]:
     """Process 0 compares and writes the settings; gives those kept in the newest checkpoint."""
     newest = max(checkpoint.steps(home.checkpoints), default=None)
     kept = None if newest is None else checkpoint.kept_settings(home.checkpoints / str(newest))
     if jax.process_index() == 0:
-        home.settle_config(settings, kept=kept)
+        home.record_config(settings, kept=kept)
     return kept or {}
 
 
-def _open_data(task: Task, mesh: Mesh, config: TrainConfig, interrupt: Interrupt) -> Feed:
+def _open_data(task: Task, mesh: Mesh, config: TrainConfig, interrupt: Interrupt) -> BatchFeed:
     with interrupt.leaving() if jax.process_count() == 1 else contextlib.nullcontext():
-        return Feed(task.datasets()["train"], mesh, config.batch_size)
+        return BatchFeed(task.datasets()["train"], mesh, config.batch_size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,10 +202,10 @@ class _Trainer:
     mesh: Mesh
     model: AbstractModel
     compile: Callable[[Any], CompiledStep]
-    feed: Feed
+    feed: BatchFeed
     checkpoints: checkpoint.Checkpoints
     home: Workdir
-    settings: Settings
+    settings: RunSettings
     interrupt: Interrupt
     asked: Callable[[int], bool]
     ballots: distributed.Ballots

@@ -1,4 +1,4 @@
-"""What a run tells: `metrics.jsonl`, a progress bar or log lines, TensorBoard files.
+"""Output of a run: `metrics.jsonl`, a progress bar or log lines, TensorBoard files.
 
 A line of `metrics.jsonl` is one JSON object with "step" and either training metrics ("loss" and
 more, see `train.step`, with the rates of `Clock`) or the values of evaluators, as
@@ -25,12 +25,13 @@ from perception_jax.errors import ConfigError, TrainingError
 from perception_jax.files import write_whole
 
 EVALUATE = "evaluate/"
+"""Prefix of evaluation metrics."""
 
 _log = logging.getLogger(__name__)
 
 
 class Clock:
-    """Rates since the last `read`."""
+    """Measures rates since the last `read`."""
 
     def __init__(self, *, batch_size: int, devices: int, peak_flops: float | None) -> None:
         """`peak_flops`: of one device per second, None if unknown (MFU and HFU are then null)."""
@@ -78,7 +79,7 @@ class Clock:
 
 
 class Reporter:
-    """Writes `metrics.jsonl`, moves the bar or logs lines, and feeds TensorBoard if asked.
+    """Writes `metrics.jsonl`, the progress bar or log lines, and TensorBoard files.
 
     Lines of steps that a resumed run will do again are dropped first, so that the file always
     reads as one uninterrupted run.
@@ -94,10 +95,15 @@ class Reporter:
         active: bool,
         evaluated: bool = True,
     ) -> None:
-        """Args: `step` done, of `steps`, and `evaluated`; only an `active` process reports.
+        """Opens the outputs.
+
+        Args:
+          step, steps: steps done and in all.
+          evaluated: whether the evaluation at `step` has been reported.
+          active: whether this process reports.
 
         Raises:
-          ConfigError: TensorBoard is asked for and tensorboardX is not installed.
+          ConfigError: TensorBoard is requested and tensorboardX is not installed.
           TrainingError: the disk does not take the file.
         """
         self._steps, self._active = steps, active

@@ -1,4 +1,4 @@
-"""Optimizer from config: schedule, and rules by path for learning rate, decay and freezing.
+"""Optimizer from config: schedule, and path rules for learning rate, decay and freezing.
 
 All transforms act leaf by leaf (or, for the clip, on the global norm), and rules go by path, not
 by rank: a stack of layers with leaves `[L, ...]` trains exactly like L separate layers. Decay is
@@ -21,6 +21,7 @@ from perception_jax.errors import ConfigError
 from perception_jax.train.config import OptimConfig, OptimRule
 
 Schedule = Callable[[jax.Array | int], jax.Array]
+"""Learning rate by step."""
 
 _log = logging.getLogger(__name__)
 

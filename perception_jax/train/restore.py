@@ -1,4 +1,4 @@
-"""A trained model from a workdir, for evaluation, prediction and export."""
+"""Loads a trained model from a workdir for evaluation, prediction and export."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def load_model(
     step: int | None = None,
     mesh: Mesh | None = None,
 ) -> tuple[nnx.Module, int]:
-    """Reads the weights of one checkpoint, and nothing else of it, straight to their devices.
+    """Reads only the weights of a checkpoint, straight to their devices.
 
     Args:
       task: of the same model as the run's.
@@ -37,7 +37,7 @@ def load_model(
     Returns:
       The model, with the moving average of its weights if the run kept one, and its step.
 
-    A workdir may belong to a run that goes on: if the newest checkpoint is replaced by a newer one
+    A workdir may belong to a run in progress: if the newest checkpoint is replaced by a newer one
     while it is read, that one is read.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The state of a run, and the model as flat dicts of leaves.
+"""The state of a run, and models as flat dicts of leaves.
 
 A model is split once into a static graph and two flat dicts, `path → array` with "/"-joined
 paths: what trains and what is frozen. Optimizer rules, sharding rules, checkpoints and pretrained
@@ -112,7 +112,7 @@ def abstract_state(
 
 
 def state_shardings(abstract: TrainState, rules: rules_lib.Rules, mesh: Mesh) -> TrainState:
-    """Where each leaf of the state lives; optimizer state lives with its parameter.
+    """Returns the sharding of each leaf of the state; optimizer state follows its parameter.
 
     Raises:
       ConfigError: see `shard.rules.shardings`.
@@ -151,7 +151,7 @@ def init_state(
     shardings: TrainState,
     seed: int,
 ) -> TrainState:
-    """A fresh state, born on its devices: the task's pretrained leaves, and the rest initialised.
+    """Initialises a state in shards: the task's pretrained leaves, and the others at random.
 
     Raises:
       ConfigError: `task.pretrained` returns a path or a shape that the model does not have.

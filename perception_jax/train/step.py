@@ -19,12 +19,13 @@ from perception_jax.train.state import AbstractModel, Leaves, TrainState
 from perception_jax.train.task import Batch, Metrics, Task
 
 Advance = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+"""Function from state and batch to state and metrics."""
 
 VOTE = "stop_votes"
-"""Key of a batch, and name of a metric: how many devices ask to stop."""
+"""Batch key and metric for the number of devices that ask to stop."""
 
 FINITE_METRICS = ("loss", "grad_norm", "param_norm")
-"""If one of these is not finite, the parameters are damaged or about to be."""
+"""Metrics whose non-finite values stop the run."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Step:
 
 @dataclasses.dataclass(frozen=True)
 class CompiledStep:
-    """A compiled step. It takes only the shapes it was compiled for: nothing retraces.
+    """A compiled step for fixed shapes; it never retraces.
 
     Attributes:
       call: donates the state that it is given.
@@ -67,7 +68,7 @@ def make_step(
     compute_dtype: str,
     ema: float | None,
 ) -> Step:
-    """The step of a task.
+    """Makes the step of a task.
 
     Metrics, float32[]: what `task.loss` returns, and "loss", "grad_norm" (before the clip),
     "param_norm" (after the update), "update_ratio" (norm of the update by norm of the parameters)

@@ -1,4 +1,4 @@
-"""The directory of a run: one owner at a time, one config for its whole life.
+"""The directory of a run: one process at a time, one config.
 
 workdir/
   config.json       the resolved settings of the run
@@ -27,14 +27,14 @@ import jax
 from perception_jax.errors import ConfigError, TrainingError
 from perception_jax.files import write_whole
 from perception_jax.shard import distributed
-from perception_jax.train.settings import MAY_CHANGE, Settings, compare
+from perception_jax.train.run_settings import MAY_CHANGE, RunSettings, compare
 
 _log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
 class Workdir:
-    """A locked workdir; paths of what is in it."""
+    """A locked workdir with the paths of its contents."""
 
     path: pathlib.Path
 
@@ -46,7 +46,7 @@ class Workdir:
     def config(self) -> pathlib.Path:
         return self.path / "config.json"
 
-    def settle_config(self, settings: Settings, *, kept: Mapping[str, Any] | None) -> None:
+    def record_config(self, settings: RunSettings, *, kept: Mapping[str, Any] | None) -> None:
         """Compares the settings with those of the run so far, then writes them to `config.json`.
 
         Args:
@@ -61,20 +61,20 @@ class Workdir:
             if not any(sources.values()):
                 raise ConfigError(
                     f"expected the settings of the run in {self.config} or in its checkpoints, "
-                    "found none: whether it goes on with the same ones cannot be told. Put "
-                    "config.json back, or begin anew in another workdir."
+                    "found none: they cannot be compared with this start. Put "
+                    "config.json back, or start a new run in another workdir."
                 )
             for source, old in sources.items():
                 if old:
                     self._require_continuation(old, settings, source)
         text = json.dumps(settings.to_json(), indent=2, sort_keys=True) + "\n"
-        with saying_what_cannot_be_written(self.config):
-            # On a full disk a run can only go on if nothing is written before what its failed save
+        with write_errors_explained(self.config):
+            # On a full disk a run can only resume if nothing is written before what its failed save
             # left behind is removed.
             if not (self.config.is_file() and self.config.read_bytes() == text.encode()):
                 write_whole(self.config, text)
 
-    def _require_continuation(self, old: Mapping[str, Any], new: Settings, source: Any) -> None:
+    def _require_continuation(self, old: Mapping[str, Any], new: RunSettings, source: Any) -> None:
         found = compare(old, new)
         if found.forbidden:
             free = ", ".join([*sorted(MAY_CHANGE), *sorted(new.free)])
@@ -105,7 +105,7 @@ class Workdir:
             why = f"cannot be read ({error})"
         _log.warning(
             "%s %s; the settings in the newest checkpoint are compared instead, and the file is "
-            "written anew",
+            "rewritten",
             self.config,
             why,
         )
@@ -139,7 +139,7 @@ class Workdir:
 
 @contextlib.contextmanager
 def open_workdir(path: str | os.PathLike[str]) -> Iterator[Workdir]:
-    """Creates the directory if need be and holds its lock.
+    """Creates the directory if needed and locks it.
 
     The lock is the kernel's (`flock`): it ends with the process, however that dies.
 
@@ -152,7 +152,7 @@ def open_workdir(path: str | os.PathLike[str]) -> Iterator[Workdir]:
             f"workdir {path}: expected a path of a (mounted) file system, found a URL."
         )
     path = pathlib.Path(path).expanduser().resolve()
-    with saying_what_cannot_be_written(path):
+    with write_errors_explained(path):
         path.mkdir(parents=True, exist_ok=True)
     with _lock(path) if jax.process_index() == 0 else contextlib.nullcontext():
         yield Workdir(path)
@@ -162,7 +162,7 @@ def open_workdir(path: str | os.PathLike[str]) -> Iterator[Workdir]:
 def _lock(path: pathlib.Path) -> Iterator[None]:
     # Opened without truncation: until the lock is ours, the file tells who holds it.
     with contextlib.ExitStack() as stack:
-        with saying_what_cannot_be_written(path / ".lock"):
+        with write_errors_explained(path / ".lock"):
             file = stack.enter_context((path / ".lock").open("a+", encoding="utf-8"))
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -183,14 +183,14 @@ def _lock(path: pathlib.Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def saying_what_cannot_be_written(path: pathlib.Path) -> Iterator[None]:
+def write_errors_explained(path: pathlib.Path) -> Iterator[None]:
     """Turns an OSError (a full or read-only disk) into one clear error about `path`."""
     try:
         yield
     except OSError as error:
         raise TrainingError(
             f"cannot write {path}: {error.strerror or error}. Checkpoints written so far are "
-            "intact; free disk space or mend the permissions there, then run the same command "
+            "intact; free disk space or correct the permissions there, then run the same command "
             "again."
         ) from error
 

@@ -6,8 +6,8 @@ The contact sheet is `viz.grid.grid`.
 from perception_jax.viz import colormap, grid
 from perception_jax.viz.blocks import ImageCard, Metric, heat_table
 from perception_jax.viz.charts import Bar, bar_chart, line_chart
+from perception_jax.viz.html_report import Report
 from perception_jax.viz.overlay import draw_boxes, draw_masks, heatmap
-from perception_jax.viz.report import Report
 
 __all__ = [
     "Bar",

@@ -1,4 +1,4 @@
-"""The parts a report is made of, as HTML strings: metrics, images, tables. All text is escaped.
+"""HTML parts of a report: metrics, images, tables. All text is escaped.
 
 Kept apart from `report`, which only orders them into a page.
 """
@@ -24,6 +24,7 @@ from perception_jax.viz.formatting import Number, format_number
 from perception_jax.viz.overlay import check_image
 
 Status = Literal["ok", "wrong"]
+"""Whether an image shows a right or wrong answer."""
 
 _BADGES = {
     "ok": ("right", "M2 8.5l4 4 8-9"),
@@ -32,7 +33,7 @@ _BADGES = {
 
 
 class ImageCard(NamedTuple):
-    """An image (uint8[H, W, 3]) with its caption and whether it shows a right or wrong answer."""
+    """An image (uint8[H, W, 3]) with a caption and a status."""
 
     image: np.ndarray
     caption: str = ""
@@ -41,7 +42,7 @@ class ImageCard(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Metric:
-    """One measured value with what to compare it to.
+    """A measured value with its baselines.
 
     Attributes:
       name: what was measured.

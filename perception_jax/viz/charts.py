@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Numbers = np.ndarray | Sequence[Number]
+"""A series of numbers."""
 
 _STYLES = ("solid", "dashed", "dotted")
 """Line styles, named alike by matplotlib and by CSS."""
@@ -69,7 +70,7 @@ def line_chart(
     Args:
       series: name to (x, y), equally long. A y that is not finite is a gap; with `log_y` so is one
         that is not positive. Long curves are thinned to what the eye can see, extremes kept.
-      title: what the reader should look at.
+      title: what the chart shows.
       x_label, y_label: quantities with their units.
       log_y: logarithmic y axis.
       percent: y values are fractions and shown as percentages.
@@ -209,7 +210,7 @@ def bar_chart(
     Args:
       groups: heading to its bars; the heading "" is not shown. Where labels come back in several
         groups, each label has its own colour.
-      title: what the reader should look at.
+      title: what the chart shows.
       percent: values are fractions and shown as percentages.
       maximum: right end of the axis; the largest value where None.
 

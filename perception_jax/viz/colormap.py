@@ -14,9 +14,10 @@ from perception_jax.errors import DataError
 from perception_jax.viz.formatting import Number
 
 RGB = tuple[int, int, int]
+"""A colour as red, green and blue, 0 to 255."""
 
 SEQUENTIAL = "inferno"
-"""Black over violet, red and orange to pale yellow; perceptually uniform."""
+"""Perceptually uniform colormap: black over violet, red and orange to pale yellow."""
 
 CATEGORICAL = (
     "#296cd8",
@@ -28,7 +29,7 @@ CATEGORICAL = (
     "#c52a38",
     "#41a149",
 )
-"""Hex colours; neighbours differ in hue and lightness. Use `categorical(i)` to cycle."""
+"""Hex colours of categories; `categorical(i)` cycles through them."""
 
 
 def normalise(

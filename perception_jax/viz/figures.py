@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK = "#1f2126"
-"""The style's colour of text and axes, replaced by the page's own."""
+"""Colour of text and axes in the style, replaced by that of the page."""
 LAYOUTS = {"wide": (720, 300), "narrow": (344, 240)}
-"""Width and height of the two drawings of a chart, pixels; what is tall may be taller."""
+"""Width and smallest height of the two drawings of a chart, pixels."""
 
 _CSS = (
     "<style>"
@@ -47,7 +47,7 @@ _CSS = (
 
 
 class Area(NamedTuple):
-    """A rectangle of the drawing, pixels from its left top, with text shown under the pointer."""
+    """A rectangle of the drawing, pixels from the top left, with a tooltip."""
 
     left: Number
     top: Number

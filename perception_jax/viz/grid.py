@@ -1,4 +1,4 @@
-"""A contact sheet: images in equal cells with wrapped captions below, as one picture."""
+"""A contact sheet: images in equal cells with wrapped captions as one picture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures over pictures: heat maps, boxes, masks and patch features drawn on an image.
+"""Overlays on images: heat maps, boxes, masks and patch features.
 
 Everything is uint8 numpy in and out; nothing changes its input. Letters: H W image, h w patch grid,
 R regions, P patches, D width.
@@ -163,7 +163,7 @@ def draw_masks(
     *,
     alpha: Number = 0.45,
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """Tints each mask and draws its inner edge solid; later masks lie over earlier ones.
+    """Tints each mask and draws its inner edge solid; later masks are drawn over earlier ones.
 
     Raises:
       DataError: masks and image differ in size, or masks and colours in number.

@@ -1,4 +1,4 @@
-"""Maps over the patches of an image: drawn over the picture in grey, and listed as numbers.
+"""Maps over the patches of an image: drawn over the image in grey, or as lists of numbers.
 
 Letters: C side of a panel, h w patch grid, H W image.
 """
@@ -17,19 +17,19 @@ from perception_jax.viz.overlay import heatmap
 def over(
     picture: UInt8[np.ndarray, "C C 3"], values: Float[np.ndarray, "h w"]
 ) -> UInt8[np.ndarray, "C C 3"]:
-    """A map over the picture in grey, so that all colours are the map's."""
+    """Draws a map over the image in grey."""
     low, high = float(values.min()), float(values.max())
     smooth = np.clip(enlarged(values, len(picture)), low, high)
     return heatmap(grey(picture), smooth, vmin=low, vmax=high)
 
 
 def grey(picture: UInt8[np.ndarray, "C C 3"]) -> UInt8[np.ndarray, "C C 3"]:
-    """The picture without its colours."""
+    """Converts an image to grey RGB."""
     return np.array(Image.fromarray(picture).convert("L").convert("RGB"))
 
 
 def enlarged(values: Float[np.ndarray, "h w"], side: int) -> Float[np.ndarray, "{side} {side}"]:
-    """Bicubic: linear interpolation of a few patches shows their edges as diamonds."""
+    """Resizes a map bicubically; bilinear interpolation of few patches has visible edges."""
     picture = Image.fromarray(values.astype(np.float32))
     return np.asarray(picture.resize((side, side), Image.Resampling.BICUBIC))
 
@@ -42,5 +42,5 @@ def blurred(values: Float[np.ndarray, "H W"], radius: Number) -> Float[np.ndarra
 
 
 def listed(values: Float[np.ndarray, "h w"]) -> list[list[float]]:
-    """For JSON, rows from the top; numbers of five digits: a map has no more to say."""
+    """Converts a map to nested lists for JSON, rows from the top, numbers of five digits."""
     return [[float(f"{value:.5g}") for value in row] for row in values]

@@ -1,4 +1,4 @@
-"""A page of panels: headings, rows of panels with captions, bars, and what colours of maps mean.
+"""A page of panels: headings, rows of panels with captions, bars, and legends of maps.
 
 Parts are strips of one width, put below each other by `stacked`. They are drawn by Pillow, so that
 all text of a page has the font of its captions. Letters: C side of a panel, w width.
@@ -18,12 +18,17 @@ from perception_jax.viz.formatting import Number
 from perception_jax.viz.grid import grid, wrap
 
 PANEL = 288
-"""C, pixels."""
+"""Side of a panel, pixels."""
 GAP = 14
+"""Gap between panels, pixels."""
 PAPER = (255, 255, 255)
+"""Background colour."""
 INK = (32, 34, 38)
+"""Text colour."""
 FONT = 15
+"""Font size of captions, pixels."""
 HEADING = 19
+"""Font size of headings, pixels."""
 _TRACK = (232, 232, 229)
 _FULL = colormap.categorical(2)
 _LOW = (150, 152, 156)
@@ -33,7 +38,7 @@ Panel = tuple[UInt8[np.ndarray, "C C 3"], str]
 
 
 def width_of(columns: int) -> int:
-    """Of a row of panels, pixels."""
+    """Width of a row of panels, pixels."""
     return columns * (PANEL + GAP) + GAP
 
 
@@ -64,7 +69,7 @@ def _written(text: str, width: int, size: int, indent: int) -> UInt8[np.ndarray,
 
 
 def legend(width: int) -> UInt8[np.ndarray, "_ {width} 3"]:
-    """A bar of the colours of maps with what its ends mean."""
+    """Draws a colour bar of maps with labels at its ends."""
     strip = Image.new("RGB", (width, FONT + 2 * GAP), PAPER)
     pen, font = ImageDraw.Draw(strip), ImageFont.load_default(FONT)
     bar = colormap.apply(np.tile(np.linspace(0, 1, PANEL // 2), (FONT, 1)))

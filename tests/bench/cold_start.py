@@ -73,7 +73,7 @@ def _our_start(name: str, side: str, batch: int) -> tuple[float, float, float]:
     """When imports, weights and the first call were done."""
     from launch import compile_cache
 
-    compile_cache.switch_on()
+    compile_cache.enable()
     import jax
     from towers import our_call, our_model, towers
 

@@ -1,4 +1,4 @@
-"""What the frozen `scenes-clip` knows of overlooked objects when it is told where they are.
+"""What the frozen `scenes-clip` knows of overlooked objects when it is given where they are.
 
 python tests/bench/give_ceilings.py [--backbone=scenes-clip] [--size=48] [--scenes=8000]
 

@@ -4,8 +4,9 @@ python tests/bench/loading.py [--rounds=5] [--shards=4] [--dtype=float32] [--out
 
 Writes random weights as a Hugging Face folder in several shards (1.7 GB in float32), then loads it
 in new processes that take turns. What counts is the call that loads, until one number of every page
-of every weight has been read; imports are told apart. The files stay in the page cache. Memory is
-the peak of the process above what it held before the call, as a multiple of the weights' size.
+of every weight has been read; imports are measured separately. The files stay in the page cache.
+Memory is the peak of the process above what it held before the call, as a multiple of the weights'
+size.
 
 transformers 5 maps the files and copies nothing, so its weights are the page cache; "transformers,
 own" also copies each weight into the process's memory, where ours are.
@@ -40,7 +41,7 @@ def write(folder: pathlib.Path, shards: int, dtype: str) -> int:
     from flax import nnx
     from safetensors.numpy import save_file
 
-    from perception_jax.interop.plan import source_shapes
+    from perception_jax.interop.binding import source_shapes
     from perception_jax.models.clip.config import ClipConfig
     from perception_jax.models.clip.modeling import Clip
     from perception_jax.models.clip.params import hf_table
@@ -145,7 +146,7 @@ class Memory:
 
 def _child(side: str, folder: str, weights: str) -> None:
     start = time.perf_counter()
-    load = _ours() if side == OURS else _theirs(own=side == OWN)
+    load = _to_target() if side == OURS else _to_source(own=side == OWN)
     imports = time.perf_counter() - start
     _touch(2 * int(weights))
     memory = Memory()
@@ -167,7 +168,7 @@ def _child(side: str, folder: str, weights: str) -> None:
     )
 
 
-def _ours() -> Any:
+def _to_target() -> Any:
     import jax
     import numpy as np
 
@@ -187,7 +188,7 @@ def _ours() -> Any:
     return load
 
 
-def _theirs(*, own: bool) -> Any:
+def _to_source(*, own: bool) -> Any:
     import torch
     from transformers import CLIPModel
 

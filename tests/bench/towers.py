@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 
 from perception_jax.models.clip.config import ClipConfig
-from perception_jax.models.clip.modeling import VisionTower
+from perception_jax.models.clip.modeling import ClipVisionTower
 from perception_jax.models.dinov2.config import Dinov2Config
 from perception_jax.models.dinov2.modeling import Dinov2
 from perception_jax.shard.flops import count_flops
@@ -115,7 +115,7 @@ def _torch_kind() -> dict[str, Any]:
 
 
 def _our_clip(config: Callable[[], ClipConfig]) -> nnx.Module:
-    return VisionTower(config().vision, config().embed_dim, rngs=nnx.Rngs(params=0))
+    return ClipVisionTower(config().vision, config().embed_dim, rngs=nnx.Rngs(params=0))
 
 
 def _our_dinov2() -> nnx.Module:

@@ -184,7 +184,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(tmp_path, 
     with caplog.at_level("WARNING"):
         train(tmp_path / "hurt")
     assert f"checkpoints/4 is damaged ({part}/" in caplog.text
-    assert "goes on from step 2" in caplog.text
+    assert "continues from step 2" in caplog.text
     assert (tmp_path / "hurt" / "damaged_checkpoints" / "4" / "files.json").exists()
     assert curve(tmp_path / "hurt") == curve(tmp_path / "whole")
     assert checkpoint.steps(tmp_path / "hurt" / "checkpoints") == [2, 4, 6]
@@ -250,7 +250,7 @@ def test_a_missing_place_in_the_data_is_named(tmp_path):
     meta = saved / "meta" / "meta.json"
     meta.write_text(meta.read_text().replace('"process_count": 1', '"process_count": 4'))
     reseal(saved)
-    with pytest.raises(CheckpointError, match=r"place in the data in .*process_0-of-4.json, found"):
+    with pytest.raises(CheckpointError, match=r"position in the data .*process_0-of-4.json, found"):
         train(tmp_path)
 
 

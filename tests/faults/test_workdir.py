@@ -1,4 +1,4 @@
-"""Runs that are interrupted or go on: evaluations, signals, workers, damaged files."""
+"""Runs that are interrupted or resumed: evaluations, signals, workers, damaged files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import jax
 import pytest
 
 from perception_jax.data import worker_watch
-from perception_jax.data.workers import prefetch, settle_grain
+from perception_jax.data.workers import configure_grain, prefetch
 from perception_jax.errors import CheckpointError, ConfigError, DataError
 from perception_jax.train import checkpoint, integrity, loop
 from perception_jax.train.config import TrainConfig
@@ -137,7 +137,7 @@ def test_a_signal_ends_a_wait_for_data(tmp_path):
 def test_a_worker_that_is_killed_or_stopped_is_one_error(monkeypatch, number):
     monkeypatch.setattr(worker_watch, "STOPPED_SECONDS", 0.5)
     monkeypatch.setattr(worker_watch, "_POLL_SECONDS", 0.1)
-    settle_grain()
+    configure_grain()
     stream = prefetch(grain.MapDataset.range(100_000), 1)
     try:
         assert next(stream) == 0
@@ -154,7 +154,7 @@ def test_a_worker_that_is_killed_or_stopped_is_one_error(monkeypatch, number):
 
 
 def test_workers_outlive_signals_to_the_process_group():
-    settle_grain()
+    configure_grain()
     stream = prefetch(grain.MapDataset.range(100_000), 1)
     try:
         assert next(stream) == 0

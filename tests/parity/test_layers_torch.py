@@ -154,7 +154,7 @@ def test_rotary_positions_equal_those_of_transformers():
     q, k = (RNG.normal(size=(B, T, 2, 16)).astype(np.float32) for _ in range(2))
 
     def turned(rope: Rope):
-        return [rope.turn(jnp.asarray(x)).swapaxes(1, 2) for x in (q, k)]
+        return [rope.rotate(jnp.asarray(x)).swapaxes(1, 2) for x in (q, k)]
 
     heads_first = [torch.tensor(x).transpose(1, 2) for x in (q, k)]
     # Llama: one axis.
@@ -196,7 +196,7 @@ def test_interleaved_rotary_positions_and_heads_that_turn_in_part():
     positions = jnp.arange(T)
     x = RNG.normal(size=(B, T, 2, 12)).astype(np.float32)
     rope = rotary(positions, 8, interleaved=True)
-    found = np.asarray(rope.turn(jnp.asarray(x)))
+    found = np.asarray(rope.rotate(jnp.asarray(x)))
     angles = np.arange(T)[:, None] * 10000.0 ** (-np.arange(4) / 4)
     pairs = (x[..., 0:8:2] + 1j * x[..., 1:8:2]) * np.exp(1j * angles)[None, :, None]
     close(found[..., 0:8:2], pairs.real)
@@ -204,7 +204,7 @@ def test_interleaved_rotary_positions_and_heads_that_turn_in_part():
     close(found[..., 8:], x[..., 8:], 0)
     halves = dataclasses.replace(rotary(positions, 8), interleaved=False)
     split = np.concatenate([x[..., 0:8:2], x[..., 1:8:2]], axis=-1)
-    close(halves.turn(jnp.asarray(split))[..., :4], pairs.real)
+    close(halves.rotate(jnp.asarray(split))[..., :4], pairs.real)
 
 
 def test_norms_equal_torch():

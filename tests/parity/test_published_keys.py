@@ -8,7 +8,7 @@ import math
 import pytest
 from flax import nnx
 
-from perception_jax.interop.plan import source_shapes
+from perception_jax.interop.binding import source_shapes
 from perception_jax.interop.rules import RuleTable
 from perception_jax.models.identify import identify
 from perception_jax.models.params import flatten

@@ -10,10 +10,10 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from perception_jax.interop.binding import source_shapes
 from perception_jax.interop.checkpoint_dir import open_checkpoint
 from perception_jax.interop.export import export_params
 from perception_jax.interop.load import load_params
-from perception_jax.interop.plan import source_shapes
 from perception_jax.interop.rules import (
     CONV,
     IDENTITY,

@@ -13,9 +13,9 @@ import pytest
 from perception_jax.data.scenes import facts, questions
 from perception_jax.data.scenes.language import Description, describe
 from perception_jax.data.scenes.sample import SceneConfig, sample_spec
-from perception_jax.data.scenes.silhouettes import extent
 from perception_jax.data.scenes.source import draw_scene
 from perception_jax.data.scenes.spec import RenderedObject, SceneSpec
+from perception_jax.data.scenes.visibility import extent
 from tests import scenes_oracle as oracle
 
 SCENES = 300
@@ -24,10 +24,10 @@ CONFIGS = {
     "test": SceneConfig(canvas=(64, 96), split="test", count=(2, 8), tint=0.4),
     "held out": SceneConfig(canvas=64, split="held_out", count=(1, 4)),
 }
-Told = tuple[Description, oracle.Scene]
+Described = tuple[Description, oracle.Scene]
 
 
-def _told(config: SceneConfig, seed: int) -> Told:
+def _described(config: SceneConfig, seed: int) -> Described:
     rng = np.random.default_rng([seed, 77])
     spec, rendered = draw_scene(rng, config)
     observed = facts.observe(
@@ -38,9 +38,9 @@ def _told(config: SceneConfig, seed: int) -> Told:
 
 
 @pytest.fixture(scope="module", params=CONFIGS)
-def told(request: pytest.FixtureRequest) -> list[Told]:
+def described(request: pytest.FixtureRequest) -> list[Described]:
     """A hundred described scenes of each split."""
-    return [_told(CONFIGS[request.param], seed) for seed in range(SCENES // len(CONFIGS))]
+    return [_described(CONFIGS[request.param], seed) for seed in range(SCENES // len(CONFIGS))]
 
 
 @pytest.fixture
@@ -51,17 +51,17 @@ def unchecked_types() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
-def test_a_referring_expression_picks_exactly_one_object(told: list[Told]) -> None:
-    for said, scene in told:
+def test_a_referring_expression_picks_exactly_one_object(described: list[Described]) -> None:
+    for said, scene in described:
         for phrase in said.referring:
             assert oracle.meant_by(phrase.text, scene) == [phrase.target], phrase
 
 
-def test_most_objects_have_a_referring_expression(told: list[Told]) -> None:
+def test_most_objects_have_a_referring_expression(described: list[Described]) -> None:
     """Also most of those whose name alone is ambiguous."""
     shared = [
         k in {phrase.target for phrase in said.referring}
-        for said, scene in told
+        for said, scene in described
         for k, thing in enumerate(scene.things)
         if sum(other.name == thing.name for other in scene.things) > 1
     ]
@@ -69,16 +69,16 @@ def test_most_objects_have_a_referring_expression(told: list[Told]) -> None:
     assert np.mean(shared) > 0.8
 
 
-def test_captions_are_true_of_the_image(told: list[Told]) -> None:
-    for said, scene in told:
+def test_captions_are_true_of_the_image(described: list[Described]) -> None:
+    for said, scene in described:
         assert len(said.captions) == 3
         for caption in said.captions:
             oracle.check_caption(caption, scene)
             assert 3 <= len(caption.split()) <= 32, caption
 
 
-def test_object_captions_are_true_and_one_of_them_leaves_the_name_out(told: list[Told]) -> None:
-    for said, scene in told:
+def test_object_captions_are_true_and_one_omits_the_name(described: list[Described]) -> None:
+    for said, scene in described:
         for (named, unnamed), thing in zip(said.object_captions, scene.things, strict=True):
             oracle.check_object_caption(named, thing)
             oracle.check_object_caption(unnamed, thing)
@@ -86,24 +86,24 @@ def test_object_captions_are_true_and_one_of_them_leaves_the_name_out(told: list
             assert not _has_phrase(unnamed, thing.name)
 
 
-def test_the_last_caption_has_no_class_name(told: list[Told]) -> None:
-    for said, scene in told:
+def test_the_last_caption_has_no_class_name(described: list[Described]) -> None:
+    for said, scene in described:
         for name in {thing.name for thing in scene.things}:
             assert not _has_phrase(said.captions[-1], name)
             assert not _has_phrase(said.captions[-1], oracle.TABLE[name]["plural"])
 
 
-def test_answers_are_right(told: list[Told]) -> None:
+def test_answers_are_right(described: list[Described]) -> None:
     kinds = Counter()
-    for said, scene in told:
+    for said, scene in described:
         for question in said.questions:
             oracle.check_question(question, scene)
             kinds[question.kind] += 1
     assert set(kinds) >= {"presence", "count", "colour", "size", "position", "relation", "name"}
 
 
-def test_instructions_point_at_one_object_or_at_none(told: list[Told]) -> None:
-    for said, scene in told:
+def test_instructions_point_at_one_object_or_at_none(described: list[Described]) -> None:
+    for said, scene in described:
         for instruction in said.instructions:
             phrase = re.sub(r"^(a photo of |focus on )?(the )?", "the ", instruction.text)
             if instruction.target is None:
@@ -113,15 +113,15 @@ def test_instructions_point_at_one_object_or_at_none(told: list[Told]) -> None:
         assert None in {instruction.target for instruction in said.instructions}
 
 
-def test_absent_names_have_no_kin_in_the_image(told: list[Told]) -> None:
-    for said, scene in told:
+def test_absent_names_have_no_relative_in_the_image(described: list[Described]) -> None:
+    for said, scene in described:
         assert len(said.absent) == len(set(said.absent)) > 0
         for name in said.absent:
             assert _is_absent(name, scene), name
 
 
-def test_english_is_well_formed(told: list[Told]) -> None:
-    for said, _ in told:
+def test_english_is_well_formed(described: list[Described]) -> None:
+    for said, _ in described:
         for text in _texts(said):
             assert text == text.strip()
             assert "  " not in text
@@ -136,8 +136,8 @@ def test_english_is_well_formed(told: list[Told]) -> None:
 
 def test_same_scene_and_generator_give_the_same_words() -> None:
     config = CONFIGS["train"]
-    assert [_told(config, seed)[0] for seed in range(20)] == [
-        _told(config, seed)[0] for seed in range(20)
+    assert [_described(config, seed)[0] for seed in range(20)] == [
+        _described(config, seed)[0] for seed in range(20)
     ]
 
 

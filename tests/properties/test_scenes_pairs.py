@@ -14,7 +14,7 @@ from perception_jax.data.scenes.edits import PairSpec
 from perception_jax.data.scenes.pairs import PairSource, minimal_pair, minimal_pair_record
 from perception_jax.data.scenes.render import Rendered, render
 from perception_jax.data.scenes.sample import SceneConfig
-from perception_jax.data.scenes.silhouettes import extent, text_extent
+from perception_jax.data.scenes.visibility import extent, text_extent
 from perception_jax.errors import ConfigError
 from tests import scenes_oracle as oracle
 

@@ -69,14 +69,14 @@ def test_splits_share_no_style_and_no_held_out_concept(seed: int, split: str) ->
 
 @FEW
 @given(seed=SEEDS)
-def test_no_two_kin_share_a_scene(seed: int) -> None:
+def test_no_two_of_a_family_share_a_scene(seed: int) -> None:
     spec = sample_spec(np.random.default_rng(seed), SceneConfig(count=(8, 8)))
     shown = {p.concept for p in (*spec.placements, *spec.background.placements)}
     in_front = {p.concept for p in spec.placements}
-    kin = [concepts.by_name(name).kin for name in in_front]
-    assert len(kin) == len(set(kin))
-    far = {concepts.by_name(name).kin for name in shown - in_front}
-    assert not far & set(kin)
+    families = [concepts.by_name(name).family for name in in_front]
+    assert len(families) == len(set(families))
+    far = {concepts.by_name(name).family for name in shown - in_front}
+    assert not far & set(families)
 
 
 @FEW

@@ -17,7 +17,7 @@ from flax import nnx
 from jax.experimental import topologies
 
 from perception_jax.models.clip.config import ClipConfig
-from perception_jax.models.clip.modeling import VisionTower
+from perception_jax.models.clip.modeling import ClipVisionTower
 from perception_jax.models.params import flatten, unflatten
 from perception_jax.models.shardings import SHARDINGS
 from perception_jax.shard import mesh as mesh_lib
@@ -32,7 +32,7 @@ def main(sizes: tuple[int, int, int]) -> None:
     mesh = mesh_lib.make_mesh(*sizes, devices=slice_.devices)
     config = ClipConfig.vit_l14_336()
     tower = nnx.eval_shape(
-        lambda: VisionTower(config.vision, config.embed_dim, rngs=nnx.Rngs(params=0))
+        lambda: ClipVisionTower(config.vision, config.embed_dim, rngs=nnx.Rngs(params=0))
     )
     leaves = flatten(tower)
     placed = shardings(leaves, SHARDINGS, mesh)

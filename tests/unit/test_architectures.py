@@ -13,7 +13,7 @@ import perception_jax
 from perception_jax.api import Loaded, Processor
 from perception_jax.data.processors import ImageProcessor
 from perception_jax.errors import ConfigError
-from perception_jax.interop.plan import source_shapes
+from perception_jax.interop.binding import source_shapes
 from perception_jax.models import registry
 from perception_jax.models.clip.config import ClipConfig, VisionConfig
 from perception_jax.models.identify import identify

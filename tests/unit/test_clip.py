@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from perception_jax.errors import ConfigError
-from perception_jax.interop.plan import bind
+from perception_jax.interop.binding import bind
 from perception_jax.models.clip.config import ClipConfig, TextConfig, VisionConfig
 from perception_jax.models.clip.modeling import Clip
 from perception_jax.models.clip.params import TABLES

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from perception_jax import viz
 from perception_jax.data.moinst.record import from_json
-from perception_jax.data.records import Instruction, ObjectAnnotation, Record
+from perception_jax.data.records import ObjectAnnotation, ObjectInstruction, Record
 from perception_jax.errors import ConfigError, DataError
 from perception_jax.evals.conditioned import bootstrap, convert, prompts, ranks, tables
 from perception_jax.evals.conditioned.accumulate import Accumulator, Measured, Texts
@@ -124,9 +124,9 @@ def test_a_record_and_its_canonical_line_agree():
             ObjectAnnotation(name="light", box=None, salient=False),
         ),
         instructions=(
-            Instruction(text="the blue cup", target=0),
-            Instruction(text="not this", target=0),
-            Instruction(text="nothing", target=None),
+            ObjectInstruction(text="the blue cup", target=0),
+            ObjectInstruction(text="not this", target=0),
+            ObjectInstruction(text="nothing", target=None),
         ),
         absent=("bead", "cow"),
         not_exhaustive=("light",),

@@ -17,7 +17,7 @@ from perception_jax.data.sources import open_source
 from perception_jax.data.tokenization import ClipTokenizer
 from perception_jax.data.transforms import ImageTextTransform
 from perception_jax.errors import DataError
-from perception_jax.viz.report import Report
+from perception_jax.viz.html_report import Report
 
 GREY = np.full((6, 8, 3), 90, np.uint8)
 TALK = (

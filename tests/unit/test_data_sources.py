@@ -14,7 +14,12 @@ import pytest
 from perception_jax.data import images
 from perception_jax.data.image_paths import find_images
 from perception_jax.data.moinst.source import MoinstSource
-from perception_jax.data.records import Instruction, ObjectAnnotation, Question, ReferringExpression
+from perception_jax.data.records import (
+    ObjectAnnotation,
+    ObjectInstruction,
+    Question,
+    ReferringExpression,
+)
 from perception_jax.data.sources import open_source
 from perception_jax.data.sources.coco import CocoSource
 from perception_jax.data.sources.folder import ImageFolder
@@ -184,7 +189,7 @@ def test_jsonl(tmp_path):
     assert record.questions == (
         Question(text="How many?", answers=("2",), options=("1", "2"), kind="count"),
     )
-    assert record.instructions == (Instruction(text="Find the cat.", target=None),)
+    assert record.instructions == (ObjectInstruction(text="Find the cat.", target=None),)
     assert record.extras == {"source": "mine"}
     assert (source[1].id, source[1].captions) == ("data.jsonl:3", ("caf\u00e9",))
     elsewhere = JsonlSource(tmp_path / "data.jsonl", images=tmp_path / "other")

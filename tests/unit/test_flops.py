@@ -1,4 +1,4 @@
-"""FLOPs: model FLOPs against the closed form, with recomputation beside them."""
+"""FLOPs: model FLOPs against the closed form, with recomputation next to them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from perception_jax.models.clip.config import ClipConfig
-from perception_jax.models.clip.modeling import VisionTower
+from perception_jax.models.clip.modeling import ClipVisionTower
 from perception_jax.models.params import flatten, unflatten
 from perception_jax.shard import flops
 
@@ -79,7 +79,7 @@ def test_model_flops_equal_the_counted_gradient_where_nothing_is_recomputed():
 @pytest.mark.parametrize("remat", [False, True])
 def test_vit_l14_336_is_within_one_percent_of_the_closed_form(remat):
     config, batch = ClipConfig.vit_l14_336().vision, 2
-    tower = nnx.eval_shape(lambda: VisionTower(config, 768, rngs=nnx.Rngs(params=0)))
+    tower = nnx.eval_shape(lambda: ClipVisionTower(config, 768, rngs=nnx.Rngs(params=0)))
 
     def loss(params, pixels):
         return unflatten(tower, params)(pixels, remat=remat).embedding.sum()

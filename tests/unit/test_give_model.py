@@ -14,8 +14,8 @@ import pytest
 from flax import nnx
 
 from perception_jax.errors import ConfigError
+from perception_jax.interop.binding import source_shapes
 from perception_jax.interop.load import load_params
-from perception_jax.interop.plan import source_shapes
 from perception_jax.interop.rules import RuleTable
 from perception_jax.models.clip.config import ClipConfig, TextConfig, VisionConfig
 from perception_jax.models.clip.modeling import Clip

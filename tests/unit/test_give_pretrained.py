@@ -86,7 +86,7 @@ def test_steering_changes_every_image_and_grows_with_its_strength(encoder):
 
 
 def test_an_instruction_is_of_its_image_alone(encoder):
-    """Batch mates and longer instructions beside it, which pad it, change nothing."""
+    """Batch mates and longer instructions next to it, which pad it, change nothing."""
     alone = encoder.encode(IMAGES[:1], TOLD[:1])
     beside = encoder.encode(IMAGES, TOLD)
     np.testing.assert_allclose(beside.embedding[0], alone.embedding[0], atol=1e-6)
@@ -393,11 +393,11 @@ def test_a_backbone_is_opened_before_its_weights_are_read(folder, tmp_path):
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in flatten(opened.model).values())
     with pytest.raises(ConfigError, match="weights have not been read"):
         perception_jax.export(opened, tmp_path / "out")
-    read, loaded = opened.filled(), load_backbone(folder / "backbone")
+    read, loaded = opened.load_weights(), load_backbone(folder / "backbone")
     assert (read.name, read.config) == (loaded.name, loaded.config)
     assert fingerprint(flatten(read.model)) == fingerprint(flatten(loaded.model))
     with pytest.raises(CheckpointError, match="have been read already"):
-        read.filled()
+        read.load_weights()
 
 
 @pytest.mark.parametrize("shape", [(), (0,)])

@@ -15,7 +15,7 @@ import pytest
 
 from perception_jax.data.moinst.source import MoinstSource
 from perception_jax.data.processors import ImageProcessor
-from perception_jax.data.records import Instruction, ObjectAnnotation, Record, Source
+from perception_jax.data.records import ObjectAnnotation, ObjectInstruction, Record, Source
 from perception_jax.data.scenes.sample import SceneConfig
 from perception_jax.data.scenes.source import ScenesSource
 from perception_jax.data.sources.coco import CocoSource
@@ -284,7 +284,7 @@ def test_captions_templates_and_the_order_of_classes():
 
 def test_own_instructions_are_used_as_they_stand():
     said = {"The red one!": 0, "a later one": 0, "a lie": None}
-    own = tuple(Instruction(text=text, target=target) for text, target in said.items())
+    own = tuple(ObjectInstruction(text=text, target=target) for text, target in said.items())
     records = [record(0, "a", "b", instructions=own), record(1, "b"), record(2, "c", "a")]
     index, drawn = plans(records, GroupConfig(groups=3, images=2), 1, 30)
     strings = np.array(index.instructions.strings)
@@ -311,7 +311,7 @@ def test_nothing_with_left_or_right_in_it_is_mirrored():
         )
         for k, text in enumerate(texts)
     ]
-    own = (Instruction(text="the one on the right", target=0),)
+    own = (ObjectInstruction(text="the one on the right", target=0),)
     records.append(record(5, "c5", instructions=own))
     _, drawn = plans(records, GroupConfig(groups=6, images=1), 1, 400)
     flips = collections.defaultdict(list)
@@ -435,8 +435,10 @@ def test_other_seeds_and_copies(data):
     entry, arrays = data[5]
     strings = data.index.instructions.strings
     assert entry.instructions == (
-        Instruction(text=strings[plan["instruction_index"][5]], target=int(plan["object"][5])),
-        Instruction(text=strings[plan["absent_instruction_index"][5]], target=None),
+        ObjectInstruction(
+            text=strings[plan["instruction_index"][5]], target=int(plan["object"][5])
+        ),
+        ObjectInstruction(text=strings[plan["absent_instruction_index"][5]], target=None),
     )
     assert (arrays["image_index"], entry.id) == (plan.record[5], str(plan.record[5]))
     with pytest.raises(IndexError):

@@ -83,7 +83,7 @@ def test_a_part_goes_to_timm(source, tmp_path, capsys):
     assert run(tmp_path / "tower" / "model.safetensors", tmp_path / "jax", "--to=jax") == 0
     alone = shutil.copy(tmp_path / "tower" / "model.safetensors", tmp_path / "alone.safetensors")
     assert run(alone, tmp_path / "no", "--to=jax") == 1
-    assert "do not tell the model" in capsys.readouterr().err
+    assert "do not identify the model" in capsys.readouterr().err
     settings = f"--model_config={tmp_path / 'tower'}"
     assert run(alone, tmp_path / "given", "--to=jax", settings, "--verify") == 0
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from perception_jax.errors import CheckpointError, ConfigError
-from perception_jax.interop.plan import bind, source_shapes
+from perception_jax.interop.binding import bind, source_shapes
 from perception_jax.interop.rules import (
     LINEAR,
     SPLIT_LINEAR,

@@ -20,7 +20,7 @@ from perception_jax.api import Loaded, Processor
 from perception_jax.data.processors import ImageProcessor
 from perception_jax.errors import CheckpointError, ConfigError
 from perception_jax.interop.checkpoint_dir import open_checkpoint
-from perception_jax.interop.source import open_source
+from perception_jax.interop.checkpoint_source import open_source
 from perception_jax.interop.verify import compare_params
 from perception_jax.models.clip.config import ClipConfig, VisionConfig
 from perception_jax.models.dinov2.config import Dinov2Config
@@ -84,12 +84,12 @@ def test_a_file_with_its_settings_beside_it_or_given(tmp_path, layout, name):
     alone = shutil.copy(weights, tmp_path / "alone.safetensors")
     for config in (json.loads((folder / name).read_text()), folder / name, str(folder)):
         same(loaded, perception_jax.load(alone, config=config))
-    with pytest.raises(CheckpointError, match=r"config\.json .*do not tell the model.*`config`"):
+    with pytest.raises(CheckpointError, match=r"config\.json .*not identify the model.*`config`"):
         perception_jax.load(alone)
 
 
 def test_eva_in_our_own_layout(tmp_path):
-    """Sizes that open_clip's settings cannot say are said in ours."""
+    """Sizes that open_clip's settings cannot express are said in ours."""
     loaded = made(EVA)
     with pytest.raises(ConfigError, match="'jax' layout"):
         perception_jax.export(loaded, tmp_path / "reference", layout="reference")
@@ -168,7 +168,7 @@ def test_openai_archives_need_no_settings(tmp_path):
     perception_jax.export(loaded, tmp_path / "reference", layout="reference")
     arrays = dict(open_checkpoint(tmp_path / "reference"))
     file = torch_files.save(tmp_path / "state.pt", arrays)
-    with pytest.raises(CheckpointError, match="do not tell the model"):
+    with pytest.raises(CheckpointError, match="do not identify the model"):
         perception_jax.load(file)  # the activation is unknown
     arrays |= dict.fromkeys(("input_resolution", "context_length", "vocab_size"), np.array(1.0))
     again = perception_jax.load(torch_files.save(tmp_path / "ViT-B-32.pt", arrays))

@@ -117,7 +117,7 @@ def test_no_tokenizer_rather_than_a_wrong_one(loaded, tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps({"model": model}))
     found = perception_jax.load(tmp_path)
     assert found.processor.tokenizer is None
-    with pytest.raises(CheckpointError, match="without a tokenizer that is read here"):
+    with pytest.raises(CheckpointError, match="without a supported tokenizer"):
         found.processor.texts("a")
 
 

@@ -73,10 +73,10 @@ def test_by_hand(name):
     transform, theirs, ours = CASES[name]
     ours = [np.asarray(array) for array in ours]
     shapes = [array.shape for array in ours]
-    made = transform.to_ours(theirs, shapes)
+    made = transform.to_targets(theirs, shapes)
     assert [array.tolist() for array in made] == [array.tolist() for array in ours]
-    assert transform.their_shapes(shapes) == [array.shape for array in theirs]
-    back = transform.to_theirs(ours)
+    assert transform.source_shapes(shapes) == [array.shape for array in theirs]
+    back = transform.to_sources(ours)
     assert [array.tolist() for array in back] == [array.tolist() for array in theirs]
 
 
@@ -96,32 +96,32 @@ def test_by_hand(name):
 )
 def test_shapes_that_do_not_fit_are_refused(transform, shapes):
     with pytest.raises(ValueError, match=r"\d"):
-        transform.their_shapes(shapes)
+        transform.source_shapes(shapes)
 
 
 def test_a_constant_that_changed_cannot_be_exported():
     with pytest.raises(CheckpointError, match="always 0"):
-        Constant(0.0).to_theirs([np.array([0.0, 1e-8])])
+        Constant(0.0).to_sources([np.array([0.0, 1e-8])])
 
 
 def test_a_position_is_folded_into_its_token_and_signs_of_zero_stay():
     token = np.array([-0.0, 1.0], np.float32)
     table = np.array([[0.0, 0.5], [3.0, 4.0]], np.float32)
-    theirs, rest = FoldedPosition().to_theirs([token, table])
+    theirs, rest = FoldedPosition().to_sources([token, table])
     assert theirs.tolist() == [[[0.0, 1.5]]]
     assert np.signbit(theirs[0, 0, 0])
     assert rest.tolist() == [[[3.0, 4.0]]]
 
 
 def test_what_only_training_needs_is_left_out():
-    assert Dropped(0.0).to_theirs([np.array([1.0])]) == []
-    assert Dropped(0.0).to_ours([], [(2,)])[0].tolist() == [0.0, 0.0]
+    assert Dropped(0.0).to_sources([np.array([1.0])]) == []
+    assert Dropped(0.0).to_targets([], [(2,)])[0].tolist() == [0.0, 0.0]
 
 
 def test_views_stay_views():
     """A shard reads only its slice because nothing is copied on the way to it."""
     big = np.arange(24).reshape(6, 4)
-    made = SPLIT_LINEAR.to_ours([big], [(4, 2)] * 3)
+    made = SPLIT_LINEAR.to_targets([big], [(4, 2)] * 3)
     assert all(np.shares_memory(part, big) for part in made)
-    conv = CONV.to_ours([big.reshape(3, 2, 2, 2)], [(2, 2, 2, 3)])[0]
+    conv = CONV.to_targets([big.reshape(3, 2, 2, 2)], [(2, 2, 2, 3)])[0]
     assert np.shares_memory(conv, big)

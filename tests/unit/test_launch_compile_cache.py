@@ -81,7 +81,7 @@ def test_the_user_names_the_folder_or_switches_it_off(tmp_path):
 
 def test_only_a_process_of_its_own_switches_it_on(monkeypatch):
     started = []
-    monkeypatch.setattr(compile_cache, "switch_on", lambda: started.append(True))
+    monkeypatch.setattr(compile_cache, "enable", lambda: started.append(True))
     assert common.main(PROGRAM, lambda parsed: 0, []) == 0
     assert not started
 

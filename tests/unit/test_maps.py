@@ -14,13 +14,13 @@ from flax import nnx
 
 from perception_jax.errors import ConfigError
 from perception_jax.models.clip.config import VisionConfig
-from perception_jax.models.clip.modeling import VisionTower as ClipTower
+from perception_jax.models.clip.modeling import ClipVisionTower
 from perception_jax.models.dinov2.config import Dinov2Config
 from perception_jax.models.dinov2.modeling import Dinov2
 from perception_jax.models.eva.config import EvaVisionConfig
-from perception_jax.models.eva.modeling import VisionTower as EvaTower
+from perception_jax.models.eva.modeling import EvaVisionTower
 from perception_jax.models.siglip.config import SiglipVisionConfig
-from perception_jax.models.siglip.modeling import VisionTower as SiglipTower
+from perception_jax.models.siglip.modeling import SiglipVisionTower
 from perception_jax.nn import maps, stack
 from perception_jax.nn.taps import Taps
 from perception_jax.nn.text_tower import TextConfig, TextTower
@@ -39,9 +39,9 @@ CLASS_TOWERS = tuple(name for name in TOWERS if name != "siglip")
 def tower_of(name):
     rngs = nnx.Rngs(params=7)
     if name == "clip":
-        return ClipTower(VisionConfig(image_size=32, **SIZES), EMBED, rngs=rngs)
+        return ClipVisionTower(VisionConfig(image_size=32, **SIZES), EMBED, rngs=rngs)
     if name == "siglip":
-        return SiglipTower(SiglipVisionConfig(image_size=32, **SIZES), rngs=rngs)
+        return SiglipVisionTower(SiglipVisionConfig(image_size=32, **SIZES), rngs=rngs)
     if name == "dinov2":
         return Dinov2(Dinov2Config(image_size=32, **SIZES), rngs=rngs)
     if name == "registers":
@@ -49,7 +49,7 @@ def tower_of(name):
             image_size=32, registers=REGISTERS, mlp="swiglu", layer_scale=0.5, **SIZES
         )
         return Dinov2(config, rngs=rngs)
-    return EvaTower(EvaVisionConfig(kind=name, image_size=32, **SIZES), EMBED, rngs=rngs)
+    return EvaVisionTower(EvaVisionConfig(kind=name, image_size=32, **SIZES), EMBED, rngs=rngs)
 
 
 def random(seed, *shape):
@@ -105,7 +105,7 @@ def dense(tower, start, extra=0.0, pool_extra=0.0):
         y = block.norm1(x) if pre else x
         q, k, v = part.q_proj(y), part.k_proj(y), part.v_proj(y)
         if rope is not None:
-            q, k = (rope.turn(split(z)).reshape(z.shape) for z in (q, k))
+            q, k = (rope.rotate(split(z)).reshape(z.shape) for z in (q, k))
         weights, used = softmax(q, k, extra[layer])
         recorded.append(weights)
         y = mix(used, v)

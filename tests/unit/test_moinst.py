@@ -25,7 +25,7 @@ from perception_jax.data.moinst.record import (
 )
 from perception_jax.data.moinst.source import MoinstSource
 from perception_jax.data.moinst.split import stratified_split
-from perception_jax.data.records import Instruction, ObjectAnnotation
+from perception_jax.data.records import ObjectAnnotation, ObjectInstruction
 from perception_jax.data.sources import open_source
 from perception_jax.data.sources.jsonl import JsonlSource
 from perception_jax.errors import ConfigError, DataError, PerceptionError
@@ -275,7 +275,7 @@ def test_records_read_back_and_become_a_source(tmp_path):
         ),
         ObjectAnnotation(name="cup (trophy)", raw_name="cup_(trophy)", box=None, category_id=1),
     )
-    assert record.instructions == (Instruction(text="look", target=1),)
+    assert record.instructions == (ObjectInstruction(text="look", target=1),)
     assert record.absent == ("wine glass",)
     assert (record.image_id, record.size) == (5, (8, 6))
     assert record.not_exhaustive == ("cup (trophy)",)

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from perception_jax.api import Loaded, Processor, export
 from perception_jax.data.processors import ImageProcessor
 from perception_jax.errors import ConfigError
-from perception_jax.interop.plan import bind, source_shapes
+from perception_jax.interop.binding import bind, source_shapes
 from perception_jax.interop.rules import identity_table
 from perception_jax.models.clip.config import ClipConfig
 from perception_jax.models.dinov2.config import Dinov2Config
@@ -154,7 +154,7 @@ def test_what_eva_computes_is_ignored():
 
 
 def written(config, layout):
-    """The settings of a layout, and the shapes of the tensors that stand beside them."""
+    """The settings of a layout, and the shapes of the tensors that stand next to them."""
     arch = architecture_of(config)
     shapes = {path: leaf.shape for path, leaf in leaves_of(config).items()}
     table = identity_table(shapes) if layout == "jax" else arch.tables[layout](config)
@@ -206,7 +206,7 @@ def test_published_sizes_have_their_own_names_in_timm(name, expected):
     config, _ = PUBLISHED[name]
     settings, _ = written(config, "timm")
     assert settings["architecture"] == expected
-    # timm runs SigLIP with the exact GELU unless told otherwise.
+    # timm runs SigLIP with the exact GELU by default.
     assert settings.get("model_args", {}).keys() <= {"act_layer"}
 
 

@@ -14,9 +14,9 @@ from perception_jax.data.scenes import build_sprites, concepts, palette
 from perception_jax.data.scenes.backgrounds import TONES, draw_background
 from perception_jax.data.scenes.concepts import by_name, colour_of, facing_of
 from perception_jax.data.scenes.render import render
-from perception_jax.data.scenes.silhouettes import Silhouettes
 from perception_jax.data.scenes.spec import STYLES, Background, DrawnText, Placement, SceneSpec
 from perception_jax.data.scenes.sprites import ARCHIVE, load_sprite
+from perception_jax.data.scenes.visibility import VisibilityMap
 from perception_jax.errors import DataError
 
 ALL = concepts.concepts()
@@ -49,7 +49,7 @@ def test_there_are_enough_concepts() -> None:
     assert len(held_out) >= 48
     assert {concept.category for concept in held_out} >= {"animal", "food", "object", "place"}
     assert {concept.category for concept in ALL} == set(concepts.CATEGORIES)
-    assert all(len(concepts.kin_of(concept)) == 1 for concept in held_out)
+    assert all(len(concepts.family_of(concept)) == 1 for concept in held_out)
 
 
 def test_held_out_concepts_stay_held_out() -> None:
@@ -76,7 +76,7 @@ def test_pairs_point_at_each_other() -> None:
     for concept in pairs:
         other = by_name(concept.counterpart)
         assert other.counterpart == concept.name
-        assert other.kin == concept.kin
+        assert other.family == concept.family
         assert (other.state, other.view) != (concept.state, concept.view)
 
 
@@ -170,19 +170,19 @@ def test_colour_and_facing_of_a_placement() -> None:
     assert colour_of(apple) == "red"
 
 
-def test_silhouettes_count_what_is_covered() -> None:
-    silhouettes = Silhouettes((4, 6))
+def test_visibility_map_counts_what_is_covered() -> None:
+    visibility = VisibilityMap((4, 6))
     square, column = np.ones((2, 2), bool), np.ones((4, 1), bool)
-    silhouettes.cover(square, (1, 1))
-    assert silhouettes.hidden_by(square, (2, 1)) == 0.5
-    assert silhouettes.hidden_by(square, (3, 1)) == 0.0
-    silhouettes.cover(column, (2, 0))
-    silhouettes.cover(square, (5, 3))
+    visibility.cover(square, (1, 1))
+    assert visibility.hidden_by(square, (2, 1)) == 0.5
+    assert visibility.hidden_by(square, (3, 1)) == 0.0
+    visibility.cover(column, (2, 0))
+    visibility.cover(square, (5, 3))
     # The square lost a column; the last one has one of its four pixels on the canvas.
-    assert silhouettes.shares() == [0.5, 1.0, 0.25]
-    silhouettes.cover_text(column, (2, 0))
-    assert silhouettes.shares() == [0.5, 0.0, 0.25]
-    assert silhouettes.masks().sum(axis=(1, 2)).tolist() == [2, 0, 1]
+    assert visibility.shares() == [0.5, 1.0, 0.25]
+    visibility.cover_text(column, (2, 0))
+    assert visibility.shares() == [0.5, 0.0, 0.25]
+    assert visibility.masks().sum(axis=(1, 2)).tolist() == [2, 0, 1]
 
 
 def test_text_covers_what_is_under_it() -> None:

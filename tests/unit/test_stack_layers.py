@@ -161,7 +161,7 @@ def test_cross_attention_in_every_other_layer():
         stack.run(blocks, X)
     with pytest.raises(ConfigError, match="no block of this stack attends"):
         stack.run(stacked(), X, memory=MEMORY)
-    with pytest.raises(ConfigError, match="taps ask for the cross of a layer"):
+    with pytest.raises(ConfigError, match="taps request the cross of a layer"):
         stack.run(blocks, X, memory=MEMORY, taps=Taps(cross=(1,)))
     with pytest.raises(ConfigError, match="expected as many layers of each"):
         stack.Mixed({"plain": stacked(2)}, ("plain",))

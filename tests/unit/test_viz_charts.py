@@ -1,4 +1,4 @@
-"""Number formats, and charts: what is drawn where, what is said beside it, and what it costs."""
+"""Number formats, and charts: what is drawn where, what is said next to it, and what it costs."""
 
 from __future__ import annotations
 

@@ -12,3 +12,17 @@ paper's recipe could not be confirmed. So everything passes through one canonica
 
 Numbers obtained on MOInst-R are numbers on MOInst-R, never on MOInst.
 """
+
+from perception_jax import lazy
+
+__getattr__, __dir__, __all__ = lazy.attach(
+    __name__,
+    {
+        "captions": ("add_captions", "questions"),
+        "lvis": ("RebuildConfig", "rebuild"),
+        "published": ("Imported", "import_published"),
+        "record": ("MoinstClass", "MoinstImage", "MoinstObject", "read_images", "write_images"),
+        "source": ("MoinstSource",),
+        "split": ("stratified_split",),
+    },
+)

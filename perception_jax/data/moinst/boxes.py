@@ -1,4 +1,4 @@
-"""Boxes for records that have none, out of the annotation file of the set they were made from."""
+"""Adds boxes to records without any, from the annotation file of the original dataset."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Captions for MOInst-R by an MLLM that runs elsewhere: a file of questions, a file of answers.
+"""Captions for MOInst-R from an external multimodal model: writes questions, reads answers.
 
 Questions, one JSON line per object:
 
@@ -37,21 +37,25 @@ PROMPT = (
     "Mention its colour, state, position or what it touches. Do not describe other things. If "
     "there is no {name}, answer NONE."
 )
+"""The question to the multimodal model."""
 ENLARGED = 1.5
+"""Factor on the sides of an object's box in the questions."""
 MAX_WORDS = 25
+"""Longest caption that is kept, words."""
 MIN_COSINE = 0.18
+"""Smallest cosine between crop and caption for which a caption is kept."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Captioned:
-    """Records with captions, without objects and images that got none; and what was counted."""
+    """Captioned records without the objects and images that lack captions, with counts."""
 
     images: tuple[MoinstImage, ...]
     report: Mapping[str, int]
 
 
 def questions(images: Iterable[MoinstImage]) -> Iterator[dict[str, Any]]:
-    """The lines to put to the model, one for each object.
+    """Returns the questions for the model, one for each object.
 
     Raises:
       DataError: an object without a box or an id, or an image without a size.
@@ -110,7 +114,7 @@ def read_answers(path: str | os.PathLike) -> tuple[Answer, ...]:
 def add_captions(
     images: Iterable[MoinstImage], classes: Sequence[MoinstClass], answers: Iterable[Answer]
 ) -> Captioned:
-    """Puts captions to their objects, after the filters.
+    """Assigns filtered captions to their objects.
 
     A caption is dropped that says NONE, that has neither the class name nor a synonym, that is
     longer than `MAX_WORDS`, or whose cosine is below `MIN_COSINE`. An object without captions goes,

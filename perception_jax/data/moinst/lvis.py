@@ -1,4 +1,4 @@
-"""MOInst-R: images and objects out of LVIS v1, chosen to be comparable with MOInst; no captions.
+"""MOInst-R: images and objects selected from LVIS v1 to resemble MOInst, without captions.
 
 The 264 most frequent classes, one object per class and image, 80,000 images that balance the
 classes. "Random" is the order of SHA-256 of a seed and the ids, so that the choice depends on
@@ -22,12 +22,14 @@ from perception_jax.errors import ConfigError, DataError
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class RebuildConfig:
-    """Attributes:
-    classes, images: how many are chosen, at most.
-    objects: at most of one image.
-    min_area_share: smaller boxes are dropped; share of the image's area.
-    min_side: boxes with a shorter side are dropped; pixels.
-    seed: of all that is random.
+    """Settings of the selection of classes, images and objects from LVIS.
+
+    Attributes:
+      classes, images: how many are chosen, at most.
+      objects: at most of one image.
+      min_area_share: smaller boxes are dropped; share of the image's area.
+      min_side: boxes with a shorter side are dropped; pixels.
+      seed: of all that is random.
     """
 
     classes: int = 264
@@ -57,10 +59,10 @@ class Rebuilt:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Box:
-    """An annotation of one of the chosen classes; `kind` is the class id."""
+    """An annotation of one of the chosen classes; `class_id` is the LVIS id."""
 
     id: int
-    kind: int
+    class_id: int
     box: tuple[float, float, float, float]
 
     @property
@@ -75,7 +77,7 @@ def rebuild(
     exclude: Collection[int] = (),
     where: str = "LVIS",
 ) -> Rebuilt:
-    """Chooses classes, objects and images.
+    """Selects classes, objects and images.
 
     Args:
       content: an LVIS v1 file, parsed.
@@ -106,7 +108,7 @@ def rebuild(
     if not fixed:
         raise DataError(f"{where}: expected images with at least two classes left, found none.")
     chosen = balanced_images(
-        {image_id: [one.kind for one in boxes] for image_id, boxes in fixed.items()},
+        {image_id: [one.class_id for one in boxes] for image_id, boxes in fixed.items()},
         config.images,
         config.seed,
     )
@@ -116,7 +118,7 @@ def rebuild(
             fixed[image_id],
             _largest(kept[image_id]),
             classes,
-            {one.kind for one in annotated[image_id]},
+            {one.class_id for one in annotated[image_id]},
             f"{where}: image {image_id}",
         )
         for image_id in sorted(chosen)
@@ -129,7 +131,7 @@ def rebuild(
 def choose_classes(
     categories: Sequence[Any], count: int, where: str = "LVIS"
 ) -> tuple[MoinstClass, ...]:
-    """The categories that most images show, by ascending id.
+    """Selects the categories that occur in most images, by ascending id.
 
     Names that several categories share once they are cleaned are left out: as an instruction such
     a name would be ambiguous.
@@ -174,7 +176,7 @@ def choose_classes(
 
 
 def balanced_images(kinds: Mapping[int, Collection[int]], count: int, seed: int) -> list[int]:
-    """Chooses images so that the classes get as equal as they can.
+    """Selects images so that the class counts are as equal as possible.
 
     In each round the class with the fewest chosen objects (the smaller id if equal) takes a random
     one of its images that is not chosen yet; all objects of that image count.
@@ -188,17 +190,17 @@ def balanced_images(kinds: Mapping[int, Collection[int]], count: int, seed: int)
     """
     queues: dict[int, list[int]] = collections.defaultdict(list)
     for image_id in sorted(kinds, key=lambda number: draw(seed, number), reverse=True):
-        for kind in kinds[image_id]:
-            queues[kind].append(image_id)
+        for class_id in kinds[image_id]:
+            queues[class_id].append(image_id)
     counts = dict.fromkeys(queues, 0)
-    heap = [(0, kind) for kind in queues]
+    heap = [(0, class_id) for class_id in queues]
     heapq.heapify(heap)
     chosen: dict[int, None] = {}
     while heap and len(chosen) < count:
-        found, kind = heapq.heappop(heap)
-        if found != counts[kind]:
+        found, class_id = heapq.heappop(heap)
+        if found != counts[class_id]:
             continue  # it has taken objects since this entry was made
-        queue = queues[kind]
+        queue = queues[class_id]
         while queue and queue[-1] in chosen:
             queue.pop()
         if not queue:
@@ -233,13 +235,13 @@ def _boxes_by_image(
     found: dict[int, list[_Box]] = {}
     for k, entry in enumerate(annotations):
         at = f"{where}: annotations[{k}]"
-        kind = ids.get(fields.required(entry, "category_id", fields.integer, at))
-        if kind is not None:
+        class_id = ids.get(fields.required(entry, "category_id", fields.integer, at))
+        if class_id is not None:
             box = fields.required(entry, "bbox", fields.numbers(4), at)
             own, image_id = (
                 fields.required(entry, key, fields.integer, at) for key in ("id", "image_id")
             )
-            found.setdefault(image_id, []).append(_Box(own, kind, box))
+            found.setdefault(image_id, []).append(_Box(own, class_id, box))
     return found
 
 
@@ -247,7 +249,7 @@ def _kept(boxes: Iterable[_Box], size: tuple[int, int], config: RebuildConfig) -
     """The largest box of each class, without those that are too small."""
     largest: dict[int, _Box] = {}
     for box in sorted(boxes, key=lambda one: (-one.area, one.id)):
-        largest.setdefault(box.kind, box)
+        largest.setdefault(box.class_id, box)
     min_area = config.min_area_share * size[0] * size[1]
     return [
         box
@@ -283,7 +285,7 @@ def _record(
         return {by_source[number] for number in found if number in by_source}
 
     # What is in the image without being among its objects must never be taken for absent.
-    unused = set(annotated) - {one.kind for one in boxes}
+    unused = set(annotated) - {one.class_id for one in boxes}
     width, height = _size(entry, where)
     return MoinstImage(
         image_id=entry["id"],
@@ -292,9 +294,9 @@ def _record(
         height=height,
         objects=tuple(
             MoinstObject(
-                name=classes[one.kind].name,
-                class_id=one.kind,
-                source_category_id=classes[one.kind].source_category_id,
+                name=classes[one.class_id].name,
+                class_id=one.class_id,
+                source_category_id=classes[one.class_id].source_category_id,
                 object_id=one.id,
                 bbox=one.box,
                 salient=one is largest,

@@ -1,4 +1,4 @@
-"""Class names: as words of an instruction, and found again in captions."""
+"""Class names: readable forms for instructions, and matching in captions."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _IRREGULAR = {
 
 
 def clean_name(name: str) -> str:
-    """The words of a category's name: "bead_(jewelry)" → "bead".
+    """Returns a category's name as plain words: "bead_(jewelry)" → "bead".
 
     `_` becomes a space, what stands in parentheses at the end goes, all is lower case. (LVIS has
     one name with words behind the parenthesis, "monitor_(computer_equipment) computer_monitor";
@@ -54,7 +54,7 @@ def _pattern(name: str) -> re.Pattern[str]:
 
 
 def number_forms(name: str) -> tuple[str, ...]:
-    """A name and what its last word is in the other number, e.g. "wine glass", "wine glasses"."""
+    """Returns the singular and plural forms of a name: "wine glass", "wine glasses"."""
     start, space, last = name.rpartition(" ")
     forms = dict.fromkeys((last, *_plurals(last), *_singulars(last)))
     return tuple(start + space + form for form in forms if form)

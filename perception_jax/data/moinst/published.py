@@ -15,16 +15,18 @@ from typing import Any
 
 from perception_jax.data.moinst import tables
 from perception_jax.data.moinst.record import MoinstClass, MoinstImage, MoinstObject
-from perception_jax.data.moinst.rows import Row, Rows, read_rows
+from perception_jax.data.moinst.rows import PublishedRow, PublishedRows, read_rows
 from perception_jax.data.moinst.tables import Category, CategoryId, Table
 from perception_jax.errors import DataError
 
 MAX_BAD_SHARE = 0.01
+"""Share of unusable rows of a file, per kind of fault, above which the import fails."""
 EXPECTED = {"images": 80_000, "annotations": 240_000, "classes": 264}
-"""About what the whole set holds, by a summary of the paper."""
+"""Approximate totals of the complete dataset, from a summary of the paper."""
 EXPECTED_WITHIN = 0.05
+"""Relative deviation from `EXPECTED` above which a warning is given."""
 FOLDERS = ("train2017", "val2017", "train2014", "val2014")
-"""Of COCO, in the order in which a bare file name is looked up there."""
+"""COCO's image folders, in the order in which a bare file name is searched."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +46,7 @@ class Imported:
     report: Mapping[str, Mapping[str, int]]
     table: str
     shares: Mapping[str, float]
-    rows: Mapping[str, Rows]
+    rows: Mapping[str, PublishedRows]
 
     def warnings(self) -> list[str]:
         """Totals that are far from what the whole set holds, and images in both files."""
@@ -71,7 +73,7 @@ def import_published(
 
     Args:
       train, test: JSON files; see `rows`.
-      categories: "auto" takes the table beside the rows, else the bundled one that fits the
+      categories: "auto" takes the table next to the rows, else the bundled one that fits the
         captions; or the name of a bundled table; or a file (`tables.read_categories`).
       images: the folder under which the images are looked up; None looks up nothing.
       exclude: image ids that are left out of train and counted, e.g. those of an evaluation.
@@ -120,7 +122,7 @@ def _order(number: CategoryId) -> tuple[bool, CategoryId]:
 
 
 def _choose_table(
-    rows: Mapping[str, Rows], categories: str
+    rows: Mapping[str, PublishedRows], categories: str
 ) -> tuple[str, Table, Mapping[str, float]]:
     """Name, table, and the shares if it was found by them."""
     if categories in tables.BUNDLED:
@@ -134,7 +136,7 @@ def _choose_table(
         return _with_names(categories, tables.read_categories(categories), rows, {})
     beside = _tables_beside(rows)
     if beside:
-        return _with_names("beside the records", beside, rows, {})
+        return _with_names("next to the records", beside, rows, {})
     every = [row for found in rows.values() for row in found.rows if row.category is not None]
     if all(isinstance(row.category, str) for row in every):
         return "the records' own names", _named(rows, {}), {}
@@ -142,8 +144,8 @@ def _choose_table(
     return _with_names(name, tables.bundled(name), rows, shares)
 
 
-def _tables_beside(rows: Mapping[str, Rows]) -> dict[CategoryId, Category]:
-    """The categories that lie in the files themselves, which must agree."""
+def _tables_beside(rows: Mapping[str, PublishedRows]) -> dict[CategoryId, Category]:
+    """The categories in the files themselves, which must agree."""
     table: dict[CategoryId, Category] = {}
     for part, found in rows.items():
         if found.categories is None:
@@ -160,12 +162,14 @@ def _tables_beside(rows: Mapping[str, Rows]) -> dict[CategoryId, Category]:
 
 
 def _with_names(
-    name: str, table: Table, rows: Mapping[str, Rows], shares: Mapping[str, float]
+    name: str, table: Table, rows: Mapping[str, PublishedRows], shares: Mapping[str, float]
 ) -> tuple[str, Table, Mapping[str, float]]:
     return name, {**table, **_named(rows, {one.name: one for one in table.values()})}, shares
 
 
-def _named(rows: Mapping[str, Rows], known: Mapping[str, Category]) -> dict[CategoryId, Category]:
+def _named(
+    rows: Mapping[str, PublishedRows], known: Mapping[str, Category]
+) -> dict[CategoryId, Category]:
     """For rows that name their class: of the known names, or any if none is known."""
     texts = {
         row.category
@@ -185,7 +189,7 @@ def _named(rows: Mapping[str, Rows], known: Mapping[str, Category]) -> dict[Cate
 class _Placed:
     """A row with its class and its image file."""
 
-    row: Row
+    row: PublishedRow
     category: Category
     file: str
 
@@ -197,7 +201,7 @@ class _Locator:
         self._root = root
         self._known: dict[tuple[str, str], str | None] = {}
 
-    def __call__(self, row: Row) -> str | None:
+    def __call__(self, row: PublishedRow) -> str | None:
         key = row.image_path, row.file_name
         if key not in self._known:
             self._known[key] = self._look_up(*key)
@@ -220,7 +224,7 @@ def _parts(path: str) -> list[str]:
 
 
 def _sound_rows(
-    rows: Sequence[Row], table: Table, locate: _Locator, where: str, max_bad_share: float
+    rows: Sequence[PublishedRow], table: Table, locate: _Locator, where: str, max_bad_share: float
 ) -> tuple[list[_Placed], dict[str, int]]:
     """The rows that can be used, and counts.
 

@@ -29,6 +29,7 @@ from perception_jax.errors import DataError
 from perception_jax.files import replacing, write_whole
 
 CLASSES_FILE = "classes.json"
+"""File name of the class table next to the records."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +134,7 @@ def read_images(path: str | os.PathLike) -> Iterator[MoinstImage]:
 
 
 def write_images(path: pathlib.Path, images: Iterable[MoinstImage]) -> None:
-    """Writes a file of records, whole or not at all."""
+    """Writes a file of records atomically."""
     with replacing(path) as file:
         for image in images:
             file.write(json.dumps(to_json(image), ensure_ascii=False).encode() + b"\n")

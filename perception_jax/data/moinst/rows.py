@@ -1,7 +1,7 @@
-"""Rows of the published files, and of foreign ones that name the same things otherwise.
+"""Rows of the published MOInst files, and of files with the same content under other keys.
 
 A published row has `image_id`, `file_name`, `image_path`, `category_id`, `object_id`, and either
-`caption`, a text, or `captions`, a list. Where the keys beside the data are not those, the aliases
+`caption`, a text, or `captions`, a list. Where the keys next to the data are not those, the aliases
 of `ALIASES` are looked up in their order.
 """
 
@@ -22,11 +22,12 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     "instruction": ("prompt", "question"),
     "caption": ("text", "description", "answer", "sentence"),
 }
+"""Alternative keys of each value of a row."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """One row; what it lacks is None or empty.
+class PublishedRow:
+    """One row of a published file; missing values are None or empty.
 
     Attributes:
       category: a number, or a text that names the class.
@@ -45,25 +46,25 @@ class Row:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Rows:
-    """The rows of a file and what lies beside them.
+class PublishedRows:
+    """The rows of a published file with its categories and image sizes.
 
     Attributes:
       rows: in the file's order.
       keys: how many rows have each key.
-      samples: the first three rows as they stand.
-      categories: the list "categories" beside the rows, or None.
-      sizes: width and height by image id, of the list "images" beside the rows.
+      samples: the first three rows unchanged.
+      categories: the list "categories" next to the rows, or None.
+      sizes: width and height by image id, of the list "images" next to the rows.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[PublishedRow, ...]
     keys: Mapping[str, int]
     samples: tuple[Mapping[str, Any], ...]
     categories: Sequence[Any] | None
     sizes: Mapping[int | str, tuple[int, int]]
 
 
-def read_rows(path: Any) -> Rows:
+def read_rows(path: Any) -> PublishedRows:
     """Finds and reads the rows of a JSON file.
 
     Raises:
@@ -73,7 +74,7 @@ def read_rows(path: Any) -> Rows:
     entries = _find_entries(content, str(path))
     beside = content if isinstance(content, Mapping) else {}
     keys = collections.Counter(key for entry in entries for key in entry)
-    return Rows(
+    return PublishedRows(
         rows=tuple(_row(entry) for entry in entries),
         keys=dict(keys.most_common()),
         samples=tuple(entries[:3]),
@@ -119,10 +120,10 @@ def _has_rows(value: Any, captions: Sequence[str]) -> bool:
     )
 
 
-def _row(entry: Mapping[str, Any]) -> Row:
+def _row(entry: Mapping[str, Any]) -> PublishedRow:
     form, texts = _texts(entry)
     instruction = _value(entry, "instruction")
-    return Row(
+    return PublishedRow(
         image_id=_identity(entry.get("image_id")),
         file_name=_text(_value(entry, "file_name")),
         image_path=_text(entry.get("image_path")),
@@ -135,7 +136,7 @@ def _row(entry: Mapping[str, Any]) -> Row:
 
 
 def _value(entry: Mapping[str, Any], key: str) -> Any:
-    """What stands under a key or the first of its aliases that is there."""
+    """The value of a key or the first of its aliases that is there."""
     names = (key, *ALIASES[key])
     return next((entry[name] for name in names if entry.get(name) is not None), None)
 

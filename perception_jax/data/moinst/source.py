@@ -31,10 +31,10 @@ from perception_jax.errors import DataError
 class MoinstSource:
     """Random access to the records of a file; every line is checked at construction.
 
-    Lines are read again when asked for, so a large file takes little memory.
+    Lines are read again on request, so a large file takes little memory.
 
     Args:
-      path: the JSONL file; `classes.json` beside it, if there is one, names all classes.
+      path: the JSONL file; `classes.json` next to it, if there is one, names all classes.
       images: the folder that "file" is relative to; None for the JSONL file's own.
       outside: what to do with boxes that leave their image; "clip" also leaves out an object
         whose box has no area.
@@ -118,7 +118,7 @@ class MoinstSource:
             if number not in self._names:
                 raise DataError(
                     f"{where}: class {number} has no name: no object is of it, and "
-                    f"{CLASSES_FILE} does not list it. Copy the set's {CLASSES_FILE} beside the "
+                    f"{CLASSES_FILE} does not list it. Copy the set's {CLASSES_FILE} next to the "
                     "file."
                 )
         return tuple(self._names[number] for number in ids)
@@ -150,7 +150,7 @@ class MoinstSource:
             image_id=image.image_id,
             objects=tuple(self._annotation(one, box, frame) for one, box in kept),
             instructions=tuple(
-                records.Instruction(text=one.instruction, target=k)
+                records.ObjectInstruction(text=one.instruction, target=k)
                 for k, one in enumerate(objects)
                 if one.instruction is not None
             ),

@@ -1,4 +1,4 @@
-"""A test part in which every class has its share."""
+"""Stratified split into training and test images."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from perception_jax.data.moinst.record import MoinstImage
 from perception_jax.errors import ConfigError
 
 TEST_IMAGES = 1100
+"""Number of test images in the published split."""
 
 
 def stratified_split(

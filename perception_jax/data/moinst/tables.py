@@ -1,4 +1,4 @@
-"""Tables of category ids and names: bundled ones, files, and which one a set of records speaks of.
+"""Tables of category ids and names: bundled tables, files, and detection of the table of a dataset.
 
 Bundled are the categories of LVIS v1 and v0.5 with their synonyms, of COCO, and of COCO-Stuff with
 COCO's. Their files, `assets/*.tsv`, have a line for each category: id, name, synonyms joined by
@@ -20,13 +20,16 @@ from perception_jax.data.sources import fields
 from perception_jax.errors import DataError
 
 BUNDLED = ("lvis_v1", "lvis_v0.5", "coco80", "coco_stuff")
+"""Names of the bundled category tables."""
 SAMPLED_ROWS = 5000
+"""Number of rows that `detect` compares with each table."""
 MIN_SHARE = 0.5
+"""Smallest share of captions with the category's name for which `detect` accepts a table."""
 MIN_LEAD = 0.15
-"""What `detect` asks of the best table: its share, and how far it is ahead of the second."""
+"""Smallest lead of the best table over the second for which `detect` accepts it."""
 
 CategoryId = int | str
-"""The source's own; a text where foreign data names classes instead of numbering them."""
+"""Category id of the source; a string where data names classes instead of numbering them."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +46,7 @@ class Category:
 
 
 Table = Mapping[CategoryId, Category]
+"""Categories by id."""
 
 
 @functools.cache
@@ -106,7 +110,7 @@ def _category(entry: Mapping[str, Any], where: str) -> Category:
 
 
 def detect(rows: Sequence[tuple[CategoryId, Collection[str]]]) -> tuple[str, dict[str, float]]:
-    """Which bundled table fits category ids and the captions that they stand beside.
+    """Which bundled table fits category ids and the captions of the same rows.
 
     A table's share is that of the rows with a caption that contains the name which the table gives
     the row's id, or a synonym. Tables that give all ids the same names are one candidate, so COCO

@@ -1,4 +1,4 @@
-"""What is behind the objects: flat, gradient, noise, texture, or a collage of far, blurred things.
+"""Backgrounds: flat, gradient, noise, texture, or a collage of distant, blurred objects.
 
 A background is a function on the unit square, sampled at the canvas's pixels, so that one
 background looks the same at every canvas size.
@@ -38,11 +38,11 @@ TONES = MappingProxyType(
 """Softer versions of `palette.COLOURS`, each still nearest to its name, before which objects stand
 out."""
 NOISE_CELLS = (3, 6, 14)
-"""Cells along each side of the noise's octaves."""
+"""Cells along each side of the octaves of the noise."""
 COLLAGE_SIDE = 20
 """Pixels along the collage's shorter side before it is blown up, which is what blurs it."""
 COLLAGE_STRENGTH = 0.32
-"""How much of the far things' own colours is left."""
+"""Weight of the original colours of a collage's objects."""
 
 
 @functools.cache
@@ -53,7 +53,7 @@ def contrast(first: str, second: str) -> float:
 
 
 def draw_background(background: Background, canvas: tuple[int, int]) -> UInt8[np.ndarray, "H W 3"]:
-    """The background alone.
+    """Draws the background without objects.
 
     Args:
       canvas: (height, width) in pixels.

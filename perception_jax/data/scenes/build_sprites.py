@@ -1,4 +1,4 @@
-"""Makes `assets/sprites.zip` and `assets/concepts.json` from the five packages of emoji drawings.
+"""Builds `assets/sprites.zip` and `assets/concepts.json` from five packages of emoji drawings.
 
     python -m perception_jax.data.scenes.build_sprites OUT [--packages DIR]
 
@@ -55,10 +55,12 @@ QUALITY = 72
 ALPHA_QUALITY = 60
 """WebP quality of alpha: edges keep about a dozen levels."""
 HELD_OUT_IN = 5
-"""One of so many concepts without kin is held out."""
+"""One of this many concepts without a family is held out."""
 MAX_BYTES = 5_000_000
+"""Largest archive, bytes."""
 
 ASSETS = pathlib.Path(__file__).parent / "assets"
+"""Folder of the assets."""
 
 
 def file_name(package: str) -> str:
@@ -209,7 +211,7 @@ class Curation:
         self.dropped = set(words(table["dropped"]))
         self._names, self._plurals = table["names"], table["plurals"]
         self._categories, self._facing = words(table["categories"]), words(table["facing"])
-        self._kin = words(table["kin"])
+        self._families = words(table["kin"])
         self._pairs = table["counterparts"]
 
     def name(self, icon: str) -> str:
@@ -235,8 +237,8 @@ class Curation:
             "colour": common if seen.count(common) * 2 > len(STYLES) else None,
             "colours": dict(colours),
             "facing": self._facing.get(icon, "front"),
-            "kin": self._kin.get(icon, name),
-            "held_out": icon not in self._kin and is_held_out(icon),
+            "kin": self._families.get(icon, name),
+            "held_out": icon not in self._families and is_held_out(icon),
             **self._other(icon),
         }
 

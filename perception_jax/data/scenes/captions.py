@@ -1,4 +1,4 @@
-"""Sentences about a whole scene and about one object, with and without class names."""
+"""Captions of a whole scene and of one object, with and without class names."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from perception_jax.data.scenes import facts, phrases
 from perception_jax.data.scenes.facts import Fact, SceneFacts
 
 MEDIA = ("photo", "picture", "drawing", "image")
+"""Words for an image."""
 MAX_LISTED = 4
-"""Kinds of things that a plain caption lists before it says "and other things"."""
+"""Number of classes that a plain caption lists before "and other things"."""
 MAX_DETAILED = 3
-"""Objects that one caption describes with adjectives."""
+"""Number of objects that one caption describes with adjectives."""
 
 
 def scene_captions(scene: SceneFacts, draw: random.Random) -> list[str]:
@@ -22,7 +23,7 @@ def scene_captions(scene: SceneFacts, draw: random.Random) -> list[str]:
 
 
 def object_captions(item: Fact, draw: random.Random) -> tuple[str, str]:
-    """All that can be said of the object alone, with its class name and without it."""
+    """Returns captions of one object with its class name and without it."""
     colour = item.colour if phrases.colour_fits(item) else None
     noun = phrases.described(item.name, phrases.size_adjective(item), colour)
     where = phrases.sides(item)

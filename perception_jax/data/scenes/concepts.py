@@ -1,4 +1,4 @@
-"""The things that a scene can show: names, plurals, categories, colours, facings.
+"""The concepts of scenes: names, plurals, categories, colours, orientations.
 
 The table is `assets/concepts.json`, written by `build_sprites` from the drawings and from the
 hand-made choices of `curation`. A name is a count noun phrase ("pair of scissors", "slice of
@@ -23,12 +23,12 @@ CATEGORIES = ("animal", "plant", "food", "object", "activity", "vehicle", "place
 is weather and heavenly bodies."""
 
 MAX_FACING_ANGLE = 20.0
-"""Degrees. A sprite rotated by more than this no longer counts as facing left or right."""
+"""Rotation in degrees above which a sprite does not count as facing left or right."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Concept:
-    """One thing with a name, drawn by all five artists.
+    """A named object that all five artists drew.
 
     Attributes:
       name: singular, lower case, unique, e.g. "red apple".
@@ -38,9 +38,9 @@ class Concept:
         one drawing ask `colour_of`, which knows the artist and the tint.
       colours: the dominating colour of each style's drawing; styles without one are left out.
       facing: side that all five drawings face; "front" where they have no side or disagree.
-      kin: a noun shared by concepts that one noun could name ("bus" for "bus" and "oncoming
-        bus"); the concept's own name where it has no kin. Two of one kin never share a sampled
-        scene, and the absence of a concept says nothing about its kin.
+      family: the noun shared by concepts that one noun could name ("bus" for "bus" and "oncoming
+        bus"); the concept's own name where there are no others. A sampled scene has at most one
+        concept of a family, and the absence of a concept does not imply that of its family.
       state: "closed" or "open" if `counterpart` is the same thing in the other state, else None.
       view: "side" or "front" if `counterpart` is the same thing from the other side, else None.
       counterpart: name of the concept that shows the same thing in the other state or view.
@@ -53,7 +53,7 @@ class Concept:
     colour: str | None
     colours: Mapping[str, str] = dataclasses.field(hash=False)
     facing: Facing
-    kin: str
+    family: str
     state: str | None = None
     view: str | None = None
     counterpart: str | None = None
@@ -64,7 +64,14 @@ class Concept:
 def _table() -> Mapping[str, Concept]:
     file = importlib.resources.files("perception_jax.data.scenes") / "assets" / "concepts.json"
     rows = json.loads(file.read_text(encoding="utf-8"))["concepts"]
-    return MappingProxyType({row["name"]: Concept(**row) for row in rows})
+    return MappingProxyType(
+        {
+            row["name"]: Concept(
+                **{"family" if key == "kin" else key: value for key, value in row.items()}
+            )
+            for row in rows
+        }
+    )
 
 
 def concepts(*, held_out: bool | None = None) -> tuple[Concept, ...]:
@@ -73,7 +80,7 @@ def concepts(*, held_out: bool | None = None) -> tuple[Concept, ...]:
 
 
 def by_name(name: str) -> Concept:
-    """The concept of that name.
+    """Returns the concept of that name.
 
     Raises:
       DataError: no such concept; the message suggests the nearest names.
@@ -89,9 +96,9 @@ def by_name(name: str) -> Concept:
         ) from None
 
 
-def kin_of(concept: Concept) -> tuple[Concept, ...]:
-    """The concepts of one kin, `concept` included, in table order."""
-    return tuple(c for c in _table().values() if c.kin == concept.kin)
+def family_of(concept: Concept) -> tuple[Concept, ...]:
+    """Returns the concepts of one family, `concept` included, in table order."""
+    return tuple(c for c in _table().values() if c.family == concept.family)
 
 
 def colour_of(placement: Placement) -> str | None:
@@ -101,7 +108,8 @@ def colour_of(placement: Placement) -> str | None:
 
 
 def facing_of(placement: Placement) -> Facing:
-    """Side the placement faces as shown: mirrored by `flip`, "front" beyond `MAX_FACING_ANGLE`."""
+    """Returns the side that the placement faces: mirrored by `flip`, "front" beyond the largest
+    angle."""
     facing = by_name(placement.concept).facing
     if facing == "front" or abs(placement.angle) > MAX_FACING_ANGLE:
         return "front"

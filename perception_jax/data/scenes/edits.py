@@ -1,4 +1,4 @@
-"""One spec, changed in one respect: the nine visual patterns of MMVP (arXiv 2401.06209, §2).
+"""Edits of a spec in one respect: the nine visual patterns of MMVP (arXiv 2401.06209, §2).
 
 Each maker lays out a small scene in which nothing covers anything, and returns two versions of it
 with a question that tells them apart. What a pattern changes:
@@ -26,33 +26,35 @@ from types import MappingProxyType
 from perception_jax.data.scenes import concepts as table
 from perception_jax.data.scenes import facts, palette, phrases
 from perception_jax.data.scenes.concepts import Concept
+from perception_jax.data.scenes.pair_layout import CELLS, CENTRES, Cell, PairLayout, copy
 from perception_jax.data.scenes.sample import can_be_tinted
-from perception_jax.data.scenes.silhouettes import text_extent
 from perception_jax.data.scenes.spec import DrawnText, Placement, SceneSpec
-from perception_jax.data.scenes.studio import CELLS, CENTRES, Cell, Studio, copy
+from perception_jax.data.scenes.visibility import text_extent
 from perception_jax.data.scenes.words import WORDS
 
 COUNTS = (1, 4)
-"""Range of a count pair's smaller number."""
+"""Range of the smaller number of a count pair."""
 GROUP = (4, 6)
 """Range of the number of objects in a structure pair."""
 RADIUS = 0.34
-"""Of a circle of objects, in shorter sides of the canvas."""
+"""Radius of a circle of objects, in shorter sides of the canvas."""
 FILL = 0.85
 """Size of the objects of a group, as a fraction of their distance."""
 NEAR, FAR = (0.75, 0.9), (0.12, 0.18)
 """Sizes in a viewpoint pair."""
 LARGE = (0.5, 0.75)
-"""Sizes of an object that may be faded: it must be seen well to be told from a solid one."""
+"""Sizes of an object that may be faded; small ones cannot be distinguished from solid ones."""
 FADED_OPACITY = 0.55
+"""Opacity of a faded object."""
 TEXT_SIZE = (0.14, 0.2)
-TEXT_ROOM = 0.94
-"""Widest word, as a fraction of the canvas."""
+"""Range of text heights, in shorter sides of the canvas."""
+MAX_TEXT_WIDTH = 0.94
+"""Width of the widest word, as a fraction of the canvas."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class PairSpec:
-    """Two specs that differ in one respect, and words that tell them apart.
+    """Two specs that differ in one respect, and texts that distinguish them.
 
     Attributes:
       changed: indices of the placements that differ; () if it is the written word.
@@ -67,14 +69,14 @@ class PairSpec:
     statements: tuple[str, str]
 
 
-def orientation(studio: Studio) -> PairSpec:
+def orientation(layout: PairLayout) -> PairSpec:
     """One object faces left or right."""
-    concept = studio.concept(lambda c: c.facing != "front", "a thing with a side that it faces")
-    first = studio.place(concept, studio.cell(CELLS))
+    concept = layout.concept(lambda c: c.facing != "front", "a thing with a side that it faces")
+    first = layout.place(concept, layout.cell(CELLS))
     second = dataclasses.replace(first, flip=not first.flip)
     sides = (table.facing_of(first), table.facing_of(second))
     return PairSpec(
-        specs=_versions(studio, first, second, studio.bystanders(CELLS)),
+        specs=_versions(layout, first, second, layout.bystanders(CELLS)),
         changed=(0,),
         question=f"Which way is the {concept.name} facing?",
         answers=sides,
@@ -82,14 +84,14 @@ def orientation(studio: Studio) -> PairSpec:
     )
 
 
-def presence(studio: Studio) -> PairSpec:
-    """One object is there or not."""
-    concept = studio.concept(lambda c: True, "a thing")
-    others = studio.bystanders(CELLS, fewest=1)
-    item = studio.place(concept, studio.cell(CELLS))
+def presence(layout: PairLayout) -> PairSpec:
+    """One object is present or absent."""
+    concept = layout.concept(lambda c: True, "a thing")
+    others = layout.bystanders(CELLS, fewest=1)
+    item = layout.place(concept, layout.cell(CELLS))
     noun = phrases.indefinite(concept.name)
     return PairSpec(
-        specs=(studio.scene([*others, item]), studio.scene(others)),
+        specs=(layout.scene([*others, item]), layout.scene(others)),
         changed=(len(others),),
         question=f"Is there {noun} in the picture?",
         answers=("yes", "no"),
@@ -97,24 +99,24 @@ def presence(studio: Studio) -> PairSpec:
     )
 
 
-def state(studio: Studio) -> PairSpec:
-    """One object is open or closed, the right way up or upside down, solid or faded."""
+def state(layout: PairLayout) -> PairSpec:
+    """One object is open or closed, upright or upside down, solid or faded."""
     makers = [_faded]
-    if any(c.facing != "front" for c in studio.vocabulary):
+    if any(c.facing != "front" for c in layout.vocabulary):
         makers.append(_upside_down)
-    if any(_has_other(studio, c, "state") for c in studio.vocabulary):
+    if any(_has_other(layout, c, "state") for c in layout.vocabulary):
         makers.append(_open_closed)
-    return studio.draw.choice(makers)(studio)
+    return layout.draw.choice(makers)(layout)
 
 
-def _faded(studio: Studio) -> PairSpec:
-    concept = studio.concept(lambda c: True, "a thing")
-    model = studio.place(concept, (0.5, 0.5))
-    first = dataclasses.replace(model, size=studio.draw.uniform(*LARGE))
+def _faded(layout: PairLayout) -> PairSpec:
+    concept = layout.concept(lambda c: True, "a thing")
+    model = layout.place(concept, (0.5, 0.5))
+    first = dataclasses.replace(model, size=layout.draw.uniform(*LARGE))
     second = dataclasses.replace(first, opacity=FADED_OPACITY)
     answers = ("solid", "faded")
     return PairSpec(
-        specs=(studio.scene([first]), studio.scene([second])),
+        specs=(layout.scene([first]), layout.scene([second])),
         changed=(0,),
         question=f"Is the {concept.name} solid or faded?",
         answers=answers,
@@ -122,14 +124,14 @@ def _faded(studio: Studio) -> PairSpec:
     )
 
 
-def _upside_down(studio: Studio) -> PairSpec:
+def _upside_down(layout: PairLayout) -> PairSpec:
     """Only of things drawn from the side: these have a clear way up."""
-    concept = studio.concept(lambda c: c.facing != "front", "a thing with a side that it faces")
-    first = studio.place(concept, studio.cell(CELLS))
+    concept = layout.concept(lambda c: c.facing != "front", "a thing with a side that it faces")
+    first = layout.place(concept, layout.cell(CELLS))
     second = dataclasses.replace(first, angle=180.0)
     answers = ("the right way up", "upside down")
     return PairSpec(
-        specs=_versions(studio, first, second, studio.bystanders(CELLS)),
+        specs=_versions(layout, first, second, layout.bystanders(CELLS)),
         changed=(0,),
         question=f"Is the {concept.name} the right way up or upside down?",
         answers=answers,
@@ -137,36 +139,36 @@ def _upside_down(studio: Studio) -> PairSpec:
     )
 
 
-def _open_closed(studio: Studio) -> PairSpec:
-    concept = studio.concept(lambda c: _has_other(studio, c, "state"), "a thing in two states")
+def _open_closed(layout: PairLayout) -> PairSpec:
+    concept = layout.concept(lambda c: _has_other(layout, c, "state"), "a thing in two states")
     other = table.by_name(concept.counterpart)
-    first = studio.place(concept, studio.cell(CELLS))
+    first = layout.place(concept, layout.cell(CELLS))
     second = dataclasses.replace(first, concept=other.name)
     return PairSpec(
-        specs=_versions(studio, first, second, studio.bystanders(CELLS)),
+        specs=_versions(layout, first, second, layout.bystanders(CELLS)),
         changed=(0,),
-        question=f"Is the {concept.kin} open or closed?",
+        question=f"Is the {concept.family} open or closed?",
         answers=(concept.state, other.state),
         statements=(phrases.indefinite(concept.name), phrases.indefinite(other.name)),
     )
 
 
-def _has_other(studio: Studio, concept: Concept, kind: str) -> bool:
+def _has_other(layout: PairLayout, concept: Concept, kind: str) -> bool:
     """The concept is drawn in two states ("state") or from two viewpoints ("view")."""
     other = concept.counterpart and table.by_name(concept.counterpart)
-    return bool(other) and getattr(concept, kind) is not None and other in studio.vocabulary
+    return bool(other) and getattr(concept, kind) is not None and other in layout.vocabulary
 
 
-def count(studio: Studio) -> PairSpec:
-    """One more or one fewer of a kind."""
-    concept = studio.concept(lambda c: True, "a thing")
-    number = studio.draw.randint(*COUNTS)
-    model = studio.place(concept, studio.cell(CELLS))
-    copies = [model, *(copy(model, studio.cell(CELLS)) for _ in range(number))]
-    others = studio.bystanders(CELLS)
+def count(layout: PairLayout) -> PairSpec:
+    """One more or one fewer of the same objects."""
+    concept = layout.concept(lambda c: True, "a thing")
+    number = layout.draw.randint(*COUNTS)
+    model = layout.place(concept, layout.cell(CELLS))
+    copies = [model, *(copy(model, layout.cell(CELLS)) for _ in range(number))]
+    others = layout.bystanders(CELLS)
     numbers = (number, number + 1)
     return PairSpec(
-        specs=(studio.scene([*others, *copies[:-1]]), studio.scene([*others, *copies])),
+        specs=(layout.scene([*others, *copies[:-1]]), layout.scene([*others, *copies])),
         changed=(len(others) + number,),
         question=f"How many {concept.plural} are there in the picture?",
         answers=(str(numbers[0]), str(numbers[1])),
@@ -174,24 +176,24 @@ def count(studio: Studio) -> PairSpec:
     )
 
 
-def position(studio: Studio) -> PairSpec:
+def position(layout: PairLayout) -> PairSpec:
     """One object is on either side of another one, or of the canvas."""
-    axis = studio.draw.choice(("x", "y"))
-    concept = studio.concept(lambda c: True, "a thing")
+    axis = layout.draw.choice(("x", "y"))
+    concept = layout.concept(lambda c: True, "a thing")
     start, lane = _LANES[axis]
-    first = studio.place(concept, start)
+    first = layout.place(concept, start)
     second = dataclasses.replace(first, **{axis: 1.0 - getattr(first, axis)})
-    if studio.draw.random() < 0.5 and len({c.kin for c in studio.vocabulary}) > 1:
-        anchor = studio.concept(lambda c: True, "another thing")
-        others = [studio.place(anchor, (0.5, 0.5))]
+    if layout.draw.random() < 0.5 and len({c.family for c in layout.vocabulary}) > 1:
+        anchor = layout.concept(lambda c: True, "another thing")
+        others = [layout.place(anchor, (0.5, 0.5))]
         noun, (question, answers) = anchor.name, _RELATIVE[axis]
         ends = tuple(f"{words} {phrases.indefinite(noun)}" for words in _RELATIONS[axis])
     else:
-        others = studio.bystanders(lane)
+        others = layout.bystanders(lane)
         noun, (question, answers) = "", _ABSOLUTE[axis]
         ends = tuple(phrases.place((side,)) for side in answers)
     return PairSpec(
-        specs=_versions(studio, first, second, others),
+        specs=_versions(layout, first, second, others),
         changed=(0,),
         question=question.format(concept.name, noun),
         answers=answers,
@@ -221,15 +223,15 @@ _ABSOLUTE = MappingProxyType(
 )
 
 
-def colour(studio: Studio) -> PairSpec:
+def colour(layout: PairLayout) -> PairSpec:
     """One object has one colour or another, of a pair that no one confuses."""
-    concept = studio.concept(can_be_tinted, "a thing without a colour of its own")
-    first_colour, *rest = studio.colours(len(palette.TINTS) - 2, palette.TINTS)
+    concept = layout.concept(can_be_tinted, "a thing without a colour of its own")
+    first_colour, *rest = layout.colours(len(palette.TINTS) - 2, palette.TINTS)
     other = next(c for c in rest if (first_colour, c) not in facts.ALIKE)
-    model = studio.place(concept, studio.cell(CELLS))
+    model = layout.place(concept, layout.cell(CELLS))
     first, second = (dataclasses.replace(model, tint=tint) for tint in (first_colour, other))
     return PairSpec(
-        specs=_versions(studio, first, second, studio.bystanders(CELLS)),
+        specs=_versions(layout, first, second, layout.bystanders(CELLS)),
         changed=(0,),
         question=f"What colour is the {concept.name}?",
         answers=(first_colour, other),
@@ -239,20 +241,20 @@ def colour(studio: Studio) -> PairSpec:
     )
 
 
-def structure(studio: Studio) -> PairSpec:
-    """A group of one kind is side by side, one above another, or in a circle."""
-    concept = studio.concept(lambda c: True, "a thing")
-    number = studio.draw.randint(*GROUP)
-    (first, places), (second, other_places) = studio.draw.sample(list(_LAYOUTS.items()), 2)
-    aspect = studio.aspect
+def structure(layout: PairLayout) -> PairSpec:
+    """A group of equal objects is side by side, one above another, or in a circle."""
+    concept = layout.concept(lambda c: True, "a thing")
+    number = layout.draw.randint(*GROUP)
+    (first, places), (second, other_places) = layout.draw.sample(list(_LAYOUTS.items()), 2)
+    aspect = layout.aspect
     model = dataclasses.replace(
-        studio.place(concept, (0.5, 0.5)), size=FILL * min(1.0 / number, _gap(number))
+        layout.place(concept, (0.5, 0.5)), size=FILL * min(1.0 / number, _gap(number))
     )
     many = f"{phrases.NUMBERS[number]} {concept.plural}"
     return PairSpec(
         specs=(
-            studio.scene([copy(model, at) for at in places(number, aspect)]),
-            studio.scene([copy(model, at) for at in other_places(number, aspect)]),
+            layout.scene([copy(model, at) for at in places(number, aspect)]),
+            layout.scene([copy(model, at) for at in other_places(number, aspect)]),
         ),
         changed=tuple(range(number)),
         question=f"Are the {concept.plural} {first} or {second}?",
@@ -288,20 +290,20 @@ _LAYOUTS: Mapping[str, Callable[[int, tuple[float, float]], list[Cell]]] = Mappi
 )
 
 
-def text(studio: Studio) -> PairSpec:
-    """One word is written or another."""
-    size = studio.draw.uniform(*TEXT_SIZE)
-    (ink,) = studio.colours(1, palette.NAMES)
-    room = TEXT_ROOM * studio.aspect[0]
-    words = [word for word in WORDS if text_extent(word, size)[0] <= room]
-    first, second = studio.draw.sample(words, 2)
-    y = studio.draw.choice((CENTRES[0], CENTRES[2]))
-    concept = studio.concept(lambda c: True, "a thing")
+def text(layout: PairLayout) -> PairSpec:
+    """The drawn word differs."""
+    size = layout.draw.uniform(*TEXT_SIZE)
+    (ink,) = layout.colours(1, palette.NAMES)
+    widest = MAX_TEXT_WIDTH * layout.aspect[0]
+    words = [word for word in WORDS if text_extent(word, size)[0] <= widest]
+    first, second = layout.draw.sample(words, 2)
+    y = layout.draw.choice((CENTRES[0], CENTRES[2]))
+    concept = layout.concept(lambda c: True, "a thing")
     middle_row = tuple((x, 0.5) for x in CENTRES)
-    shown = [studio.place(concept, studio.cell(middle_row)), *studio.bystanders(middle_row)]
+    shown = [layout.place(concept, layout.cell(middle_row)), *layout.bystanders(middle_row)]
     written = (DrawnText(text=word, x=0.5, y=y, size=size, colour=ink) for word in (first, second))
     return PairSpec(
-        specs=tuple(studio.scene(shown, word) for word in written),
+        specs=tuple(layout.scene(shown, word) for word in written),
         changed=(),
         question="What word is written in the picture?",
         answers=(first, second),
@@ -309,19 +311,19 @@ def text(studio: Studio) -> PairSpec:
     )
 
 
-def viewpoint(studio: Studio) -> PairSpec:
+def viewpoint(layout: PairLayout) -> PairSpec:
     """One object is close up or far away, seen from the side or from the front."""
-    two_views = any(_has_other(studio, c, "view") for c in studio.vocabulary)
-    return (_two_views if two_views and studio.draw.random() < 0.4 else _near_far)(studio)
+    two_views = any(_has_other(layout, c, "view") for c in layout.vocabulary)
+    return (_two_views if two_views and layout.draw.random() < 0.4 else _near_far)(layout)
 
 
-def _near_far(studio: Studio) -> PairSpec:
-    concept = studio.concept(lambda c: True, "a thing")
-    model = studio.place(concept, (0.5, 0.5))
-    near, far = (dataclasses.replace(model, size=studio.draw.uniform(*r)) for r in (NEAR, FAR))
+def _near_far(layout: PairLayout) -> PairSpec:
+    concept = layout.concept(lambda c: True, "a thing")
+    model = layout.place(concept, (0.5, 0.5))
+    near, far = (dataclasses.replace(model, size=layout.draw.uniform(*r)) for r in (NEAR, FAR))
     answers = ("close up", "far away")
     return PairSpec(
-        specs=(studio.scene([near]), studio.scene([far])),
+        specs=(layout.scene([near]), layout.scene([far])),
         changed=(0,),
         question=f"Is the {concept.name} close up or far away?",
         answers=answers,
@@ -329,15 +331,15 @@ def _near_far(studio: Studio) -> PairSpec:
     )
 
 
-def _two_views(studio: Studio) -> PairSpec:
-    concept = studio.concept(
-        lambda c: c.view == "side" and _has_other(studio, c, "view"), "a thing in two views"
+def _two_views(layout: PairLayout) -> PairSpec:
+    concept = layout.concept(
+        lambda c: c.view == "side" and _has_other(layout, c, "view"), "a thing in two views"
     )
-    first = studio.place(concept, studio.cell(CELLS))
+    first = layout.place(concept, layout.cell(CELLS))
     second = dataclasses.replace(first, concept=concept.counterpart)
     answers = ("from the side", "from the front")
     return PairSpec(
-        specs=_versions(studio, first, second, studio.bystanders(CELLS)),
+        specs=_versions(layout, first, second, layout.bystanders(CELLS)),
         changed=(0,),
         question=f"Is the {concept.name} seen from the side or from the front?",
         answers=answers,
@@ -346,10 +348,10 @@ def _two_views(studio: Studio) -> PairSpec:
 
 
 def _versions(
-    studio: Studio, first: Placement, second: Placement, others: Sequence[Placement]
+    layout: PairLayout, first: Placement, second: Placement, others: Sequence[Placement]
 ) -> tuple[SceneSpec, SceneSpec]:
     """Two scenes with the same other things."""
-    return studio.scene([first, *others]), studio.scene([second, *others])
+    return layout.scene([first, *others]), layout.scene([second, *others])
 
 
 def _both(form: str, name: str, ends: Sequence[str]) -> tuple[str, str]:
@@ -358,7 +360,7 @@ def _both(form: str, name: str, ends: Sequence[str]) -> tuple[str, str]:
     return form.format(noun, ends[0]), form.format(noun, ends[1])
 
 
-EDITS: Mapping[str, Callable[[Studio], PairSpec]] = MappingProxyType(
+EDITS: Mapping[str, Callable[[PairLayout], PairSpec]] = MappingProxyType(
     {
         "orientation": orientation,
         "presence": presence,
@@ -371,4 +373,4 @@ EDITS: Mapping[str, Callable[[Studio], PairSpec]] = MappingProxyType(
         "viewpoint": viewpoint,
     }
 )
-"""Pattern → its maker, in the paper's order."""
+"""Functions that make pairs by pattern, in the paper's order."""

@@ -1,4 +1,4 @@
-"""What is true of a rendered scene, and what is too close to call.
+"""Facts about a rendered scene, including what is ambiguous.
 
 Everything that the scenes say in words is drawn from here. A claim has three values: True or False
 where no one would argue, None in between. A phrase about an object is used only if its claims are
@@ -26,25 +26,27 @@ from perception_jax.data.scenes.spec import (
 )
 
 Claim = bool | None
-"""True and False are beyond dispute; None is not."""
+"""A three-valued truth value; None is ambiguous."""
 
 Side = Literal["left", "right", "top", "bottom", "middle"]
+"""A part of the canvas."""
 
 SIZE_WORDS = ("tiny", "small", "medium", "large", "huge")
+"""Size words from small to large."""
 SIZE_LIMITS = (0.1, 0.22, 0.45, 0.7)
 """Upper limits of the first four size words: longest side of the visible box divided by the
 canvas's shorter side."""
 
 WHOLE = 0.75
-"""Visible share from which on an object's size and shape can be judged."""
+"""Visible share from which on size and shape of an object can be judged."""
 SIDE_LIMIT = 0.4
-"""An object whose centre is below it is on the left (or at the top); above 1 - it, on the right."""
+"""Centres below this are on the left (or at the top), above 1 minus it on the right."""
 MIDDLE_LIMIT = 0.1
-"""An object whose centre is at most this far from the canvas's centre is in the middle."""
+"""Largest distance from the canvas's centre of an object in the middle."""
 MIN_OFFSET = 0.12
-"""Centres closer than this along an axis have no order along it."""
+"""Smallest distance of centres along an axis for a spatial relation."""
 MIN_RATIO = 1.35
-"""One object is bigger than another from this ratio of longest sides on."""
+"""Smallest ratio of longest sides for one object to be bigger."""
 
 _CONFUSED = {
     "red": ("orange", "pink", "brown", "purple"),
@@ -70,8 +72,7 @@ DISTINCT_CATEGORIES = {
     "vehicle": frozenset({"activity", "object"}),
     "food": frozenset({"animal", "plant", "object"}),
 }
-"""Category with a clear border → other categories of which some members could be counted in it.
-"object", "activity", "place" and "sky" run into each other."""
+"""Unambiguous categories → other categories with members that could be counted in them."""
 
 
 def conjunction(claims: Iterable[Claim]) -> Claim:
@@ -86,7 +87,7 @@ def conjunction(claims: Iterable[Claim]) -> Claim:
 
 
 def size_word(side: float) -> str:
-    """The size word of a box whose longest side is `side` × the canvas's shorter side."""
+    """Returns the size word of a box whose longest side is `side` × the canvas's shorter side."""
     for word, limit in zip(SIZE_WORDS, SIZE_LIMITS, strict=False):
         if side < limit:
             return word
@@ -95,7 +96,7 @@ def size_word(side: float) -> str:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Fact:
-    """One object that can be seen.
+    """One visible object.
 
     Attributes:
       index: position among the rendered objects.
@@ -150,17 +151,17 @@ class Fact:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SceneFacts:
-    """All that is known of a scene.
+    """All facts of a scene.
 
     Attributes:
       objects: what can be seen clearly, in drawing order.
       doubtful: concepts that are drawn but hidden, cut off or faint: neither present nor absent.
-      kin: of everything that is drawn.
+      families: of everything that is drawn.
     """
 
     objects: tuple[Fact, ...]
     doubtful: tuple[Concept, ...]
-    kin: frozenset[str]
+    families: frozenset[str]
     background: Background
     text: DrawnText | None
 
@@ -175,11 +176,11 @@ class SceneFacts:
         return _total(claims, doubtful)
 
     def absent(self, concept: Concept) -> bool:
-        """No drawn thing, however faint, could go by the concept's name."""
-        return concept.kin not in self.kin
+        """Whether no drawn object, however faint, could have the concept's name."""
+        return concept.family not in self.families
 
     def _may_be(self, concept: Concept) -> bool:
-        return any(other.kin == concept.kin for other in self.doubtful)
+        return any(other.family == concept.family for other in self.doubtful)
 
 
 def _total(claims: Sequence[Claim], doubtful: bool) -> int | None:
@@ -212,7 +213,9 @@ def observe(
     return SceneFacts(
         objects=tuple(seen),
         doubtful=tuple(doubtful),
-        kin=frozenset(concept.kin for concept in (*doubtful, *(fact.concept for fact in seen))),
+        families=frozenset(
+            concept.family for concept in (*doubtful, *(fact.concept for fact in seen))
+        ),
         background=spec.background,
         text=spec.text,
     )
@@ -236,25 +239,25 @@ def _fact(index: int, item: RenderedObject, height: int, width: int, short: int)
 
 
 def is_a(concept: Concept, other: Concept) -> Claim:
-    """Whether a thing of one concept goes by the other's name; None between kin."""
+    """Whether the name of one concept applies to another; None within a family."""
     if concept.name == other.name:
         return True
-    return None if concept.kin == other.kin else False
+    return None if concept.family == other.family else False
 
 
 def of_category(concept: Concept, category: str) -> Claim:
-    """Whether a thing belongs to one of `DISTINCT_CATEGORIES`; None for its members' kin."""
+    """Whether a concept is in one of `DISTINCT_CATEGORIES`; None for families of its members."""
     if concept.category == category:
         return True
-    unclear = concept.category in DISTINCT_CATEGORIES[category] or concept.kin in _kin_of_members(
+    unclear = concept.category in DISTINCT_CATEGORIES[
         category
-    )
+    ] or concept.family in _member_families(category)
     return None if unclear else False
 
 
 @functools.cache
-def _kin_of_members(category: str) -> frozenset[str]:
-    return frozenset(c.kin for c in concepts.concepts() if c.category == category)
+def _member_families(category: str) -> frozenset[str]:
+    return frozenset(c.family for c in concepts.concepts() if c.category == category)
 
 
 def has_colour(fact: Fact, colour: str) -> Claim:
@@ -312,11 +315,11 @@ RELATIONS: Mapping[str, Callable[[Fact, Fact], Claim]] = MappingProxyType(
         "below": lambda fact, other: above(other, fact),
     }
 )
-"""What stands between two nouns, and whether it is so."""
+"""Spatial relations as words and predicates."""
 
 
 def relation(fact: Fact, other: Fact) -> str | None:
-    """The words of `RELATIONS` that are true of the two, if any; at most one is."""
+    """Returns the words of `RELATIONS` that are true of the two; at most one is."""
     return next((words for words, holds in RELATIONS.items() if holds(fact, other)), None)
 
 

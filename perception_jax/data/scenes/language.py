@@ -1,4 +1,4 @@
-"""Puts a rendered scene into words: captions, phrases, questions, instructions.
+"""Describes a rendered scene: captions, phrases, questions, instructions.
 
 All of it follows from `facts`, so all of it is true. Object captions come with and without the
 class name, because a caption that repeats the instruction's class name can be matched without
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from perception_jax.data.records import Instruction, Question, ReferringExpression
+from perception_jax.data.records import ObjectInstruction, Question, ReferringExpression
 from perception_jax.data.scenes import captions
 from perception_jax.data.scenes.concepts import Concept
 from perception_jax.data.scenes.facts import SceneFacts
@@ -21,15 +21,18 @@ from perception_jax.data.scenes.questions import questions
 from perception_jax.data.scenes.referring import Reference, references
 
 ABSENT_NAMES = 8
+"""Largest number of absent names of a scene."""
 ABSENT_INSTRUCTIONS = 2
+"""Number of instructions for absent objects."""
 REFERRING_PER_OBJECT = 2
+"""Largest number of referring expressions of an object."""
 WORDINGS = ("the {}", "{}", "a photo of the {}", "focus on the {}")
-"""For a class name; "{}" alone is left out where a longer phrase takes the name's place."""
+"""Templates of instructions for a class name; "{}" is omitted for longer phrases."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Description:
-    """A scene in words; indices refer to the scene's clearly visible objects.
+    """Texts of a scene; indices refer to the clearly visible objects.
 
     Attributes:
       captions: of the whole image; all but the last one with class names.
@@ -42,7 +45,7 @@ class Description:
     object_captions: tuple[tuple[str, str], ...] = ()
     referring: tuple[ReferringExpression, ...] = ()
     questions: tuple[Question, ...] = ()
-    instructions: tuple[Instruction, ...] = ()
+    instructions: tuple[ObjectInstruction, ...] = ()
     absent: tuple[str, ...] = ()
 
 
@@ -69,7 +72,7 @@ def describe(
 
 
 def caption(scene: SceneFacts, rng: np.random.Generator) -> Description:
-    """Captions of the whole image alone: what contrastive training needs, without the rest."""
+    """Returns only the captions of the image, as contrastive training needs."""
     draw = random.Random(int(rng.integers(2**63)))
     return Description(captions=tuple(captions.scene_captions(scene, draw)))
 
@@ -95,7 +98,7 @@ def _expressions(
 
 def _instructions(
     refs: Sequence[Sequence[Reference]], absent: Sequence[Concept], draw: random.Random
-) -> list[Instruction]:
+) -> list[ObjectInstruction]:
     """One for each object that can be picked out by its name, and some for absent ones."""
     made = []
     for found in refs:
@@ -104,7 +107,7 @@ def _instructions(
             ref = draw.choice(named)
             wordings = WORDINGS if ref.uses == {"name"} else [w for w in WORDINGS if w != "{}"]
             text = draw.choice(wordings).format(ref.text.removeprefix("the "))
-            made.append(Instruction(text=text, target=ref.target))
+            made.append(ObjectInstruction(text=text, target=ref.target))
     for concept in draw.sample(absent, min(len(absent), ABSENT_INSTRUCTIONS)):
-        made.append(Instruction(text=draw.choice(WORDINGS).format(concept.name), target=None))
+        made.append(ObjectInstruction(text=draw.choice(WORDINGS).format(concept.name), target=None))
     return made

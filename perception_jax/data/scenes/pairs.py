@@ -9,27 +9,27 @@ import numpy as np
 
 from perception_jax.data.records import MMVP_PATTERNS, MinimalPair
 from perception_jax.data.scenes.edits import EDITS, PairSpec
+from perception_jax.data.scenes.pair_layout import PairLayout
 from perception_jax.data.scenes.render import render
 from perception_jax.data.scenes.sample import SceneConfig
 from perception_jax.data.scenes.source import scene_record
-from perception_jax.data.scenes.studio import Studio
 from perception_jax.errors import ConfigError
 
 
 def minimal_pair(pattern: str, rng: np.random.Generator, config: SceneConfig) -> PairSpec:
-    """Two specs that differ in one pattern only, in random order.
+    """Returns two specs that differ in one pattern only, in random order.
 
     Raises:
       ConfigError: an unknown pattern, or a vocabulary that cannot show it.
     """
     _check(pattern)
     draw = random.Random(int(rng.integers(2**63)))
-    pair = EDITS[pattern](Studio(config, draw))
+    pair = EDITS[pattern](PairLayout(config, draw))
     return _swapped(pair) if draw.random() < 0.5 else pair
 
 
 def minimal_pair_record(pattern: str, config: SceneConfig, *, seed: int, index: int) -> MinimalPair:
-    """The pair of a pattern, rendered and described.
+    """Renders and describes a pair of a pattern.
 
     Args:
       seed, index: non-negative; the same ones give the same pair.
@@ -69,7 +69,12 @@ class PairSource:
         length: int,
         patterns: tuple[str, ...] = MMVP_PATTERNS,
     ) -> None:
-        """Args: seed: non-negative; length: number of pairs; patterns: which ones, in what order.
+        """Checks the settings and the vocabulary.
+
+        Args:
+          seed: non-negative.
+          length: number of pairs.
+          patterns: the patterns of the pairs, in order.
 
         Raises:
           ConfigError: a negative seed or length, no pattern, an unknown one, or one that the

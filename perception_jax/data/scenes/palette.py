@@ -1,4 +1,4 @@
-"""The eleven basic colour names, what is nearest to which, and recolouring.
+"""The eleven basic colour names, nearest colours, and recolouring.
 
 The names are the basic colour terms of English (Berlin and Kay, 1969). Nearness is measured in
 CIELAB (CIE 1976, white D65), where distances follow what people see.
@@ -28,7 +28,7 @@ COLOURS = MappingProxyType(
         "white": (250, 250, 250),
     }
 )
-"""Name → the sRGB colour that is drawn for it."""
+"""The sRGB colour drawn for each name."""
 
 _SHADES = {
     "red": ((150, 20, 30), (240, 75, 65), (250, 60, 40)),
@@ -46,22 +46,25 @@ _SHADES = {
 """Further shades that go by the name, so that navy and sky blue are both nearest to "blue"."""
 
 NAMES = tuple(COLOURS)
+"""Colour names."""
 TINTS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black")
-"""Colours that a recoloured sprite takes on plainly."""
+"""Colours of recoloured sprites."""
 
 PLAIN = 1.25
-"""A pixel plainly has a colour if the second nearest name is this many times as far away."""
+"""Smallest ratio of the distances to the second nearest and the nearest name of a clear colour."""
 DOMINANT = 0.5
-"""Share of the pixels from which on a colour dominates."""
+"""Smallest share of the pixels of a dominating colour."""
 TINT_RANGE = 90.0
-"""Luminance range, of 255, that a tinted sprite spreads over at least: flat ones stay flat."""
+"""Smallest luminance range, of 255, of a tinted sprite."""
 TINT_DARK = 0.5
+"""Factor on the tint for the darkest pixels."""
 TINT_LIGHT = 0.4
+"""Share of white mixed into the tint for the lightest pixels."""
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 def lab(rgb: UInt8[np.ndarray, "*N 3"]) -> Float[np.ndarray, "*N 3"]:
-    """CIELAB of sRGB pixels, float32."""
+    """Converts sRGB pixels to CIELAB, float32."""
     value = rgb.astype(np.float32) / 255.0
     linear = np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
     to_xyz = np.array(
@@ -84,7 +87,7 @@ def distances(rgb: UInt8[np.ndarray, "*N 3"]) -> Float[np.ndarray, "*N K"]:
 
 
 def nearest_colour(rgb: tuple[int, int, int]) -> str:
-    """Name of the colour nearest to one sRGB colour."""
+    """Returns the name of the colour nearest to an sRGB colour."""
     return NAMES[int(distances(np.array(rgb, np.uint8)).argmin())]
 
 
@@ -104,14 +107,14 @@ def shares(sprite: UInt8[np.ndarray, "H W 4"]) -> dict[str, float]:
 
 
 def dominating_colour(sprite: UInt8[np.ndarray, "H W 4"]) -> str | None:
-    """The colour that most of the sprite's pixels plainly have, or None."""
+    """Returns the colour of most of the sprite's pixels, or None."""
     found = shares(sprite)
     name = max(found, key=found.__getitem__)
     return name if found[name] >= DOMINANT else None
 
 
 def tinted(sprite: UInt8[np.ndarray, "H W 4"], colour: str) -> UInt8[np.ndarray, "H W 4"]:
-    """The sprite in shades of one colour: what was lighter stays lighter, the hue is the colour's.
+    """Recolours a sprite in shades of one colour, keeping the order of luminance.
 
     The sprite's median luminance becomes the colour itself; from there it runs to a darker and to
     a lighter shade, so that most pixels are nearest to the colour's name.

@@ -1,4 +1,4 @@
-"""Small pieces of English: articles, noun phrases, places, lists.
+"""English phrases: articles, noun phrases, places, lists.
 
 Concept names are count noun phrases ("pair of scissors"), so an article or a number always fits.
 """
@@ -14,7 +14,9 @@ from perception_jax.data.scenes.facts import SIZE_WORDS, Fact, Side, at
 from perception_jax.data.scenes.spec import Background
 
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight")
+"""Number words from 0."""
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
+"""Ordinal words from 1."""
 
 CATEGORY_NOUNS = {
     "animal": ("animal", "animals"),
@@ -30,7 +32,7 @@ _SILENT_H = ("hour", "honest", "heir", "x-ray")
 
 @functools.cache
 def indefinite(noun: str) -> str:
-    """The noun phrase with "a" or "an": "an hourglass", "a unicorn"."""
+    """Adds "a" or "an": "an hourglass", "a unicorn"."""
     if noun.startswith(_SILENT_H):
         return f"an {noun}"
     vowel = noun[0] in _VOWEL_LETTERS and not noun.startswith(_SAID_YOU)
@@ -71,7 +73,7 @@ def _words(name: str) -> frozenset[str]:
 
 
 def colour_fits(fact: Fact) -> bool:
-    """The object has a colour that can stand before its name ("a red green apple" cannot)."""
+    """Whether a colour adjective fits before the name ("a red green apple" does not)."""
     return fact.colour is not None and not _words(fact.name) & _COLOUR_WORDS
 
 

@@ -1,4 +1,4 @@
-"""Questions about a scene whose answers cannot be guessed.
+"""Questions about a scene that cannot be answered without the image.
 
 For each kind the scene's draw decides first what the answer should be, as far as the scene allows,
 and then what to ask; two-option questions offer their options in random order. Over many scenes no
@@ -20,7 +20,9 @@ from perception_jax.data.scenes.referring import Reference
 from perception_jax.data.scenes.words import WORDS
 
 TWO_OPTION_SHARE = 0.5
+"""Share of questions with two options."""
 LETTERS = ("(a)", "(b)")
+"""Letters of two options."""
 
 CATEGORY_ANSWERS = {
     "animal": "an animal",
@@ -28,15 +30,17 @@ CATEGORY_ANSWERS = {
     "vehicle": "a vehicle",
     "food": "something to eat or drink",
 }
+"""Answers by category."""
 PRESENCE_FORMS = (
     "Is there {} in the picture?",
     "Can you see {} in the picture?",
     "Does the picture show {}?",
 )
+"""Templates of questions about presence."""
 
 
 def prompt(question: Question) -> str:
-    """The question as it is put to a model: "… (a) left (b) right" if it has options."""
+    """Formats a question for a model: "… (a) left (b) right" if it has options."""
     offered = zip(LETTERS, question.options, strict=False)
     return " ".join([question.text, *(f"{letter} {option}" for letter, option in offered)])
 
@@ -299,3 +303,4 @@ KINDS: dict[str, Callable[[_Asker], _Draft | None]] = {
     "category": _category,
     "name": _name,
 }
+"""Functions that draft questions, by kind."""

@@ -1,4 +1,4 @@
-"""Phrases that are true of exactly one object of a scene.
+"""Referring expressions: phrases that are true of exactly one object of a scene.
 
 A reference is a noun ("cat", "animal", "thing") and the fewest modifiers that rule out every
 other object: colour, place, facing, a relation to another object, a superlative, a rank. A
@@ -17,12 +17,12 @@ from perception_jax.data.scenes.concepts import Concept
 from perception_jax.data.scenes.facts import Claim, Fact, SceneFacts
 
 MIN_RANK_GAP = 0.06
-"""Objects whose centres are closer than this along an axis have no rank along it."""
+"""Smallest distance of centres along an axis for ranks along it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Reference:
-    """A phrase for `scene.objects[target]`; `uses` names what it gives away, e.g. {"name"}."""
+    """A phrase for `scene.objects[target]`; `uses` lists the attributes in it, e.g. {"name"}."""
 
     text: str
     target: int
@@ -49,7 +49,7 @@ class _Modifier:
 
 
 def references(scene: SceneFacts, draw: random.Random) -> list[list[Reference]]:
-    """For each object a few unique phrases, by its name first, then without; possibly none."""
+    """Returns a few unique phrases for each object, with its name first; possibly none."""
     anchors = [item for item in scene.objects if scene.count(item.concept) == 1]
     return [_references(scene, target, anchors, draw) for target in range(len(scene.objects))]
 

@@ -1,4 +1,4 @@
-"""From a scene's spec to pixels, exact boxes and exact masks.
+"""Renders a scene's spec to pixels, exact boxes and exact masks.
 
 Shape letters: H W canvas, N placements.
 """
@@ -13,9 +13,9 @@ from PIL import Image, ImageDraw
 
 from perception_jax.data.scenes.backgrounds import draw_background
 from perception_jax.data.scenes.palette import COLOURS
-from perception_jax.data.scenes.silhouettes import Silhouettes, shape_of, text_shape, write
 from perception_jax.data.scenes.spec import RenderedObject, SceneSpec
 from perception_jax.data.scenes.sprites import corner, drawing
+from perception_jax.data.scenes.visibility import VisibilityMap, shape_of, text_shape, write
 from perception_jax.errors import DataError
 
 
@@ -49,12 +49,12 @@ def render(spec: SceneSpec, canvas: int | tuple[int, int]) -> Rendered:
     if min(shape) < 1:
         raise DataError(f"expected a canvas of at least 1 × 1 pixels, found {shape}.")
     image = Image.fromarray(draw_background(spec.background, shape))
-    silhouettes = Silhouettes(shape)
+    visibility = VisibilityMap(shape)
     for placement in spec.placements:
         sprite = drawing(placement, shape)
         at = corner(placement.x, placement.y, sprite.size, shape)
         alpha = sprite.getchannel("A")
-        silhouettes.cover(shape_of(alpha, placement.opacity), at)
+        visibility.cover(shape_of(alpha, placement.opacity), at)
         if placement.opacity < 1.0:
             alpha = alpha.point([round(value * placement.opacity) for value in range(256)])
         image.paste(sprite.convert("RGB"), at, alpha)
@@ -62,15 +62,15 @@ def render(spec: SceneSpec, canvas: int | tuple[int, int]) -> Rendered:
         colour = COLOURS[text.colour]
         outline = COLOURS["white" if sum(colour) < 384 else "black"]
         write(ImageDraw.Draw(image), text, shape, colour, outline)
-        silhouettes.cover_text(text_shape(text, shape), (0, 0))
-    masks = silhouettes.masks()
+        visibility.cover_text(text_shape(text, shape), (0, 0))
+    masks = visibility.masks()
     objects = tuple(
         RenderedObject(
             placement=placement,
             box=_tight_box(mask, (placement.x * shape[1], placement.y * shape[0])),
             visible=share,
         )
-        for placement, mask, share in zip(spec.placements, masks, silhouettes.shares(), strict=True)
+        for placement, mask, share in zip(spec.placements, masks, visibility.shares(), strict=True)
     )
     return Rendered(image=np.asarray(image), objects=objects, masks=masks)
 

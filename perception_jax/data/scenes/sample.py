@@ -1,4 +1,4 @@
-"""Draws a scene's spec at random: what is shown, where, how large, over what background."""
+"""Samples a scene's spec at random: objects, positions, sizes, background."""
 
 from __future__ import annotations
 
@@ -11,13 +11,6 @@ from perception_jax.data.scenes import concepts as table
 from perception_jax.data.scenes import palette
 from perception_jax.data.scenes.backgrounds import contrast
 from perception_jax.data.scenes.concepts import Concept
-from perception_jax.data.scenes.silhouettes import (
-    Silhouettes,
-    extent,
-    shape_of,
-    text_extent,
-    text_shape,
-)
 from perception_jax.data.scenes.spec import (
     BACKGROUND_KINDS,
     STYLES,
@@ -29,32 +22,43 @@ from perception_jax.data.scenes.spec import (
     SceneSpec,
 )
 from perception_jax.data.scenes.sprites import corner, outline
+from perception_jax.data.scenes.visibility import (
+    VisibilityMap,
+    extent,
+    shape_of,
+    text_extent,
+    text_shape,
+)
 from perception_jax.data.scenes.words import WORDS
 from perception_jax.errors import ConfigError
 
 COARSE = 64
-"""Pixels along the canvas's shorter side when overlaps are tried out."""
+"""Pixels along the canvas's shorter side for testing overlaps."""
 TRIES = 12
 """Positions tried for an object before it is made smaller."""
 SHRINK = 0.75
 """Factor on an object's size after `TRIES` positions that cover too much."""
 CROWD = 1.4
 """Sizes are capped at `CROWD` / √(number of objects) of the largest."""
-ROOM = 0.98
+MAX_EXTENT = 0.98
 """Largest extent of a rotated sprite, as a fraction of the canvas."""
 TEXT_SIZE = (0.08, 0.2)
+"""Range of text heights, in shorter sides of the canvas."""
 PORTRAIT_SIZE = (0.65, 0.9)
+"""Range of the size of a single object, in shorter sides of the canvas."""
 MAX_CONTRAST = 62.0
-"""CIELAB distance between a background's two colours: quiet enough to see objects before it."""
+"""Largest CIELAB distance between a background's two colours."""
 COLLAGE_PIECES = (6, 12)
+"""Range of the number of objects in a collage."""
 COLLAGE_SIZE = (0.2, 0.5)
+"""Range of the sizes of a collage's objects."""
 COLOUR_IS_IDENTITY = frozenset({"rainbow", "traffic light", "tangerine", "compact disc"})
-"""Never recoloured, like every concept that has a colour in its name."""
+"""Concepts that are not recoloured, in addition to those with a colour in their name."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SceneConfig:
-    """What scenes look like.
+    """Settings of scenes.
 
     Attributes:
       canvas: (height, width) in pixels, or the side of a square.
@@ -116,7 +120,7 @@ class SceneConfig:
 
     @classmethod
     def single(cls, **changes: object) -> SceneConfig:
-        """One large object without text: what naming is trained and tested on."""
+        """Returns the settings of one large object without text, for classification."""
         settings = {"count": (1, 1), "size": (0.45, 0.95), "text": 0.0, "max_angle": 20.0}
         return cls(**{**settings, **changes})
 
@@ -127,7 +131,7 @@ class SceneConfig:
 
     @property
     def drawn_styles(self) -> tuple[str, ...]:
-        """The styles that are drawn: `styles`, or the split's."""
+        """Styles that are drawn: `styles`, or those of the split."""
         return self.styles or (TRAIN_STYLES if self.split == "train" else (TEST_STYLE,))
 
     def vocabulary(self) -> tuple[Concept, ...]:
@@ -150,18 +154,18 @@ def _vocabulary(split: str, names: tuple[str, ...]) -> tuple[Concept, ...]:
 
 
 def sample_spec(rng: np.random.Generator, config: SceneConfig) -> SceneSpec:
-    """One scene; the same generator state gives the same spec."""
+    """Samples one scene; the same generator state gives the same spec."""
     height, width = config.shape
     scale = COARSE / min(height, width)
-    silhouettes = Silhouettes((round(height * scale), round(width * scale)))
+    visibility = VisibilityMap((round(height * scale), round(width * scale)))
     placements: list[Placement] = []
     chosen = _choose_concepts(rng, config)
     for concept in chosen:
         placement = _style_of(rng, config, concept, _size(rng, config, len(chosen)))
-        placements.append(_settle(rng, config, placement, silhouettes))
+        placements.append(_place(rng, config, placement, visibility))
     text = None
     if rng.random() < config.text:
-        text = _text(rng, config, silhouettes)
+        text = _text(rng, config, visibility)
     used = {table.colour_of(placement) for placement in placements}
     return SceneSpec(
         background=_background(rng, config, placements, used | {text and text.colour}),
@@ -171,7 +175,7 @@ def sample_spec(rng: np.random.Generator, config: SceneConfig) -> SceneSpec:
 
 
 def portrait_spec(rng: np.random.Generator, concept: str, style: str) -> SceneSpec:
-    """One upright object, large and near the middle, over a random background."""
+    """Samples one upright object, large and near the middle, over a random background."""
     placement = Placement(
         concept=concept,
         style=style,
@@ -190,7 +194,7 @@ def _pick(rng: np.random.Generator, options: tuple) -> object:
 
 
 def _choose_concepts(rng: np.random.Generator, config: SceneConfig) -> list[Concept]:
-    """Concepts of which no two are kin, some more than once."""
+    """Concepts of different families, some more than once."""
     vocabulary = config.vocabulary()
     wanted = int(rng.integers(config.count[0], config.count[1] + 1))
     chosen = [_pick(rng, vocabulary)]
@@ -199,8 +203,8 @@ def _choose_concepts(rng: np.random.Generator, config: SceneConfig) -> list[Conc
             chosen.append(_pick(rng, tuple(chosen)))
             continue
         candidate = _pick(rng, vocabulary)
-        kin = [other for other in chosen if other.kin == candidate.kin]
-        chosen.append(kin[0] if kin else candidate)
+        same = [other for other in chosen if other.family == candidate.family]
+        chosen.append(same[0] if same else candidate)
     return chosen
 
 
@@ -213,7 +217,7 @@ def _size(rng: np.random.Generator, config: SceneConfig, number: int) -> float:
 
 
 def can_be_tinted(concept: Concept) -> bool:
-    """False where a recoloured drawing would contradict the name."""
+    """Whether a recoloured drawing agrees with the concept's name."""
     words = concept.name.split()
     return concept.name not in COLOUR_IS_IDENTITY and not set(words) & set(palette.COLOURS)
 
@@ -237,8 +241,8 @@ def _style_of(
     )
 
 
-def _settle(
-    rng: np.random.Generator, config: SceneConfig, placement: Placement, canvas: Silhouettes
+def _place(
+    rng: np.random.Generator, config: SceneConfig, placement: Placement, canvas: VisibilityMap
 ) -> Placement:
     """Finds a place on the canvas that covers nothing too much, shrinking if there is none.
 
@@ -250,7 +254,7 @@ def _settle(
     limit = config.max_overlap if rng.random() < config.overlap else 0.0
     while True:
         wide, tall = (side * short for side in extent(placement))
-        fit = min(1.0, ROOM * width / wide, ROOM * height / tall)
+        fit = min(1.0, MAX_EXTENT * width / wide, MAX_EXTENT * height / tall)
         placement = dataclasses.replace(placement, size=placement.size * fit)
         half_x, half_y = wide * fit / width / 2, tall * fit / height / 2
         alpha = outline(placement, canvas.canvas)
@@ -266,7 +270,7 @@ def _settle(
         placement = dataclasses.replace(placement, size=size)
 
 
-def _text(rng: np.random.Generator, config: SceneConfig, canvas: Silhouettes) -> DrawnText | None:
+def _text(rng: np.random.Generator, config: SceneConfig, canvas: VisibilityMap) -> DrawnText | None:
     """A word where it fits and covers nothing too much; None if no try finds a place."""
     height, width = config.shape
     short = min(height, width)
@@ -310,8 +314,8 @@ def _companion(rng: np.random.Generator, colour: str, free: list[str]) -> str:
 
 
 def _collage(rng: np.random.Generator, placements: list[Placement]) -> tuple[Placement, ...]:
-    """Far things that are kin to none of the objects, by the training artists in every split."""
-    kin = {table.by_name(placement.concept).kin for placement in placements}
+    """Far things of other families than the objects, by the training artists in every split."""
+    used = {table.by_name(placement.concept).family for placement in placements}
     known = table.concepts(held_out=False)
     pieces = [_pick(rng, known) for _ in range(int(rng.integers(*COLLAGE_PIECES)))]
     return tuple(
@@ -323,5 +327,5 @@ def _collage(rng: np.random.Generator, placements: list[Placement]) -> tuple[Pla
             size=float(rng.uniform(*COLLAGE_SIZE)),
         )
         for concept in pieces
-        if concept.kin not in kin
+        if concept.family not in used
     )

@@ -20,6 +20,7 @@ from perception_jax.data.scenes.spec import SceneSpec
 from perception_jax.errors import ConfigError
 
 SCENES_TRIED = 100
+"""Number of scenes sampled to find one with all objects visible."""
 
 
 class ScenesSource:
@@ -30,7 +31,7 @@ class ScenesSource:
     """
 
     def __init__(self, config: SceneConfig, *, seed: int, length: int) -> None:
-        """Args: seed: non-negative; length: number of records.
+        """Checks the settings; `seed` is non-negative, `length` the number of records.
 
         Raises:
           ConfigError: a negative seed or length, or names that the split lacks.
@@ -152,7 +153,7 @@ def _annotation(fact: Fact, rendered: Rendered, captions: tuple[str, ...]) -> Ob
 
 
 def position(fact: Fact) -> str | None:
-    """ "top left", "left", "top", "middle", ...; None where that is open to dispute."""
+    """Returns "top left", "left", "top", "middle", ...; None if ambiguous."""
     if facts.at(fact, "middle"):
         return "middle"
     return " ".join(side for side in (fact.vertical, fact.horizontal) if side) or None
@@ -161,10 +162,10 @@ def position(fact: Fact) -> str | None:
 def portrait(
     concept: str, style: str, canvas: int | tuple[int, int], seed: int
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """One object by one artist, large, near the middle, over a background drawn from the seed.
+    """Draws one object by one artist, large, near the middle, over a random background.
 
     The same arguments give the same pixels. Concepts and styles of one seed differ in place, size
-    and background, so a set of portraits cannot be told apart by those.
+    and background, so a set of portraits cannot be separated by those.
 
     Args:
       canvas: (height, width) in pixels, or the side of a square.

@@ -1,4 +1,4 @@
-"""What a scene is, before anything is drawn.
+"""Specifications of scenes before rendering.
 
 A scene has three steps: *sample* a `SceneSpec` from a seed, *render* it to pixels with exact boxes
 and masks, *describe* it in words. A minimal pair is one spec edited in one respect and rendered
@@ -11,13 +11,16 @@ import dataclasses
 from typing import Literal
 
 Facing = Literal["left", "right", "front"]
-"""Where the drawing faces as shown (after any flip); "front" where it has no side."""
+"""The side a drawing faces after any flip; "front" if it has no side."""
 
 STYLES = ("noto", "noto_v1", "fluent_flat", "fluent_3d", "twemoji")
-"""The five artists. `TRAIN_STYLES` train, `TEST_STYLE` only tests."""
+"""The five artists; `TRAIN_STYLES` are for training, `TEST_STYLE` only for testing."""
 TRAIN_STYLES = STYLES[:4]
+"""Artists whose drawings are for training."""
 TEST_STYLE = STYLES[4]
+"""The artist whose drawings are only for testing."""
 BACKGROUND_KINDS = ("flat", "gradient", "noise", "texture", "collage")
+"""Kinds of backgrounds."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +62,7 @@ class DrawnText:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Background:
-    """What is behind the objects.
+    """The background of a scene.
 
     Attributes:
       kind: the generator, one of `BACKGROUND_KINDS`.
@@ -77,7 +80,7 @@ class Background:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SceneSpec:
-    """A whole scene: background, one to eight placements, at most one drawn text."""
+    """A scene: background, one to eight placements, at most one drawn text."""
 
     background: Background
     placements: tuple[Placement, ...]
@@ -86,7 +89,7 @@ class SceneSpec:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class RenderedObject:
-    """Where a placement ended up, and how much of it can be seen.
+    """The box of a rendered placement and its visible share.
 
     Attributes:
       box: tight box of the visible pixels, xyxy float pixels; without area if there are none.

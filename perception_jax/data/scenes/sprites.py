@@ -1,4 +1,4 @@
-"""The drawings: `assets/sprites.zip`, one WebP per style and concept, read when asked for.
+"""The drawings: `assets/sprites.zip`, one WebP per style and concept, read on request.
 
 Each process opens the archive on its first use and keeps what it decoded, so sources that draw
 sprites pickle and work with any way of starting workers.
@@ -26,6 +26,7 @@ from perception_jax.errors import DataError
 ARCHIVE = pathlib.Path(str(importlib.resources.files("perception_jax.data.scenes"))) / (
     "assets/sprites.zip"
 )
+"""Path of the archive."""
 
 
 @functools.lru_cache(maxsize=4)
@@ -61,7 +62,7 @@ def _decoded(path: pathlib.Path, concept: str, style: str) -> UInt8[np.ndarray, 
 def load_sprite(
     concept: str, style: str, *, archive: pathlib.Path = ARCHIVE
 ) -> UInt8[np.ndarray, "H W 4"]:
-    """The RGBA drawing of a concept by one artist, cut to its opaque pixels, read-only.
+    """Returns the RGBA drawing of a concept by one artist, cropped to its opaque pixels, read-only.
 
     Args:
       concept: a concept's name, e.g. "red apple".
@@ -111,7 +112,7 @@ def sprite_size(placement: Placement) -> tuple[int, int]:
 
 
 def drawing(placement: Placement, canvas: tuple[int, int]) -> Image.Image:
-    """A placement's sprite as it goes on the canvas: RGBA, coloured, mirrored, scaled, rotated.
+    """Renders a placement's sprite: RGBA, coloured, mirrored, scaled, rotated.
 
     Args:
       canvas: (height, width) in pixels.
@@ -124,7 +125,7 @@ def drawing(placement: Placement, canvas: tuple[int, int]) -> Image.Image:
 
 
 def outline(placement: Placement, canvas: tuple[int, int]) -> Image.Image:
-    """The alpha channel of `drawing`, for less work."""
+    """Returns the alpha channel of `drawing` at lower cost."""
     alpha = _plain(placement.concept, placement.style).getchannel("a")
     return _turned(alpha, placement, min(canvas))
 

@@ -17,3 +17,4 @@ wild win wise wish yet young zero
 """
 
 WORDS = tuple(_TEXT.split())
+"""Words for drawn text."""

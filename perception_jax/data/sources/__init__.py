@@ -28,7 +28,7 @@ from perception_jax.data.sources import coco, fields, folder, jsonl, objects, pa
 from perception_jax.errors import ConfigError, DataError
 
 KINDS = ("folder", "jsonl", "objects", "moinst", "coco", "parquet")
-"""What `open_source` takes as a kind."""
+"""Values of `kind` for `open_source`."""
 
 _LINE_ENDINGS = (".jsonl", ".ndjson")
 _ENDINGS = {"coco": (".json",), **dict.fromkeys(("jsonl", "objects", "moinst"), _LINE_ENDINGS)}
@@ -170,7 +170,7 @@ def _first_line(path: pathlib.Path) -> Any:
 
 
 def _may_annotate(path: pathlib.Path) -> bool:
-    """Whether a JSON file beside images looks like COCO's."""
+    """Whether a JSON file next to images looks like COCO's."""
     with open(path, "rb") as file:
         start = file.read(_PEEKED)
         file.seek(max(0, path.stat().st_size - _PEEKED))

@@ -1,11 +1,11 @@
-"""COCO and LVIS annotation files beside image files, and files like them.
+"""COCO and LVIS annotation files next to image files, and files like them.
 
 - Boxes are "bbox" = [x, y, width, height] in pixels; segmentations and keypoints are not read. An
   annotation with "bbox" is an object, its "caption" a sentence about that object (Visual Genome,
   RefCOCO-g); one with "caption" alone is a sentence about its image (COCO captions), as is a
   "caption" in "images" (MDETR, GLIP).
 - Images are numbered or named: ids are whole numbers or texts.
-- Classes keep their own names (`ObjectAnnotation.raw_name`) beside display names (see `names`).
+- Classes keep their own names (`ObjectAnnotation.raw_name`) next to display names (see `names`).
 - LVIS is federated: a class is known to be absent only from images that list it in
   "neg_category_ids"; those become `Record.absent`, and "not_exhaustive_category_ids" become
   `Record.not_exhaustive`.
@@ -41,7 +41,7 @@ class CocoSource:
 
     Args:
       path: a JSON file with "images" and "annotations", and "categories" if it has classes.
-      images: the folder of the image files; None looks beside the JSON file, as COCO lays it out.
+      images: the folder of the image files; None searches next to the JSON file.
       captions: a captions JSON for the same images, to add to the boxes of `path`.
       outside: what to do with boxes that leave their image or have no area (COCO has some).
 
@@ -354,7 +354,7 @@ def _find_images(
     path: pathlib.Path, images: str | os.PathLike | None, files: Sequence[tuple[str, ...]]
 ) -> _Root:
     """The first folder in which one of a few probed images is found."""
-    split = path.stem.split("_")[-1]  # "instances_train2017.json" lies beside "train2017/"
+    split = path.stem.split("_")[-1]  # "instances_train2017.json" is next to "train2017/"
     near = (path.parent, path.parent.parent)
     folders = [f / sub for f in near for sub in ("", split, "images")] if images is None else []
     folders += [] if images is None else [pathlib.Path(images), pathlib.Path(images) / split]
@@ -366,5 +366,5 @@ def _find_images(
                 return root
     raise DataError(
         f"{path}: none of {len(probes)} images looked for was found, e.g. {probes[0][0]!r} in "
-        f"{', '.join(str(folder) for folder in folders)}. Say where they are with images=FOLDER."
+        f"{', '.join(str(folder) for folder in folders)}. Set their folder with images=FOLDER."
     )

@@ -14,7 +14,10 @@ class Subset:
     """Chosen records of a source, in the given order."""
 
     def __init__(self, source: Source, indices: Sequence[int] | np.ndarray):
-        """Args: indices: into `source`.
+        """Selects records of a source.
+
+        Args:
+          indices: into `source`.
 
         Raises:
           ConfigError: an index outside the source.
@@ -44,7 +47,11 @@ class Mixture:
     """
 
     def __init__(self, sources: Sequence[Source], shares: Sequence[int], *, length: int):
-        """Args: shares: positive whole numbers; length: records of the mixture.
+        """Mixes several sources.
+
+        Args:
+          shares: positive whole numbers.
+          length: number of records of the mixture.
 
         Raises:
           ConfigError: no source, an empty one, or shares that do not fit.
@@ -82,5 +89,5 @@ def split(source: Source, every: int) -> tuple[Subset, Subset]:
             f"split: expected at least {max(every, 2)} records to keep every {every}-th apart, "
             f"found {len(source)}."
         )
-    held = np.arange(every - 1, len(source), every)
-    return Subset(source, np.setdiff1d(np.arange(len(source)), held)), Subset(source, held)
+    test = np.arange(every - 1, len(source), every)
+    return Subset(source, np.setdiff1d(np.arange(len(source)), test)), Subset(source, test)

@@ -23,20 +23,20 @@ Outside = Literal["error", "clip"]
 nothing remains."""
 
 BOX_SLACK = 1.0
-"""Pixels by which a box may leave its image and is cut without a word: rounding."""
+"""Pixels by which a box may exceed its image before clipping is reported: rounding."""
 
 MAX_NUMBER = 1e12
 """Largest absolute value of a coordinate or an area: below it sums and products stay finite."""
 
 MAX_DEPTH = 32
-"""Levels of nesting of a value that is kept as it is."""
+"""Nesting depth of a value that is kept unparsed."""
 
 _MAX_INTEGER = 2**63 - 1
 _MAX_SIDE = 2**31 - 1
 _MAX_NAME, _MAX_PATH = 255, 2048
 
 Check = Callable[[Any, str], Any]
-"""Takes a JSON value and where it stands; returns it in our types or raises `DataError`."""
+"""A function that converts a JSON value at a location to a Python value or raises `DataError`."""
 
 
 def check_index(index: int, count: int) -> None:

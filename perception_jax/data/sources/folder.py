@@ -14,7 +14,7 @@ from perception_jax.errors import DataError
 class ImageFolder:
     """Images below a folder, in the order of their paths.
 
-    Links to folders and files are followed, except back into a folder that they lie in. The
+    Links to folders and files are followed, except back into a folder that contains them. The
     captions of `a/b.jpg` are the lines of `a/b.txt` if that exists; otherwise, for images in a
     sub-folder, the class makes the caption. The class is the folder's name (`Record.class_name`,
     `Record.raw_class_name`). Files and links that are left out are counted in the log; hidden ones

@@ -1,4 +1,4 @@
-"""JSON lines beside image files: this library's own annotation format.
+"""JSON lines next to image files: this library's own annotation format.
 
 One record per line, usually of one image; it needs "image", "images" or "conversation":
 
@@ -19,7 +19,7 @@ One record per line, usually of one image; it needs "image", "images" or "conver
      "absent": ["cat"], "not_exhaustive": ["dog"],
      "extras": {"source": "mine"}}
 
-Names of classes are kept as they stand beside display names (see `names`). "width" and "height" are
+Names of classes are kept next to display names (see `names`). "width" and "height" are
 compared with the image file when a record with boxes is read; boxes of a file's stored pixels are
 turned as its EXIF orientation turns the picture (see `sizes`).
 """
@@ -45,7 +45,7 @@ from perception_jax.errors import DataError
 class JsonlSource:
     """Random access to a JSONL file (see the module); every line is checked at construction.
 
-    Lines are read again when asked for, so a large file takes little memory. Boxes of lines without
+    Lines are read again on request, so a large file takes little memory. Boxes of lines without
     "width" and "height" are compared with the image's header then.
 
     Args:
@@ -128,7 +128,7 @@ class JsonlSource:
             objects=objects,
             referring=_targeted(records.ReferringExpression, known, "referring", kept, where),
             questions=known.get("questions", ()),
-            instructions=_targeted(records.Instruction, known, "instructions", kept, where),
+            instructions=_targeted(records.ObjectInstruction, known, "instructions", kept, where),
             conversation=_turns(known, kept, where),
             absent=tuple(map(self._display, known.get("absent", ()))),
             not_exhaustive=tuple(map(self._display, known.get("not_exhaustive", ()))),
@@ -200,7 +200,7 @@ def _turns(
 
 
 def _one_or_several(known: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
-    """What stands under a key, or under its plural."""
+    """The value of a key or of its plural."""
     if key in known and f"{key}s" in known:
         raise DataError(f'{where}: expected "{key}" or "{key}s", found both.')
     return (known[key],) if key in known else known.get(f"{key}s", ())

@@ -9,6 +9,7 @@ from perception_jax.data.records import Record, Source
 from perception_jax.errors import ConfigError
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Record))
+"""Names of the fields of a record."""
 
 
 class InMemory:
@@ -20,7 +21,10 @@ class InMemory:
     """
 
     def __init__(self, source: Source, *, keep: Collection[str] = FIELDS):
-        """Args: keep: fields that stay beside "id" and "images"; the others become empty.
+        """Reads all records of a source.
+
+        Args:
+          keep: fields that stay in addition to "id" and "images"; the others become empty.
 
         Raises:
           ConfigError: a field that records do not have.

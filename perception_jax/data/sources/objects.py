@@ -68,7 +68,7 @@ class ObjectLines:
             size=size,
             objects=tuple(self._object(number, content, size) for number, content in rows),
             instructions=tuple(
-                records.Instruction(text=content["instruction"], target=k)
+                records.ObjectInstruction(text=content["instruction"], target=k)
                 for k, (_, content) in enumerate(rows)
                 if "instruction" in content
             ),

@@ -36,7 +36,7 @@ class Frame:
         if self.header is None:
             return box
         corners = np.array(box, np.float64)
-        turned = geometry.turn_boxes(corners, self.header.orientation, self.header.stored)
+        turned = geometry.rotate_boxes(corners, self.header.orientation, self.header.stored)
         return tuple(turned.tolist())
 
 

@@ -122,7 +122,7 @@ class FeatureMap:
         """The record of an example.
 
         Raises:
-          DataError: a feature is not of the kind asked for.
+          DataError: a feature is not of the requested kind.
         """
         where = f"example {index}"
         name = str(index) if self.id is None else str(_plain(example, self.id, where))

@@ -19,6 +19,7 @@ from jaxtyping import Int32
 from perception_jax.errors import ConfigError
 
 CLEANINGS = ("hf", "open_clip")
+"""Supported text cleanings."""
 
 _SPACES = re.compile(r"\s+")
 _MAX_COMPARED = 1 << 20

@@ -42,15 +42,18 @@ from perception_jax.files import write_whole
 from perception_jax.settings import Choice, shown
 
 START = "<|startoftext|>"
+"""The start token."""
 END = "<|endoftext|>"
+"""The end token."""
 FULL_VOCAB_SIZE = 49408
+"""Size of CLIP's published vocabulary."""
 
 _WORD_END = "</w>"
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 _BYTES_AND_SPECIALS = 2 * 256 + 2
 _FILES = (*("vocab.json", "merges.txt"), *(files.VOCABULARY, files.SETTINGS, files.SPECIALS))
 _OUR_CLEAN, _OUR_PAD = "perception_jax_clean", "perception_jax_pad_id"
-"""Keys of a `tokenizer_config.json` for what Hugging Face's own keys cannot say."""
+"""Keys of a `tokenizer_config.json` for what Hugging Face's own keys cannot express."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -210,7 +213,7 @@ class ClipTokenizer:
         return padded_offsets(encodings, self.context, start=1, end=1)
 
     def decode(self, ids: Int[np.ndarray, "T"]) -> str:
-        """The text of one row of ids, up to its end token; for people to read."""
+        """The text of one row of ids, up to its end token."""
         ended = np.flatnonzero(ids == self.end_id)
         body = ids[: ended[0]] if ended.size else ids
         text = self._backend.decode([int(i) for i in body if i != self.start_id])
@@ -219,8 +222,8 @@ class ClipTokenizer:
     def save(self, directory: str | os.PathLike) -> None:
         """Writes the files that `transformers.CLIPTokenizer` and `from_directory` read.
 
-        Hugging Face's files cannot say how the authors' code cleans, nor that padding is no special
-        token; keys of our own say it.
+        Hugging Face's files cannot express the authors' cleaning, nor that padding is no special
+        token; extra keys store both.
         """
         folder = pathlib.Path(directory)
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Reading the files of a tokenizer that others wrote: bounded, and checked before they are used.
+"""Reads tokenizer files of other libraries: bounded in size, and checked before use.
 
 `tokenizers` is compiled code that aborts the process, hangs or takes gigabytes on some malformed
 files, so nothing of a file goes to it that was not checked here.
@@ -18,14 +18,17 @@ from perception_jax.errors import CheckpointError
 from perception_jax.settings import FLAG, Integer, Settings, Text, check, parse_json, shown
 
 MAX_BYTES = 1 << 26
-"""Of a file; the largest vocabularies in use take half of it."""
+"""Largest tokenizer file in bytes; the largest vocabularies in use take half of it."""
 MAX_ADDED = 1 << 16
-"""Tokens outside of the model's vocabulary."""
+"""Largest number of tokens outside of the model's vocabulary."""
 ID = Integer(0, 2**31 - 1)
+"""Setting type of a token id."""
 SETTINGS, VOCABULARY, SPECIALS, ADDED = (
     *("tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "added_tokens.json"),
 )
+"""File names of a tokenizer: settings, vocabulary, special tokens, added tokens."""
 NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
+"""Keys of named special tokens."""
 
 _TOKEN = Text(512)
 _LENGTH = Integer(2, 2**20)
@@ -33,12 +36,12 @@ _T = TypeVar("_T")
 
 
 class ForeignVocabularyError(CheckpointError):
-    """A vocabulary that is whole, but not of a kind that is read here."""
+    """A valid vocabulary of an unsupported kind."""
 
 
 @dataclasses.dataclass(frozen=True)
 class AddedToken:
-    """A token that is found whole, before a text is split.
+    """A token that is matched as a whole before a text is split.
 
     Attributes:
       content: the text that it stands for.

@@ -1,4 +1,4 @@
-"""What a tokenizer is. Letters: B texts, T tokens."""
+"""Protocols of tokenizers. Letters: B texts, T tokens."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Tokens:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Encoding:
-    """One encoded text: uncut, without start, end and padding.
+    """One encoded text without truncation, start, end and padding tokens.
 
     Attributes:
       ids: the tokens.
@@ -43,15 +43,15 @@ class Encoding:
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """Texts to ids and back."""
+    """Protocol of a tokenizer: texts to ids and back."""
 
     @property
     def vocab_size(self) -> int:
-        """Rows that an embedding table needs: one more than the largest id."""
+        """Number of rows of the embedding table: the largest id plus one."""
 
     @property
     def end_id(self) -> int:
-        """The id behind every text."""
+        """Id of the token that ends every text."""
 
     def encode(self, text: str) -> Encoding:
         """The tokens of one text with their places in it."""
@@ -84,7 +84,7 @@ class PaddedTokenizer(Tokenizer, Protocol):
 def check_fits(
     tokenizer: Tokenizer, *, rows: int, end_id: int | None = None, where: str = "tokenizer"
 ) -> None:
-    """Whether a tokenizer belongs to a text tower.
+    """Checks that a tokenizer matches a text tower.
 
     Args:
       rows: of the tower's embedding table; it may have more than the tokenizer has ids.

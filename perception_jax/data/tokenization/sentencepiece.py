@@ -1,4 +1,4 @@
-"""Reading a SentencePiece model file: a protocol buffer with pieces, scores and a normaliser.
+"""Reads a SentencePiece model file: a protocol buffer with pieces, scores and a normaliser.
 
 Only what a Unigram model (Kudo, arXiv 1804.10959) needs is read, by a parser of the wire format
 that is bounded by the file's size. `tokenizers` then does the encoding.

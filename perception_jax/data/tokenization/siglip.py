@@ -34,22 +34,23 @@ from perception_jax.errors import CheckpointError, ConfigError
 from perception_jax.settings import FLAG, Choice, shown
 
 END = "</s>"
+"""The end token."""
 _END_ID = 1
 _PIECES = "spiece.model"
 _FILES = (files.VOCABULARY, _PIECES, files.SETTINGS, files.SPECIALS, files.ADDED)
 _OUR_CLEAN = "perception_jax_clean"
-"""Key of a `tokenizer_config.json` for what Hugging Face's own keys cannot say."""
+"""Key of a `tokenizer_config.json` for what Hugging Face's own keys cannot express."""
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _AS_SPACE = {ord(SPACE): " "}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SiglipTokenizer:
-    """Texts to ids of a fixed length; picklable.
+    """SigLIP's tokenizer: texts to ids of a fixed length; picklable.
 
     Attributes:
       files: the vocabulary's files by name, as they were found: `tokenizer.json` or `spiece.model`,
-        and what lay beside them. Exports write them unchanged.
+        and the files next to them. Exports write them unchanged.
       context: T, the length of every encoded text.
       clean: "hf" as `transformers` cleans; "open_clip" also repairs mojibake, decodes HTML entities
         and takes an underscore for a space.
@@ -116,17 +117,17 @@ class SiglipTokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Rows that an embedding table needs: one more than the largest id."""
+        """Number of rows of the embedding table: the largest id plus one."""
         return max(self._backend.get_vocab_size(), *(t.id + 1 for t in self._whole.values()))
 
     @property
     def has_added(self) -> bool:
-        """Whether there are tokens behind those of the SentencePiece vocabulary."""
+        """Whether there are tokens after those of the SentencePiece vocabulary."""
         return self.vocab_size > self._backend.get_vocab_size()
 
     @property
     def end_id(self) -> int:
-        """The id behind every text."""
+        """Id of the token that ends every text."""
         return _END_ID
 
     @property
@@ -171,7 +172,7 @@ class SiglipTokenizer:
         return padded_offsets(encodings, self.context, start=0, end=1)
 
     def decode(self, ids: Int[np.ndarray, "T"]) -> str:
-        """The text of one row of ids, up to its end token; for people to read."""
+        """The text of one row of ids, up to its end token."""
         ended = np.flatnonzero(ids == _END_ID)
         body = [int(i) for i in (ids[: ended[0]] if ended.size else ids)]
         added = {token.id: token for token in self._whole.values()}

@@ -23,6 +23,7 @@ from perception_jax.errors import CheckpointError
 from perception_jax.settings import FLAG, Choice, Integer, Settings, Text, shown
 
 SPACE = "▁"
+"""SentencePiece's symbol of a space."""
 
 _MAX_PIECES, _MAX_PIECE, _MAX_TEXT = 1 << 19, 512, 1 << 23
 """Pieces, bytes of one, bytes of all."""
@@ -35,12 +36,14 @@ _SCHEMES = Choice(("always", "never", "first"))
 
 @dataclasses.dataclass(frozen=True)
 class UnigramModel:
-    """Attributes:
-    pieces: with their logarithmic probabilities, in order of ids.
-    unknown: id of the unknown piece.
-    charsmap: compiled rules of the normaliser; empty for none.
-    dummy_prefix: whether a text is read as if it began with a space.
-    byte_fallback: whether unknown characters are spelt in bytes.
+    """Pieces and settings of a unigram tokenizer.
+
+    Attributes:
+      pieces: with their logarithmic probabilities, in order of ids.
+      unknown: id of the unknown piece.
+      charsmap: compiled rules of the normaliser; empty for none.
+      dummy_prefix: whether a text is read as if it began with a space.
+      byte_fallback: whether unknown characters are spelt in bytes.
 
     Raises:
       CheckpointError: pieces or rules that no training makes.
@@ -59,7 +62,7 @@ class UnigramModel:
 
 
 def unigram_tokenizer(model: UnigramModel) -> Tokenizer:
-    """A `tokenizers` pipeline that encodes as SentencePiece does; it adds no special tokens."""
+    """Builds a `tokenizers` pipeline that encodes as SentencePiece does, without special tokens."""
     tokenizer = _backend(model.pieces, model.unknown, byte_fallback=model.byte_fallback)
     charsmap = [normalizers.Precompiled(model.charsmap)] if model.charsmap else []
     tokenizer.normalizer = normalizers.Sequence(
@@ -271,5 +274,5 @@ def _pre_tokenizer(step: Settings) -> dict[str, Any]:
 def _unknown(step: Settings, kind: str) -> ForeignVocabularyError:
     found: Mapping[str, Any] = step.content
     return ForeignVocabularyError(
-        f"{step.where}: expected a step of a kind that is read here, found {kind}: {shown(found)}."
+        f"{step.where}: expected a supported step, found {kind}: {shown(found)}."
     )

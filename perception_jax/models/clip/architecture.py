@@ -1,4 +1,4 @@
-"""CLIP's checkpoints: the whole model, and its image tower alone."""
+"""CLIP's checkpoints: the whole model, and the image tower alone."""
 
 from __future__ import annotations
 
@@ -17,19 +17,21 @@ from perception_jax.models import open_clip, timm, towers
 from perception_jax.models.architecture import Architecture, Claim, Files, image_code
 from perception_jax.models.clip import timm as clip_timm
 from perception_jax.models.clip.config import ClipConfig, VisionConfig
-from perception_jax.models.clip.modeling import Clip, VisionTower
+from perception_jax.models.clip.modeling import Clip, ClipVisionTower
 from perception_jax.models.clip.params import TABLES, TOWER_TABLES
 from perception_jax.models.towers import TowerConfig
 
 
 def image_processor(config: Any, layout: str) -> ImageProcessor:
-    """Of CLIP and EVA-CLIP, whole or the image tower alone."""
+    """Default image processor of CLIP and EVA-CLIP, also of the image tower alone."""
     return ImageProcessor(size=config.vision.image_size, **image_code(layout))
 
 
 def read_tokenizer(files: Files, config: Any) -> ClipTokenizer | None:
-    """Of CLIP and EVA-CLIP. The authors' code brings the vocabulary along, so that checkpoints in
-    its layout do not carry it, unless their settings name another.
+    """Reads the tokenizer of CLIP and EVA-CLIP.
+
+    The authors' code contains the vocabulary, so that checkpoints in its layout lack it, unless
+    their settings name another.
 
     Raises:
       CheckpointError: damaged files, or a tokenizer that does not fit the text tower.
@@ -51,10 +53,10 @@ def read_tokenizer(files: Files, config: Any) -> ClipTokenizer | None:
 
 
 def with_tokenizer(config: Any, tokenizer: PaddedTokenizer) -> Any:
-    """The configuration with the tokenizer's special ids, where it has none of its own.
+    """Returns the configuration with the tokenizer's special ids, where it has none of its own.
 
-    Where tokens lie behind the end token, a tower without the end token's id is read at the largest
-    one, and the settings that are written must go on saying so.
+    Where tokens are after the end token, a tower without the end token's id is read at the largest
+    one, and the settings that are written must keep saying so.
 
     Raises:
       CheckpointError: the tokenizer does not fit the text tower.
@@ -102,7 +104,7 @@ ARCHITECTURES = (
     ),
     Architecture(
         name="clip_vision_model",
-        build=functools.partial(towers.build, VisionTower),
+        build=functools.partial(towers.build, ClipVisionTower),
         owns=lambda config: towers.is_tower(config, VisionConfig),
         read_config={
             "hf": lambda s: TowerConfig(vision=VisionConfig.from_hf(s)),
@@ -124,3 +126,4 @@ ARCHITECTURES = (
         image_processor=image_processor,
     ),
 )
+"""The architectures of this module; see `models.registry`."""

@@ -18,7 +18,7 @@ from perception_jax.settings import Choice, Integer, Optional, Settings, check_f
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VisionConfig:
-    """The image tower; `act` is one of `nn.mlp.TOWER_ACTIVATIONS` and belongs to the weights.
+    """Configuration of CLIP's image tower; `act` is one of `nn.mlp.TOWER_ACTIVATIONS`.
 
     Raises:
       ConfigError: a field of another type or out of range (see `settings.check_fields`).
@@ -38,7 +38,7 @@ class VisionConfig:
 
     @property
     def tokens(self) -> int:
-        """Class token and patches."""
+        """Number of tokens: class token and patches."""
         return 1 + (self.image_size // self.patch_size) ** 2
 
     @classmethod
@@ -97,7 +97,7 @@ class VisionConfig:
         )
 
     def to_open_clip(self) -> dict[str, Any]:
-        """The `vision_cfg` of open_clip; the activation stands beside it."""
+        """The `vision_cfg` of open_clip; the activation is next to it."""
         return {
             "image_size": self.image_size,
             "layers": self.depth,
@@ -111,7 +111,7 @@ class VisionConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClipConfig:
-    """Both towers and the width of the joint space."""
+    """Configuration of CLIP: both towers and the width of the joint space."""
 
     vision: VisionConfig
     text: TextConfig
@@ -235,7 +235,7 @@ class ClipConfig:
 
     @staticmethod
     def is_openai(shapes: Mapping[str, tuple[int, ...]]) -> bool:
-        """Whether tensors are those of OpenAI's own archives, which need no settings."""
+        """Whether the tensors are from OpenAI's own archives, which need no settings."""
         marks = {"input_resolution", "context_length", "vocab_size", "visual.proj"}
         return marks <= shapes.keys()
 
@@ -276,14 +276,14 @@ class ClipConfig:
         except (KeyError, ValueError, IndexError) as error:
             raise ConfigError(
                 "expected the tensors of a CLIP as OpenAI published it, found names of one with "
-                f"other shapes: {error!r}. Is the file whole? For a variant, give its `config`."
+                f"other shapes: {error!r}. Is the file complete? For a variant, give its `config`."
             ) from error
 
     def to_open_clip(self) -> dict[str, Any]:
         """The `model_cfg` that open_clip builds this model from.
 
         Raises:
-          ConfigError: the towers differ in activation, which open_clip cannot say.
+          ConfigError: the towers differ in activation, which open_clip cannot express.
         """
         vision, text = self.vision, self.text
         if vision.act != text.act or vision.act not in ("quick_gelu", "gelu"):

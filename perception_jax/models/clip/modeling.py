@@ -1,4 +1,4 @@
-"""CLIP: two transformers that meet in one embedding space (Radford et al., arXiv 2103.00020).
+"""CLIP: two transformers with a joint embedding space (Radford et al., arXiv 2103.00020).
 
 The image tower is a pre-norm ViT with a class token and a norm before the blocks; the text tower
 is causal and pooled at the end token. Serves OpenAI's, MetaCLIP's, DFN's and LAION's weights.
@@ -26,8 +26,8 @@ from perception_jax.nn.vit import VisionTransformer
 from perception_jax.ops.sharding import constrain
 
 
-class VisionTower(VisionTransformer):
-    """Pixels to tokens and a joint embedding.
+class ClipVisionTower(VisionTransformer):
+    """CLIP's image tower: pixels to tokens and a joint embedding.
 
     Tokens are without the final norm (the last hidden state of Hugging Face), pooled is the class
     token behind `norm_post`.
@@ -53,7 +53,7 @@ class VisionTower(VisionTransformer):
         self.projection = Linear(width, embed_dim, bias=False, rngs=rngs)
 
     def read(self, x: Float[Array, "B T D"], taps: Taps | None) -> TowerOutput:
-        """The class token behind the final norm, and its projection."""
+        """Computes the normalised class token and its projection."""
         refuse_pool(taps)
         pooled = constrain(self.norm_post(x[:, 0]), "batch")
         embedding = constrain(self.projection(pooled), "batch")
@@ -64,7 +64,7 @@ class Clip(TwoTowers):
     """Both towers and the learned temperature (stored as a logarithm)."""
 
     def __init__(self, config: ClipConfig, *, rngs: nnx.Rngs):
-        self.vision = VisionTower(config.vision, config.embed_dim, rngs=rngs)
+        self.vision = ClipVisionTower(config.vision, config.embed_dim, rngs=rngs)
         self.text = TextTower(config.text, config.embed_dim, rngs=rngs)
         self.logit_scale = nnx.Param(jnp.asarray(config.logit_scale_init, jnp.float32))
 

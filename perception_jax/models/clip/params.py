@@ -62,9 +62,9 @@ def reference_table() -> RuleTable:
         Rule("logit_scale", "logit_scale"),
     )
     ignored = (
-        Ignore("input_resolution", "a scalar that OpenAI's archives carry beside the weights"),
-        Ignore("context_length", "a scalar that OpenAI's archives carry beside the weights"),
-        Ignore("vocab_size", "a scalar that OpenAI's archives carry beside the weights"),
+        Ignore("input_resolution", "a scalar that OpenAI's archives carry next to the weights"),
+        Ignore("context_length", "a scalar that OpenAI's archives carry next to the weights"),
+        Ignore("vocab_size", "a scalar that OpenAI's archives carry next to the weights"),
         Ignore("attn_mask", "the causal mask, a buffer"),
     )
     # Training checkpoints (MetaCLIP's among them) wrap the dict, and DataParallel the names; with
@@ -74,7 +74,7 @@ def reference_table() -> RuleTable:
 
 
 def text_table() -> RuleTable:
-    """The text tower and the temperature of `transformers.CLIPModel`; the image tower is let be."""
+    """The text tower and the temperature of `transformers.CLIPModel`, without the image tower."""
     table = hf_table()
     rules = tuple(rule for rule in table.rules if not rule.targets[0].startswith("vision/"))
     aside = tuple(Ignore(name, "of the image tower") for name in ("vision_model.*", "visual_*"))
@@ -114,10 +114,10 @@ def _reference_tower_table() -> RuleTable:
 
 
 TABLES = {"hf": lambda _: hf_table(), "reference": lambda _: reference_table()}
-"""By layout; the names depend on no setting."""
+"""Rule tables by layout."""
 TOWER_TABLES = {
     "hf": lambda _: _hf_tower_table(),
     "reference": lambda _: _reference_tower_table(),
     "timm": timm_tower_table,
 }
-"""Of the image tower alone."""
+"""Rule tables of the image tower alone by layout."""

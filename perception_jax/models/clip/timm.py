@@ -56,7 +56,7 @@ def read(settings: Mapping[str, Any]) -> VisionConfig:
     """From timm's `config.json`; the activation is that of the weights' training.
 
     Raises:
-      ConfigError: sizes or an activation that are not built here.
+      ConfigError: sizes or an activation that are not supported.
     """
     model = timm.read(settings)
     notes = str(timm.pretrained(settings).get("notes", _NOTES, "")).lower()

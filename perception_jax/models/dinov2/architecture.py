@@ -48,3 +48,4 @@ ARCHITECTURES = (
         image_processor=_image_processor,
     ),
 )
+"""The architectures of this module; see `models.registry`."""

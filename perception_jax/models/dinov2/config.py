@@ -13,15 +13,17 @@ from perception_jax.settings import Choice, Settings, check_fields
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dinov2Config:
-    """Attributes:
-    image_size: of the stored position grid (518 for the published weights).
-    mlp: "mlp" with exact GELU, or "swiglu" (giant).
-    registers: extra tokens behind the class token (arXiv 2309.16588); they have no position.
-    layer_scale: start value of the residual factors.
-    position_offset: added to the grid's side when positions are resized: 0.1 in the authors' code
-      (without registers), 0 in Hugging Face, in timm and with registers.
-    position_antialias: whether resized positions are antialiased: with registers they are, and in
-      timm.
+    """Configuration of DINOv2.
+
+    Attributes:
+      image_size: of the stored position grid (518 for the published weights).
+      mlp: "mlp" with exact GELU, or "swiglu" (giant).
+      registers: extra tokens behind the class token (arXiv 2309.16588); they have no position.
+      layer_scale: start value of the residual factors.
+      position_offset: added to the grid's side when positions are resized: 0.1 in the authors' code
+        (without registers), 0 in Hugging Face, in timm and with registers.
+      position_antialias: whether resized positions are antialiased: with registers they are, and in
+        timm.
 
     Raises:
       ConfigError: a field of another type or out of range (see `settings.check_fields`).
@@ -45,7 +47,7 @@ class Dinov2Config:
 
     @property
     def positions(self) -> int:
-        """Stored position rows: class token and patches."""
+        """Number of stored position embeddings: class token and patches."""
         return 1 + (self.image_size // self.patch_size) ** 2
 
     @classmethod
@@ -106,7 +108,7 @@ class Dinov2Config:
         """The `config.json` that `transformers` loads.
 
         Raises:
-          ConfigError: an MLP width that Hugging Face's ratio cannot say.
+          ConfigError: an MLP width that Hugging Face's ratio cannot express.
         """
         swiglu = self.mlp == "swiglu"
         ratio = round(self.mlp_dim / self.width * (1.5 if swiglu else 1.0))
@@ -114,7 +116,7 @@ class Dinov2Config:
         if expected != self.mlp_dim:
             raise ConfigError(
                 f"Hugging Face's DINOv2 has MLPs of a whole mlp_ratio; {self.mlp_dim} hidden units "
-                f"at width {self.width} are not, so no configuration file can say them."
+                f"at width {self.width} are not, so no configuration file can express them."
             )
         kind = "dinov2_with_registers" if self.registers else "dinov2"
         name = "Dinov2WithRegistersModel" if self.registers else "Dinov2Model"

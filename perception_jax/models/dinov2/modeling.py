@@ -15,7 +15,7 @@ from perception_jax.nn.vit import VisionTransformer
 
 
 class Dinov2(VisionTransformer):
-    """Pixels to tokens; pooled and embedding are the class token behind the final norm.
+    """DINOv2: pixels to tokens; pooled and embedding are the normalised class token.
 
     Token order: class token, registers, patches. Tokens are behind the final norm.
     """

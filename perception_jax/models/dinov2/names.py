@@ -58,14 +58,14 @@ def from_shapes(shapes: Mapping[str, tuple[int, ...]], layout: str) -> Dinov2Con
     """The configuration of tensors named as in `layout`, blocks numbered from 0.
 
     Raises:
-      ConfigError: shapes of no DINOv2, or of one whose number of heads cannot be told.
+      ConfigError: shapes of no DINOv2, or of one whose number of heads is ambiguous.
     """
     try:
         return _from_shapes(shapes, layout)
     except (KeyError, ValueError, IndexError) as error:
         raise ConfigError(
             "DINOv2: the names of the tensors are those of a DINOv2, but their shapes are not: "
-            f"{error!r}. Is the file whole, and is it another model? If it is a variant of your "
+            f"{error!r}. Is the file complete, or is it another model? If it is a variant of your "
             "own, give its `config`."
         ) from error
 
@@ -115,7 +115,7 @@ def from_timm(settings: Mapping[str, Any]) -> Dinov2Config:
     """From timm's `config.json`.
 
     Raises:
-      ConfigError: no DINOv2 of ours.
+      ConfigError: no DINOv2 that is supported.
     """
     model = timm.read(settings)
     name, registers = _named(model.architecture)

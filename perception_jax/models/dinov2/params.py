@@ -119,4 +119,4 @@ def _mlp(config: Dinov2Config, source: str, names: tuple[str, str]) -> tuple[Rul
 
 
 TABLES = {"hf": hf_table, "reference": reference_table, "timm": timm_table}
-"""By layout."""
+"""Rule tables by layout."""

@@ -9,7 +9,7 @@ from perception_jax.models import open_clip, timm, towers
 from perception_jax.models.architecture import Architecture, Claim, Settings
 from perception_jax.models.clip.architecture import image_processor, read_tokenizer, with_tokenizer
 from perception_jax.models.eva.config import EvaConfig, EvaVisionConfig, is_eva
-from perception_jax.models.eva.modeling import Eva, VisionTower
+from perception_jax.models.eva.modeling import Eva, EvaVisionTower
 from perception_jax.models.eva.params import TABLES, TOWER_TABLES
 from perception_jax.models.towers import TowerConfig
 
@@ -45,7 +45,7 @@ ARCHITECTURES = (
     ),
     Architecture(
         name="eva_vision_model",
-        build=functools.partial(towers.build, VisionTower),
+        build=functools.partial(towers.build, EvaVisionTower),
         owns=lambda config: towers.is_tower(config, EvaVisionConfig),
         read_config={"reference": _read_tower, "timm": _read_tower, "jax": _read_tower},
         write_config={"timm": _write_tower, "jax": _write_tower},
@@ -59,3 +59,4 @@ ARCHITECTURES = (
         image_processor=image_processor,
     ),
 )
+"""The architectures of this module; see `models.registry`."""

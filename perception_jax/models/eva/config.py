@@ -16,7 +16,7 @@ from perception_jax.settings import Choice, check_fields
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaVisionConfig:
-    """The image tower.
+    """Configuration of EVA-CLIP's image tower.
 
     Attributes:
       kind: "eva01" is a pre-norm ViT; "eva02_post_norm" (E) normalises each step's output;
@@ -41,7 +41,7 @@ class EvaVisionConfig:
 
     @property
     def tokens(self) -> int:
-        """Class token and patches."""
+        """Number of tokens: class token and patches."""
         return 1 + (self.image_size // self.patch_size) ** 2
 
     @classmethod
@@ -49,7 +49,7 @@ class EvaVisionConfig:
         """From a named model of timm.
 
         Raises:
-          ConfigError: no EVA of ours, or another activation.
+          ConfigError: no EVA that is supported, or another activation.
         """
         kind, named = _named(model.architecture)
         if "act_layer" in model.args:
@@ -131,7 +131,7 @@ class EvaConfig:
         Keys of `timm_overrides` (as in `timm.create_model`) replace them.
 
         Raises:
-          ConfigError: a trunk that is no EVA of ours, or another text tower.
+          ConfigError: a trunk that is no EVA that is supported, or another text tower.
         """
         model = open_clip.model_settings(config)
         vision = model.section("vision_cfg")
@@ -155,7 +155,7 @@ class EvaConfig:
         if "timm_overrides" in settings:
             raise ConfigError(
                 f"open_clip takes the sizes of {self.trunk!r} from timm; this tower has others: "
-                f"{self.vision}, which its configuration file cannot say: export in the 'jax' "
+                f"{self.vision}, which its configuration file cannot express: export in the 'jax' "
                 "layout."
             )
         return settings["model_cfg"]

@@ -26,8 +26,8 @@ from perception_jax.nn.vit import VisionTransformer
 from perception_jax.ops.sharding import constrain
 
 
-class VisionTower(VisionTransformer):
-    """Pixels to tokens and a joint embedding.
+class EvaVisionTower(VisionTransformer):
+    """EVA-CLIP's image tower: pixels to tokens and a joint embedding.
 
     Tokens are behind the final norm, pooled is the class token among them.
     """
@@ -54,7 +54,7 @@ class VisionTower(VisionTransformer):
         return axial(grid, self.head_width, reference=self.reference_grid, prefix=self.prefix)
 
     def read(self, x: Float[Array, "B T D"], taps: Taps | None) -> TowerOutput:
-        """The class token behind the final norm, and its projection."""
+        """Computes the normalised class token and its projection."""
         out = super().read(x, taps)
         embedding = constrain(self.projection(out.pooled), "batch")
         return dataclasses.replace(out, embedding=embedding)
@@ -64,7 +64,7 @@ class Eva(TwoTowers):
     """Both towers and the learned temperature (stored as a logarithm)."""
 
     def __init__(self, config: EvaConfig, *, rngs: nnx.Rngs):
-        self.vision = VisionTower(config.vision, config.embed_dim, rngs=rngs)
+        self.vision = EvaVisionTower(config.vision, config.embed_dim, rngs=rngs)
         self.text = TextTower(config.text, config.embed_dim, rngs=rngs)
         self.logit_scale = nnx.Param(jnp.asarray(2.6592, jnp.float32))
 

@@ -83,6 +83,6 @@ def _rope_blocks(source: str, target: str) -> tuple[Rule, ...]:
 
 
 TABLES = {"reference": lambda config: _reference_table(config.vision.kind)}
-"""By layout."""
+"""Rule tables by layout."""
 TOWER_TABLES = {"reference": _timm_tower_table, "timm": _timm_tower_table}
-"""Of the image tower alone."""
+"""Rule tables of the image tower alone by layout."""

@@ -14,7 +14,7 @@ from perception_jax.data.tokenization import (
 from perception_jax.models import open_clip, timm, towers
 from perception_jax.models.architecture import Architecture, Claim, Files, image_code
 from perception_jax.models.siglip.config import SiglipConfig, SiglipVisionConfig, is_siglip
-from perception_jax.models.siglip.modeling import Siglip, VisionTower
+from perception_jax.models.siglip.modeling import Siglip, SiglipVisionTower
 from perception_jax.models.siglip.params import TABLES, TOWER_TABLES
 from perception_jax.models.towers import TowerConfig
 
@@ -66,7 +66,7 @@ ARCHITECTURES = (
     ),
     Architecture(
         name="siglip_vision_model",
-        build=lambda config, *, rngs: VisionTower(config.vision, rngs=rngs),
+        build=lambda config, *, rngs: SiglipVisionTower(config.vision, rngs=rngs),
         owns=lambda config: towers.is_tower(config, SiglipVisionConfig),
         read_config={
             "hf": lambda s: TowerConfig(
@@ -92,3 +92,4 @@ ARCHITECTURES = (
         image_processor=_image_processor,
     ),
 )
+"""The architectures of this module; see `models.registry`."""

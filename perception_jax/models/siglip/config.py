@@ -22,7 +22,7 @@ _BASE = {"width": 768, "depth": 12, "heads": 12, "mlp_dim": 3072}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SiglipVisionConfig:
-    """The image tower: a ViT without a class token, pooled by attention.
+    """Configuration of SigLIP's image tower: a ViT without class token, pooled by attention.
 
     `act`: Hugging Face runs the weights with "gelu_pytorch_tanh", as the original code does, and
     open_clip with the exact "gelu"; they differ by about 1e-3.
@@ -45,7 +45,7 @@ class SiglipVisionConfig:
 
     @property
     def tokens(self) -> int:
-        """Patches; pixels that do not fill one are dropped."""
+        """Number of patches; pixels that do not fill a patch are dropped."""
         return (self.image_size // self.patch_size) ** 2
 
     @classmethod
@@ -63,7 +63,7 @@ class SiglipVisionConfig:
         if not tower.get("vision_use_head", settings.FLAG, True):
             raise ConfigError(
                 "SigLIP: expected an image tower with its attention pooling, found "
-                "vision_use_head false; such towers are not built here."
+                "vision_use_head false; such towers are not supported."
             )
         return cls(
             image_size=tower.get("image_size", settings.IMAGE_SIZE, 224),
@@ -85,7 +85,7 @@ class SiglipVisionConfig:
         """From a named model of timm.
 
         Raises:
-          ConfigError: no SigLIP of ours.
+          ConfigError: no SigLIP that is supported.
         """
         named = _named(model.architecture)
         act = timm.activation(model, _timm_act(model.architecture))

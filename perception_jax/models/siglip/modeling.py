@@ -1,4 +1,4 @@
-"""SigLIP: CLIP's two towers under a sigmoid loss (Zhai et al., arXiv 2303.15343).
+"""SigLIP: CLIP's two towers with a sigmoid loss (Zhai et al., arXiv 2303.15343).
 
 The image tower has no class token and pools by attention; the text tower sees in both directions
 and is read at its last position. Letters: B batch, T tokens, D width.
@@ -24,8 +24,8 @@ from perception_jax.nn.vit import VisionTransformer
 from perception_jax.ops.sharding import constrain
 
 
-class VisionTower(VisionTransformer):
-    """Pixels to tokens and a joint embedding.
+class SiglipVisionTower(VisionTransformer):
+    """SigLIP's image tower: pixels to tokens and a joint embedding.
 
     Tokens are behind the final norm (the last hidden state of Hugging Face), pooled token and
     embedding are the output of the attention pooling.
@@ -49,7 +49,7 @@ class VisionTower(VisionTransformer):
         )
 
     def read(self, x: Float[Array, "B T D"], taps: Taps | None) -> TowerOutput:
-        """What the pooling head takes from the tokens behind the final norm."""
+        """Pools the normalised tokens with the attention head."""
         tokens = constrain(self.norm_post(x), "batch")
         pooled, attention = self.head(tokens, tap=None if taps is None else taps.of_pool)
         return TowerOutput(embedding=pooled, pooled=pooled, tokens=tokens, pool_attention=attention)
@@ -59,7 +59,7 @@ class Siglip(TwoTowers):
     """Both towers, the learned temperature (stored as a logarithm) and the logit bias."""
 
     def __init__(self, config: SiglipConfig, *, rngs: nnx.Rngs):
-        self.vision = VisionTower(config.vision, rngs=rngs)
+        self.vision = SiglipVisionTower(config.vision, rngs=rngs)
         self.text = TextTower(config.text, config.embed_dim, rngs=rngs)
         self.logit_scale = nnx.Param(jnp.log(jnp.asarray(10.0, jnp.float32)))
         self.logit_bias = nnx.Param(jnp.asarray(-10.0, jnp.float32))

@@ -97,10 +97,10 @@ def _timm_tower_table() -> RuleTable:
 
 
 TABLES = {"hf": lambda _: hf_table(), "reference": lambda _: reference_table()}
-"""By layout; the names depend on no setting."""
+"""Rule tables by layout."""
 TOWER_TABLES = {
     "hf": lambda _: _hf_tower_table(),
     "reference": lambda _: _timm_tower_table(),
     "timm": lambda _: _timm_tower_table(),
 }
-"""Of the image tower alone."""
+"""Rule tables of the image tower alone by layout."""

@@ -1,4 +1,4 @@
-"""Attention on CPU in blocks whose scores stay in the processor's cache.
+"""Attention on CPU in blocks whose scores fit the processor's cache.
 
 Letters: B batch, T query tokens, K key tokens, N query heads, M key-value heads, H head width.
 """
@@ -24,7 +24,9 @@ _FEWEST_EXAMPLES = 2
 """Examples in a block however many scores they have: their copies then run on two cores."""
 
 Mask = Bool[Array, "#B #N #T #K"] | None
+"""A dense mask or None."""
 Bias = Float[Array, "#B #N #T #K"] | None
+"""A bias of the scores or None."""
 
 
 def in_blocks(

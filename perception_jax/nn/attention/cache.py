@@ -1,4 +1,4 @@
-"""Keys and values of the tokens so far, so that each new token attends without recomputing them.
+"""A cache of keys and values of the previous tokens.
 
 The arrays of all layers travel through a stack as one, updated in place: no layer's are copied.
 Letters: L layers, B batch, S capacity in tokens, T new tokens, M key-value heads, H head width.
@@ -41,7 +41,7 @@ class KvCache:
         head_width: int,
         dtype: np.typing.DTypeLike = jnp.float32,
     ) -> KvCache:
-        """Room for `capacity` tokens of each example."""
+        """Allocates a cache for `capacity` tokens of each example."""
         shape = (depth, batch, capacity, kv_heads, head_width)
         return cls(
             keys=jnp.zeros(shape, dtype),
@@ -51,25 +51,25 @@ class KvCache:
 
     @property
     def capacity(self) -> int:
-        """Tokens that an example may have."""
+        """Largest number of tokens of an example."""
         return self.keys.shape[2]
 
     def with_lengths(self, lengths: Int[Array, " B"]) -> KvCache:
-        """The same with other lengths, e.g. without the padding behind a prompt.
+        """Returns a copy with other lengths, e.g. without the padding after a prompt.
 
-        What lies behind `lengths` is overwritten by the next tokens before any query sees it.
+        What is after `lengths` is overwritten by the next tokens before any query sees it.
         """
         return dataclasses.replace(self, lengths=lengths)
 
     def advanced(self, count: int) -> KvCache:
-        """The same, `count` tokens on."""
+        """Returns a copy with lengths increased by `count` tokens."""
         return self.with_lengths(self.lengths + count)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LayerCache:
-    """The part of a `KvCache` that concerns one layer.
+    """The part of a `KvCache` for one layer.
 
     Attributes:
       stack: the cache of all layers.
@@ -81,11 +81,11 @@ class LayerCache:
 
     @property
     def lengths(self) -> Int[Array, " B"]:
-        """Tokens of each example so far, before any that are new."""
+        """Number of cached tokens of each example, without new ones."""
         return self.stack.lengths
 
     def write(self, k: Float[Array, "B T M H"], v: Float[Array, "B T M H"]) -> LayerCache:
-        """With the new tokens behind those so far; `lengths` stay as they are.
+        """Appends new tokens; `lengths` are not changed.
 
         Raises:
           ConfigError: more new tokens than the capacity.
@@ -109,7 +109,7 @@ class LayerCache:
         return dataclasses.replace(self, stack=stack)
 
     def read(self) -> tuple[Float[Array, "B S M H"], Float[Array, "B S M H"]]:
-        """All keys and values of the layer, those behind `lengths` included."""
+        """Returns all keys and values of the layer, including those after `lengths`."""
         return self.stack.keys[self.layer], self.stack.values[self.layer]
 
     def overflows(self, count: int) -> Bool[Array, " B"]:

@@ -1,4 +1,4 @@
-"""Softmax attention with one entry point for speed and one for maps.
+"""Softmax attention with one entry point for speed and one for attention maps.
 
 `attend` computes the output; `probabilities` recomputes softmax rows for taps only. Both use the
 same scores, so map mode and fast mode agree. Letters: B batch, T query tokens, K key tokens,
@@ -21,10 +21,10 @@ from perception_jax.nn.attention import blocks
 from perception_jax.nn.attention.mask import AnyMask, AttentionMask, dense_mask, take_rows
 
 Bias = Float[Array, "#B #N #T #K"]
-"""What is added to the scores, e.g. of relative positions."""
+"""An additive bias of the scores, e.g. of relative positions."""
 
 LONG = 128 * 128
-"""Scores per head from which attention keeps none of them for the backward pass."""
+"""Number of scores per head from which attention recomputes them in the backward pass."""
 _CUDNN_WIDTH = 128
 """The widest heads that cuDNN's attention takes on every GPU that has it."""
 
@@ -186,7 +186,7 @@ def probabilities(
     *,
     bias: Bias | None = None,
 ) -> Float[Array, "B N Q K"]:
-    """Float32 attention probabilities of the query `rows` alone; see `attend`."""
+    """Computes float32 attention probabilities of the query `rows` only; see `attend`."""
     dense = dense_mask(mask, q.shape[1], k.shape[1], rows)
     if rows is not None:
         q = take_rows(q, rows, axis=1)

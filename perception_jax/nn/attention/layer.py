@@ -28,7 +28,7 @@ from perception_jax.ops.sharding import constrain
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AttentionOutput:
-    """Output of one attention.
+    """Output of an attention layer.
 
     Attributes:
       x: the heads' outputs, joined or projected.
@@ -69,7 +69,7 @@ def multi_head(
     kv_heads = heads if kv_heads is None else kv_heads
     q, k, v = (_split(x, n) for x, n in ((q, heads), (k, kv_heads), (v, kv_heads)))
     if rope is not None:
-        q, k = rope.turn(q), rope.turn(k)
+        q, k = rope.rotate(q), rope.rotate(k)
     if q.shape[0] != k.shape[0]:
         q = q.repeat(k.shape[0], axis=0)
     new = k.shape[1]

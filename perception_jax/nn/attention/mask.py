@@ -1,4 +1,4 @@
-"""Which keys a query may attend to, said in parts that kernels can use without the whole array.
+"""Attention masks as conditions that kernels can use without a dense array.
 
 Letters: B batch, N heads, T queries, K keys, Q rows of queries.
 """
@@ -14,13 +14,13 @@ from jaxtyping import Array, Bool, Int
 from perception_jax.errors import ConfigError
 
 Mask = Bool[Array, "#B #N #T #K"]
-"""True where a query may attend to a key."""
+"""A dense mask, True where a query may attend to a key."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AttentionMask:
-    """Which keys each query may attend to: those that meet every condition that is set.
+    """The keys that each query may attend to: those that meet all given conditions.
 
     A query without any key averages all values.
 
@@ -45,13 +45,13 @@ class AttentionMask:
 
     @property
     def only_causal(self) -> bool:
-        """Whether `causal` is the one condition, with queries and keys the same tokens."""
+        """Whether `causal` is the only condition and queries and keys are the same tokens."""
         return self.causal and self.window is None and not jax.tree.leaves(self)
 
     def dense(
         self, queries: int, keys: int, rows: Int[Array, "*R Q"] | None = None
     ) -> Bool[Array, "#B #N #Q #K"] | None:
-        """One array of all conditions for all queries, or for `rows` of them ([Q] or [B, Q]).
+        """Returns a dense mask of all queries, or of `rows` of them ([Q] or [B, Q]).
 
         Raises:
           ConfigError: conditions that do not fit the numbers of queries and keys.
@@ -119,20 +119,20 @@ class AttentionMask:
 
 
 AnyMask = Mask | AttentionMask | None
-"""None lets every query attend to every key."""
+"""A mask in any form; None lets every query attend to every key."""
 
 
 def dense_mask(
     mask: AnyMask, queries: int, keys: int, rows: Int[Array, "*R Q"] | None = None
 ) -> Bool[Array, "#B #N #Q #K"] | None:
-    """The mask as one array, of all queries or of `rows`."""
+    """Returns the mask as one array, for all queries or for `rows`."""
     if isinstance(mask, AttentionMask):
         return mask.dense(queries, keys, rows)
     return None if mask is None else mask_rows(mask, rows)
 
 
 def as_conditions(mask: AnyMask) -> AttentionMask:
-    """Any mask as an `AttentionMask`."""
+    """Converts any mask to an `AttentionMask`."""
     return mask if isinstance(mask, AttentionMask) else AttentionMask(array=mask)
 
 

@@ -15,7 +15,7 @@ batch grows takes neither a cache nor a state.
 
 from perception_jax.nn.stack.engine import REMAT, Remat
 from perception_jax.nn.stack.forward import StackOutput, run
-from perception_jax.nn.stack.layer import Block, Context, Insert, Layer, Step, StepOutput
+from perception_jax.nn.stack.layer import Context, Insert, Layer, StackBlock, Step, StepOutput
 from perception_jax.nn.stack.stacked import (
     Inserted,
     Mixed,
@@ -30,7 +30,6 @@ from perception_jax.nn.stack.stacked import (
 
 __all__ = [
     "REMAT",
-    "Block",
     "Context",
     "Insert",
     "Inserted",
@@ -38,6 +37,7 @@ __all__ = [
     "Mixed",
     "Remat",
     "Separate",
+    "StackBlock",
     "StackOutput",
     "Step",
     "StepOutput",

@@ -1,4 +1,4 @@
-"""A scan over layers of repeating kinds, each with inputs and outputs of its own.
+"""A scan over layers of repeating kinds, with inputs and outputs per layer.
 
 Layers of one kind run the same program. Runs of a repeating pattern of kinds are one `lax.scan`
 each, so that a model with many equal layers compiles as fast as one with few. What the layers
@@ -37,10 +37,11 @@ REMAT: Mapping[str, Callable | None] = MappingProxyType(
 alone, "dots" keeps all matrix products and "dots_no_batch" those with weights."""
 
 Kind = Hashable
+"""The kind of a layer: layers of equal kinds run the same program."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Feed:
+class LayerInputs:
     """Arrays with a leading axis over the layers that have them.
 
     Attributes:
@@ -59,23 +60,23 @@ class Slice:
     Attributes:
       kind: of the layer.
       index: number of the layer; traced inside a scan.
-      feeds: its part of each feed; None of those that it does not have.
+      per_layer: its part of each `LayerInputs` by name; None of those that it does not have.
     """
 
     kind: Kind
     index: Int[Array, ""] | int
-    feeds: Mapping[str, Any]
+    per_layer: Mapping[str, Any]
 
 
 Body = Callable[[Any, Slice], tuple[Any, dict[str, Any]]]
-"""Carry and layer to carry and what is recorded, by name."""
+"""Function from carry and layer to carry and recorded values by name."""
 
 
 def scan(
     body: Body,
     carry: Any,
     kinds: Sequence[Kind],
-    feeds: Mapping[str, Feed],
+    per_layer: Mapping[str, LayerInputs],
     *,
     start: int = 0,
     remat: Remat = False,
@@ -85,8 +86,8 @@ def scan(
 
     Args:
       body: one layer; layers of equal kinds record equal structures.
-      kinds: of all layers from 0 on, those before `start` too, as feeds are counted from 0.
-      feeds: what layers have of their own.
+      kinds: of all layers from 0 on, those before `start` too, since `per_layer` counts from 0.
+      per_layer: inputs that differ between layers, by name.
       remat: what is kept for the backward pass.
       unrolled: kinds whose layers stand alone without a loop, e.g. where the carry's shape changes.
 
@@ -100,8 +101,10 @@ def scan(
     for pattern, first, stop in _runs(kinds, start, unrolled):
         repeats = (stop - first) // len(pattern)
         index = jnp.arange(first, stop).reshape(repeats, len(pattern))
-        layers = {name: _take(feed, kinds, pattern, first, repeats) for name, feed in feeds.items()}
-        one = _checkpointed(_body(body, pattern, feeds), remat)
+        layers = {
+            name: _take(given, kinds, pattern, first, repeats) for name, given in per_layer.items()
+        }
+        one = _checkpointed(_body(body, pattern, per_layer), remat)
         if unrolled(pattern[0]):
             carry, found = one(carry, jax.tree.map(lambda leaf: leaf[0], (index, layers)))
             found = jax.tree.map(lambda leaf: leaf[None], found)
@@ -112,20 +115,20 @@ def scan(
     return carry, {name: _concatenated(parts) for name, parts in recorded.items()}
 
 
-def _body(body: Body, pattern: Sequence[Kind], feeds: Mapping[str, Feed]) -> Callable:
+def _body(body: Body, pattern: Sequence[Kind], per_layer: Mapping[str, LayerInputs]) -> Callable:
     """One repeat of a pattern of layers."""
 
     def step(carry: Any, xs: tuple[Any, dict[str, Any]]) -> tuple[Any, dict[str, list[Any]]]:
         index, layers = xs
         recorded: dict[str, list[Any]] = {}
-        taken = dict.fromkeys(feeds, 0)
+        taken = dict.fromkeys(per_layer, 0)
         for j, kind in enumerate(pattern):
             own = {}
-            for name, feed in feeds.items():
-                has = layers[name] is not None and feed.has(kind)
+            for name, given in per_layer.items():
+                has = layers[name] is not None and given.has(kind)
                 own[name] = None
                 if has:
-                    alone = _count(feed, pattern) == 1
+                    alone = _count(given, pattern) == 1
                     own[name] = layers[name] if alone else _at(layers[name], taken[name])
                 taken[name] += has
             carry, found = body(carry, Slice(kind, index[j], own))
@@ -137,26 +140,26 @@ def _body(body: Body, pattern: Sequence[Kind], feeds: Mapping[str, Feed]) -> Cal
 
 
 def _take(
-    feed: Feed, kinds: Sequence[Kind], pattern: Sequence[Kind], first: int, repeats: int
+    given: LayerInputs, kinds: Sequence[Kind], pattern: Sequence[Kind], first: int, repeats: int
 ) -> Any:
     """Of a run, with the axes [repeats, layers of the pattern that have it] in front.
 
     Where one layer has it there is no second axis: on CPU, XLA would copy all of a stack that is
     reshaped for a loop without moving an element.
     """
-    count = _count(feed, pattern)
-    if feed.stacked is None or count == 0:
+    count = _count(given, pattern)
+    if given.stacked is None or count == 0:
         return None
-    before = sum(map(feed.has, kinds[:first]))
-    chosen = part(feed.stacked, before, before + repeats * count)
+    before = sum(map(given.has, kinds[:first]))
+    chosen = part(given.stacked, before, before + repeats * count)
     if count == 1:
         return chosen
     return jax.tree.map(lambda leaf: leaf.reshape(repeats, count, *leaf.shape[1:]), chosen)
 
 
-def _count(feed: Feed, pattern: Sequence[Kind]) -> int:
+def _count(given: LayerInputs, pattern: Sequence[Kind]) -> int:
     """Layers of a pattern that have it."""
-    return sum(map(feed.has, pattern))
+    return sum(map(given.has, pattern))
 
 
 def _at(stacked: Any, index: int) -> Any:

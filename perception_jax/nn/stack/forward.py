@@ -1,4 +1,4 @@
-"""A forward pass through a stack of blocks: their steps, the inserts around them, what is recorded.
+"""The forward pass of a stack: block steps, inserts, and recorded values.
 
 Letters: L layers, B batch, T tokens, D width, C width of the memory, N heads, Q query rows, K keys,
 S recorded states, I recorded inserts with A heads.
@@ -19,8 +19,8 @@ from jaxtyping import Array, Float
 from perception_jax.errors import ConfigError
 from perception_jax.nn.attention import AnyMask, KvCache, LayerCache
 from perception_jax.nn.rope import Rope
-from perception_jax.nn.stack.engine import Feed, Remat, Slice, scan
-from perception_jax.nn.stack.kinds import Kind, Placed, kinds_of, of_kind, placed_in
+from perception_jax.nn.stack.engine import LayerInputs, Remat, Slice, scan
+from perception_jax.nn.stack.kinds import InsertGroup, LayerKind, insert_groups, kinds_of, of_kind
 from perception_jax.nn.stack.layer import Context, Layer
 from perception_jax.nn.stack.stacked import Mixed, Separate, base_of, depth_of
 from perception_jax.nn.taps import LayerTap, Taps, layer_indices
@@ -30,7 +30,7 @@ from perception_jax.ops.sharding import constrain, constrain_batch
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StackOutput:
-    """Output of a stack; what was not asked for is None.
+    """Output of a stack; values that were not requested are None.
 
     Attributes:
       x: output of the last block that ran.
@@ -40,7 +40,7 @@ class StackOutput:
       inserts: recorded attention of inserts, in layer order.
       cache: with the keys and values of the new tokens.
       state: after the last block.
-      outputs: what the blocks gave beside the tokens, with an axis of layers in front.
+      outputs: what the blocks returned besides the tokens, with an axis of layers in front.
     """
 
     x: Float[Array, "B T D"]
@@ -73,7 +73,7 @@ def run(
     depth: int | None = None,
     remat: Remat = False,
 ) -> StackOutput:
-    """Runs `depth` blocks (all that are left by default) from block `start` on.
+    """Runs `depth` blocks (by default all remaining ones) from block `start` on.
 
     Args:
       blocks: a stacked module from `init`, a `Mixed` or `Inserted` one, or one made by `separate`.
@@ -101,7 +101,7 @@ def run(
     """
     taps = taps or Taps()
     stop = depth_of(blocks) if depth is None else start + depth
-    base, placed = base_of(blocks), placed_in(blocks)
+    base, placed = base_of(blocks), insert_groups(blocks)
     if isinstance(base, Mixed):
         layout = base.layout
     x, context = constrain(x, "batch"), constrain_batch(context)
@@ -123,7 +123,7 @@ def run(
         shared.run_layer,
         (x, cache, state),
         kinds,
-        _feeds(base, placed, taps, inputs),
+        _layer_inputs(base, placed, taps, inputs),
         start=start,
         remat=remat,
         # No scan where nothing is stacked, or where the carry changes its shape.
@@ -151,15 +151,15 @@ class _Shared:
     memory_mask: AnyMask
     context: Context | None
     rows: Array | None
-    placed: tuple[Placed, ...]
+    placed: tuple[InsertGroup, ...]
     key: Array | None
     drop_path: float
 
     def run_layer(self, carry: tuple, layer: Slice) -> tuple[tuple, dict[str, Any]]:
         """One block with its inserts; what is recorded, by the names of `StackOutput`."""
         x, cache, state = carry
-        kind, feeds = layer.kind, layer.feeds
-        steps = _block(feeds).steps
+        kind, per_layer = layer.kind, layer.per_layer
+        steps = _block(per_layer).steps
         given = self._layer(layer, state)
         wide = not kind.widens
         recorded: dict[str, Any] = {}
@@ -169,7 +169,7 @@ class _Shared:
                 if not kind.inserts[group] or place.position(len(steps)) != position:
                     continue
                 x, wide = x if wide else _widened(x, self.context.repeats), True
-                insert = feeds[f"insert {group}"]
+                insert = per_layer[f"insert {group}"]
                 if kind.tapped_inserts:
                     recorded[f"insert {group}"] = insert.attention(x, self.context.given)
                 x = insert(x, self.context.given)
@@ -191,7 +191,7 @@ class _Shared:
     def _layer(self, layer: Slice, state: Any) -> Layer:
         """What the block is given, but for the cache."""
         kind, dropped = layer.kind, self.key is not None
-        probe = layer.feeds["probes"]
+        probe = layer.per_layer["probes"]
         return Layer(
             index=layer.index,
             mask=of_kind(self.mask, kind, "masks"),
@@ -202,7 +202,7 @@ class _Shared:
             cross_tap=LayerTap(rows=self.rows) if kind.cross else None,
             key=jax.random.fold_in(self.key, layer.index) if dropped else None,
             drop_path=self.drop_path * layer.index if dropped and self.drop_path else 0.0,
-            inputs=layer.feeds["inputs"],
+            inputs=layer.per_layer["inputs"],
             state=state,
         )
 
@@ -212,23 +212,25 @@ def _stacks(base: nnx.Module) -> dict[str | None, nnx.Module]:
     return dict(base.stacks.items()) if isinstance(base, Mixed) else {None: base}
 
 
-def _feeds(base: nnx.Module, placed: Sequence[Placed], taps: Taps, inputs: Any) -> dict[str, Feed]:
+def _layer_inputs(
+    base: nnx.Module, placed: Sequence[InsertGroup], taps: Taps, inputs: Any
+) -> dict[str, LayerInputs]:
     """What each layer has of its own; `run_layer` takes it apart again."""
     blocks = {
-        f"block {name}": Feed(stack, lambda kind, name=name: name in (None, kind.name))
+        f"block {name}": LayerInputs(stack, lambda kind, name=name: name in (None, kind.name))
         for name, stack in _stacks(base).items()
     }
     inserts = {
-        f"insert {group}": Feed(place.inserts, lambda kind, group=group: kind.inserts[group])
+        f"insert {group}": LayerInputs(place.inserts, lambda kind, group=group: kind.inserts[group])
         for group, place in enumerate(placed)
     }
-    probes = Feed(taps.probes, lambda kind: kind.attention)
-    return {**blocks, **inserts, "probes": probes, "inputs": Feed(inputs)}
+    probes = LayerInputs(taps.probes, lambda kind: kind.attention)
+    return {**blocks, **inserts, "probes": probes, "inputs": LayerInputs(inputs)}
 
 
-def _block(feeds: Mapping[str, Any]) -> nnx.Module:
-    """The `Block` of a layer, which is of one of the kinds."""
-    of_kinds = (feed for name, feed in feeds.items() if name.startswith("block "))
+def _block(per_layer: Mapping[str, Any]) -> nnx.Module:
+    """The `StackBlock` of a layer, which is of one of the kinds."""
+    of_kinds = (given for name, given in per_layer.items() if name.startswith("block "))
     return next(block for block in of_kinds if block is not None)
 
 
@@ -236,7 +238,7 @@ def _widened(x: Float[Array, "B T D"], repeats: int) -> Float[Array, "B_repeats 
     return constrain(jnp.repeat(constrain(x, "batch"), repeats, axis=0), "batch")
 
 
-def _inserts_in_order(recorded: dict[str, Any], kinds: Sequence[Kind]) -> Array | None:
+def _inserts_in_order(recorded: dict[str, Any], kinds: Sequence[LayerKind]) -> Array | None:
     """Takes the attention of all groups of inserts out of what is recorded, in layer order."""
     groups = sorted(name for name in recorded if name.startswith("insert "))
     found = [recorded.pop(name) for name in groups]
@@ -252,11 +254,11 @@ def _inserts_in_order(recorded: dict[str, Any], kinds: Sequence[Kind]) -> Array 
     return jnp.concatenate(found)[np.array(order)]
 
 
-def _check_recorded(kind: Kind, recorded: Mapping[str, Any]) -> None:
+def _check_recorded(kind: LayerKind, recorded: Mapping[str, Any]) -> None:
     for name in ("attention", "cross"):
         if getattr(kind, name) and name not in recorded:
             raise ConfigError(
-                f"taps ask for the {name} of a layer whose block records none: leave the layer out."
+                f"taps request the {name} of a layer whose block records none: leave the layer out."
             )
 
 
@@ -274,7 +276,7 @@ def _check(
     depth, base = depth_of(blocks), base_of(blocks)
     if not 0 <= layers.start <= layers.stop <= depth:
         raise ConfigError(
-            f"layers {layers.start} to {layers.stop - 1} were asked for, but the stack has {depth}."
+            f"layers {layers.start} to {layers.stop - 1} were requested, but the stack has {depth}."
         )
     if layout is not None and len(layout) != depth:
         raise ConfigError(f"layout: expected {depth} names, one a layer, found {len(layout)}.")

@@ -1,4 +1,4 @@
-"""What is special about each layer of a stack: its name, its inserts, and what is recorded."""
+"""Kinds of the layers of a stack, by their block, inserts and recorded values."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from flax import nnx
 
 from perception_jax.errors import ConfigError
 from perception_jax.nn.stack.layer import Context
-from perception_jax.nn.stack.stacked import Inserted, Place
+from perception_jax.nn.stack.stacked import Inserted, InsertPosition
 from perception_jax.nn.taps import Taps, layer_indices
 
 
 @dataclasses.dataclass(frozen=True)
-class Kind:
-    """Layers of one kind run the same program.
+class LayerKind:
+    """The static properties of a layer; layers of one kind run the same program.
 
     Attributes:
       name: in the stack's layout.
@@ -36,15 +36,15 @@ class Kind:
 
 
 @dataclasses.dataclass(frozen=True)
-class Placed:
-    """A group of inserts: stacked over `layers`, at one place of their blocks."""
+class InsertGroup:
+    """A group of inserts, stacked over `layers`, at one position of their blocks."""
 
     inserts: nnx.Module
     layers: tuple[int, ...]
-    place: Place
+    place: InsertPosition
 
     def position(self, steps: int) -> int:
-        """How many of a block's steps come before.
+        """Number of the block's steps before the inserts.
 
         Raises:
           ConfigError: no such place.
@@ -59,15 +59,15 @@ class Placed:
         return found
 
 
-def placed_in(blocks: nnx.Module) -> tuple[Placed, ...]:
-    """The groups of inserts of a stack, in the order in which they were put in."""
+def insert_groups(blocks: nnx.Module) -> tuple[InsertGroup, ...]:
+    """Returns the groups of inserts of a stack in the order in which they were added."""
     if not isinstance(blocks, Inserted):
         return ()
-    return (*placed_in(blocks.base), Placed(blocks.inserts, blocks.layers, blocks.place))
+    return (*insert_groups(blocks.base), InsertGroup(blocks.inserts, blocks.layers, blocks.place))
 
 
-def of_kind(choice: Any, kind: Kind, what: str) -> Any:
-    """`choice` itself, or what it holds for layers of a kind.
+def of_kind(choice: Any, kind: LayerKind, what: str) -> Any:
+    """Returns `choice` itself, or its entry for layers of a kind.
 
     Raises:
       ConfigError: it holds nothing for them.
@@ -84,14 +84,14 @@ def of_kind(choice: Any, kind: Kind, what: str) -> Any:
 
 
 def kinds_of(
-    placed: Sequence[Placed],
+    placed: Sequence[InsertGroup],
     layout: Sequence[str] | None,
     start: int,
     stop: int,
     taps: Taps,
     context: Context | None,
-) -> tuple[Kind, ...]:
-    """The kinds of the layers 0 to `stop`, of which those from `start` on run.
+) -> tuple[LayerKind, ...]:
+    """Returns the kinds of the layers 0 to `stop`, of which those from `start` on run.
 
     Raises:
       ConfigError: a context for a stack without inserts, or taps on what comes before the batch
@@ -109,7 +109,7 @@ def kinds_of(
     used = {layer for group in placed for layer in group.layers} if context is not None else set()
     if missing := set(tapped) - used:
         raise ConfigError(
-            f"taps ask for the inserts of layers {sorted(missing)}; this call uses inserts in "
+            f"taps request the inserts of layers {sorted(missing)}; this call uses inserts in "
             f"layers {sorted(used)}."
         )
     first = _first_wide(used, start, stop, context)
@@ -119,7 +119,7 @@ def kinds_of(
             "record later layers, or repeat the images instead."
         )
     return tuple(
-        Kind(
+        LayerKind(
             name=None if layout is None else layout[layer],
             attention=layer in attention,
             cross=layer in cross,

@@ -1,4 +1,4 @@
-"""What a layer of a stack is given, what its steps give, and what stands between them.
+"""Inputs and outputs of the layers of a stack, and the protocols of blocks and inserts.
 
 Letters: B batch, T tokens, D width, C width of the memory, N heads, Q query rows, K keys, A heads
 of an insert.
@@ -20,7 +20,7 @@ from perception_jax.nn.taps import LayerTap
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layer:
-    """What the steps of one block are given besides the tokens.
+    """The inputs of a block's steps besides the tokens.
 
     Attributes:
       index: number of the layer in its stack.
@@ -32,7 +32,7 @@ class Layer:
       key: random key of this layer alone, for dropout; None drops nothing.
       drop_path: probability that a residual branch of an example is dropped.
       inputs: this layer's part of the stack's `inputs`.
-      state: what travels from layer to layer beside the tokens.
+      state: what travels from layer to layer besides the tokens.
     """
 
     index: Int[Array, ""] | int = 0
@@ -56,14 +56,14 @@ class Layer:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepOutput:
-    """What a step of a block gives.
+    """The output of a step of a block.
 
     Attributes:
       x: the tokens.
       attention, cross: rows of the self- and the cross-attention, if tapped.
       cache: with the new keys and values; None leaves it as it was.
       state: for the next step; None leaves it as it was.
-      outputs: what the stack returns of this layer beside the tokens; None is nothing.
+      outputs: what the stack returns of this layer besides the tokens; None is nothing.
     """
 
     x: Float[Array, "B T D"]
@@ -78,8 +78,8 @@ Step = Callable[[Array, Layer], StepOutput]
 """A sub-layer with its residual."""
 
 
-class Block(Protocol):
-    """What a stack runs: `nn.transformer.Block`, or what has steps.
+class StackBlock(Protocol):
+    """Protocol of a stack's block, e.g. `nn.transformer.Block`: it has steps.
 
     Attributes:
       attends_memory: whether one of the steps is cross-attention.
@@ -93,19 +93,19 @@ class Block(Protocol):
 
 
 class Insert(Protocol):
-    """What a method puts before, between or after the steps of a block."""
+    """Protocol of a layer placed before, between or after the steps of a block."""
 
     def __call__(self, x: Float[Array, "B T D"], given: Any) -> Float[Array, "B T D"]:
-        """Tokens to tokens, conditioned on what the method gave as `Context.given`."""
+        """Maps tokens to tokens, conditioned on `Context.given`."""
 
     def attention(self, x: Float[Array, "B T D"], given: Any) -> Float[Array, "B A T K"]:
-        """How much each token takes from each token of what was given."""
+        """Returns the attention of each token to each token of the condition."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Context:
-    """What the inserts of a stack are conditioned on.
+    """The condition of the inserts of a stack.
 
     Attributes:
       given: for `Insert`, a pytree.

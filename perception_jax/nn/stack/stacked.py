@@ -1,4 +1,4 @@
-"""Modules with stacked leaves: equal layers, layers of several kinds, and inserts among them."""
+"""Modules with stacked leaves: equal layers, layers of several kinds, and inserts."""
 
 from __future__ import annotations
 
@@ -12,16 +12,19 @@ from flax import nnx
 from perception_jax.errors import ConfigError
 
 BlockModule = TypeVar("BlockModule", bound=nnx.Module)
+"""Type of a block."""
 Model = TypeVar("Model", bound=nnx.Module)
+"""Type of a model."""
 Stacked = TypeVar("Stacked")
+"""Type of a pytree with stacked leaves."""
 
-Place = str | int
+InsertPosition = str | int
 """Where an insert stands: "before" a block's first sub-layer, "between" them (before the last, the
 MLP), "after" all, or behind so many of them."""
 
 
 class Mixed(nnx.Module):
-    """A stack of layers of several kinds, e.g. with cross-attention in every other one.
+    """A stack of layers of several kinds, e.g. with cross-attention in every other layer.
 
     Args:
       stacks: from `init`, one for each kind, over the layers of that kind alone.
@@ -61,7 +64,7 @@ class Inserted(nnx.Module):
         base: nnx.Module,
         inserts: nnx.Module,
         layers: tuple[int, ...],
-        place: Place = "between",
+        place: InsertPosition = "between",
     ):
         self.base = base
         self.inserts = inserts
@@ -70,14 +73,14 @@ class Inserted(nnx.Module):
 
 
 class Separate(nnx.Module):
-    """A stack whose layers have leaves of their own; see `separate`."""
+    """A stack whose layers have separate leaves; see `separate`."""
 
     def __init__(self, layers: Sequence[nnx.Module]):
         self.layers = nnx.List(layers)
 
 
 def init(make: Callable[[nnx.Rngs], BlockModule], depth: int, *, rngs: nnx.Rngs) -> BlockModule:
-    """`depth` blocks as one module whose leaves carry a leading layer axis."""
+    """Makes `depth` blocks as one module whose leaves have a leading layer axis."""
     keys = jax.random.split(rngs.params(), depth)
     return jax.vmap(lambda key: make(nnx.Rngs(params=key)))(keys)
 
@@ -100,12 +103,12 @@ def depth_of(blocks: nnx.Module) -> int:
 
 
 def base_of(blocks: nnx.Module) -> nnx.Module:
-    """The stack without inserts."""
+    """Returns the stack without inserts."""
     return base_of(blocks.base) if isinstance(blocks, Inserted) else blocks
 
 
 def part(stacked: Stacked, start: int, stop: int) -> Stacked:
-    """Layers `start` to `stop` (exclusive) of a pytree with stacked leaves, e.g. of a stack."""
+    """Returns layers `start` to `stop` (exclusive) of a pytree with stacked leaves."""
     if isinstance(stacked, Separate):
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *stacked.layers[start:stop])
     return jax.tree.map(lambda leaf: leaf[start:stop], stacked)

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float32, UInt8
 from perception_jax.data import images
 from perception_jax.data.planned import Row
 from perception_jax.data.processors import ImageProcessor
-from perception_jax.data.records import Instruction, Record
+from perception_jax.data.records import ObjectInstruction, Record
 from perception_jax.data.tokenization import PaddedTokenizer
 from perception_jax.data.views import require_square
 from perception_jax.systems.give.data.altered import altered
@@ -109,8 +109,8 @@ class ObjectRows:
         return dataclasses.replace(
             record,
             instructions=(
-                Instruction(text=strings[present], target=int(values["object"])),
-                Instruction(text=strings[absent], target=None),
+                ObjectInstruction(text=strings[present], target=int(values["object"])),
+                ObjectInstruction(text=strings[absent], target=None),
             ),
         )
 

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 
 from perception_jax.data.records import Record, Source
-from perception_jax.data.scenes.concepts import by_name, concepts, kin_of
+from perception_jax.data.scenes.concepts import by_name, concepts, family_of
 from perception_jax.data.scenes.sample import SceneConfig
 from perception_jax.data.scenes.source import ScenesSource
 from perception_jax.data.sources.memory import InMemory
@@ -52,7 +52,7 @@ class GiveScenes:
     def __getitem__(self, index: int) -> Record:
         record = self._scenes[index]
         shown = {item.name for item in record.objects}
-        kin = {other.name for name in shown for other in kin_of(by_name(name))}
+        kin = {other.name for name in shown for other in family_of(by_name(name))}
         captions = None if self._unnamed else 1
         return dataclasses.replace(
             record,

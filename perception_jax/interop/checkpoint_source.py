@@ -1,4 +1,4 @@
-"""A checkpoint with the settings that belong to it, before anyone asks which model it is.
+"""A checkpoint with its settings, before its model is identified.
 
 The settings say in which format they are written, and so whose names to expect:
 
@@ -29,25 +29,30 @@ from perception_jax.interop.tensors import TensorFiles
 from perception_jax.settings import shown
 
 Layout = Literal["hf", "reference", "timm", "jax"]
+"""Name of a checkpoint layout: Hugging Face, the authors', timm, or this library's."""
 
 CONFIG = "config.json"
+"""File name of the settings in Hugging Face, timm and our own folders."""
 OPEN_CLIP_CONFIG = "open_clip_config.json"
+"""File name of open_clip's settings."""
 
 _WEIGHTS = {"hf": PLAIN, "timm": PLAIN, "jax": PLAIN, "reference": (*OPEN_CLIP, *PLAIN)}
 """What to look for in a folder, by layout; a single file of another name serves as well."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Source:
-    """Attributes:
-    path: of the weights: a file, or the index of its shards.
-    files: the tensors.
-    layout: of the settings; None without any.
-    settings: as parsed from JSON; empty without any.
-    folders: where files for a processor may lie, in order of preference.
-    aside: names that lie outside the part that was asked for.
-    read: "weights" and "settings" → the files they come from.
-    left: files of weights or settings beside them → why they were not read.
+class CheckpointSource:
+    """An opened checkpoint: tensors, settings and the files they come from.
+
+    Attributes:
+      path: of the weights: a file, or the index of its shards.
+      files: the tensors.
+      layout: of the settings; None without any.
+      settings: as parsed from JSON; empty without any.
+      folders: where files for a processor may be, in order of preference.
+      aside: names outside the requested part.
+      read: "weights" and "settings" → the files they come from.
+      left: files of weights or settings next to them → why they were not read.
     """
 
     path: pathlib.Path
@@ -66,12 +71,12 @@ def open_source(
     config: str | os.PathLike[str] | Mapping[str, Any] | None = None,
     section: str | None = None,
     prefix: str = "",
-) -> Source:
-    """Opens the weights at `path`, and the settings given or found beside them.
+) -> CheckpointSource:
+    """Opens the weights at `path`, and the settings that are given or found next to them.
 
     Args:
       path: a folder, or a single file with weights.
-      config: settings, or a JSON file or folder with them; None looks beside the weights.
+      config: settings, or a JSON file or folder with them; None searches next to the weights.
       section: for torch files that hold several models, the dotted name of the one to read.
       prefix: only tensors whose names begin so are seen, without it.
 
@@ -95,7 +100,7 @@ def open_source(
         others = (name for name in (CONFIG, OPEN_CLIP_CONFIG) if (file.parent / name).is_file())
         left |= {name: "of other weights" for name in others if name != file.name}
     given = {"settings": str(file)} if file else {"settings": "given as `config`"}
-    return Source(
+    return CheckpointSource(
         path=weights.path,
         files=files,
         layout=layout,
@@ -108,7 +113,7 @@ def open_source(
 
 
 def _folder_of(path: pathlib.Path) -> pathlib.Path:
-    """The folder with the settings: that of the weights, which may lie in a sub-folder."""
+    """The folder with the settings: that of the weights, which may be in a sub-folder."""
     if not path.is_dir():
         return path.parent
     if any((path / name).is_file() for name in (CONFIG, OPEN_CLIP_CONFIG)):

@@ -1,7 +1,7 @@
-"""From a rule table and the shapes of our leaves to every single tensor of theirs.
+"""Expands a rule table to single tensors, given the shapes of a model's leaves.
 
-Everything is derived from our side: which rules apply, how many layers a stack has, and which name
-and shape each of their tensors must have. So one plan serves import, export, and the question
+Everything is derived from the leaves: which rules apply, how many layers a stack has, and the name
+and shape of each source tensor. So one plan serves import, export, and the question
 "does this table cover this model" for sizes whose weights nobody has downloaded.
 """
 
@@ -23,12 +23,12 @@ class Binding:
     """A rule with its placeholders filled in.
 
     Attributes:
-      targets: our paths.
-      layers: their names, one tuple per layer; a single one where nothing is stacked.
+      targets: paths of leaves.
+      layers: source names, one tuple per layer; a single one where nothing is stacked.
       copies: other names of the one source, per layer.
       stacked: whether the leaves have a leading layer axis.
-      target_shapes: of our leaves, without the layer axis.
-      source_shapes: of their tensors.
+      target_shapes: of the leaves, without the layer axis.
+      source_shapes: of the source tensors.
     """
 
     rule: Rule
@@ -40,7 +40,7 @@ class Binding:
     source_shapes: tuple[Shape, ...]
 
     def sources(self) -> Iterator[tuple[str, Shape]]:
-        """Names and shapes of all of their tensors."""
+        """Names and shapes of all source tensors."""
         for layer in self.layers:
             yield from zip(layer, self.source_shapes, strict=True)
 
@@ -53,7 +53,7 @@ def bind(table: RuleTable, shapes: Mapping[str, Shape]) -> tuple[Binding, ...]:
 
     Raises:
       CheckpointError: leaves without a rule or with two, rules that cover only some of their
-        targets or do not fit a leaf's shape, names of theirs that two rules claim. All at once.
+        targets or do not fit a leaf's shape, source names that two rules claim. All at once.
     """
     problems: list[str] = []
     bindings = [
@@ -62,23 +62,23 @@ def bind(table: RuleTable, shapes: Mapping[str, Shape]) -> tuple[Binding, ...]:
     problems += _cover_problems(bindings, shapes) + _claim_problems(table, bindings)
     if problems:
         raise CheckpointError(
-            "Expected a rule table that covers every leaf exactly once and claims every name of "
-            "theirs once; correct the model's params.py:\n" + listing(problems)
+            "Expected a rule table that covers every leaf exactly once and claims every source "
+            "name once; correct the model's params.py:\n" + listing(problems)
         )
     return tuple(bindings)
 
 
 def source_shapes(table: RuleTable, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
-    """Every tensor of theirs that a complete checkpoint holds, with its shape.
+    """Returns the name and shape of every tensor of a complete checkpoint.
 
-    `shapes` are those of our leaves, e.g. of an `nnx.eval_shape` model; see `bind` for errors.
+    `shapes` are those of the leaves, e.g. of an `nnx.eval_shape` model; see `bind` for errors.
     """
     names = dict(item for binding in bind(table, shapes) for item in binding.sources())
     return names | {name: value.shape for name, value in table.buffers.items()}
 
 
 def listing(lines: Sequence[str]) -> str:
-    """At most a screenful of lines, indented."""
+    """Joins at most a screenful of lines, indented."""
     shown = [f"  {line}" for line in lines[:_SHOWN]]
     rest = len(lines) - len(shown)
     return "\n".join(shown + ([f"  … and {rest} more"] if rest else []))
@@ -123,12 +123,12 @@ def _bind_targets(
         ((depth,),) = depths
         shapes = [shape[1:] for shape in shapes]
     try:
-        theirs = rule.transform.their_shapes(shapes)
+        sources = rule.transform.source_shapes(shapes)
     except ValueError as error:
         complain(f"{rule.transform} does not fit {targets}: {error}")
         return None
-    if len(theirs) != len(rule.sources):
-        complain(f"{rule.transform} makes {len(theirs)} tensors of {targets}, not {rule.sources}")
+    if len(sources) != len(rule.sources):
+        complain(f"{rule.transform} makes {len(sources)} tensors of {targets}, not {rule.sources}")
         return None
     numbers = [{**values, **dict.fromkeys(rule.stacked, k)} for k in range(depth)]
     return Binding(
@@ -138,7 +138,7 @@ def _bind_targets(
         copies=tuple(tuple(fill(name, n) for name in rule.copies) for n in numbers),
         stacked=bool(rule.stacked),
         target_shapes=tuple(shapes),
-        source_shapes=tuple(theirs),
+        source_shapes=tuple(sources),
     )
 
 

@@ -1,4 +1,4 @@
-"""A state as a nested dict of arrays: files that depend on neither optax's classes nor ours."""
+"""A state as a nested dict of arrays, independent of the classes of optax and of this library."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A report: one self-contained HTML file that anyone can open, keep and send.
+"""A report as one self-contained HTML file.
 
 Images are embedded, styles are inline, there is no script, and the page's own content policy
 forbids the browser to load anything else. All text is escaped.
@@ -144,7 +144,7 @@ class Report:
         )
 
     def write(self, path: str | os.PathLike[str]) -> pathlib.Path:
-        """Writes the page; the file is replaced as a whole or not at all.
+        """Writes the page; the file is replaced atomically.
 
         Raises:
           PerceptionError: the file cannot be written.

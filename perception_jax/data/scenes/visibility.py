@@ -1,4 +1,4 @@
-"""Who covers whom: the outlines of placements and text on a canvas, in painter's order.
+"""Visibility of overlapping placements and text on a canvas, in painting order.
 
 Shape letters: H W canvas, N placements.
 """
@@ -19,15 +19,15 @@ _NOTHING = -1
 _TEXT = -2
 
 
-class Silhouettes:
-    """Which placement each pixel of a canvas belongs to: the last that covers more than half.
+class VisibilityMap:
+    """Index of the topmost placement at each pixel of a canvas, by half coverage.
 
     A shape is the bool array of the pixels that a thing covers; its corner is the canvas pixel
     (x, y) of the shape's left top one.
     """
 
     def __init__(self, canvas: tuple[int, int]) -> None:
-        """Args: canvas: (height, width) in pixels."""
+        """Creates an empty map; `canvas` is (height, width) in pixels."""
         self.canvas = canvas
         self._owner = np.full(canvas, _NOTHING, np.int8)
         self._totals: list[int] = []
@@ -43,18 +43,18 @@ class Silhouettes:
         return self._owner[y0:y1, x0:x1], shape[y0 - top : y1 - top, x0 - left : x1 - left]
 
     def cover(self, shape: Bool[np.ndarray, "h w"], corner: tuple[int, int]) -> None:
-        """Puts the next placement on top."""
+        """Adds the next placement on top."""
         under, inside = self._window(shape, corner)
         under[inside] = len(self._totals)
         self._totals.append(int(shape.sum()))
 
     def cover_text(self, shape: Bool[np.ndarray, "h w"], corner: tuple[int, int]) -> None:
-        """Puts a text on top."""
+        """Adds a text on top."""
         under, inside = self._window(shape, corner)
         under[inside] = _TEXT
 
     def hidden_by(self, shape: Bool[np.ndarray, "h w"], corner: tuple[int, int]) -> float:
-        """Largest share of a placement that would be covered with the shape on top of all."""
+        """Returns the largest share of a placement that the shape would cover."""
         under, inside = self._window(shape, corner)
         lost = self._counts(under[inside])
         left = self._counts(self._owner) - lost
@@ -67,29 +67,30 @@ class Silhouettes:
         return np.bincount(owners[owners >= 0], minlength=len(self._totals))
 
     def masks(self) -> Bool[np.ndarray, "N H W"]:
-        """Visible pixels of each placement; no two overlap."""
+        """Returns the visible pixels of each placement; no two overlap."""
         return self._owner == np.arange(len(self._totals), dtype=np.int8)[:, None, None]
 
     def shares(self) -> list[float]:
-        """Visible share of each placement's own pixels; 0 for one without pixels."""
+        """Returns the visible share of each placement's own pixels; 0 for one without pixels."""
         counts = self._counts(self._owner)
         return [float(n) / t if t else 0.0 for n, t in zip(counts, self._totals, strict=True)]
 
 
 def shape_of(alpha: Image.Image, opacity: float = 1.0) -> Bool[np.ndarray, "h w"]:
-    """The pixels that are more than half opaque."""
+    """Returns the pixels that are more than half opaque."""
     return np.asarray(alpha) * opacity > 127.5
 
 
 def text_shape(text: DrawnText, canvas: tuple[int, int]) -> Bool[np.ndarray, "H W"]:
-    """The pixels that a text and its outline cover."""
+    """Returns the pixels that a text and its outline cover."""
     alpha = Image.new("L", canvas[::-1])
     write(ImageDraw.Draw(alpha), text, canvas, 255, 255)
     return shape_of(alpha)
 
 
 def extent(placement: Placement) -> tuple[float, float]:
-    """Width and height of the rotated sprite's bounding box, in shorter sides of the canvas."""
+    """Returns width and height of the rotated sprite's bounding box, in shorter sides of the
+    canvas."""
     wide, tall = sprite_size(placement)
     scale = placement.size / max(tall, wide)
     cosine = abs(math.cos(math.radians(placement.angle)))
@@ -109,7 +110,7 @@ def write(
     fill: int | tuple[int, int, int],
     outline: int | tuple[int, int, int],
 ) -> None:
-    """Draws the word, centred on its place, in the font that Pillow carries, with an outline."""
+    """Draws the word, centred on its place, in Pillow's built-in font, with an outline."""
     height, width = canvas
     pixels = max(4, round(text.size * min(height, width)))
     draw.text(

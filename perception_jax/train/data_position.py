@@ -1,4 +1,4 @@
-"""The place in the training data, kept in each checkpoint for any number of processes.
+"""The position in the training data, stored in checkpoints for any number of processes.
 
 A checkpoint's folder `data` has one JSON file per process: the state of that process's iterator
 before the next batch. A run on as many processes takes its own file. On another number of
@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 
 class PositionFile:
-    """This process's part of the folder `data`, as orbax wants it; read by `restore`."""
+    """This process's file in the folder `data`, in orbax's protocol; `restore` reads it."""
 
     def __init__(self, state: Any) -> None:
         self._text = json.dumps(state, indent=4)
@@ -41,7 +41,7 @@ class PositionFile:
 
 
 def restore(directory: pathlib.Path, iterator: Any, *, written_by: int, batches: int) -> None:
-    """Moves `iterator` to the saved place.
+    """Moves `iterator` to the saved position.
 
     Args:
       directory: the folder `data` of a checkpoint.
@@ -65,7 +65,7 @@ def restore(directory: pathlib.Path, iterator: Any, *, written_by: int, batches:
         _set_state(iterator, first, directory)
     else:
         _log.warning(
-            "the place in the data was saved by %d processes; this run has %d and reads the %d "
+            "the position in the data was saved by %d processes; this run has %d and reads the %d "
             "batches before it again to find it",
             written_by,
             count,
@@ -87,9 +87,9 @@ def _set_state(iterator: Any, state: Any, directory: pathlib.Path) -> None:
         raise
     except Exception as error:  # iterators of any kind raise errors of any kind
         raise CheckpointError(
-            f"the iterator of the training data does not take the place saved in {directory} "
+            f"the iterator of the training data does not take the position saved in {directory} "
             f"({type(error).__name__}: {error}). Resume with the data and the loader that wrote "
-            "it, or begin anew in another workdir."
+            "it, or start a new run in another workdir."
         ) from error
 
 
@@ -98,7 +98,7 @@ def _read(path: pathlib.Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"expected the place in the data in {path}, found none that can be read ({error})."
+            f"expected the position in the data in {path}, found none that can be read ({error})."
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Lays out the small, uncluttered scenes of minimal pairs: nothing covers anything."""
+"""Layout of the scenes of minimal pairs, in which no object covers another."""
 
 from __future__ import annotations
 
@@ -15,21 +15,24 @@ from perception_jax.data.scenes.spec import Background, DrawnText, Placement, Sc
 from perception_jax.errors import ConfigError
 
 Cell = tuple[float, float]
+"""The centre of a cell, fractions of the canvas."""
 
 CENTRES = (1 / 6, 1 / 2, 5 / 6)
 """Centres of the three columns and the three rows of cells, fractions of the canvas."""
 CELLS: tuple[Cell, ...] = tuple((x, y) for y in CENTRES for x in CENTRES)
+"""Centres of all cells."""
 CELL_SIZE = (0.18, 0.28)
 """Range of the sizes that fit a cell, in shorter sides of the canvas."""
 JITTER = 0.02
-"""How far an object is off its cell's centre, at most."""
+"""Largest offset of an object from its cell's centre."""
 MOST_BYSTANDERS = 2
+"""Largest number of other objects."""
 TRIES = 30
-"""Looks tried before one is taken that has a colour of the background."""
+"""Attempts to draw an object in colours that differ from the background."""
 
 
-class Studio:
-    """One scene in the making: a background, the kin shown so far, the cells still free.
+class PairLayout:
+    """A scene under construction: its background, used families and free cells.
 
     Of the config it uses split, styles, names, backgrounds and probability of a tint. There are no
     collages: their far things could be taken for the objects of a presence or count pair.
@@ -41,20 +44,20 @@ class Studio:
         self.aspect = _aspect(config.shape)
         self._config = config
         self._background = _plain_background(config, draw)
-        self._kin: set[str] = set()
+        self._families: set[str] = set()
         self._cells: set[Cell] = set()
 
     def scene(self, placements: Sequence[Placement], text: DrawnText | None = None) -> SceneSpec:
-        """A spec over the studio's background."""
+        """Returns a spec with this background."""
         return SceneSpec(background=self._background, placements=tuple(placements), text=text)
 
     def concept(self, fits: Callable[[Concept], bool], wanted: str) -> Concept:
-        """A concept that fits and is kin to none chosen before.
+        """A concept that fits, of a family that has not been chosen before.
 
         Raises:
           ConfigError: there is none; `wanted` says what was looked for.
         """
-        known = [c for c in self.vocabulary if c.kin not in self._kin and fits(c)]
+        known = [c for c in self.vocabulary if c.family not in self._families and fits(c)]
         if not known:
             raise ConfigError(
                 f"expected {wanted} among the {len(self.vocabulary)} concepts of the split "
@@ -62,16 +65,16 @@ class Studio:
                 "this pattern out."
             )
         chosen = self.draw.choice(known)
-        self._kin.add(chosen.kin)
+        self._families.add(chosen.family)
         return chosen
 
     def colours(self, number: int, among: Sequence[str]) -> list[str]:
-        """Different colours that the background does not have."""
+        """Draws different colours that do not occur in the background."""
         free = [name for name in among if name not in self._background.colours]
         return self.draw.sample(free, number)
 
     def cell(self, among: Sequence[Cell]) -> Cell:
-        """The centre of a free cell, a little off; the cell is no longer free."""
+        """Draws a free cell and returns its centre with jitter."""
         x, y = chosen = self.draw.choice([cell for cell in among if cell not in self._cells])
         self._cells.add(chosen)
         return x + self.draw.uniform(-JITTER, JITTER), y + self.draw.uniform(-JITTER, JITTER)
@@ -100,7 +103,7 @@ class Studio:
     def bystanders(self, cells: Sequence[Cell], *, fewest: int = 0) -> list[Placement]:
         """Up to `MOST_BYSTANDERS` other things in free cells; fewer if the vocabulary is small."""
         number = self.draw.randint(fewest, MOST_BYSTANDERS)
-        free = len({c.kin for c in self.vocabulary} - self._kin)
+        free = len({c.family for c in self.vocabulary} - self._families)
         return [
             self.place(self.concept(lambda c: True, "another thing"), self.cell(cells))
             for _ in range(max(fewest, min(number, free)))

@@ -1,4 +1,4 @@
-"""What an import did with every name: the key report."""
+"""The key report: how an import used every tensor name."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from collections.abc import Mapping, Sequence
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class KeyReport:
-    """Every name accounted for; `str()` is meant for people.
+    """The use of every tensor name; `str()` gives a readable summary.
 
     Attributes:
-      tensors: tensors of theirs that were read.
-      leaves: arrays of ours that were filled.
-      parameters: elements in our leaves.
-      nbytes: bytes of our leaves, each counted once.
-      ignored: their names that were dropped → why.
-      defaults: our leaves that the checkpoint does not have → the value they were given.
-      constants: our leaves that their layout never stores → their value.
-      buffers: their names that hold no parameters and were as expected.
-      copies: their names that repeat a tensor under another name, and were equal to it.
+      tensors: source tensors that were read.
+      leaves: leaves that were filled.
+      parameters: elements of the leaves.
+      nbytes: bytes of the leaves, each counted once.
+      ignored: source names that were dropped → why.
+      defaults: leaves that the checkpoint does not have → the value they were given.
+      constants: leaves that the layout never stores → their value.
+      buffers: source names that hold no parameters and were as expected.
+      copies: source names that repeat a tensor under another name, and were equal to it.
       dtypes: (stored dtype, loaded dtype) → number of leaves.
-      aside: names of theirs that lie outside the part that was asked for.
+      aside: source names outside the requested part.
       read: what the model was made of ("weights", "settings", "image processor") → the file, or
         what stands for it.
-      left: files of weights or settings beside those that were read → why they were not.
+      left: files of weights or settings next to those that were read → why they were not.
     """
 
     tensors: int
@@ -62,7 +62,7 @@ class KeyReport:
         if self.buffers:
             lines.append(f"  buffer   {_few(self.buffers)}: as computed from the configuration")
         if self.aside:
-            lines.append(f"  aside    {_few(self.aside)}: outside the part that was asked for")
+            lines.append(f"  aside    {_few(self.aside)}: outside the requested part")
         if self.copies:
             lines.append(f"  copy     {_few(self.copies)}: equal to the tensor it repeats")
         return "\n".join(lines)

@@ -37,8 +37,8 @@ _TRAIN = "train."
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-    """What a run is started with.
+class RunSettings:
+    """The settings with which a run is started.
 
     Attributes:
       trainer, config: JSON-able; see the module.
@@ -59,8 +59,8 @@ class Settings:
         resolved: Mapping[str, Any] | None,
         defaults: Mapping[str, Any] | None = None,
         free: Iterable[str] = (),
-    ) -> Settings:
-        """Brings everything to the form that JSON gives back."""
+    ) -> RunSettings:
+        """Converts settings to the form that JSON returns."""
         return cls(
             _as_json(dataclasses.asdict(config)),
             _as_json(dict(resolved or {})),
@@ -69,7 +69,7 @@ class Settings:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """What `config.json` and the checkpoints keep."""
+        """Returns the form stored in `config.json` and checkpoints."""
         return {"trainer": self.trainer, "config": self.config}
 
     def moved(self, old: Mapping[str, Any]) -> list[str]:
@@ -84,7 +84,7 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """How settings differ from those of the run so far.
+    """Differences of settings from those of the run so far.
 
     Attributes:
       forbidden: changes that a resumed run may not make.
@@ -95,8 +95,8 @@ class Comparison:
     filled: list[str]
 
 
-def compare(old: Mapping[str, Any], new: Settings) -> Comparison:
-    """Compares the kept settings `old` (see `Settings.to_json`) with those of this start."""
+def compare(old: Mapping[str, Any], new: RunSettings) -> Comparison:
+    """Compares the kept settings `old` (see `RunSettings.to_json`) with those of this start."""
     lines: dict[str, str] = {}
     filled: dict[str, str] = {}
     was, lacking = _trainer_of(old)
@@ -125,7 +125,7 @@ def compare(old: Mapping[str, Any], new: Settings) -> Comparison:
     )
 
 
-def require_same_everywhere(settings: Settings) -> None:
+def require_same_everywhere(settings: RunSettings) -> None:
     """Compares the settings of all processes, so that none waits for one that does other work.
 
     Raises:
@@ -169,7 +169,7 @@ def _trainer_of(old: Mapping[str, Any]) -> tuple[dict[str, Any] | None, list[str
     known = _known(TrainConfig, kept)
     try:
         complete = _as_json(dataclasses.asdict(TrainConfig.from_mapping(known)))
-    except (ConfigError, TypeError):  # not what this version can be: compared as it stands
+    except (ConfigError, TypeError):  # not what this version can be: compared unchanged
         return _dotted(kept), []
     whole = _dotted(complete)
     return whole, sorted(key for key in whole if not _has(kept, key))

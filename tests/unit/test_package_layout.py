@@ -1,8 +1,9 @@
-"""The house keeps its own rules: imports, file sizes, safety, licences, a light install."""
+"""Rules of the package layout: imports, file sizes, safety, licences, a light install."""
 
 from __future__ import annotations
 
 import ast
+import importlib
 import importlib.metadata
 import pathlib
 import re
@@ -10,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import types
 from collections.abc import Iterator
 
 import pytest
@@ -33,15 +35,15 @@ def run_python(code: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-# --- Rooms --------------------------------------------------------------------------------------
+# --- Packages -----------------------------------------------------------------------------------
 
 
-FOR_ALL = {"errors", "files", "settings", "version"}
-"""Modules that every room may import."""
+FOR_ALL = {"errors", "files", "lazy", "settings", "version"}
+"""Modules that every package may import."""
 
 
 def readme_table() -> dict[str, set[str]]:
-    """Room → what it may import, from the table in perception_jax/README.md."""
+    """Package → what it may import, from the table in perception_jax/README.md."""
     text = (LIBRARY / "README.md").read_text()
     rows: dict[str, set[str]] = {}
     for line in text.splitlines():
@@ -52,8 +54,8 @@ def readme_table() -> dict[str, set[str]]:
         imports = set(re.findall(r"`([\w.]+)`", cells[2]))
         if cells[2].startswith("all of the above"):
             imports |= above
-        for room in re.findall(r"`([\w.]+)`", cells[0]):
-            rows[room.removesuffix(".py")] = imports
+        for package in re.findall(r"`([\w.]+)`", cells[0]):
+            rows[package.removesuffix(".py")] = imports
     return rows
 
 
@@ -70,25 +72,25 @@ def ours(modules: list[str]) -> list[str]:
 
 def test_import_contracts_are_the_readme_table():
     table = readme_table()
-    rooms = set(table) - FOR_ALL
+    packages = set(table) - FOR_ALL
     found, parts = {}, {}
     for contract in contracts():
         sources = contract["source_modules"] if contract["type"] == "forbidden" else []
-        for room in ours(sources):
-            found[room] = set(ours(contract["forbidden_modules"]))
+        for package in ours(sources):
+            found[package] = set(ours(contract["forbidden_modules"]))
             allowed = [line.split(" -> ")[1] for line in contract.get("ignore_imports", ())]
-            parts[room] = set(ours(allowed))
-    for room, imports in table.items():
-        parts_of_rooms = {name for name in imports if "." in name}
-        assert found[room] == rooms - (imports - parts_of_rooms) - {room}, room
-        assert parts[room] == parts_of_rooms, room
+            parts[package] = set(ours(allowed))
+    for package, imports in table.items():
+        parts_of_packages = {name for name in imports if "." in name}
+        assert found[package] == packages - (imports - parts_of_packages) - {package}, package
+        assert parts[package] == parts_of_packages, package
     assert set(found) == set(table)
 
 
-def test_every_module_belongs_to_a_room():
-    rooms = set(readme_table())
+def test_every_module_belongs_to_a_package():
+    packages = set(readme_table())
     here = {path.stem for path in LIBRARY.iterdir() if path.suffix == ".py" or path.is_dir()}
-    assert here - {"__init__", "__pycache__", "README", "weights"} <= rooms
+    assert here - {"__init__", "__pycache__", "README", "weights"} <= packages
 
 
 VIOLATIONS = {
@@ -102,8 +104,8 @@ VIOLATIONS = {
 
 
 def test_a_forbidden_import_breaks_the_contracts(tmp_path):
-    """Empty rooms pass; one wrong import per contract kind is found, late ones included."""
-    modules = [f"{room}/__init__.py" for room in readme_table()]
+    """Empty packages pass; one wrong import per contract kind is found, late ones included."""
+    modules = [f"{package}/__init__.py" for package in readme_table()]
     modules += ["nn/attention.py", "interop/export.py", "interop/rules.py", "systems/give/task.py"]
     modules += ["__init__.py", "systems/give/__init__.py", "systems/groma/__init__.py"]
     files = [tmp_path / "perception_jax" / name for name in modules]
@@ -316,12 +318,28 @@ def test_import_is_light():
     assert len(names) < 300
 
 
-def test_rooms_are_light():
-    """Importing every room without using it loads nothing that takes seconds."""
-    rooms = sorted(p.parent.name for p in LIBRARY.glob("*/__init__.py"))
-    lines = [f"import perception_jax.{room}" for room in rooms]
+def test_packages_are_light():
+    """Importing every package without using it loads nothing that takes seconds."""
+    packages = sorted(p.parent.name for p in LIBRARY.glob("*/__init__.py"))
+    lines = [f"import perception_jax.{package}" for package in packages]
     done = run_python("\n".join([*lines, "import sys", "print(*sys.modules)"]))
     assert done.returncode == 0, done.stderr
     slow = {"tensorflow_datasets", "orbax", "grain", "transformers", "pyarrow", "tensorboardX"}
     slow |= {"matplotlib"}
     assert {name.split(".")[0] for name in done.stdout.split()} & (HEAVY | slow) == set()
+
+
+def test_listed_names_exist_and_are_no_modules_by_accident():
+    """A public name must not be hidden by a module of the same name once that is imported."""
+    wrong = []
+    for file in sorted(LIBRARY.rglob("__init__.py")):
+        package = ".".join(file.parent.relative_to(ROOT).parts)
+        module = importlib.import_module(package)
+        inside = {path.stem for path in file.parent.iterdir()}
+        for name in getattr(module, "__all__", ()):
+            found = getattr(module, name, None)
+            if found is None or (name in inside and not isinstance(found, types.ModuleType)):
+                wrong.append(f"{package}.{name}")
+    assert wrong == []
+    with pytest.raises(AttributeError, match=r"'perception_jax\.nn' has no attribute 'Linera'"):
+        perception_jax.nn.Linera  # noqa: B018
