@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from perception_jax.errors import ConfigError, DataError
 from perception_jax.shard import mesh as mesh_lib
-from perception_jax.train import layout
+from perception_jax.train import state_tree
 from perception_jax.train.task import Batch
 
 ID = "id"
@@ -115,7 +115,7 @@ class BatchFeed:
 
     def _check(self, batch: Mapping[str, Any], ids: tuple[str, ...]) -> None:
         found = {}
-        for name, leaf in layout.flatten(batch).items():
+        for name, leaf in state_tree.flatten(batch).items():
             leaf = np.asarray(leaf)
             found[name] = (leaf.shape, leaf.dtype)
             if leaf.dtype.kind not in "biufV":  # V: ml_dtypes such as bfloat16
