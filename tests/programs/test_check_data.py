@@ -89,7 +89,7 @@ def test_the_page(data, run, capsys):
         "0: square at 20, 10, 40, 30",
         "the only one → 0 (square)",
         "find the dog → absent",
-        "not an image of a format",
+        "not an image of a supported format",
         "record, 60×40",
         "image, 20×20",
     ):
