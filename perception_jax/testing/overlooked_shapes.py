@@ -191,7 +191,7 @@ class ShapesBackbone(nnx.Module):
         return unit(self.text(jnp.asarray(ids)).embedding).reshape(*shape.shape, -1)
 
     def instructions(self) -> Instruction:
-        """All of them, by shape."""
+        """Encodes the instructions of all shapes."""
         shape = np.arange(len(SHAPES))
         out = self.text(jnp.asarray(np.stack([np.zeros_like(shape), _word(shape)], axis=1)))
         return Instruction(
