@@ -1,6 +1,8 @@
 """Draws a grid of scenes with their captions.
 
-python -m launch.contact_sheet --out=runs/scenes.png --split=test --boxes
+    python -m launch.contact_sheet --out=runs/scenes.png --split=test --boxes
+
+The split selects the artists and the concepts, see `perception_jax.data.scenes.SceneConfig`.
 """
 
 from __future__ import annotations

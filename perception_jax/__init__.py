@@ -1,7 +1,9 @@
-"""Vision encoders for multimodal models in JAX. Public names are imported lazily.
+"""Vision encoders for multimodal models in JAX.
 
-import perception_jax
-clip = perception_jax.load("scenes-clip")
+    import perception_jax
+    clip = perception_jax.load("scenes-clip")
+
+Public names are imported when they are first used.
 """
 
 from typing import TYPE_CHECKING

@@ -160,8 +160,8 @@ def _part(settings: Settings, layout: str, shapes: Shapes) -> Identified:
     fit, _, best = max(found, key=lambda item: item[0])
     if fit[0] >= _ENOUGH:
         return best
-    if (found := _by_names(shapes)) is not None:
-        return found
+    if (by_names := _by_names(shapes)) is not None:
+        return by_names
     compared = [f"{where}: {one.architecture.name}" for _, where, one in found]
     raise ConfigError(
         f"the {len(shapes)} tensors of the requested part (e.g. "

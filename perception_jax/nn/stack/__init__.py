@@ -3,7 +3,7 @@
 A part of a stack is a slice of its leaves, so computing only the layers needed costs nothing.
 `engine` scans over layers of repeating kinds and knows nothing of transformers; `forward.run` calls
 the steps of blocks and the inserts around them; `stacked` makes stacks; `layer` says what a layer
-is given and gives.
+takes and returns.
 
 Several rows of a context may belong to one example, e.g. an image that is conditioned on several
 texts. Before its first insert a stack does not depend on the context, so that those layers are

@@ -102,7 +102,8 @@ def scan(
         repeats = (stop - first) // len(pattern)
         index = jnp.arange(first, stop).reshape(repeats, len(pattern))
         layers = {
-            name: _take(given, kinds, pattern, first, repeats) for name, given in per_layer.items()
+            name: _take(inputs, kinds, pattern, first, repeats)
+            for name, inputs in per_layer.items()
         }
         one = _checkpointed(_body(body, pattern, per_layer), remat)
         if unrolled(pattern[0]):
@@ -124,11 +125,11 @@ def _body(body: Body, pattern: Sequence[Kind], per_layer: Mapping[str, LayerInpu
         taken = dict.fromkeys(per_layer, 0)
         for j, kind in enumerate(pattern):
             own = {}
-            for name, given in per_layer.items():
-                has = layers[name] is not None and given.has(kind)
+            for name, inputs in per_layer.items():
+                has = layers[name] is not None and inputs.has(kind)
                 own[name] = None
                 if has:
-                    alone = _count(given, pattern) == 1
+                    alone = _count(inputs, pattern) == 1
                     own[name] = layers[name] if alone else _at(layers[name], taken[name])
                 taken[name] += has
             carry, found = body(carry, Slice(kind, index[j], own))
@@ -140,26 +141,26 @@ def _body(body: Body, pattern: Sequence[Kind], per_layer: Mapping[str, LayerInpu
 
 
 def _take(
-    given: LayerInputs, kinds: Sequence[Kind], pattern: Sequence[Kind], first: int, repeats: int
+    inputs: LayerInputs, kinds: Sequence[Kind], pattern: Sequence[Kind], first: int, repeats: int
 ) -> Any:
     """Of a run, with the axes [repeats, layers of the pattern that have it] in front.
 
     Where one layer has it there is no second axis: on CPU, XLA would copy all of a stack that is
     reshaped for a loop without moving an element.
     """
-    count = _count(given, pattern)
-    if given.stacked is None or count == 0:
+    count = _count(inputs, pattern)
+    if inputs.stacked is None or count == 0:
         return None
-    before = sum(map(given.has, kinds[:first]))
-    chosen = part(given.stacked, before, before + repeats * count)
+    before = sum(map(inputs.has, kinds[:first]))
+    chosen = part(inputs.stacked, before, before + repeats * count)
     if count == 1:
         return chosen
     return jax.tree.map(lambda leaf: leaf.reshape(repeats, count, *leaf.shape[1:]), chosen)
 
 
-def _count(given: LayerInputs, pattern: Sequence[Kind]) -> int:
+def _count(inputs: LayerInputs, pattern: Sequence[Kind]) -> int:
     """Layers of a pattern that have it."""
-    return sum(map(given.has, pattern))
+    return sum(map(inputs.has, pattern))
 
 
 def _at(stacked: Any, index: int) -> Any:

@@ -230,7 +230,7 @@ def _layer_inputs(
 
 def _block(per_layer: Mapping[str, Any]) -> nnx.Module:
     """The `StackBlock` of a layer, which is of one of the kinds."""
-    of_kinds = (given for name, given in per_layer.items() if name.startswith("block "))
+    of_kinds = (part for name, part in per_layer.items() if name.startswith("block "))
     return next(block for block in of_kinds if block is not None)
 
 
