@@ -303,7 +303,7 @@ def test_a_suffix_continues_a_prefix_and_layers_keep_their_numbers():
     chex.assert_trees_all_close(rows, whole.attention, atol=1e-6)
     with pytest.raises(ConfigError, match=r"tap on layer 1, but 2 to 3 run"):
         stack.run(blocks, X, start=2, taps=Taps(attention=(1,)))
-    with pytest.raises(ConfigError, match="layers 2 to 4 were asked for, but the stack has 4"):
+    with pytest.raises(ConfigError, match="layers 2 to 4 were requested, but the stack has 4"):
         stack.run(blocks, X, start=2, depth=3)
 
 
