@@ -50,19 +50,18 @@ import perception_jax
 from perception_jax import viz
 from perception_jax.api import load_backbone
 from perception_jax.data.images import decode
+from perception_jax.data.instructions import instruction_for
+from perception_jax.data.scenes import objects as scenes
 from perception_jax.data.sources.combine import split
 from perception_jax.data.sources.objects import ObjectLines
 from perception_jax.systems.give.checkpoint import save_give
-from perception_jax.systems.give.data import scenes
-from perception_jax.systems.give.data.instructions import instruction_for
-from perception_jax.systems.give.data.sampler import GroupConfig
-from perception_jax.systems.give.data.training_data import TrainingData
 from perception_jax.systems.give.evaluation.benchmark import evaluation_of
-from perception_jax.systems.give.export import export_merged
+from perception_jax.systems.give.maps import conditioned_maps
 from perception_jax.systems.give.model import Give, GiveConfig
-from perception_jax.systems.give.pretrained import GiveEncoder
-from perception_jax.systems.give.showing.looking import look
+from perception_jax.systems.give.pretrained import GiveEncoder, export_merged
+from perception_jax.systems.give.sampler import GroupConfig
 from perception_jax.systems.give.task import GiveTask, GiveTaskConfig
+from perception_jax.systems.give.training_data import TrainingData
 from perception_jax.train.config import TrainConfig
 from perception_jax.train.loop import run
 
@@ -108,7 +107,7 @@ def show(picture, name):
 
 def write_scenes(folder, count=50):
     """Scenes as images and one line for each object."""
-    config = scenes.GiveScenesConfig(canvas=SIZE, names=scenes.names(12), objects=(2, 3))
+    config = scenes.ObjectScenesConfig(canvas=SIZE, names=scenes.names(12), objects=(2, 3))
     source = scenes.training_scenes(config, seed=1, length=count)
     with open(folder / "objects.jsonl", "w") as lines:
         for index in range(count):
@@ -205,7 +204,7 @@ def over(image, values, side=256):
 
 @jax.jit
 def seen_by(model, pixels, told):
-    return look(model, pixels, told, told.mask)
+    return conditioned_maps(model, pixels, told, told.mask)
 
 
 cells = []

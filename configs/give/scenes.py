@@ -4,7 +4,7 @@
 
 Images of four artists with two or three objects each; measured on the fifth artist's drawings,
 beside the same CLIP without instructions. `:runlocal` is the same in a few steps. `:ablation=NAME`
-starts from all three losses and changes what `systems.give.evaluation.ablations` says; `:plus` adds
+starts from all three losses and applies an entry of `configs.give.common.ABLATIONS`; `:plus` adds
 the losses of `systems.give.plus`.
 """
 
@@ -13,8 +13,7 @@ from __future__ import annotations
 import ml_collections
 
 from configs.common import parse_arg, trainer
-from configs.give.common import RULES, blocks, data
-from perception_jax.systems.give.evaluation.ablations import ablation
+from configs.give.common import RULES, ablation, blocks, data
 
 OPTIM = {
     # AdamW, with which GiVE trains elsewhere, sits several times longer on the plateau here.
@@ -67,16 +66,15 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     )
     config.report.update(
         {
-            "title": "A small CLIP, told where to look",
-            "measured_on": "drawings of an artist that never trained",
+            "title": "GiVE on scenes: a small CLIP conditioned on instructions",
+            "measured_on": "drawings of an artist that is not in the training data",
         }
     )
     if chosen.plus:
         config.plus.update({"dense": 1.0, "altered": True, "generic": 1.0})
         config.data.unnamed = True
     if chosen.ablation:
-        for path, value in ablation(chosen.ablation).overrides.items():
-            config.update_from_flattened_dict({path: value})
+        config.update_from_flattened_dict(ablation(chosen.ablation))
     else:
         # OIIC costs on this scale (docs/give_scenes.md), so the recipe leaves it out.
         config.losses.oiic = 0.0

@@ -12,15 +12,14 @@ import pytest
 from PIL import Image
 
 from perception_jax.data.processors import ImageProcessor
+from perception_jax.data.scenes import objects as scenes
 from perception_jax.data.sources.objects import ObjectLines
 from perception_jax.data.tokenization import ClipTokenizer
 from perception_jax.errors import DataError
 from perception_jax.ops.losses import softmax_contrastive, unit
 from perception_jax.systems.give import plus
-from perception_jax.systems.give.data import scenes
-from perception_jax.systems.give.data.altered import GROUPS, altered
-from perception_jax.systems.give.data.sampler import BatchPlanner, GroupConfig
-from perception_jax.systems.give.data.training_data import TrainingData
+from perception_jax.systems.give.sampler import BatchPlanner, GroupConfig
+from perception_jax.systems.give.training_data import ATTRIBUTES, TrainingData, altered
 
 
 def test_coverage_is_the_share_of_each_patch():
@@ -67,15 +66,15 @@ def test_altered_captions_differ_in_one_word_of_one_group():
     changed = altered(caption)
     differing = [(a, b) for a, b in zip(caption.split(), changed.split(), strict=True) if a != b]
     assert len(differing) == 1
-    assert set(differing[0]) <= set(GROUPS[0])
+    assert set(differing[0]) <= set(ATTRIBUTES[0])
     assert altered(caption) == changed
-    assert altered("a small cat") in {f"a {word} cat" for word in GROUPS[1] if word != "small"}
+    assert altered("a small cat") in {f"a {word} cat" for word in ATTRIBUTES[1] if word != "small"}
     assert altered("a leftover cat") == ""
 
 
 @pytest.fixture(scope="module")
 def rows():
-    shown = scenes.GiveScenesConfig(canvas=32, names=scenes.names(12), unnamed=True)
+    shown = scenes.ObjectScenesConfig(canvas=32, names=scenes.names(12), unnamed=True)
     source = scenes.training_scenes(shown, seed=3, length=30)
     common = {
         "processor": ImageProcessor(size=24),

@@ -15,15 +15,15 @@ from perception_jax.api import Loaded
 from perception_jax.data.records import ObjectAnnotation, Record
 from perception_jax.evals.conditioned.tables import tables
 from perception_jax.systems.give.adapter import AdapterConfig
-from perception_jax.systems.give.encoding.encode import Encoder
+from perception_jax.systems.give.encoding.encode import ConditionedEncoder
 from perception_jax.systems.give.evaluation.benchmark import evaluation_of
 from perception_jax.systems.give.evaluation.evaluate import Evaluated, EvaluationConfig
 from perception_jax.systems.give.model import GiveConfig
 from perception_jax.systems.give.pretrained import GiveEncoder
-from perception_jax.systems.give.showing import report, report_pictures
-from perception_jax.systems.give.showing import report_curves as curves
-from perception_jax.systems.give.showing.report import Story, write
-from perception_jax.systems.give.showing.report_pictures import Pictures
+from perception_jax.systems.give.report import curves
+from perception_jax.systems.give.report import pictures as report_pictures
+from perception_jax.systems.give.report.page import write
+from perception_jax.systems.give.report.pictures import Pictures
 from perception_jax.viz.formatting import format_number
 from perception_jax.viz.sheet import PANEL
 from tests import tiny_give
@@ -129,7 +129,9 @@ def presence(evaluated) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def pictures(encoder, evaluated) -> Pictures:
-    return Pictures(encoder.model, Encoder(encoder.processor), RECORDS, evaluated.measured)
+    return Pictures(
+        encoder.model, ConditionedEncoder(encoder.processor), RECORDS, evaluated.measured
+    )
 
 
 def shown_in(cards) -> int:
@@ -211,7 +213,7 @@ def test_a_box_lies_over_its_object(pictures):
 
 
 def page(tmp_path, evaluated, pictures, history=()) -> str:
-    story = Story(
+    run = RunInfo(
         title="A title",
         subtitle="",
         evaluator="test",
@@ -219,7 +221,7 @@ def page(tmp_path, evaluated, pictures, history=()) -> str:
         settings=[("seed", "0")],
         config={"steps": 3},
     )
-    path = write(tmp_path / "report.html", evaluated=evaluated, pictures=pictures, story=story)
+    path = write(tmp_path / "report.html", evaluated=evaluated, pictures=pictures, run=run)
     return html.unescape(path.read_text())
 
 
@@ -304,7 +306,9 @@ def test_records_without_boxes_or_rival_captions_have_a_page_too(tmp_path, encod
         records, encoder.processor, classes=NAMES, federated=False, in_memory=True
     )
     evaluated = evaluation.run(encoder.model)
-    pictures = Pictures(encoder.model, Encoder(encoder.processor), records, evaluated.measured)
+    pictures = Pictures(
+        encoder.model, ConditionedEncoder(encoder.processor), records, evaluated.measured
+    )
     text = page(tmp_path, evaluated, pictures)
     assert "Side by side" in text
     assert "All objects: finding the images that show one (mAP)" in text
@@ -316,4 +320,4 @@ def test_captions_are_guessed_as_often_as_their_class_has_others(evaluated):
     """Each name is large once and small once in four images; ten images have twenty captions."""
     classes = [item.name for one in RECORDS for item in one.objects[:2]]
     expected = np.mean([1 / classes.count(name) for name in classes])
-    assert report._caption_chance(evaluated.measured) == pytest.approx(expected)
+    assert report_page._caption_chance(evaluated.measured) == pytest.approx(expected)

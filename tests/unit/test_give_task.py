@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from perception_jax.ops.image import normalise
-from perception_jax.systems.give.adapter import Instruction
+from perception_jax.systems.give.adapter import InstructionFeatures
 from perception_jax.systems.give.plus import PlusConfig
 from perception_jax.systems.give.task import GiveTask, _Encoded
 from perception_jax.train import state
@@ -44,7 +44,7 @@ def test_each_row_is_encoded_under_its_present_and_its_absent_instruction(give):
 
     @jax.jit
     def alone(model, pixels, told):
-        told = Instruction(**told, strength=jnp.float32(1.0))
+        told = InstructionFeatures(**told, strength=jnp.float32(1.0))
         out = model(normalise(pixels, image.mean, image.std), told)
         return out.embedding, out.presence_logit
 

@@ -17,27 +17,30 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Float, Int, Int32
 
+from perception_jax.data.instructions import FORMS
+from perception_jax.data.object_index import ObjectIndex
 from perception_jax.data.planned import BatchPlan, Row
 from perception_jax.errors import ConfigError
-from perception_jax.systems.give.data.instructions import FORMS
-from perception_jax.systems.give.data.object_index import ObjectIndex
 
 CANDIDATES = 16
-"""Absent classes among which a hard one is chosen."""
+"""Number of random absent classes of which the hard one is chosen."""
 HARD = 0.5
-"""Chance of a hard absent class, from the second epoch on."""
+"""Probability of a hard absent class, from the second epoch on."""
 FLIP = 0.5
+"""Probability of mirroring an image whose texts do not say left or right."""
 
 _SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GroupConfig:
-    """Attributes:
-    groups: classes of a batch, all different.
-    images: of each group.
-    grouped: False draws as many rows at random from all (an ablation).
-    seed: of all that is drawn.
+    """Settings of the batches.
+
+    Attributes:
+      groups: classes of a batch, all different.
+      images: of each group.
+      grouped: False draws as many rows uniformly from all (an ablation).
+      seed: of the sampler.
     """
 
     groups: int = 64
@@ -56,7 +59,7 @@ class GroupConfig:
 
 
 class BatchPlanner:
-    """Draws batches, see `data.planned`; the same (seed, epoch, step) gives the same one.
+    """Plans batches (see `data.planned`) as a function of seed, epoch and step.
 
     Raises:
       ConfigError: fewer classes than groups.
@@ -77,12 +80,12 @@ class BatchPlanner:
 
     @property
     def batches_per_epoch(self) -> int:
-        """Enough for as many rows as there are annotations."""
+        """Enough batches for as many rows as there are annotations."""
         return -(-self.index.counts.annotations // self.config.batch_size)
 
     @property
     def seed(self) -> int:
-        """Of all that is drawn."""
+        """Seed of the sampler."""
         return self.config.seed
 
     @property
@@ -91,11 +94,11 @@ class BatchPlanner:
         return self.config.batch_size
 
     def plan(self, epoch: int, step: int) -> BatchPlan:
-        """The batch of a step (from 0) of an epoch (from 0; its absent classes are not hard).
+        """Plans the batch of a step of an epoch, both from 0; epoch 0 has no hard absent classes.
 
         Its columns:
 
-        - "label", "absent_index": the class that is looked for and one that the image lacks, in
+        - "label", "absent_index": a class that the image shows and one that it lacks, in
           `ObjectIndex.names`;
         - "object": an object of "label", by its place in the record;
         - "caption_index": of the object; in `ObjectIndex.captions`;
@@ -111,7 +114,7 @@ class BatchPlanner:
         )
 
     def redraws(self, epoch: int, step: int, place: int) -> Iterator[Row]:
-        """Other images of the row's group, those that the batch lacks first.
+        """Rows that can replace a row: other images of its group, first those not in the batch.
 
         If none of the group's class can be used, those of another class follow, the same for all
         rows of the group.
@@ -121,11 +124,11 @@ class BatchPlanner:
         labels = batch["label"][:: self._group_size]
         own = np.random.default_rng([self.config.seed, epoch, step, group])
         others = own.permutation(np.setdiff1d(np.arange(len(self._shares)), labels))
-        for attempt, kind in enumerate([labels[group], *others]):
+        for attempt, label in enumerate([labels[group], *others]):
             seed = (self.config.seed, epoch, step, place, attempt)
             # Both rows of an image draw the same order of images.
             rng = np.random.default_rng([self.config.seed, epoch, step, place // 2, attempt])
-            for pair in self._other_pairs(batch, int(kind), place, rng).tolist():
+            for pair in self._other_pairs(batch, int(label), place, rng).tolist():
                 columns = self._draw_rest(np.array([pair]), epoch, rng)
                 image = self.index.pair_images[[pair]]
                 yield BatchPlan(record=image, group=np.array([group]), columns=columns).row(0, seed)
@@ -135,13 +138,13 @@ class BatchPlanner:
         return 2 * self.config.images if self.config.grouped else self.config.batch_size
 
     def _other_pairs(
-        self, batch: BatchPlan, kind: int, place: int, rng: np.random.Generator
+        self, batch: BatchPlan, label: int, place: int, rng: np.random.Generator
     ) -> Int[np.ndarray, "_"]:
-        """Pairs for a row whose record cannot be used, of images that show a class."""
+        """Pairs of images that show a class, for a row whose record cannot be used."""
         index = self.index
         if not self.config.grouped:
             return rng.permutation(len(index.pairs.values))
-        pairs = rng.permutation(index.by_class.of(kind))
+        pairs = rng.permutation(index.by_class.of(label))
         mates = batch.record[batch.group == batch.group[place]]
         used = np.isin(index.pair_images[pairs], mates)
         pairs = np.concatenate([pairs[~used], pairs[used]])
@@ -154,18 +157,18 @@ class BatchPlanner:
     def _draw_rest(
         self, pair: Int[np.ndarray, " M"], epoch: int, rng: np.random.Generator
     ) -> dict[str, np.ndarray]:
-        """The columns of rows of these pairs."""
+        """Draws the other columns of rows with these pairs."""
         index = self.index
-        image, kind = index.pair_images[pair], index.pairs.values[pair]
+        image, label = index.pair_images[pair], index.pairs.values[pair]
         entry = index.entries.starts[pair] + _below(index.entries.counts()[pair], rng)
         caption, own = index.entries.values[entry], index.entry_own[entry]
         absent = self._draw_absent(image, rng, hard=HARD if epoch > 0 else 0.0)
         forms = rng.integers(len(FORMS), size=(2, len(pair)))
-        made = index.instructions.by_class[kind, forms[0]]
-        instruction = np.where(own >= 0, own, made)
+        from_name = index.instructions.by_class[label, forms[0]]
+        instruction = np.where(own >= 0, own, from_name)
         fixed = self._sided[caption] | self._sided_instruction[instruction]
         return {
-            "label": kind,
+            "label": label,
             "object": index.entry_objects[entry],
             "absent_index": absent,
             "caption_index": caption,
@@ -175,12 +178,12 @@ class BatchPlanner:
         }
 
     def _draw_pairs(self, rng: np.random.Generator) -> Int[np.ndarray, " M"]:
-        """Rows in the order group, image, object."""
+        """Draws the pair of each row, in the order group, image, object."""
         config, index = self.config, self.index
         if not config.grouped:
             return rng.integers(len(index.pairs.values), size=config.batch_size)
-        kinds = rng.choice(len(self._shares), config.groups, replace=False, p=self._shares)
-        pools = [index.by_class.of(kind) for kind in kinds.tolist()]
+        labels = rng.choice(len(self._shares), config.groups, replace=False, p=self._shares)
+        pools = [index.by_class.of(label) for label in labels.tolist()]
         drawn = [_draw_images(pool, config.images, rng) for pool in pools]
         first = np.stack([pairs for pairs, _ in drawn])
         seconds = self._other_objects(first, rng)
@@ -192,7 +195,7 @@ class BatchPlanner:
     def _other_objects(
         self, first: Int[np.ndarray, "*N"], rng: np.random.Generator
     ) -> Int[np.ndarray, "*N"]:
-        """A pair of another class of the same image, uniform; -1 where there is none."""
+        """Draws a pair of another class of the same image, uniformly; -1 where there is none."""
         pairs = self.index.pairs
         image = self.index.pair_images[first]
         start, count = pairs.starts[image], pairs.counts()[image]
@@ -203,7 +206,7 @@ class BatchPlanner:
     def _draw_absent(
         self, image: Int[np.ndarray, " M"], rng: np.random.Generator, *, hard: float
     ) -> Int32[np.ndarray, " M"]:
-        """A class for each row that its image lacks; hard ones with that chance.
+        """Draws a class for each row that its image lacks; a hard one with that probability.
 
         Verified absent classes if the image has any, else those not annotated; each alike. A hard
         one is that of `CANDIDATES` which is most often seen together with the image's classes.
@@ -218,7 +221,7 @@ class BatchPlanner:
     def _candidates(
         self, image: Int[np.ndarray, " M"], rng: np.random.Generator
     ) -> Int32[np.ndarray, "M _"]:
-        """Random absent classes of each row's image, with replacement."""
+        """Draws absent classes of each row's image, with replacement."""
         index = self.index
         draws = rng.random((len(image), CANDIDATES))
         negative, _ = index.negative.padded(image)
@@ -237,7 +240,7 @@ class BatchPlanner:
 def _draw_images(
     pairs: Int[np.ndarray, "_"], count: int, rng: np.random.Generator
 ) -> tuple[Int[np.ndarray, " Q"], Int[np.ndarray, "_"]]:
-    """`count` pairs of a class, different ones while there are any, and up to as many others."""
+    """Draws `count` pairs of a class, distinct as far as possible, and up to as many others."""
     order = rng.choice(len(pairs), min(len(pairs), 2 * count), replace=False)
     if len(order) < count:
         more = rng.integers(len(pairs), size=count - len(order))
@@ -251,11 +254,11 @@ def _more_images(
     pool: Int[np.ndarray, "_"],
     rng: np.random.Generator,
 ) -> Int[np.ndarray, "_"]:
-    """Second images of a class, for rows whose image shows nothing else.
+    """Draws second images of a class, for rows whose image shows no other class.
 
     Args:
       alone: the pairs of these rows.
-      spare: pairs of the class that the group does not have yet: used first.
+      spare: pairs of the class that are not in the group yet; used first.
       pool: all pairs of the class, ascending.
     """
     given = spare[: len(alone)]
@@ -268,12 +271,12 @@ def _more_images(
 
 
 def _below(counts: Int[np.ndarray, "*N"], rng: np.random.Generator) -> Int[np.ndarray, "*N"]:
-    """A whole number below each count, uniform."""
+    """Draws an integer below each count, uniformly."""
     return rng.integers(counts)
 
 
 def _scaled(
     draws: Float[np.ndarray, "M K"], counts: Int[np.ndarray, " M"]
 ) -> Int[np.ndarray, "M K"]:
-    """Draws in [0, 1) as whole numbers below each row's count."""
+    """Scales draws in [0, 1) to integers below each row's count."""
     return np.minimum((draws * counts[:, None]).astype(np.int64), counts[:, None] - 1)
