@@ -82,6 +82,6 @@ def test_a_caption_without_an_altered_form_adds_no_column(give):
     config = dataclasses.replace(task.config, plus=PlusConfig(altered=True))
     changed = GiveTask(config, task.backbone, None)
     found = jax.jit(
-        lambda model, batch: changed._harder(model, present, batch, jnp.dtype("float32"))
+        lambda model, batch: changed._altered_cosines(model, present, batch, jnp.dtype("float32"))
     )(model, given)
     np.testing.assert_array_equal(np.isneginf(found[:, 0]), ~np.asarray(altered))
