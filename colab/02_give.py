@@ -14,16 +14,16 @@
 # ---
 
 # %% [markdown]
-# # 02 GiVE: tell an encoder what to look for
+# # 02 GiVE: condition an encoder on an instruction
 #
 # A CLIP makes one embedding of an image, and what is small or beside the point is easily lost in
 # it. GiVE ([arXiv 2410.20109](https://arxiv.org/abs/2410.20109)) puts adapters into the frozen
-# image tower that read an instruction such as "the kite": the same image then has another embedding
-# for each instruction, and a logit that says whether the thing is there at all.
+# image tower that attend to an instruction such as "the kite": the same image then has another
+# embedding for each instruction, and a logit that says whether the object is present at all.
 #
-# This notebook trains such adapters on fifty images, watches the map move from object to object,
-# and writes them for PyTorch. The paper's own formulas and numbers could not be confirmed; what is
-# whose is written in `perception_jax/systems/give/README.md`.
+# This notebook trains such adapters on fifty images, draws the maps of several instructions, and
+# writes the adapters for PyTorch. The paper's own formulas and numbers could not be confirmed; see
+# `perception_jax/systems/give/README.md` for what is the paper's and what is this library's.
 #
 # On Colab, set `SOURCE` in the next cell to the address of the repository; the rest runs as it is.
 
@@ -50,18 +50,23 @@ import perception_jax
 from perception_jax import viz
 from perception_jax.api import load_backbone
 from perception_jax.data.images import decode
-from perception_jax.data.instructions import instruction_for
 from perception_jax.data.scenes import objects as scenes
 from perception_jax.data.sources.combine import split
 from perception_jax.data.sources.objects import ObjectLines
-from perception_jax.systems.give.checkpoint import save_give
-from perception_jax.systems.give.evaluation.benchmark import evaluation_of
-from perception_jax.systems.give.maps import conditioned_maps
-from perception_jax.systems.give.model import Give, GiveConfig
-from perception_jax.systems.give.pretrained import GiveEncoder, export_merged
-from perception_jax.systems.give.sampler import GroupConfig
-from perception_jax.systems.give.task import GiveTask, GiveTaskConfig
-from perception_jax.systems.give.training_data import TrainingData
+from perception_jax.systems.give import (
+    Give,
+    GiveConfig,
+    GiveEncoder,
+    GiveTask,
+    GiveTaskConfig,
+    GroupConfig,
+    TrainingData,
+    conditioned_maps,
+    evaluation_of,
+    export_merged,
+    instruction_for,
+    save_give,
+)
 from perception_jax.train.config import TrainConfig
 from perception_jax.train.loop import run
 
@@ -135,17 +140,17 @@ show(viz.grid.grid([decode(r.image) for r in first], captions, columns=5, cell=1
 backbone = load_backbone(BACKBONE).at_size(SIZE, mode="llava_pad")
 fresh = GiveEncoder(Give(GiveConfig(), backbone.model, rngs=nnx.Rngs(params=0)), backbone)
 images = [decode(record.image) for record in first]
-asked = [instruction_for(record.objects[0].name) for record in first]
-plain, steered = fresh.encode(images), fresh.encode(images, asked)
-change = float(np.abs(plain.embedding - steered.embedding).max())
+instructions = [instruction_for(record.objects[0].name) for record in first]
+plain, conditioned = fresh.encode(images), fresh.encode(images, instructions)
+change = float(np.abs(plain.embedding - conditioned.embedding).max())
 print(f"largest change by fresh adapters: {change:.1e}")
 
 # %% [markdown]
 # ## Train
 #
-# Each row of a batch is an image with an object in it and one that it lacks, and the image is
+# Each row of a batch is an image with a class that it shows and one that it lacks, and the image is
 # encoded under both instructions. OITC compares it with captions, OIIC with other images of the
-# same thing, OID decides whether the thing is there. Only adapters and the OID head train.
+# same class, OID decides whether the object is present. Only adapters and the OID head train.
 
 # %%
 processor = backbone.processor
@@ -168,29 +173,29 @@ result = run(task, TrainConfig.from_mapping(settings), f"{OUT}/training-{SIZE}px
 trained = GiveEncoder(result.model, backbone)
 
 # %% [markdown]
-# ## Did it learn to look?
+# ## Evaluate
 #
 # On every fifth image, which was not trained on, beside the same CLIP without an instruction. The
 # copy floor is what an image of one colour reaches: naming what the instruction names can be
-# copied, so only what exceeds the floor comes from the image. Fifty images are few: expect the
-# training to be remembered better than it carries over.
+# copied, so only what exceeds the floor comes from the image. Fifty images are few: expect
+# overfitting.
 
 # %%
 evaluation = evaluation_of(
     test, processor, classes=data.index.names, federated=False, in_memory=True
 )
 report = evaluation.run(trained.model).report
-seen = report.diagnostics
+scores = report.diagnostics
 for stratum in ("all", "overlooked"):
-    auc, static = seen["oid_auc"][stratum], seen["static_auc"][stratum]
+    auc, static = scores["oid_auc"][stratum], scores["static_auc"][stratum]
     if auc is not None:
         print(f"present or absent, {stratum}: AUC {auc:.2f}, without an instruction {static:.2f}")
 
 # %% [markdown]
-# ## The map moves
+# ## Maps of several instructions
 #
-# For each instruction, what speaks for the object's presence (attention times the gradient of the
-# presence logit). The last one names something that is not there.
+# For each instruction, the relevance of each patch for the object's presence (attention times the
+# gradient of the presence logit). The last instruction names an absent object.
 
 
 # %%
@@ -203,8 +208,8 @@ def over(image, values, side=256):
 
 
 @jax.jit
-def seen_by(model, pixels, told):
-    return conditioned_maps(model, pixels, told, told.mask)
+def maps_of(model, pixels, instruction):
+    return conditioned_maps(model, pixels, instruction, instruction.mask)
 
 
 cells = []
@@ -215,15 +220,15 @@ for record, image in list(zip(first, images, strict=True))[:3]:
     cells.append((np.array(PIL.Image.fromarray(square).resize((256, 256))), record.id))
     for name in [*(shown * 2)[:2], absent]:
         words = instruction_for(name)
-        found = seen_by(
+        found = maps_of(
             trained.model, processor.images([image]), trained.tower([words]).instruction
         )
         share = 1 / (1 + np.exp(-float(found.presence_logit)))
-        cells.append((over(square, found.relevance), f"“{words}”\nthere: {share:.0%}"))
+        cells.append((over(square, found.relevance), f"“{words}”\npresent: {share:.0%}"))
 show(viz.grid.grid(*zip(*cells, strict=True), columns=4, cell=190), "maps")
 
 # %% [markdown]
-# ## Give it to PyTorch
+# ## Export to PyTorch
 #
 # `give.safetensors` holds what was trained; the folder holds the backbone as `transformers` reads
 # it as well, and a README with forty lines of torch that put both together.
@@ -232,6 +237,8 @@ show(viz.grid.grid(*zip(*cells, strict=True), columns=4, cell=190), "maps")
 save_give(f"{OUT}/give.safetensors", trained.model, backbone)
 export_merged(f"{OUT}/merged", trained)
 again = GiveEncoder.from_pretrained(f"{OUT}/merged")
-same = np.abs(again.encode(images, asked).embedding - trained.encode(images, asked).embedding)
+same = np.abs(
+    again.encode(images, instructions).embedding - trained.encode(images, instructions).embedding
+)
 print(f"read back: embeddings differ by {float(same.max()):.1e}")
 print(sorted(item.name for item in pathlib.Path(f"{OUT}/merged").iterdir()))
