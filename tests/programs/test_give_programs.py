@@ -114,8 +114,9 @@ def test_a_backbone_alone_is_no_give(tmp_path, capsys):
 
 
 def test_the_quickstart_on_images_without_objects_says_what_it_needs(tmp_path, capsys):
-    PIL.Image.new("RGB", (40, 40)).save(tmp_path / "one.png")
-    (tmp_path / "one.txt").write_text("a photo")
+    for number in range(10):  # every tenth is kept apart for testing
+        PIL.Image.new("RGB", (40, 40)).save(tmp_path / f"{number}.png")
+        (tmp_path / f"{number}.txt").write_text("a photo")
     arguments = ["--config=configs/quickstart.py:short", f"--config.data.source={tmp_path}"]
     assert common.main(train.PROGRAM, train.run, [*arguments, f"--workdir={tmp_path}/run"]) == 1
     assert "objects that have a class and a caption" in capsys.readouterr().err

@@ -24,6 +24,7 @@ from perception_jax.models.params import flatten, unflatten
 from perception_jax.nn.adapters import AdapterParam
 from perception_jax.nn.mlp import gelu
 from perception_jax.nn.taps import Taps
+from perception_jax.nn.text_tower import text_mask
 from perception_jax.systems.give.adapter import AdapterConfig, AgAdapter, InstructionFeatures
 from perception_jax.systems.give.checkpoint import adapter_rules, names_of
 from perception_jax.systems.give.losses import RowLabels, oid, oiic, oitc
@@ -31,7 +32,6 @@ from perception_jax.systems.give.model import (
     Give,
     GiveConfig,
     instruct,
-    instruction_mask,
     leaves_in_give,
 )
 
@@ -424,10 +424,10 @@ def test_padding_changes_nothing():
 def test_masks_end_with_the_first_end_token():
     clip = jnp.array([[18, 5, 19, 19], [18, 19, 1, 0], [18, 1, 5, 19]])
     expected = [[1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 1, 1]]
-    np.testing.assert_array_equal(instruction_mask(clip, "end"), np.array(expected, bool))
+    np.testing.assert_array_equal(text_mask(clip, "end"), np.array(expected, bool))
     siglip = jnp.array([[7, 5, 1, 1], [1, 1, 1, 1], [7, 30, 1, 9], [7, 5, 9, 8]])
     expected = [[1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]]
-    np.testing.assert_array_equal(instruction_mask(siglip, "last"), np.array(expected, bool))
+    np.testing.assert_array_equal(text_mask(siglip, "last"), np.array(expected, bool))
 
 
 # --- Several instructions an image --------------------------------------------------------------

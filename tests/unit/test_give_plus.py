@@ -16,6 +16,7 @@ from perception_jax.data.scenes import objects as scenes
 from perception_jax.data.sources.objects import ObjectLines
 from perception_jax.data.tokenization import ClipTokenizer
 from perception_jax.errors import DataError
+from perception_jax.ops.boxes import patch_coverage
 from perception_jax.ops.losses import softmax_contrastive, unit
 from perception_jax.systems.give import plus
 from perception_jax.systems.give.sampler import BatchPlanner, GroupConfig
@@ -24,7 +25,7 @@ from perception_jax.systems.give.training_data import ATTRIBUTES, TrainingData, 
 
 def test_coverage_is_the_share_of_each_patch():
     boxes = jnp.array([[0.0, 0.0, 8.0, 4.0], [2.0, 2.0, 6.0, 14.0], [0.0, 0.0, 0.0, 0.0]])
-    found = plus.coverage(boxes, (4, 2), 16)  # patches of 8 x 4 pixels
+    found = patch_coverage(boxes, (4, 2), 16)  # patches of 8 x 4 pixels
     np.testing.assert_allclose(found[0], [1, 0, 0, 0, 0, 0, 0, 0])
     np.testing.assert_allclose(found[1], [0.25, 0, 0.5, 0, 0.5, 0, 0.25, 0])
     assert not found[2].any()

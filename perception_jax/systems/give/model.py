@@ -16,24 +16,21 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from perception_jax import settings
-from perception_jax.errors import ConfigError
 from perception_jax.models import shardings as models
 from perception_jax.models.paired import Backbone, is_joint
 from perception_jax.models.params import flatten, with_inserts
 from perception_jax.nn import stack
-from perception_jax.nn.adapters import adapter_linear
+from perception_jax.nn.adapters import adapter_linear, placed
 from perception_jax.nn.mlp import ACTIVATIONS
 from perception_jax.nn.taps import Taps
-from perception_jax.nn.text_tower import TextTower, first_end
+from perception_jax.nn.text_tower import TextTower, text_mask
 from perception_jax.nn.towers import TowerOutput
 from perception_jax.ops.losses import unit
 from perception_jax.systems.give.adapter import AdapterConfig, AgAdapter, InstructionFeatures
 
-ADAPTERS = 12
-"""Default number of adapters; a backbone with fewer blocks gets one in each."""
 SHARDINGS = (
     (r"inserts/(fc1|to_[qkv])/kernel$", P(None, "fsdp", "tensor")),
     (r"inserts/(fc2|to_out)/kernel$", P(None, "tensor", "fsdp")),
@@ -42,8 +39,6 @@ SHARDINGS = (
     *models.SHARDINGS,
 )
 """Sharding rules; adapters are sharded as the blocks that they are in."""
-SIGLIP_END = 1
-"""End token `</s>` of SigLIP's vocabulary, which is its padding too."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,9 +46,8 @@ class GiveConfig:
     """Settings of the network.
 
     Attributes:
-      layers: blocks with an adapter, counted from 0, or a name: "spread" for twelve spread evenly
-        with the last block among them (all blocks where there are fewer), "all", "first half",
-        "last half".
+      layers: blocks with an adapter, counted from 0, or a name: "spread" (twelve), "all", "first
+        half", "last half"; see `nn.adapters.placed`.
       adapter: settings of all adapters.
       dense: whether there is a dense head: a logit for each patch that it shows the named object
         (the "plus" profile).
@@ -72,21 +66,8 @@ class GiveConfig:
         settings.check(self.head_act, settings.Choice(tuple(ACTIVATIONS)), "head_act")
 
     def placed(self, depth: int) -> tuple[int, ...]:
-        """The blocks with an adapter in a tower of `depth` blocks.
-
-        Raises:
-          ConfigError: an unknown name, or blocks that the tower lacks or out of order.
-        """
-        if isinstance(self.layers, str):
-            return _named(self.layers, depth)
-        layers = tuple(self.layers)
-        ascending = list(layers) == sorted(set(layers))
-        if not ascending or not layers or layers[0] < 0 or layers[-1] >= depth:
-            raise ConfigError(
-                f"adapter layers: expected ascending numbers of blocks in [0, {depth - 1}], found "
-                f"{list(layers)}."
-            )
-        return layers
+        """The blocks with an adapter in a tower of `depth` blocks; see `nn.adapters.placed`."""
+        return placed(self.layers, depth)
 
 
 @jax.tree_util.register_dataclass
@@ -227,22 +208,6 @@ def leaves_in_give(backbone: nnx.Module) -> dict[str, Array]:
     return {path_in_give(path): leaf for path, leaf in flatten(backbone).items()}
 
 
-def _named(name: str, depth: int) -> tuple[int, ...]:
-    count = min(ADAPTERS, depth)
-    known = {
-        "spread": tuple((k + 1) * depth // count - 1 for k in range(count)),
-        "all": tuple(range(depth)),
-        "first half": tuple(range(depth // 2)),
-        "last half": tuple(range(depth // 2, depth)),
-    }
-    if name not in known:
-        raise ConfigError(
-            f"adapter layers: expected numbers of blocks or one of {', '.join(known)}, found "
-            f"{name!r}."
-        )
-    return known[name]
-
-
 def instruct(
     tower: TextTower,
     ids: Int[Array, "B T"],
@@ -256,35 +221,16 @@ def instruct(
     Args:
       ids: SigLIP's padded to the context; others to any common length, with any padding.
       strength: factor on the adapters' output; 1 is as trained.
-      end_id: the end token; None for the tower's own (see `instruction_mask`).
+      end_id: the end token; None for the tower's own (see `text_mask`).
     """
     out = tower(ids, dtype=dtype)
     end_id = tower.end_id if end_id is None else end_id
     return InstructionFeatures(
         states=out.tokens,
-        mask=instruction_mask(ids, tower.pool, end_id),
+        mask=text_mask(ids, tower.pool, end_id),
         embedding=unit(out.embedding),
         strength=jnp.float32(strength),
     )
-
-
-def instruction_mask(
-    ids: Int[Array, "B T"], pool: str, end_id: int | None = None
-) -> Bool[Array, "B T"]:
-    """Mask of the tokens up to and including the first end token, whatever the padding is.
-
-    Args:
-      pool: how the text tower is read: at its end token ("end"), or at its last position ("last":
-        without an end token all tokens count).
-      end_id: the end token; None for the largest id ("end") or SigLIP's (`SIGLIP_END`, "last").
-    """
-    positions = jnp.arange(ids.shape[1])
-    if pool == "end":
-        end = first_end(ids, end_id)
-    else:
-        found = ids == (SIGLIP_END if end_id is None else end_id)
-        end = jnp.where(found.any(axis=1), jnp.argmax(found, axis=1), ids.shape[1] - 1)
-    return positions[None] <= end[:, None]
 
 
 def _projection(width: int, embed_dim: int, rngs: nnx.Rngs) -> Any:

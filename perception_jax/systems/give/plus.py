@@ -34,25 +34,6 @@ GENERIC_EVERY = 10
 """Every n-th row is also encoded under the generic instruction; this is n."""
 
 
-def coverage(boxes: Float[Array, "M 4"], grid: tuple[int, int], size: int) -> Float[Array, "M P"]:
-    """The share of each patch that a box covers.
-
-    Args:
-      boxes: xyxy in pixels of the model's square image; without area where there is none.
-      grid: rows and columns of patches.
-      size: side of the image.
-    """
-
-    def overlap(low: Array, high: Array, count: int) -> Float[Array, "M n"]:
-        edges = jnp.arange(count + 1) * (size / count)
-        inside = jnp.minimum(high[:, None], edges[1:]) - jnp.maximum(low[:, None], edges[:-1])
-        return jnp.maximum(inside, 0.0) * (count / size)
-
-    across = overlap(boxes[:, 0], boxes[:, 2], grid[1])
-    down = overlap(boxes[:, 1], boxes[:, 3], grid[0])
-    return (down[:, :, None] * across[:, None, :]).reshape(len(boxes), -1)
-
-
 def dense_loss(
     present: Float[Array, "M P"], absent: Float[Array, "M P"], covered: Float[Array, "M P"]
 ) -> Float[Array, ""]:

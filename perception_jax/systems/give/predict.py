@@ -22,6 +22,7 @@ from perception_jax.data.records import Image
 from perception_jax.errors import ConfigError
 from perception_jax.evals.conditioned import prompts
 from perception_jax.nn import maps, stack
+from perception_jax.nn.text_tower import SIGLIP_END, text_mask
 from perception_jax.systems.give.adapter import AdapterConfig, InstructionFeatures
 from perception_jax.systems.give.encoding.encode import ConditionedEncoder, take_rows
 from perception_jax.systems.give.encoding.galleries import (
@@ -32,7 +33,7 @@ from perception_jax.systems.give.encoding.galleries import (
 )
 from perception_jax.systems.give.encoding.plan import Rows
 from perception_jax.systems.give.maps import ConditionedMaps, conditioned_maps
-from perception_jax.systems.give.model import SIGLIP_END, Give, GiveConfig, instruction_mask
+from perception_jax.systems.give.model import Give, GiveConfig
 from perception_jax.systems.give.prediction import (
     Candidate,
     CaptionScore,
@@ -253,7 +254,7 @@ def _word_mask(
     """Mask of the tokens of each instruction that are words, not its start or end token."""
     ids = encoder.processor.texts(texts)
     tower = model.backbone.text
-    mask = instruction_mask(ids, tower.pool, tower.end_id)
+    mask = text_mask(ids, tower.pool, tower.end_id)
     inner = jnp.arange(ids.shape[1]) < mask.sum(axis=1, keepdims=True) - 1
     words = inner.at[:, 0].set(False) if tower.pool == "end" else mask & (ids != SIGLIP_END)
     return words[:, : features.mask.shape[1]]

@@ -15,15 +15,19 @@ import re
 from collections.abc import Iterator
 
 import numpy as np
-from jaxtyping import Float, Int, Int32
+from jaxtyping import Int
 
+from perception_jax.data.class_sampling import (
+    draw_absent,
+    draw_distinct,
+    draw_other_class,
+    draw_others,
+)
 from perception_jax.data.instructions import FORMS
 from perception_jax.data.object_index import ObjectIndex
 from perception_jax.data.planned import BatchPlan, Row
 from perception_jax.errors import ConfigError
 
-CANDIDATES = 16
-"""Number of random absent classes of which the hard one is chosen."""
 HARD = 0.5
 """Probability of a hard absent class, from the second epoch on."""
 FLIP = 0.5
@@ -151,7 +155,7 @@ class BatchPlanner:
         if place % 2 == 0:
             return pairs
         # An image's second row: another class of the same image, or the next image.
-        second = self._other_objects(pairs, rng)
+        second = draw_other_class(index, pairs, rng)
         return np.where(second < 0, np.roll(pairs, -1), second)
 
     def _draw_rest(
@@ -160,9 +164,9 @@ class BatchPlanner:
         """Draws the other columns of rows with these pairs."""
         index = self.index
         image, label = index.pair_images[pair], index.pairs.values[pair]
-        entry = index.entries.starts[pair] + _below(index.entries.counts()[pair], rng)
+        entry = index.entries.starts[pair] + rng.integers(index.entries.counts()[pair])
         caption, own = index.entries.values[entry], index.entry_own[entry]
-        absent = self._draw_absent(image, rng, hard=HARD if epoch > 0 else 0.0)
+        absent = draw_absent(index, image, rng, hard=HARD if epoch > 0 else 0.0)
         forms = rng.integers(len(FORMS), size=(2, len(pair)))
         from_name = index.instructions.by_class[label, forms[0]]
         instruction = np.where(own >= 0, own, from_name)
@@ -184,99 +188,10 @@ class BatchPlanner:
             return rng.integers(len(index.pairs.values), size=config.batch_size)
         labels = rng.choice(len(self._shares), config.groups, replace=False, p=self._shares)
         pools = [index.by_class.of(label) for label in labels.tolist()]
-        drawn = [_draw_images(pool, config.images, rng) for pool in pools]
+        drawn = [draw_distinct(pool, config.images, rng) for pool in pools]
         first = np.stack([pairs for pairs, _ in drawn])
-        seconds = self._other_objects(first, rng)
+        seconds = draw_other_class(index, first, rng)
         for own, other, pool, (_, spare) in zip(first, seconds, pools, drawn, strict=True):
             alone = np.flatnonzero(other < 0)
-            other[alone] = _more_images(own[alone], spare, pool, rng)
+            other[alone] = draw_others(own[alone], spare, pool, rng)
         return np.stack([first, seconds], axis=-1).reshape(-1)
-
-    def _other_objects(
-        self, first: Int[np.ndarray, "*N"], rng: np.random.Generator
-    ) -> Int[np.ndarray, "*N"]:
-        """Draws a pair of another class of the same image, uniformly; -1 where there is none."""
-        pairs = self.index.pairs
-        image = self.index.pair_images[first]
-        start, count = pairs.starts[image], pairs.counts()[image]
-        other = start + _below(np.maximum(count - 1, 1), rng)
-        other += other >= first
-        return np.where(count > 1, other, -1)
-
-    def _draw_absent(
-        self, image: Int[np.ndarray, " M"], rng: np.random.Generator, *, hard: float
-    ) -> Int32[np.ndarray, " M"]:
-        """Draws a class for each row that its image lacks; a hard one with that probability.
-
-        Verified absent classes if the image has any, else those not annotated; each alike. A hard
-        one is that of `CANDIDATES` which is most often seen together with the image's classes.
-        """
-        candidates = self._candidates(image, rng)
-        present, valid = self.index.present.padded(image)
-        together = self.index.together[present[:, :, None], candidates[:, None, :]]
-        score = np.where(valid[:, :, None], together, 0).sum(axis=1)
-        chosen = np.where(rng.random(len(image)) < hard, score.argmax(axis=1), 0)
-        return candidates[np.arange(len(image)), chosen]
-
-    def _candidates(
-        self, image: Int[np.ndarray, " M"], rng: np.random.Generator
-    ) -> Int32[np.ndarray, "M _"]:
-        """Draws absent classes of each row's image, with replacement."""
-        index = self.index
-        draws = rng.random((len(image), CANDIDATES))
-        negative, _ = index.negative.padded(image)
-        verified = index.negative.counts()[image]
-        listed = np.take_along_axis(negative, _scaled(draws, np.maximum(verified, 1)), axis=1)
-        # The n-th class that is not excluded: n, moved up past the excluded ones before it.
-        excluded, valid = index.excluded.padded(image)
-        valid = valid & (excluded < index.annotated)
-        before = np.where(valid, excluded - np.arange(excluded.shape[1]), index.annotated)
-        free = np.maximum(index.annotated - valid.sum(axis=1), 1)
-        number = _scaled(draws, free)
-        moved = number + (before[:, None, :] <= number[:, :, None]).sum(axis=-1)
-        return np.where(verified[:, None] > 0, listed, moved).astype(np.int32)
-
-
-def _draw_images(
-    pairs: Int[np.ndarray, "_"], count: int, rng: np.random.Generator
-) -> tuple[Int[np.ndarray, " Q"], Int[np.ndarray, "_"]]:
-    """Draws `count` pairs of a class, distinct as far as possible, and up to as many others."""
-    order = rng.choice(len(pairs), min(len(pairs), 2 * count), replace=False)
-    if len(order) < count:
-        more = rng.integers(len(pairs), size=count - len(order))
-        order = np.concatenate([order, more])
-    return pairs[order[:count]], pairs[order[count:]]
-
-
-def _more_images(
-    alone: Int[np.ndarray, "_"],
-    spare: Int[np.ndarray, "_"],
-    pool: Int[np.ndarray, "_"],
-    rng: np.random.Generator,
-) -> Int[np.ndarray, "_"]:
-    """Draws second images of a class, for rows whose image shows no other class.
-
-    Args:
-      alone: the pairs of these rows.
-      spare: pairs of the class that are not in the group yet; used first.
-      pool: all pairs of the class, ascending.
-    """
-    given = spare[: len(alone)]
-    rest = alone[len(given) :]
-    if len(pool) == 1:
-        return np.concatenate([given, rest])
-    other = _below(np.full(len(rest), len(pool) - 1), rng)
-    other += other >= np.searchsorted(pool, rest)
-    return np.concatenate([given, pool[other]])
-
-
-def _below(counts: Int[np.ndarray, "*N"], rng: np.random.Generator) -> Int[np.ndarray, "*N"]:
-    """Draws an integer below each count, uniformly."""
-    return rng.integers(counts)
-
-
-def _scaled(
-    draws: Float[np.ndarray, "M K"], counts: Int[np.ndarray, " M"]
-) -> Int[np.ndarray, "M K"]:
-    """Scales draws in [0, 1) to integers below each row's count."""
-    return np.minimum((draws * counts[:, None]).astype(np.int64), counts[:, None] - 1)

@@ -23,6 +23,7 @@ from perception_jax.models.paired import build_backbone
 from perception_jax.models.params import flatten, unflatten
 from perception_jax.nn.adapters import AdapterParam
 from perception_jax.nn.text_tower import TextTower
+from perception_jax.ops.boxes import patch_coverage
 from perception_jax.ops.image import normalise
 from perception_jax.ops.losses import unit
 from perception_jax.shard.rules import shardings
@@ -38,7 +39,6 @@ from perception_jax.systems.give.model import SHARDINGS, Give, GiveConfig, path_
 from perception_jax.systems.give.plus import (
     GENERIC_EVERY,
     PlusConfig,
-    coverage,
     dense_loss,
     generic_loss,
 )
@@ -226,7 +226,7 @@ class GiveTask:
         """The weighted sum of the further losses, and each of them as metrics."""
         plus, metrics, total = self.config.plus, {}, jnp.float32(0.0)
         if plus.dense:
-            covered = coverage(batch["boxes"][:, 0], present.grid, pixels.shape[1])
+            covered = patch_coverage(batch["boxes"][:, 0], present.grid, pixels.shape[1])
             metrics["dense"] = dense_loss(present.places, absent.places, covered)
             total += plus.dense * metrics["dense"]
         if plus.generic:

@@ -86,8 +86,8 @@ def write(
 def _add_headline(page: Report, evaluated: Evaluated, run: RunInfo) -> None:
     page.add_section(
         "Effect of the instruction",
-        "The same backbone with an instruction (“the kite”) and without one. Overlooked "
-        "objects are those that are not the largest of their image, or fill less than 2 % of it.",
+        "The same backbone with an instruction (“the kite”) and without one. An overlooked object "
+        "is not the largest of its image, or fills less than 2 % of it.",
     )
     found = curves.plateau(run.history)
     if found is not None and not found.left:
