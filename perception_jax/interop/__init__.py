@@ -4,41 +4,19 @@ A model's own table lives in `models/<arch>/params.py`; this room holds the lang
 loads lazily.
 """
 
-from __future__ import annotations
+from perception_jax.lazy import lazy_exports
 
-import importlib
-from typing import Any
-
-_NAMES = {
-    "AdapterFile": "adapters",
-    "AdapterNames": "adapters",
-    "save_adapters": "adapters",
-    "open_checkpoint": "checkpoint_dir",
-    "read_json": "checkpoint_dir",
-    "export_params": "export",
-    "LoadedParams": "load",
-    "load_params": "load",
-    "source_shapes": "plan",
-    "KeyReport": "report",
-    "Ignore": "rules",
-    "Rename": "rules",
-    "Rule": "rules",
-    "RuleTable": "rules",
-    "identity_table": "rules",
-    "compare_outputs": "verify",
-    "compare_params": "verify",
-    "verify_roundtrip": "verify",
-    "write_checkpoint": "writer",
-}
-
-__all__ = sorted(_NAMES)
-
-
-def __getattr__(name: str) -> Any:
-    if name in _NAMES:
-        return getattr(importlib.import_module(f"{__name__}.{_NAMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return list(__all__)
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        ".adapters": ("AdapterFile", "AdapterNames", "save_adapters"),
+        ".checkpoint_dir": ("open_checkpoint", "read_json"),
+        ".export": ("export_params",),
+        ".load": ("LoadedParams", "load_params"),
+        ".plan": ("source_shapes",),
+        ".report": ("KeyReport",),
+        ".rules": ("Ignore", "Rename", "Rule", "RuleTable", "identity_table"),
+        ".verify": ("compare_outputs", "compare_params", "export_verified", "verify_roundtrip"),
+        ".writer": ("write_checkpoint",),
+    },
+)

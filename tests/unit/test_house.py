@@ -36,7 +36,7 @@ def run_python(code: str) -> subprocess.CompletedProcess[str]:
 # --- Rooms --------------------------------------------------------------------------------------
 
 
-FOR_ALL = {"errors", "files", "settings", "version"}
+FOR_ALL = {"errors", "files", "lazy", "settings", "version"}
 """Modules that every room may import."""
 
 

@@ -1,6 +1,6 @@
 """Contrastive training of image and text towers, after CLIP and SigLIP."""
 
-from perception_jax.systems import lazy_exports
+from perception_jax.lazy import lazy_exports
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,

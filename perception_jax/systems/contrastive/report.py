@@ -223,8 +223,8 @@ def _add_named(report: Report, naming: Naming, scores: ZeroShotScores) -> None:
         found = rng.permutation(np.flatnonzero(scores.correct == wanted))[: EXAMPLES // 2]
         for index in found:
             name = images.names[images.labels[index]]
-            said = images.names[scores.predictions[index]]
-            text = name if wanted else f"{said} — it is: {name}"
+            predicted = images.names[scores.predictions[index]]
+            text = name if wanted else f"{predicted} (right: {name})"
             cards.append((_enlarged(images.pixels[index]), text, "ok" if wanted else "wrong"))
     report.add_images(cards, width=110)
 
@@ -261,9 +261,9 @@ def _add_captions(report: Report, model: nnx.Module, benchmark: Benchmark) -> No
     best = nearest(found[chosen], texts, 1).indices[:, 0]
     cards = []
     for index, text in zip(chosen, best, strict=True):
-        said, own = images.texts[text], images.captions[index]
-        right = said == own
-        caption = own if right else f"{said} — its own: {own}"
+        predicted, own = images.texts[text], images.captions[index]
+        right = predicted == own
+        caption = own if right else f"{predicted} (own: {own})"
         cards.append((_enlarged(images.pixels[index]), caption, "ok" if right else "wrong"))
     report.add_images(cards, width=170)
 

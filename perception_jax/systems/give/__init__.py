@@ -1,6 +1,6 @@
 """GiVE: adapters that condition a frozen image encoder on an instruction (arXiv 2410.20109)."""
 
-from perception_jax.systems import lazy_exports
+from perception_jax.lazy import lazy_exports
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,

@@ -152,7 +152,7 @@ def report(config: Any, task: GiveTask, model: nnx.Module, folder: pathlib.Path)
             evaluator=name,
             history=history,
             settings=[
-                ("training images", _training_in_words(config)),
+                ("training images", _training_images(config)),
                 *page.settings_rows(task, model, settings),
             ],
             config=settings,
@@ -299,7 +299,7 @@ def _training_records(config: Any) -> Source:
     settings = config.data
     if settings.source == SCENES:
         return scenes.training_scenes(
-            _drawn(config), seed=config.train.seed, length=settings.length
+            _scene_config(config), seed=config.train.seed, length=settings.length
         )
     records = _opened(config, settings.source)
     if settings.test or not settings.test_every:
@@ -311,9 +311,11 @@ def _test_records(config: Any) -> Source | None:
     from perception_jax.data.scenes import objects as scenes
     from perception_jax.data.sources.combine import split
 
-    settings, asked = config.data, config.evaluation
+    settings, evaluation = config.data, config.evaluation
     if settings.source == SCENES:
-        return scenes.test_scenes(_drawn(config), length=asked.scenes, negatives=asked.negatives)
+        return scenes.test_scenes(
+            _scene_config(config), length=evaluation.scenes, negatives=evaluation.negatives
+        )
     if settings.test:
         return _opened(config, settings.test)
     if not settings.test_every:
@@ -328,7 +330,7 @@ def _opened(config: Any, path: str) -> Source:
     return open_source(path, kind=config.data.kind, **options)
 
 
-def _drawn(config: Any) -> ObjectScenesConfig:
+def _scene_config(config: Any) -> ObjectScenesConfig:
     from perception_jax.data.scenes import objects as scenes
 
     settings = config.data
@@ -341,7 +343,7 @@ def _drawn(config: Any) -> ObjectScenesConfig:
     )
 
 
-def _training_in_words(config: Any) -> str:
+def _training_images(config: Any) -> str:
     from perception_jax.data.scenes import objects as scenes
 
     settings = config.data

@@ -100,7 +100,7 @@ class TrainingData(PlannedData):
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class ProcessedImage:
+class BoxedImage:
     """The model's image of a record, with boxes.
 
     Attributes:
@@ -140,7 +140,7 @@ class ObjectRows:
         self._altered = altered
         self._texts: dict[int, dict[str, np.ndarray]] = {}
 
-    def read(self, record: Record, shape: Hashable) -> ProcessedImage:
+    def read(self, record: Record, shape: Hashable) -> BoxedImage:
         """Processes the image of a record.
 
         Raises:
@@ -150,13 +150,13 @@ class ObjectRows:
         processed = self._processor(images.decode(record.image, name=record.id))
         given = [one.box or (0.0,) * 4 for one in record.objects]
         boxes = processed.geometry.boxes(np.array(given, np.float64).reshape(-1, 4))
-        return ProcessedImage(
+        return BoxedImage(
             image=processed.pixels,
             boxes=np.asarray(processed.geometry.clip(boxes), np.float32),
             box_mask=np.array([one.box is not None for one in record.objects], bool),
         )
 
-    def __call__(self, read: ProcessedImage, row: Row) -> dict[str, np.ndarray]:
+    def __call__(self, read: BoxedImage, row: Row) -> dict[str, np.ndarray]:
         """The arrays of a row; deterministic."""
         chosen, image = slice(row.values["object"], row.values["object"] + 1), read.image
         boxes = read.boxes[chosen]

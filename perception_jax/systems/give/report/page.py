@@ -313,7 +313,7 @@ def _plateau_text(found: curves.Plateau | None) -> str:
 
 
 def _add_copying(page: Report, scores: Scores, run: RunInfo) -> None:
-    seen, floor = scores.diagnostics, scores.p_protocol
+    scored, floor = scores.diagnostics, scores.p_protocol
     page.add_section(
         "Does the model use the image or copy the instruction?",
         "Adapters can take a shortcut and write the instruction's words into the embedding of any "
@@ -322,9 +322,9 @@ def _add_copying(page: Report, scores: Scores, run: RunInfo) -> None:
     )
     names = {"present": "present", "absent": "absent", "blank": "in an image of one colour"}
     cosines = [
-        f"{seen[f'cosine_{key}']:.2f} {words}"
+        f"{scored[f'cosine_{key}']:.2f} {words}"
         for key, words in names.items()
-        if seen[f"cosine_{key}"] is not None
+        if scored[f"cosine_{key}"] is not None
     ]
     text = f"At the end, the cosine with the object's name: {', '.join(cosines)}."
     named = [floor[name]["all"]["acc@1"] for name in ("conditioned", "copy_floor")]
