@@ -30,9 +30,8 @@ from perception_jax.models.siglip.modeling import Siglip
 from perception_jax.nn.text_tower import TextConfig
 from perception_jax.systems.give.adapter import AdapterConfig
 from perception_jax.systems.give.checkpoint import load_give
-from perception_jax.systems.give.export import export_merged
 from perception_jax.systems.give.model import GiveConfig, instruct
-from perception_jax.systems.give.pretrained import GiveEncoder
+from perception_jax.systems.give.pretrained import GiveEncoder, export_merged
 from tests.parity.measures import Row
 from tests.parity.torch_code import channels_first
 from tests.tiny_give import shaken, with_adapters

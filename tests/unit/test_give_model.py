@@ -24,14 +24,14 @@ from perception_jax.models.params import flatten, unflatten
 from perception_jax.nn.adapters import AdapterParam
 from perception_jax.nn.mlp import gelu
 from perception_jax.nn.taps import Taps
-from perception_jax.systems.give.adapter import AdapterConfig, AgAdapter, Instruction
+from perception_jax.nn.text_tower import text_mask
+from perception_jax.systems.give.adapter import AdapterConfig, AgAdapter, InstructionFeatures
 from perception_jax.systems.give.checkpoint import adapter_rules, names_of
-from perception_jax.systems.give.losses import Rows, oid, oiic, oitc
+from perception_jax.systems.give.losses import RowLabels, oid, oiic, oitc
 from perception_jax.systems.give.model import (
     Give,
     GiveConfig,
     instruct,
-    instruction_mask,
     leaves_in_give,
 )
 
@@ -101,7 +101,7 @@ def filled_adapter():
 
 def told(states, mask, strength=1.0, embedding=None):
     states = jnp.asarray(states, jnp.float32)
-    return Instruction(
+    return InstructionFeatures(
         states=states,
         mask=jnp.asarray(mask, bool),
         embedding=jnp.zeros((len(states), 1)) if embedding is None else embedding,
@@ -136,10 +136,10 @@ def test_the_losses_by_numbers():
 
     def given(image=(10, 11, 11, 10, 12, 12)):
         ints = (image, (0, 0, 0, 1, 1, 2), range(6))
-        return Rows(
+        return RowLabels(
             **{
                 name: jnp.array(list(values), jnp.int32)
-                for name, values in zip(("image", "kind", "caption"), ints, strict=True)
+                for name, values in zip(("image", "label", "caption"), ints, strict=True)
             }
         )
 
@@ -430,10 +430,10 @@ def test_padding_changes_nothing():
 def test_masks_end_with_the_first_end_token():
     clip = jnp.array([[18, 5, 19, 19], [18, 19, 1, 0], [18, 1, 5, 19]])
     expected = [[1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 1, 1]]
-    np.testing.assert_array_equal(instruction_mask(clip, "end"), np.array(expected, bool))
+    np.testing.assert_array_equal(text_mask(clip, "end"), np.array(expected, bool))
     siglip = jnp.array([[7, 5, 1, 1], [1, 1, 1, 1], [7, 30, 1, 9], [7, 5, 9, 8]])
     expected = [[1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]]
-    np.testing.assert_array_equal(instruction_mask(siglip, "last"), np.array(expected, bool))
+    np.testing.assert_array_equal(text_mask(siglip, "last"), np.array(expected, bool))
 
 
 # --- Several instructions an image --------------------------------------------------------------
