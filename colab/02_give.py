@@ -50,6 +50,7 @@ import perception_jax
 from perception_jax import viz
 from perception_jax.api import load_backbone
 from perception_jax.data.images import decode
+from perception_jax.data.instructions import instruction_for
 from perception_jax.data.scenes import objects as scenes
 from perception_jax.data.sources.combine import split
 from perception_jax.data.sources.objects import ObjectLines
@@ -64,7 +65,6 @@ from perception_jax.systems.give import (
     conditioned_maps,
     evaluation_of,
     export_merged,
-    instruction_for,
     save_give,
 )
 from perception_jax.train.config import TrainConfig
