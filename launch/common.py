@@ -59,7 +59,7 @@ class Program:
 
     @property
     def command(self) -> str:
-        """How the program is started."""
+        """The command that starts the program."""
         return f"python -m launch.{self.name}"
 
 
@@ -292,7 +292,7 @@ def _run(program: Program, run: Callable[[Parsed], int | None], parsed: Parsed) 
 
 
 def _message(error: PerceptionError | OSError) -> str | None:
-    """One line for errors of the library and for a full disk; None for others."""
+    """Returns one line for errors of the library and for a full disk; None for others."""
     if isinstance(error, PerceptionError):
         return f"{type(error).__name__}: {error}"
     if error.errno in _DISK_ERRORS:

@@ -123,7 +123,7 @@ class Text:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """One of a few values, of their type (True is not 1)."""
+    """One of several values, compared with their type (True is not 1)."""
 
     values: Collection[Any]
 

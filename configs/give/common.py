@@ -62,7 +62,7 @@ def blocks(*, groups: int, images: int, heads: int | None = None) -> ml_collecti
 
 
 def data(source: str, *, size: int, **settings: Any) -> ml_collections.ConfigDict:
-    """Where the records come from, and how they become batches.
+    """Settings of the records' source and of the batches.
 
     Args:
       source: "scenes" draws them; anything else with named objects is read by `data.sources`:

@@ -44,7 +44,7 @@ TEXT_SOURCE = "openai/clip-vit-large-patch14"
 """Default checkpoint of the text tower for a vision-only encoder."""
 
 _VISION = "vision/"
-"""Where the image tower's leaves are."""
+"""Path prefix of the image tower's leaves."""
 
 
 def load_backbone(

@@ -28,9 +28,9 @@ from perception_jax.models.params import flatten
 from perception_jax.settings import shown
 
 _PROCESSOR = "processor_config.json"
-"""What transformers 5 writes: settings of the image processor under "image_processor"."""
+"""File of transformers 5, with the image processor's settings under "image_processor"."""
 _PREPROCESSOR = "preprocessor_config.json"
-"""What transformers wrote before."""
+"""File of the image processor's settings of older transformers."""
 
 
 def load(

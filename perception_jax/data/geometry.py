@@ -105,7 +105,7 @@ class Geometry:
     def keeps(
         self, boxes: Float[np.ndarray, "*N 4"], *, min_share: float = 0.5
     ) -> Bool[np.ndarray, "*N"]:
-        """Which boxes of the original (xyxy) keep at least `min_share` of their area."""
+        """Returns which boxes of the original (xyxy) keep at least `min_share` of their area."""
         return self.kept_share(boxes) >= min_share
 
     def _tiled(self) -> tuple[np.ndarray, np.ndarray]:

@@ -121,7 +121,7 @@ def read_picture(
     max_pixels: int = MAX_PIXELS,
     exif: bool = True,
 ) -> PIL.Image.Image:
-    """As `decode`, in the colour mode of the file: RGBA, P, CMYK, L and so on.
+    """Decodes as `decode`, in the colour mode of the file: RGBA, P, CMYK, L and so on.
 
     Grey of 16 bits becomes RGB.
 

@@ -221,7 +221,7 @@ class _RowLoader:
         self._bad: dict[int, Skipped] = {}
 
     def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
-        """Without what only this process needs."""
+        """Pickles only the arguments."""
         return _RowLoader, self._parts
 
     def __call__(self, index: int) -> Example | Redrawn | Crash:

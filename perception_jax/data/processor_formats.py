@@ -24,7 +24,7 @@ from perception_jax.settings import (
 
 _SIDES = Optional(Several(IMAGE_SIZE, 1, 3))
 _SHARE = Number(above=0.01, high=1.0)
-"""Of the resized image that the crop keeps."""
+"""Share of the resized image that the crop keeps."""
 _OPEN_CLIP_MODES = {"shortest": "tv_crop", "squash": "squash"}
 
 

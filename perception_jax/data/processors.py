@@ -190,7 +190,7 @@ class ImageProcessor:
         return ProcessedImage(_pixels(picture), geometry)
 
     def _steps(self, width: int, height: int) -> _Steps:
-        """What is done to an image of this size.
+        """Returns the steps for an image of this size.
 
         Raises:
           ImageError: the result would not fit in memory.
@@ -236,7 +236,7 @@ class ImageProcessor:
     def from_hf(
         cls, config: Mapping[str, Any], default: ImageProcessor | None = None
     ) -> ImageProcessor:
-        """From the content of a Hugging Face `preprocessor_config.json` or `processor_config.json`.
+        """Reads a Hugging Face `preprocessor_config.json` or `processor_config.json`.
 
         Reads what CLIP's, SigLIP's, DINOv2's (`BitImageProcessor`) and LLaVA's processors write.
 

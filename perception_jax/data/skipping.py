@@ -77,7 +77,7 @@ class Watch:
         self._named: set[str | int] = set()
 
     def fresh(self) -> Watch:
-        """One for another pass."""
+        """Returns a new watch with the same settings, for another pass."""
         return Watch(self._count, self._max_fraction, self._on_skip)
 
     def check(self, skipped: Skipped | None) -> None:

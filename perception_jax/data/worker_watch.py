@@ -131,7 +131,7 @@ def _is_stopped(pid: int) -> bool:
 
 
 def _why_it_ended(text: str) -> str:
-    """From grain's message, which ends a process by its exit code: -N is signal N."""
+    """Describes grain's message, which gives the exit code: -N is signal N."""
     code = text.partition("exit code ")[2].partition(".")[0]
     if code.startswith("-") and code[1:].isdecimal():
         number = int(code[1:])

@@ -52,7 +52,7 @@ class AdapterNames:
     layers: tuple[int, ...]
 
     def table(self, renames: Sequence[Rename] = ()) -> RuleTable:
-        """For a file whose names are changed by `renames` first."""
+        """Returns the rule table, for files whose names `renames` have changed."""
         # A stack is numbered 0, 1, 2, …: no number is larger than its block's, so that in this
         # order none is renamed twice.
         numbers = (

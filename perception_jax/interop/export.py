@@ -74,14 +74,14 @@ def _check_constant(binding: Binding, params: Mapping[str, jax.Array | np.ndarra
 def _layer(
     binding: Binding, params: Mapping[str, jax.Array | np.ndarray], k: int
 ) -> list[np.ndarray]:
-    """Their tensors of layer `k`."""
+    """Returns the source tensors of layer `k`."""
     layer = k if binding.stacked else ...
     targets = [on_host(params[path], layer) for path in binding.targets]
     return binding.rule.transform.to_sources(targets)
 
 
 def on_host(leaf: jax.Array | np.ndarray, layer: int | EllipsisType) -> np.ndarray:
-    """One layer of a leaf, or all of it, without leaving a copy of the leaf in host memory."""
+    """Copies a layer of a leaf, or all of it, to the host without caching it there."""
     if isinstance(leaf, jax.Array) and not _is_host_memory(leaf):
         # JAX keeps what numpy has read of an array on that array: read a temporary one.
         return np.asarray(jnp.copy(leaf) if layer is ... else leaf[layer])

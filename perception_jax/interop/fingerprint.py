@@ -25,7 +25,7 @@ from perception_jax.interop.export import on_host
 from perception_jax.ops.sharding import gathered
 
 _PLACE = re.compile(r"(?<=blocks/)(?:base/)*(?P<kind>stacks/\w+/)?(?:layers/(?P<layer>\d+)/)?")
-"""What a leaf's path has behind the name of its stack, in front of its own name in a layer."""
+"""Path components between the name of a stack and that of a leaf in a layer."""
 _RESIZED = "position_embedding"
 _CHUNK = 1 << 20
 

@@ -99,7 +99,7 @@ def load_params(
 
 @dataclasses.dataclass(frozen=True)
 class _Leaf:
-    """One leaf and where it comes from: part `part` of what `binding` gives."""
+    """A leaf and its source: part `part` of the targets of `binding`."""
 
     files: Mapping[str, np.ndarray]
     binding: Binding

@@ -75,7 +75,7 @@ class _Window:
 
 
 class PickleData:
-    """One pickle read as data.
+    """Reads a pickle as data.
 
     Args:
       where: the file, for messages.

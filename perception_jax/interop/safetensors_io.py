@@ -44,7 +44,7 @@ _ALIGN = 64
 
 
 class SafetensorsFile(TensorFiles):
-    """One safetensors file, its header checked in full.
+    """A safetensors file with a fully checked header.
 
     Attributes:
       metadata: the header's `__metadata__`.

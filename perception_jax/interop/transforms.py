@@ -61,7 +61,7 @@ class _Each(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class Identity(_Each):
-    """The same tensor on both sides."""
+    """Keeps the tensor unchanged."""
 
     def _to_target(self, array: Array, shape: Shape) -> Array:
         return array

@@ -199,7 +199,7 @@ def export_verified(
 
 
 def _difference(before: np.ndarray, after: np.ndarray) -> str:
-    """What differs between two tensors; "" if they are equal up to a wanted change of dtype."""
+    """Describes the difference of two tensors; "" if equal up to a requested change of dtype."""
     if before.shape != after.shape:
         return f"has shape {after.shape}, expected {before.shape}"
     bits = np.dtype(f"u{after.dtype.itemsize}")

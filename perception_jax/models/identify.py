@@ -197,7 +197,7 @@ def _paths(one: Identified) -> Iterable[str]:
 
 
 def _fit(one: Identified, shapes: Shapes) -> tuple[float, float]:
-    """Which share of the names the architecture has, and which share of its rules they meet."""
+    """Returns the shares of the names that the architecture has and of its rules that match."""
     paths = _paths(one) if one.layout == "jax" else ()
     table = one.architecture.table(one.layout, one.config, paths)
     names = [table.rename(name) for name in shapes]

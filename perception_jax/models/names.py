@@ -55,13 +55,13 @@ def timm_blocks(source: str, target: str) -> tuple[Rule, ...]:
 
 
 def packed_qkv(source: str, target: str) -> tuple[Rule, ...]:
-    """One [3 D, D] matrix of q, k and v."""
+    """Rule of one [3 D, D] matrix of q, k and v."""
     kernels = tuple(f"{target}/{name}_proj/kernel" for name in "qkv")
     return (Rule(source, kernels, SPLIT_LINEAR),)
 
 
 def packed_qkv_bias(source: str, target: str) -> tuple[Rule, ...]:
-    """One [3 D] bias of q, k and v."""
+    """Rule of one [3 D] bias of q, k and v."""
     return (Rule(source, tuple(f"{target}/{name}_proj/bias" for name in "qkv"), Split(0)),)
 
 

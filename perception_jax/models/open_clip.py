@@ -25,7 +25,7 @@ CLIP_VOCAB_SIZE = 49408
 """Default vocabulary size of open_clip's text towers."""
 _COMMON = ("width", "layers", "mlp_ratio", "norm_kwargs")
 _NO_EFFECT = ("patch_dropout", "hf_tokenizer_name", "tokenizer_kwargs", "tokenizer_mode", "pad_id")
-"""For training and for the tokenizer."""
+"""Keys that affect only training or the tokenizer."""
 _DEFAULTS = {
     "vision_cfg": {"pool_type": "tok", "pos_embed_type": "learnable"},
     "text_cfg": {"pool_type": "argmax", "proj_type": "linear", "eos_id": 2},
@@ -106,7 +106,7 @@ def check(tower: Settings, meant: tuple[str, ...]) -> None:
 
 
 def read_text(text: Settings, *, act: str) -> TextConfig:
-    """From a `text_cfg`: the text tower of CLIP and EVA-CLIP.
+    """Reads the text tower of CLIP and EVA-CLIP from a `text_cfg`.
 
     Raises:
       ConfigError: it describes another text tower, such as one of Hugging Face.

@@ -66,11 +66,11 @@ class Taps:
     inserts: tuple[int, ...] = ()
 
     def with_probes(self, probes: Float[Array, "L B N Q K"]) -> Taps:
-        """The same taps with `probes` to differentiate through."""
+        """Returns these taps with `probes`, to differentiate with respect to them."""
         return dataclasses.replace(self, probes=probes)
 
     def with_pool_probe(self, probe: Float[Array, "B N T"]) -> Taps:
-        """The same taps with a probe of the pooling head to differentiate through."""
+        """Returns these taps with a probe of the pooling head."""
         return dataclasses.replace(self, pool_probe=probe)
 
     @property

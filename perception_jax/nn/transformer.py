@@ -115,7 +115,7 @@ class Block(nnx.Module):
         return StepOutput(x=self._added(x, y, self.norm2, self.scale2, layer or Layer(), _MLP))
 
     def _before(self, x: Float[Array, "B T D"], norm: nnx.Module) -> Float[Array, "B T D"]:
-        """What goes into a sub-layer."""
+        """Returns the input of a sub-layer."""
         return norm(x) if self.norm == "pre" else x
 
     def _added(

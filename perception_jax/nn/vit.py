@@ -78,7 +78,7 @@ class VisionTransformer(nnx.Module):
         self.norm_post = LayerNorm(width, eps=eps)
 
     def positions(self, grid: tuple[int, int]) -> Float[Array, "N D"]:
-        """What is added to the tokens of a grid of patches, resized from the stored table."""
+        """Returns the position embeddings of a grid of patches, resized from the stored table."""
         return position.resample(
             self.position_embedding[...],
             grid,

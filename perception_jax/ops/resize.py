@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 _PLAIN_A = -0.75
 """Cubic coefficient of torch's `interpolate(mode="bicubic")`."""
 _ANTIALIAS_A = -0.5
-"""The same with `antialias=True`, and Pillow's."""
+"""Cubic coefficient of `antialias=True` and of Pillow."""
 
 
 def bicubic(

@@ -91,7 +91,7 @@ class _Backward:
 
 
 def _depends(jaxpr: core.Jaxpr, inputs: Sequence[bool]) -> dict[core.Var, bool]:
-    """Which variables have a derivative with respect to the marked inputs."""
+    """Returns the variables with a derivative with respect to the marked inputs."""
     known = dict(zip(jaxpr.invars, inputs, strict=True))
     for equation in jaxpr.eqns:
         given = [_marked(known, var) for var in equation.invars]
@@ -183,7 +183,7 @@ def _calls(equation: core.JaxprEqn, body: core.Jaxpr) -> bool:
 
 
 def _carry(equation: core.JaxprEqn) -> tuple[int, int]:
-    """Where the carry of a loop begins among its inputs, and how long it is."""
+    """Returns the first input and the number of inputs of a loop's carry."""
     name, parameters = equation.primitive.name, equation.params
     if name == "scan":
         return parameters["num_consts"], parameters["num_carry"]

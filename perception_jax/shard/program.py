@@ -62,5 +62,5 @@ def results(compiled: jax.stages.Compiled) -> Iterator[Result]:
 
 
 def collectives(compiled: jax.stages.Compiled) -> Mapping[Result, int]:
-    """How often each kind of collective stands in the program; one in a loop's body counts once."""
+    """Counts the collectives of the program by kind; one in a loop's body counts once."""
     return collections.Counter(found for found in results(compiled) if found.is_collective)

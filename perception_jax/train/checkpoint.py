@@ -176,7 +176,7 @@ class Checkpoints:
         return json.loads(distributed.exchange("checkpoints", found)[0])
 
     def _agreed_damage(self, step: int) -> str:
-        """What process 0 finds wrong with a checkpoint, in words."""
+        """Describes the damage of a checkpoint as process 0 sees it."""
 
         def look() -> str:
             if jax.process_index() != 0:
@@ -317,7 +317,7 @@ def read_meta(path: pathlib.Path) -> dict[str, Any]:
 
 
 class _Keep:
-    """Which checkpoints stay: the latest few, and the best by a metric."""
+    """Selects the checkpoints to keep: the latest few, and the best by a metric."""
 
     def __init__(self, latest: int, metric: str) -> None:
         self._latest, self._metric = latest, metric.removeprefix("-")

@@ -34,7 +34,7 @@ def seal(directory: pathlib.Path, parts: Iterable[str]) -> None:
 
 
 def find_damage(directory: pathlib.Path, *, contents: bool = True) -> str:
-    """What is wrong with a sealed directory, in words; "" if nothing is.
+    """Describes the damage of a sealed directory; "" if there is none.
 
     Without `contents`, files are only looked up and their sizes compared.
 

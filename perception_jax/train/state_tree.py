@@ -49,7 +49,7 @@ def shapes(tree: Mapping[str, Any]) -> dict[str, list[int]]:
 
 
 def differences(tree: Mapping[str, Any], saved: Mapping[str, list[int]]) -> str:
-    """How the leaves of `tree` differ from saved ones, in words; "" if they agree.
+    """Describes how the leaves of `tree` differ from saved ones; "" if they agree.
 
     Only the parts that `tree` has are compared, e.g. "trainable" alone.
     """

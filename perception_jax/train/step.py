@@ -30,7 +30,7 @@ FINITE_METRICS = ("loss", "grad_norm", "param_norm")
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """One training step as a plain function.
+    """A training step as a plain function.
 
     Attributes:
       advance: state and batch to the next state and metrics.

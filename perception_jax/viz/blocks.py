@@ -286,6 +286,6 @@ def _scrolling_table(kind: str, caption: str, head: str, body: str) -> str:
 
 
 def _scrolling(markup: str, name: str, kind: str) -> str:
-    """What is too wide for the page in a frame that scrolls: a keyboard stop with a name."""
+    """Puts wide markup into a frame that scrolls, reachable by keyboard, with a name."""
     name = html.escape(name)
     return f'<div class="{kind}" tabindex="0" role="region" aria-label="{name}">{markup}</div>'

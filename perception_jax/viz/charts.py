@@ -40,7 +40,7 @@ _MARKS = {"": "❘", "v": "▼", "o": "●", "D": "◆", "s": "■", "^": "▲"}
 
 @dataclasses.dataclass(frozen=True)
 class Bar:
-    """One bar of `bar_chart`.
+    """A bar of `bar_chart`.
 
     Attributes:
       label: what it is.

@@ -84,7 +84,7 @@ def legend(width: int) -> UInt8[np.ndarray, "_ {width} 3"]:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ShareBar:
-    """One bar of `share_bars`.
+    """A bar of `share_bars`.
 
     Attributes:
       name: left of it.

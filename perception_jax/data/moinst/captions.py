@@ -88,7 +88,7 @@ def enlarged(bbox: Sequence[float], size: tuple[int, int]) -> Box:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """One line of the answers; `cosine` is None where it was not computed."""
+    """An answer of the model; `cosine` is None where it was not computed."""
 
     image_id: int | str
     object_id: int

@@ -195,7 +195,7 @@ class _Placed:
 
 
 class _Locator:
-    """Where a row's image file is, relative to the root; looked up once per path."""
+    """Finds the image file of a row, relative to the root; each path is looked up once."""
 
     def __init__(self, root: pathlib.Path | None) -> None:
         self._root = root

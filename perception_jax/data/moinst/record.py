@@ -34,7 +34,7 @@ CLASSES_FILE = "classes.json"
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class MoinstObject:
-    """One object. `name`: the category's, verbatim. `bbox`: x, y, width, height in pixels.
+    """An object; `name` is the category's, verbatim, `bbox` x, y, width, height in pixels.
 
     `object_id` is the id of its annotation in the source. `instruction`: None to make it of the
     name. `salient`: whether it is its image's largest; None where nobody said.
@@ -52,7 +52,7 @@ class MoinstObject:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class MoinstImage:
-    """One image. `file` is relative to the folder of images, `width` and `height` are pixels.
+    """An image; `file` is relative to the folder of images, `width` and `height` are pixels.
 
     `neg_class_ids` are verified absent; `nonexhaustive_class_ids` are not annotated completely, so
     nothing follows from their absence. None leaves them out of the file.

@@ -86,7 +86,7 @@ class MoinstSource:
         return self._record(line, number)
 
     def __iter__(self) -> Iterator[records.Record]:
-        """All records in one reading of the file."""
+        """Yields all records in one pass over the file."""
         for line in text_lines.lines(self._path):
             yield self._record(line.text, line.number)
 

@@ -34,7 +34,7 @@ CategoryId = int | str
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Category:
-    """One category of a source; `synonyms` do not repeat its `name`."""
+    """A category of a source; `synonyms` do not repeat its `name`."""
 
     id: CategoryId
     name: str
@@ -51,7 +51,7 @@ Table = Mapping[CategoryId, Category]
 
 @functools.cache
 def bundled(name: str) -> Table:
-    """One of the tables `BUNDLED`."""
+    """Reads one of the tables `BUNDLED`."""
     file = importlib.resources.files(__package__).joinpath("assets", f"{name}.tsv")
     rows = (line.split("\t") for line in file.read_text(encoding="utf-8").splitlines())
     found = (_bundled_category(int(row[0]), row[1], row[2:]) for row in rows)
@@ -110,7 +110,7 @@ def _category(entry: Mapping[str, Any], where: str) -> Category:
 
 
 def detect(rows: Sequence[tuple[CategoryId, Collection[str]]]) -> tuple[str, dict[str, float]]:
-    """Which bundled table fits category ids and the captions of the same rows.
+    """Detects the bundled table that fits the category ids and captions of rows.
 
     A table's share is that of the rows with a caption that contains the name which the table gives
     the row's id, or a synonym. Tables that give all ids the same names are one candidate, so COCO

@@ -87,7 +87,7 @@ def fetch(folder: pathlib.Path) -> None:
 
 
 def read_package(path: pathlib.Path) -> dict[str, bytes]:
-    """All regular files of an npm package, by path below its top folder."""
+    """Reads all regular files of an npm package, by path below its top folder."""
     with tarfile.open(path, "r:gz") as tar:
         members = [member for member in tar if member.isfile()]
         return {m.name.split("/", 1)[1]: tar.extractfile(m).read() for m in members}

@@ -75,7 +75,7 @@ def _table() -> Mapping[str, Concept]:
 
 
 def concepts(*, held_out: bool | None = None) -> tuple[Concept, ...]:
-    """All concepts in a fixed order; only the held-out ones if True, only the others if False."""
+    """Returns the concepts in a fixed order: held-out ones if True, the others if False, or all."""
     return tuple(c for c in _table().values() if held_out in (None, c.held_out))
 
 

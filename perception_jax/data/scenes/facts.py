@@ -166,11 +166,11 @@ class SceneFacts:
     text: DrawnText | None
 
     def count(self, concept: Concept) -> int | None:
-        """How many of the concept there are; None if something may or may not be one."""
+        """Number of objects of the concept; None if ambiguous."""
         return _total([is_a(o.concept, concept) for o in self.objects], self._may_be(concept))
 
     def count_category(self, category: str) -> int | None:
-        """How many objects are of one of `DISTINCT_CATEGORIES`; None if that is unclear."""
+        """Number of objects of one of `DISTINCT_CATEGORIES`; None if ambiguous."""
         claims = [of_category(o.concept, category) for o in self.objects]
         doubtful = any(of_category(c, category) is not False for c in self.doubtful)
         return _total(claims, doubtful)

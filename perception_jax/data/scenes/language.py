@@ -80,7 +80,7 @@ def caption(scene: SceneFacts, rng: np.random.Generator) -> Description:
 def absent_concepts(
     scene: SceneFacts, vocabulary: Sequence[Concept], draw: random.Random
 ) -> list[Concept]:
-    """Up to `ABSENT_NAMES` concepts that nothing in the image could go by, nor a word spell."""
+    """Returns up to `ABSENT_NAMES` concepts whose names apply to nothing in the image."""
     written = scene.text.text.lower() if scene.text else None
     candidates = draw.sample(vocabulary, min(len(vocabulary), 2 * ABSENT_NAMES))
     absent = [c for c in candidates if c.name != written and scene.absent(c)]

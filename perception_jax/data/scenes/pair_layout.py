@@ -101,7 +101,7 @@ class PairLayout:
         )
 
     def bystanders(self, cells: Sequence[Cell], *, fewest: int = 0) -> list[Placement]:
-        """Up to `MOST_BYSTANDERS` other things in free cells; fewer if the vocabulary is small."""
+        """Places up to `MOST_BYSTANDERS` other objects in free cells."""
         number = self.draw.randint(fewest, MOST_BYSTANDERS)
         free = len({c.family for c in self.vocabulary} - self._families)
         return [
@@ -111,7 +111,7 @@ class PairLayout:
 
 
 def copy(model: Placement, at: Cell) -> Placement:
-    """The same drawing elsewhere."""
+    """Returns the same drawing at another place."""
     return dataclasses.replace(model, x=at[0], y=at[1])
 
 

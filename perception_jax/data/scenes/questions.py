@@ -59,7 +59,7 @@ class _Draft:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Asker:
-    """What the makers of questions need: the scene, phrases for its objects, what is absent."""
+    """Inputs of the question functions: the scene, phrases for its objects, absent concepts."""
 
     scene: SceneFacts
     refs: Sequence[Sequence[Reference]]
@@ -86,7 +86,7 @@ def questions(
     absent: Sequence[Concept],
     draw: random.Random,
 ) -> list[Question]:
-    """At most one question of each kind in `KINDS`.
+    """Returns at most one question of each kind in `KINDS`.
 
     Args:
       refs: for each object, phrases that pick it out.

@@ -13,7 +13,7 @@ FIELDS = tuple(field.name for field in dataclasses.fields(Record))
 
 
 class InMemory:
-    """The same records, each read from `source` once per process.
+    """The records of a source, each read once per process.
 
     Worth it where a record takes longer to make than to use and is seen again: scenes over several
     epochs, remote files. Loading processes each fill their own memory, so threads (`workers=0`)
@@ -47,5 +47,5 @@ class InMemory:
         return record
 
     def __getstate__(self) -> dict[str, object]:
-        """Without the records: another process reads its own."""
+        """Pickles without the records, which another process reads itself."""
         return {**self.__dict__, "_records": {}}

@@ -49,7 +49,7 @@ def display_names(
 
 
 def display_names_of(raw: Iterable[str]) -> dict[str, str]:
-    """As `display_names`, of a source that knows classes by their names alone."""
+    """Computes `display_names` for a source that identifies classes by name."""
     return display_names({name: name for name in raw}, repr)
 
 

@@ -20,7 +20,7 @@ _warned: set[str] = set()
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Frame:
-    """What annotated boxes are relative to.
+    """The frame of reference of annotated boxes.
 
     Attributes:
       size: width and height of the picture as shown.

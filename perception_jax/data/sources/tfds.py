@@ -77,7 +77,7 @@ class TfdsSource:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class FeatureMap:
-    """Where the parts of a record are in an example; names of nested features are joined by "/".
+    """Names of the features of a record's parts; nested names are joined by "/".
 
     Attributes:
       image: an `Image`, encoded or decoded.

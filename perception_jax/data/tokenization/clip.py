@@ -138,7 +138,7 @@ class ClipTokenizer:
     def from_directory(
         cls, directory: str | os.PathLike, context: int | None = None, clean: str = "hf"
     ) -> ClipTokenizer:
-        """From a Hugging Face folder: `tokenizer.json`, or `vocab.json` and `merges.txt`.
+        """Reads a Hugging Face folder: `tokenizer.json`, or `vocab.json` and `merges.txt`.
 
         The special tokens are those that the settings name; added tokens are read from all the
         files in which Hugging Face has kept them.

@@ -61,14 +61,14 @@ class AddedToken:
     rstrip: bool = False
 
     def flags(self) -> dict[str, Any]:
-        """All but the id, as in Hugging Face's files."""
+        """The fields without the id, as in Hugging Face's files."""
         fields = dataclasses.asdict(self)
         del fields["id"]
         return fields
 
 
 def read_files(folder: pathlib.Path, names: Iterable[str]) -> dict[str, bytes]:
-    """Those of the files that are there.
+    """Reads the files that exist.
 
     Raises:
       CheckpointError: one is too large, or cannot be read.

@@ -91,7 +91,7 @@ class SiglipTokenizer:
     def from_directory(
         cls, directory: str | os.PathLike, context: int = 64, clean: str = "hf"
     ) -> SiglipTokenizer:
-        """From a checkpoint folder with `tokenizer.json` or `spiece.model`.
+        """Reads a checkpoint folder with `tokenizer.json` or `spiece.model`.
 
         Args:
           directory: holds the files.

@@ -117,7 +117,7 @@ def unigram_from_json(content: Settings) -> Tokenizer:
 
 
 def without_prefix(tokenizer: Tokenizer) -> Tokenizer:
-    """The same for a text that goes on behind another: not read as if it began with a space."""
+    """Returns the tokenizer for text that continues another, without a leading space."""
     content = json.loads(tokenizer.to_str())
     steps = content["pre_tokenizer"]
     for step in steps.get("pretokenizers", [steps]):

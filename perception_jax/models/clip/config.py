@@ -43,7 +43,7 @@ class VisionConfig:
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> VisionConfig:
-        """From the `config.json` of Hugging Face, its `vision_config`, or that of a tower alone.
+        """Reads Hugging Face's `config.json`, its `vision_config`, or that of a tower alone.
 
         Keys that are left out take the defaults of `transformers.CLIPVisionConfig`.
 
@@ -69,7 +69,7 @@ class VisionConfig:
 
     @classmethod
     def from_open_clip(cls, config: Mapping[str, Any]) -> VisionConfig:
-        """From a `model_cfg` of open_clip.
+        """Reads a `model_cfg` of open_clip.
 
         Raises:
           ConfigError: it describes another image tower (a timm or ResNet trunk, other pooling), or
@@ -165,7 +165,7 @@ class ClipConfig:
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> ClipConfig:
-        """From the `config.json` of a Hugging Face CLIP folder.
+        """Reads the `config.json` of a Hugging Face CLIP folder.
 
         Keys that a file leaves out take the defaults of `transformers.CLIPConfig`.
 
@@ -219,7 +219,7 @@ class ClipConfig:
 
     @classmethod
     def from_open_clip(cls, config: Mapping[str, Any]) -> ClipConfig:
-        """From the `model_cfg` of open_clip (an `open_clip_config.json` or a model JSON).
+        """Reads the `model_cfg` of open_clip (an `open_clip_config.json` or a model JSON).
 
         Raises:
           ConfigError: the configuration describes another architecture, such as a timm or ResNet
@@ -241,7 +241,7 @@ class ClipConfig:
 
     @classmethod
     def from_openai(cls, shapes: Mapping[str, tuple[int, ...]]) -> ClipConfig:
-        """From the tensors of OpenAI's own archives, whose heads are 64 wide.
+        """Derives the configuration from tensors of OpenAI's own archives, whose heads are 64 wide.
 
         Raises:
           ConfigError: tensors of another model.

@@ -53,7 +53,7 @@ def is_clip(architecture: str) -> bool:
 
 
 def read(settings: Mapping[str, Any]) -> VisionConfig:
-    """From timm's `config.json`; the activation is that of the weights' training.
+    """Reads timm's `config.json`; the activation is that of the weights' training.
 
     Raises:
       ConfigError: sizes or an activation that are not supported.

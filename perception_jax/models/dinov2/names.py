@@ -46,7 +46,7 @@ def read(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, Dinov2Config] | No
 
 
 def layout_of(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
-    """Whose names these are: "reference" for the authors', "timm", or None for neither."""
+    """Returns the layout of names: "reference" (the authors'), "timm", or None for neither."""
     if not {"cls_token", "pos_embed", "patch_embed.proj.weight"} <= shapes.keys():
         return None
     if not any(name.startswith("blocks.") and name.endswith(".ls1.gamma") for name in shapes):
@@ -112,7 +112,7 @@ def check_reference(config: Dinov2Config) -> None:
 
 
 def from_timm(settings: Mapping[str, Any]) -> Dinov2Config:
-    """From timm's `config.json`.
+    """Reads timm's `config.json`.
 
     Raises:
       ConfigError: no DINOv2 that is supported.

@@ -46,7 +46,7 @@ class EvaVisionConfig:
 
     @classmethod
     def from_timm(cls, model: timm.TimmModel) -> EvaVisionConfig:
-        """From a named model of timm.
+        """Reads a named model of timm.
 
         Raises:
           ConfigError: no EVA that is supported, or another activation.
@@ -126,7 +126,7 @@ class EvaConfig:
 
     @classmethod
     def from_open_clip(cls, config: Mapping[str, Any]) -> EvaConfig:
-        """From the `model_cfg` of open_clip; the trunk's sizes follow from its timm name.
+        """Reads the `model_cfg` of open_clip; the trunk's sizes follow from its timm name.
 
         Keys of `timm_overrides` (as in `timm.create_model`) replace them.
 
@@ -198,7 +198,7 @@ _TRUNKS = {
     "eva02_large_patch14_clip_336": ("eva02_rope", Size(336, 14, 1024, 24, 16, 4 * 2 / 3)),
     "eva02_base_patch16_clip_224": ("eva02_rope", Size(224, 16, 768, 12, 12, 4 * 2 / 3)),
 }
-"""By timm's name: kind and sizes."""
+"""Kind and sizes by timm's name."""
 _ALONE = {
     "eva01": ("eva_giant_patch14_clip_224",),
     "eva02_post_norm": ("eva02_enormous_patch14_clip_224",),
@@ -208,11 +208,11 @@ _ALONE = {
         "eva02_base_patch16_clip_224",
     ),
 }
-"""By kind: timm's names for the tower alone; the first serves for other sizes."""
+"""timm's names for the tower alone by kind; the first is used for other sizes."""
 
 
 def is_eva(architecture: str) -> bool:
-    """Whether timm's name is one of an EVA image tower of ours."""
+    """Whether timm's name is one of a supported EVA image tower."""
     return architecture in _TRUNKS
 
 

@@ -50,7 +50,7 @@ class SiglipVisionConfig:
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> SiglipVisionConfig:
-        """From the `vision_config` of Hugging Face, or the `config.json` of a tower alone.
+        """Reads Hugging Face's `vision_config`, or the `config.json` of a tower alone.
 
         Keys that are left out take the defaults of `transformers.SiglipVisionConfig`.
 
@@ -82,7 +82,7 @@ class SiglipVisionConfig:
 
     @classmethod
     def from_timm(cls, model: timm.TimmModel) -> SiglipVisionConfig:
-        """From a named model of timm.
+        """Reads a named model of timm.
 
         Raises:
           ConfigError: no SigLIP that is supported.
@@ -138,7 +138,7 @@ class SiglipConfig:
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> SiglipConfig:
-        """From the `config.json` of a Hugging Face SigLIP folder.
+        """Reads the `config.json` of a Hugging Face SigLIP folder.
 
         Raises:
           ConfigError: a tower is missing, or the text projection changes the width.
@@ -180,7 +180,7 @@ class SiglipConfig:
 
     @classmethod
     def from_open_clip(cls, config: Mapping[str, Any]) -> SiglipConfig:
-        """From the `model_cfg` of open_clip; the trunk's sizes follow from its timm name.
+        """Reads the `model_cfg` of open_clip; the trunk's sizes follow from its timm name.
 
         Keys of `timm_overrides` (as in `timm.create_model`) replace them.
 

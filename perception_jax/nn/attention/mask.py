@@ -77,7 +77,7 @@ class AttentionMask:
         return joined
 
     def cached(self, lengths: Int[Array, "B"], queries: int) -> AttentionMask:
-        """For new queries behind `lengths` cached keys, which are followed by unused ones.
+        """Returns the mask of new queries after `lengths` cached keys, which unused ones follow.
 
         Raises:
           ConfigError: segments, which a cache does not keep.

@@ -116,7 +116,7 @@ def scan(
 
 
 def _body(body: Body, pattern: Sequence[Kind], per_layer: Mapping[str, LayerInputs]) -> Callable:
-    """One repeat of a pattern of layers."""
+    """Runs one repeat of a pattern of layers."""
 
     def step(carry: Any, xs: tuple[Any, dict[str, Any]]) -> tuple[Any, dict[str, list[Any]]]:
         index, layers = xs
@@ -167,7 +167,7 @@ def _at(stacked: Any, index: int) -> Any:
 
 
 def _in_layer_order(of_pattern: list[Any]) -> Any:
-    """For each layer of a pattern [repeats, ...] to [layers, ...]."""
+    """Reorders arrays per layer of a pattern [repeats, ...] to [layers, ...]."""
 
     def join(*leaves: Array) -> Array:
         stacked = jnp.stack(leaves, axis=1)
@@ -205,7 +205,7 @@ def _runs(
 
 
 def _repeated(kinds: Sequence[Kind], start: int, length: int) -> tuple[tuple[Kind, ...], int]:
-    """How far the pattern of `length` layers repeats; one that does not repeat ends at `start`."""
+    """Returns where the repetitions of the pattern of `length` layers end."""
     pattern = tuple(kinds[start : start + length])
     stop = start + length
     while tuple(kinds[stop : stop + length]) == pattern:

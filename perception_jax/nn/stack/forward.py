@@ -143,7 +143,7 @@ def run(
 
 @dataclasses.dataclass(frozen=True)
 class _Shared:
-    """What all layers are given."""
+    """Arguments that all layers share."""
 
     mask: AnyMask | Mapping[str, AnyMask]
     rope: Rope | Mapping[str, Rope | None] | None
@@ -156,7 +156,7 @@ class _Shared:
     drop_path: float
 
     def run_layer(self, carry: tuple, layer: Slice) -> tuple[tuple, dict[str, Any]]:
-        """One block with its inserts; what is recorded, by the names of `StackOutput`."""
+        """Runs a block with its inserts; returns recorded values by the names of `StackOutput`."""
         x, cache, state = carry
         kind, per_layer = layer.kind, layer.per_layer
         steps = _block(per_layer).steps
@@ -189,7 +189,7 @@ class _Shared:
         return (x, cache, state), recorded
 
     def _layer(self, layer: Slice, state: Any) -> Layer:
-        """What the block is given, but for the cache."""
+        """Makes the block's inputs, without the cache."""
         kind, dropped = layer.kind, self.key is not None
         probe = layer.per_layer["probes"]
         return Layer(
@@ -215,7 +215,7 @@ def _stacks(base: nnx.Module) -> dict[str | None, nnx.Module]:
 def _layer_inputs(
     base: nnx.Module, placed: Sequence[InsertGroup], taps: Taps, inputs: Any
 ) -> dict[str, LayerInputs]:
-    """What each layer has of its own; `run_layer` takes it apart again."""
+    """Collects the inputs that differ between layers, for `run_layer`."""
     blocks = {
         f"block {name}": LayerInputs(stack, lambda kind, name=name: name in (None, kind.name))
         for name, stack in _stacks(base).items()

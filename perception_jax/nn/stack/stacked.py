@@ -86,7 +86,8 @@ def init(make: Callable[[nnx.Rngs], BlockModule], depth: int, *, rngs: nnx.Rngs)
 
 
 def residual_gain(depth: int) -> float:
-    """What CLIP multiplies the initial weights by that end its 2 × `depth` residual branches.
+    """Returns CLIP's factor on the initial weights at the ends of its 2 × `depth` residual
+    branches.
 
     The sum of all branches then starts as large as their input (GPT-2, §2.3; in OpenAI's CLIP code
     `proj_std`).
@@ -115,7 +116,7 @@ def part(stacked: Stacked, start: int, stop: int) -> Stacked:
 
 
 def separate(model: Model, *, keep: bool = False) -> Model:
-    """The same model for fast inference: its stacks (`blocks`) as one module for each layer.
+    """Returns the same model for faster inference: each layer of its stacks as one module.
 
     `run` then goes through the layers without a loop, which spares a copy of each layer's weights
     on CPU and the loop's overhead on GPU; outputs are the same. It takes longer to compile. The
