@@ -56,7 +56,6 @@ def given(rows=BATCH):
     return {"states": normal(2, rows, 3, WIDTH)}
 
 
-
 def loop(blocks, x, given, taps, *, depth=DEPTH, repeats=1):
     """One layer after the other; everything is recorded and then looked up by its number."""
     records = {"hidden": {0: x}, "attention": {}, "inserts": {}}

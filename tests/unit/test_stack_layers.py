@@ -280,7 +280,9 @@ def test_states_travel_and_layers_have_inputs_and_outputs():
     expected = np.broadcast_to(np.cumsum(steps, axis=0, dtype=np.float32)[:, None], (3, B, 4))
     chex.assert_trees_all_close(whole.outputs["boxes"], expected, atol=1e-6)
     chex.assert_trees_all_close(whole.state["boxes"], expected[-1], atol=1e-6)
-    chex.assert_trees_all_close(whole.x, np.asarray(X) + expected.sum(axis=0)[:, None, :1], atol=1e-6)
+    chex.assert_trees_all_close(
+        whole.x, np.asarray(X) + expected.sum(axis=0)[:, None, :1], atol=1e-6
+    )
     suffix = run(blocks, X, inputs={"delta": delta}, state=first, start=1)
     chex.assert_trees_all_close(suffix.state["boxes"], expected[-1] - expected[0], atol=1e-6)
 
