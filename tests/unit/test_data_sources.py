@@ -175,7 +175,7 @@ def box_line(box: list, **more) -> dict:
         ("{", ":2: not JSON"),
         ("[1]", r":2: expected an object \{…\}, found \[1\]"),
         ({"caption": "x"}, r":2: expected the key 'image', found only \['caption'\]"),
-        ({"image": "a", "captoin": "x"}, ":2: unknown key 'captoin'. Did you mean 'caption'"),
+        ({"image": "a", "captoin": "x"}, ":2: unknown key 'captoin'. Did you mean caption"),
         ({"image": "a", "caption": " "}, ":2: caption: expected a text that is not blank"),
         ({"image": "a", "caption": "x", "captions": ["x"]}, "found both"),
         ({"image": "a", "captions": ["x", 3]}, r":2: captions\[1\]: expected a text"),
@@ -187,7 +187,7 @@ def box_line(box: list, **more) -> dict:
         (box_line([0, 0, 10, 6], width=8, height=6), r"leaves the image of 8×6.*outside=\"clip\""),
         (box_line([0, 0, 1, 1], referring=[{"text": "it", "target": 1}]), "below the 1 objects"),
         ({"image": "a", "questions": [{"text": "Who?"}]}, r"questions\[0\]: expected.*'answer'"),
-        ({"image": "a", "objects": [{"name": "x", "bbox": [0, 0, 1, 1]}]}, "Did you mean 'box'"),
+        ({"image": "a", "objects": [{"name": "x", "bbox": [0, 0, 1, 1]}]}, "Did you mean box"),
         ({"image": "pictures/a.png", "id": "first"}, "'first' is already the id of line 1"),
     ],
 )
@@ -348,7 +348,7 @@ def test_open_source_says_what_it_tried(tmp_path):
     with pytest.raises(DataError, match=r"found '\.csv'"):
         open_source(write(tmp_path / "x.csv", "a"))
     write(tmp_path / "a.png", png())
-    with pytest.raises(ConfigError, match=r"unknown option 'templat'. Did you mean 'template'"):
+    with pytest.raises(ConfigError, match=r"unknown option 'templat'. Did you mean template"):
         open_source(tmp_path, templat="{}")
     jsonl(tmp_path, FULL_LINE)
     write(tmp_path / "other.jsonl", "")
@@ -389,7 +389,7 @@ def test_a_named_kind_opens_a_file_of_any_ending(tmp_path):
     write(tmp_path / "b.png", png())
     path = write(tmp_path / "annotations.dat", json.dumps(coco()))
     assert type(open_source(path, kind="coco")) is CocoSource
-    with pytest.raises(ConfigError, match=r"kind: there is no 'cocco'\. Did you mean 'coco'"):
+    with pytest.raises(ConfigError, match=r"kind: there is no 'cocco'\. Did you mean coco"):
         open_source(path, kind="cocco")
     with pytest.raises(DataError, match=r"one \.json file in it, found none"):
         open_source(tmp_path, kind="coco")

@@ -47,7 +47,7 @@ def test_parquet_with_other_columns(tmp_path):
     source = open_source(path, image_column="picture", caption_column="texts", id_column="key")
     assert (source[0].id, source[0].captions) == ("17", ("one", "two"))
     assert ParquetSource(path, image_column="picture", caption_column=None)[0].captions == ()
-    with pytest.raises(DataError, match=r"no column 'pictures'. Did you mean 'picture'"):
+    with pytest.raises(DataError, match=r"no column 'pictures'. Did you mean picture"):
         ParquetSource(path, image_column="pictures", caption_column=None)
     for columns, message in (
         ({"image_column": "texts", "caption_column": None}, "texts: expected binary"),
@@ -147,7 +147,7 @@ def test_tfds(tfds_data):
 
 def test_tfds_faults(tfds_data):
     data = tfds_data[0]
-    with pytest.raises(DataError, match=r"tiny: there is no feature 'captoin'. Did you mean 'cap"):
+    with pytest.raises(DataError, match=r"tiny: there is no feature 'captoin'. Did you mean cap"):
         FeatureMap.of(data, captions="captoin")
     with pytest.raises(DataError, match=r"no feature 'objects/box'"):
         FeatureMap.of(data, boxes="objects/box", labels="objects/label")
