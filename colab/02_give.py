@@ -50,19 +50,23 @@ import perception_jax
 from perception_jax import viz
 from perception_jax.api import load_backbone
 from perception_jax.data.images import decode
+from perception_jax.data.instructions import instruction_for
+from perception_jax.data.scenes import objects as scenes
 from perception_jax.data.sources.combine import split
 from perception_jax.data.sources.objects import ObjectLines
-from perception_jax.systems.give.checkpoint import save_give
-from perception_jax.systems.give.data import scenes
-from perception_jax.systems.give.data.instructions import instruction_for
-from perception_jax.systems.give.data.sampler import GroupConfig
-from perception_jax.systems.give.data.training_data import TrainingData
-from perception_jax.systems.give.evaluation.benchmark import evaluation_of
-from perception_jax.systems.give.export import export_merged
-from perception_jax.systems.give.model import Give, GiveConfig
-from perception_jax.systems.give.pretrained import GiveEncoder
-from perception_jax.systems.give.showing.looking import look
-from perception_jax.systems.give.task import GiveTask, GiveTaskConfig
+from perception_jax.systems.give import (
+    Give,
+    GiveConfig,
+    GiveEncoder,
+    GiveTask,
+    GiveTaskConfig,
+    GroupConfig,
+    TrainingData,
+    conditioned_maps,
+    evaluation_of,
+    export_merged,
+    save_give,
+)
 from perception_jax.train.config import TrainConfig
 from perception_jax.train.loop import run
 
@@ -108,7 +112,7 @@ def show(picture, name):
 
 def write_scenes(folder, count=50):
     """Scenes as images and one line for each object."""
-    config = scenes.GiveScenesConfig(canvas=SIZE, names=scenes.names(12), objects=(2, 3))
+    config = scenes.ObjectScenesConfig(canvas=SIZE, names=scenes.names(12), objects=(2, 3))
     source = scenes.training_scenes(config, seed=1, length=count)
     with open(folder / "objects.jsonl", "w") as lines:
         for index in range(count):
@@ -136,9 +140,9 @@ show(viz.grid.grid([decode(r.image) for r in first], captions, columns=5, cell=1
 backbone = load_backbone(BACKBONE).at_size(SIZE, mode="llava_pad")
 fresh = GiveEncoder(Give(GiveConfig(), backbone.model, rngs=nnx.Rngs(params=0)), backbone)
 images = [decode(record.image) for record in first]
-asked = [instruction_for(record.objects[0].name) for record in first]
-plain, steered = fresh.encode(images), fresh.encode(images, asked)
-change = float(np.abs(plain.embedding - steered.embedding).max())
+instructions = [instruction_for(record.objects[0].name) for record in first]
+plain, conditioned = fresh.encode(images), fresh.encode(images, instructions)
+change = float(np.abs(plain.embedding - conditioned.embedding).max())
 print(f"largest change by fresh adapters: {change:.1e}")
 
 # %% [markdown]
@@ -180,9 +184,9 @@ evaluation = evaluation_of(
     test, processor, classes=data.index.names, federated=False, in_memory=True
 )
 report = evaluation.run(trained.model).report
-seen = report.diagnostics
+scores = report.diagnostics
 for stratum in ("all", "overlooked"):
-    auc, static = seen["oid_auc"][stratum], seen["static_auc"][stratum]
+    auc, static = scores["oid_auc"][stratum], scores["static_auc"][stratum]
     if auc is not None:
         print(f"present or absent, {stratum}: AUC {auc:.2f}, without an instruction {static:.2f}")
 
@@ -203,8 +207,8 @@ def over(image, values, side=256):
 
 
 @jax.jit
-def seen_by(model, pixels, told):
-    return look(model, pixels, told, told.mask)
+def maps_of(model, pixels, instruction):
+    return conditioned_maps(model, pixels, instruction, instruction.mask)
 
 
 cells = []
@@ -215,11 +219,11 @@ for record, image in list(zip(first, images, strict=True))[:3]:
     cells.append((np.array(PIL.Image.fromarray(square).resize((256, 256))), record.id))
     for name in [*(shown * 2)[:2], absent]:
         words = instruction_for(name)
-        found = seen_by(
+        found = maps_of(
             trained.model, processor.images([image]), trained.tower([words]).instruction
         )
         share = 1 / (1 + np.exp(-float(found.presence_logit)))
-        cells.append((over(square, found.relevance), f"“{words}”\nthere: {share:.0%}"))
+        cells.append((over(square, found.relevance), f"“{words}”\npresent: {share:.0%}"))
 show(viz.grid.grid(*zip(*cells, strict=True), columns=4, cell=190), "maps")
 
 # %% [markdown]
@@ -232,6 +236,8 @@ show(viz.grid.grid(*zip(*cells, strict=True), columns=4, cell=190), "maps")
 save_give(f"{OUT}/give.safetensors", trained.model, backbone)
 export_merged(f"{OUT}/merged", trained)
 again = GiveEncoder.from_pretrained(f"{OUT}/merged")
-same = np.abs(again.encode(images, asked).embedding - trained.encode(images, asked).embedding)
+same = np.abs(
+    again.encode(images, instructions).embedding - trained.encode(images, instructions).embedding
+)
 print(f"read back: embeddings differ by {float(same.max()):.1e}")
 print(sorted(item.name for item in pathlib.Path(f"{OUT}/merged").iterdir()))

@@ -8,6 +8,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_LISTED = 20
+"""At most so many names are listed in a message."""
+
 
 class PerceptionError(Exception):
     """Base class of every error that the library raises on purpose."""
@@ -52,4 +55,6 @@ def did_you_mean(word: str, known: Iterable[str], *, prefix: str = "") -> str:
     best = max(known, key=likeness, default=None)
     if best is not None and likeness(best) >= 0.6:
         return f". Did you mean {prefix}{best}?"
+    if len(known) > _LISTED:
+        return f". None of the {len(known)} known names is similar."
     return f". Known: {', '.join(prefix + name for name in known)}."

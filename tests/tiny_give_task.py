@@ -16,10 +16,10 @@ from perception_jax.data.tokenization import ClipTokenizer
 from perception_jax.models.clip.modeling import Clip
 from perception_jax.models.params import flatten, unflatten
 from perception_jax.systems.give.adapter import AdapterConfig
-from perception_jax.systems.give.data.sampler import GroupConfig
-from perception_jax.systems.give.data.training_data import TrainingData
 from perception_jax.systems.give.model import GiveConfig
+from perception_jax.systems.give.sampler import GroupConfig
 from perception_jax.systems.give.task import GiveTask, GiveTaskConfig
+from perception_jax.systems.give.training_data import TrainingData
 from perception_jax.testing import tiny_clip
 
 GROUPS = GroupConfig(groups=2, images=4, seed=3)

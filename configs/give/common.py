@@ -11,6 +11,7 @@ from typing import Any
 import ml_collections
 
 from configs.common import trainer
+from perception_jax.errors import ConfigError
 
 RULES = ((r"(^|/)(bias|scale|gate)$", 1.0, False), (r".*",))
 """No weight decay on norms and biases."""
@@ -149,3 +150,38 @@ def published(
     )
     config.report.title = f"GiVE on {backbone}"
     return config
+
+
+ABLATIONS = {
+    "full": {},
+    "no_oitc": {"losses.oitc": 0.0},
+    "no_oiic": {"losses.oiic": 0.0},
+    "no_oid": {"losses.oid": 0.0},
+    # OITC alone on random batches.
+    "oitc_unstructured": {"losses.oiic": 0.0, "losses.oid": 0.0, "sampler.grouped": False},
+    # OIIC without rows conditioned on an absent class.
+    "no_absent_rows": {"losses.absent_rows": False},
+    # One linear layer instead of the two-layer MLP between text and image width.
+    "linear_connector": {"adapter.connector": "linear"},
+    "first_half": {"adapter.layers": "first half"},
+    "last_half": {"adapter.layers": "last half"},
+    "all_layers": {"adapter.layers": "all"},
+    "tanh_gate": {"adapter.gate": "tanh"},
+    # Adapters also attend to the padding of the instruction.
+    "no_mask": {"mask": False},
+    # Adapters always get the same generic instruction.
+    "no_instruction": {"instruction": False},
+}
+"""Settings that each ablation changes, by its name. Names and switches are this library's; the
+paper's own table could not be confirmed. The frozen backbone is in every table, as "static"."""
+
+
+def ablation(name: str) -> dict[str, bool | float | str]:
+    """Settings (dotted path: value) of the ablation of that name.
+
+    Raises:
+      ConfigError: there is no such ablation.
+    """
+    if name not in ABLATIONS:
+        raise ConfigError(f"expected one of the ablations {', '.join(ABLATIONS)}, found {name!r}")
+    return dict(ABLATIONS[name])

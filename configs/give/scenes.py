@@ -4,8 +4,9 @@
 
 Images of four artists with two or three objects each; evaluated on the fifth artist's drawings,
 compared with the same CLIP without instructions. `:runlocal` is the same in a few steps.
-`:ablation=NAME` starts from all three losses and applies an ablation of
-`systems.give.evaluation.ablations`; `:plus` adds the losses of `systems.give.plus`.
+`:ablation=NAME` starts from all three losses and applies an entry of
+`configs.give.common.ABLATIONS`;
+`:plus` adds the losses of `systems.give.plus`.
 """
 
 from __future__ import annotations
@@ -13,8 +14,7 @@ from __future__ import annotations
 import ml_collections
 
 from configs.common import parse_arg, trainer
-from configs.give.common import RULES, blocks, data
-from perception_jax.systems.give.evaluation.ablations import ablation
+from configs.give.common import RULES, ablation, blocks, data
 
 OPTIM = {
     # AdamW, with which GiVE trains elsewhere, sits several times longer on the plateau here.
@@ -76,8 +76,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         config.plus.update({"dense": 1.0, "altered": True, "generic": 1.0})
         config.data.unnamed = True
     if chosen.ablation:
-        for path, value in ablation(chosen.ablation).overrides.items():
-            config.update_from_flattened_dict({path: value})
+        config.update_from_flattened_dict(ablation(chosen.ablation))
     else:
         # OIIC costs on this scale (docs/give_scenes.md), so the recipe leaves it out.
         config.losses.oiic = 0.0

@@ -15,7 +15,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "key_report": ("KeyReport",),
         "load": ("LoadedParams", "load_params"),
         "rules": ("Ignore", "Rename", "Rule", "RuleTable", "identity_table"),
-        "verify": ("compare_outputs", "compare_params", "verify_roundtrip"),
+        "verify": ("compare_outputs", "compare_params", "export_verified", "verify_roundtrip"),
         "writer": ("write_checkpoint",),
     },
 )

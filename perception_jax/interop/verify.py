@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+import pathlib
+from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
@@ -16,6 +17,7 @@ from perception_jax.interop.checkpoint_dir import open_checkpoint
 from perception_jax.interop.rules import RuleTable
 from perception_jax.interop.tensors import tensor_specs
 from perception_jax.interop.transforms import LOSSY
+from perception_jax.interop.writer import replacing_folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,6 +153,49 @@ def compare_outputs(
             f"epsilon, preprocessing."
         )
     return difference
+
+
+def export_verified(
+    directory: str | os.PathLike[str],
+    write: Callable[[pathlib.Path], None],
+    outputs: Callable[[pathlib.Path], Mapping[str, Shaped[np.ndarray, "..."]]],
+    expected: Mapping[str, Shaped[np.ndarray, "..."]],
+    *,
+    tolerance: float = 1e-5,
+) -> None:
+    """Exports a model to a folder, loads it back and compares outputs before it replaces an older
+    folder.
+
+    Args:
+      directory: the folder; what it held stays if anything fails.
+      write: exports the model to an empty folder.
+      outputs: loads the model of a folder and computes its outputs on probe inputs, by name.
+      expected: the same outputs of the model that is exported.
+      tolerance: largest absolute difference allowed.
+
+    Raises:
+      CheckpointError: an output is missing, differs by more or is not finite, or the folder cannot
+        be written.
+    """
+    target = pathlib.Path(directory)
+    with replacing_folder(target.resolve(), overwrite=True) as folder:
+        write(folder)
+        found = outputs(folder)
+        if found.keys() != expected.keys():
+            raise CheckpointError(
+                f"{target}: expected the outputs {sorted(expected)} of the exported model, found "
+                f"{sorted(found)}."
+            )
+        for name, value in expected.items():
+            worst = float(
+                np.max(np.abs(np.subtract(value, found[name], dtype=np.float64)), initial=0.0)
+            )
+            if not worst <= tolerance:
+                raise CheckpointError(
+                    f"{target}: expected the exported model to give the same {name} when it is "
+                    f"loaded back, found a difference of {worst:.3g}. The export is discarded; the "
+                    "checkpoints of the run are intact."
+                )
 
 
 def _difference(before: np.ndarray, after: np.ndarray) -> str:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int
 
 from perception_jax import settings
 from perception_jax.errors import ConfigError
@@ -178,3 +178,23 @@ def first_end(ids: Int[Array, "B T"], end_id: int | None) -> Int[Array, "B"]:
     """Where a text ends: the first position of the end token, or of the largest id if `end_id` is
     None. A row without an end token gives 0, as in `transformers`."""
     return jnp.argmax(ids if end_id is None else ids == end_id, axis=1)
+
+
+SIGLIP_END = 1
+"""End token `</s>` of SigLIP's vocabulary, which is its padding too."""
+
+
+def text_mask(ids: Int[Array, "B T"], pool: str, end_id: int | None = None) -> Bool[Array, "B T"]:
+    """Mask of the tokens up to and including the first end token, whatever the padding is.
+
+    Args:
+      pool: how the text tower is read: at its end token ("end"), or at its last position ("last":
+        without an end token all tokens count).
+      end_id: the end token; None for the largest id ("end") or SigLIP's (`SIGLIP_END`, "last").
+    """
+    if pool == "end":
+        end = first_end(ids, end_id)
+    else:
+        found = ids == (SIGLIP_END if end_id is None else end_id)
+        end = jnp.where(found.any(axis=1), jnp.argmax(found, axis=1), ids.shape[1] - 1)
+    return jnp.arange(ids.shape[1])[None] <= end[:, None]

@@ -21,6 +21,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32
 
+from perception_jax.data.object_index import index_objects
 from perception_jax.data.records import ObjectAnnotation, Record
 from perception_jax.evals.conditioned.diagnostics import area_under_curve
 from perception_jax.models.clip.config import VisionConfig
@@ -30,12 +31,11 @@ from perception_jax.nn.adapters import AdapterParam
 from perception_jax.nn.text_tower import TextConfig, TextTower
 from perception_jax.nn.towers import TowerOutput
 from perception_jax.ops.losses import softmax_contrastive, unit
-from perception_jax.systems.give.adapter import AdapterConfig, Instruction
-from perception_jax.systems.give.data.annotations import index_objects
-from perception_jax.systems.give.data.sampler import BatchPlanner, GroupConfig
-from perception_jax.systems.give.encoding.encode import pick
-from perception_jax.systems.give.losses import LossConfig, Rows, all_losses
+from perception_jax.systems.give.adapter import AdapterConfig, InstructionFeatures
+from perception_jax.systems.give.encoding.encode import take_rows
+from perception_jax.systems.give.losses import LossConfig, RowLabels, all_losses
 from perception_jax.systems.give.model import Give, GiveConfig
+from perception_jax.systems.give.sampler import BatchPlanner, GroupConfig
 
 SIDE, LARGE, SMALL = 32, 16, 7
 """Sides of an image, of a large and of a small shape, pixels."""
@@ -190,11 +190,11 @@ class ShapesBackbone(nnx.Module):
         ids = np.stack([np.zeros_like(shape), 1 + colour, _word(shape)], axis=-1).reshape(-1, 3)
         return unit(self.text(jnp.asarray(ids)).embedding).reshape(*shape.shape, -1)
 
-    def instructions(self) -> Instruction:
-        """Encodes the instructions of all shapes."""
+    def instructions(self) -> InstructionFeatures:
+        """All of them, by shape."""
         shape = np.arange(len(SHAPES))
         out = self.text(jnp.asarray(np.stack([np.zeros_like(shape), _word(shape)], axis=1)))
-        return Instruction(
+        return InstructionFeatures(
             states=out.tokens,
             mask=jnp.ones(out.tokens.shape[:2], bool),
             embedding=unit(out.embedding),
@@ -246,13 +246,13 @@ def trained(
     def loss(give: Give, batch: dict[str, Array], pixels: Array) -> Array:
         backbone = give.backbone
         kinds = jnp.stack([batch["label"], batch["absent_index"]], axis=1).reshape(-1)
-        instruction = pick(backbone.instructions(), kinds)
+        instruction = take_rows(backbone.instructions(), kinds)
         out = give(pixels[batch["image_index"]], instruction, repeats=2)
         return all_losses(
             config,
-            Rows(
+            RowLabels(
                 image=batch["image_index"],
-                kind=batch["label"],
+                label=batch["label"],
                 caption=batch["caption_index"],
             ),
             present=out.embedding[::2],
@@ -362,7 +362,7 @@ def _under_all(
     @jax.jit
     def run(give: Give, pixels: Array) -> tuple[Array, Array]:
         kinds = jnp.tile(jnp.arange(len(SHAPES)), len(pixels))
-        instruction = pick(give.backbone.instructions(), kinds)
+        instruction = take_rows(give.backbone.instructions(), kinds)
         out = give(pixels, instruction, repeats=len(SHAPES))
         return out.embedding, out.presence_logit
 

@@ -67,6 +67,9 @@ class Checkpoints:
         context = ocp.Context()
         # A lambda, because a context deep-copies its options, and with a bound method its object.
         context.asynchronous.post_finalization_callback = lambda: self._seal()
+        # Replicas share the writing of large leaves; each part is cut by a program of its own,
+        # which for small leaves takes longer to compile than all of it to write.
+        context.array.saving.min_slice_bytes_for_replica_parallel = 2**20
         self._orbax = ocp.training.Checkpointer(
             directory,
             context=context,

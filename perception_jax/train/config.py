@@ -7,13 +7,12 @@ the nearest valid key for a wrong one, so that a typo fails here and nowhere els
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import types
 import typing
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
-from perception_jax.errors import ConfigError
+from perception_jax.errors import ConfigError, did_you_mean
 from perception_jax.shard.mesh import MeshConfig
 
 T = TypeVar("T")
@@ -206,9 +205,9 @@ def _names(hint: Any) -> list[str]:
 
 
 def _unknown_key(key: str, where: str, valid: list[str]) -> str:
-    near = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
-    hint = f" Did you mean {_join(where, near[0])}?" if near else ""
-    return f"{_join(where, key)}: there is no such setting.{hint} Valid: {', '.join(valid)}."
+    full = [_join(where, name) for name in valid]
+    hint = did_you_mean(_join(where, key), full)
+    return f"{_join(where, key)}: there is no such setting{hint} Valid: {', '.join(valid)}."
 
 
 def _join(where: str, key: str) -> str:

@@ -29,7 +29,7 @@ from perception_jax.api import Loaded, published_backbone
 from perception_jax.models.paired import build_backbone
 from perception_jax.shard.mesh import make_mesh
 from perception_jax.systems.give import program
-from perception_jax.systems.give.adapter import Instruction
+from perception_jax.systems.give.adapter import InstructionFeatures
 from perception_jax.systems.give.model import Give, GiveConfig
 from perception_jax.systems.give.task import GiveTask, GiveTaskConfig
 from perception_jax.train.config import TrainConfig
@@ -181,10 +181,10 @@ def random_give(backbone: Loaded, config: GiveConfig) -> Give:
     )()
 
 
-def random_instruction(backbone: Loaded, rows: int) -> Instruction:
+def random_instruction(backbone: Loaded, rows: int) -> InstructionFeatures:
     rng = np.random.default_rng(1)
     shape = (rows, INSTRUCTION, backbone.config.text.width)
-    return Instruction(
+    return InstructionFeatures(
         states=jnp.asarray(rng.normal(size=shape), jnp.float32),
         mask=jnp.ones(shape[:2], bool),
         embedding=jnp.zeros((rows, joint_width(backbone))),

@@ -23,6 +23,7 @@ from PIL import Image
 
 from perception_jax.api import Loaded, load_backbone
 from perception_jax.data.records import Record
+from perception_jax.data.scenes import objects as scenes
 from perception_jax.data.scenes.sample import SceneConfig
 from perception_jax.data.scenes.source import ScenesSource
 from perception_jax.evals.conditioned.diagnostics import area_under_curve
@@ -31,7 +32,6 @@ from perception_jax.nn import stack
 from perception_jax.nn.taps import Taps
 from perception_jax.ops.image import normalise
 from perception_jax.ops.losses import unit
-from perception_jax.systems.give.data import scenes
 
 OBJECTS, SIDES = (2, 3), (0.3, 0.7)
 """As in `configs/give/scenes.py`: things in a scene, their sides."""

@@ -38,7 +38,7 @@ def changed(case: Case, **settings: Any) -> Case:
     return Case(case.directory)
 
 
-def run(case: Case) -> None:
+def check_case(case: Case) -> None:
     find_check(case)(case)
 
 
@@ -118,19 +118,19 @@ def losses_case(tmp_path: pathlib.Path, tau: float, weights: Mapping[str, float]
 
 def test_losses_of_the_shipped_case_by_numpy(tmp_path):
     """The oracle is right where the authors' numbers are known."""
-    run(losses_case(tmp_path, 0.07, {"oitc": 1.0, "oiic": 1.0, "oid": 1.0}))
+    check_case(losses_case(tmp_path, 0.07, {"oitc": 1.0, "oiic": 1.0, "oid": 1.0}))
 
 
 def test_losses_with_another_temperature_and_other_weights(tmp_path):
     case = losses_case(tmp_path, 0.2, {"oitc": 0.5, "oiic": 2.0, "oid": 3.0})
-    run(case)
+    check_case(case)
     for wrong in ({"tau": 0.07}, {"w_oitc": 1.0}, {"w_oiic": 1.0}, {"w_oid": 1.0}):
         kept = {name: case.settings[name] for name in wrong}
         with pytest.raises(AssertionError, match="deviates"):
-            run(changed(case, **wrong))
+            check_case(changed(case, **wrong))
         changed(case, **kept)
     with pytest.raises(AssertionError):
-        run(changed(case, num_anchors=3))
+        check_case(changed(case, num_anchors=3))
 
 
 # --- Adapter ------------------------------------------------------------------------------------
@@ -218,7 +218,7 @@ def test_an_adapter_with_other_settings(tmp_path):
         "mlp_activation": "gelu_tanh",
     }
     case = adapter_case(tmp_path, **settings)
-    run(case)
+    check_case(case)
     for wrong in (
         {"layer_norm_eps": 1e-5},
         {"num_heads": 3},
@@ -226,10 +226,10 @@ def test_an_adapter_with_other_settings(tmp_path):
         {"mlp_activation": "quick_gelu"},
     ):
         with pytest.raises(AssertionError, match="deviates"):
-            run(changed(case, **wrong))
+            check_case(changed(case, **wrong))
         changed(case, **settings)
     with pytest.raises(CheckpointError, match=r"fc1\.weight has shape"):
-        run(changed(case, mlp_hidden=24))
+        check_case(changed(case, mlp_hidden=24))
 
 
 # --- Evaluation and imports ---------------------------------------------------------------------
@@ -238,7 +238,7 @@ def test_an_adapter_with_other_settings(tmp_path):
 def test_ranks_and_strata_of_the_metrics_are_the_cases(tmp_path):
     case = copy("metrics", tmp_path, recall_ks=[1, 5], accuracy_ks=[1])
     with pytest.raises(AssertionError, match=r"lacks \{'acc@5'\}"):
-        run(case)
+        check_case(case)
 
     def without(value: Any) -> Any:
         if not isinstance(value, dict):
@@ -248,15 +248,15 @@ def test_ranks_and_strata_of_the_metrics_are_the_cases(tmp_path):
     for part in case.settings["subcases"].values():
         path = case.directory / part["expected"]
         path.write_text(json.dumps(without(json.loads(path.read_text()))))
-    run(case)
+    check_case(case)
     with pytest.raises(AssertionError):
-        run(changed(case, overlooked_area_share=0.3))
+        check_case(changed(case, overlooked_area_share=0.3))
 
 
 def test_the_share_of_bad_rows_is_the_cases(tmp_path):
     case = copy("moinst_import", tmp_path, max_bad_share=0.9)
     with pytest.raises(pytest.fail.Exception, match="DID NOT RAISE"):
-        run(case)
+        check_case(case)
 
 
 # --- Towers -------------------------------------------------------------------------------------
@@ -277,6 +277,6 @@ def test_strengths_layers_and_activations_of_a_tower_are_the_cases(tmp_path):
         arrays[f"{name}.llava_features"] = arrays[f"{name}.hidden_states"][-3][:, prefix:]
     case = with_arrays(case, arrays)
     case = changed(case, alphas=case.settings["alphas"][-1:])
-    run(case)
+    check_case(case)
     with pytest.raises(AssertionError, match="presence_logit: deviates"):
-        run(changed(case, oid_head={"activation": "relu"}))
+        check_case(changed(case, oid_head={"activation": "relu"}))

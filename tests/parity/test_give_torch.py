@@ -30,9 +30,8 @@ from perception_jax.models.siglip.modeling import Siglip
 from perception_jax.nn.text_tower import TextConfig
 from perception_jax.systems.give.adapter import AdapterConfig
 from perception_jax.systems.give.checkpoint import load_give
-from perception_jax.systems.give.export import export_merged
 from perception_jax.systems.give.model import GiveConfig, instruct
-from perception_jax.systems.give.pretrained import GiveEncoder
+from perception_jax.systems.give.pretrained import GiveEncoder, export_merged
 from tests.parity.measures import Row
 from tests.parity.torch_code import channels_first
 from tests.tiny_give import shaken, with_adapters
@@ -97,7 +96,7 @@ class Setup:
         """As torch takes them."""
         return channels_first(np.asarray(self.encoder.processor.images(self.images)))
 
-    def compare(self, alpha: float | None, embedding, presence, hidden) -> None:
+    def assert_equal(self, alpha: float | None, embedding, presence, hidden) -> None:
         """Embeddings and logits within 1e-5; hidden states within 1e-5 of their largest value where
         that is above 1 (trained weights: about 15, where float32 numbers are 1e-6 apart).
         """
@@ -193,7 +192,7 @@ def test_a_torch_adapter_in_each_block_gives_the_same(setup, alpha):
         head = linear(weights, "oid_head.fc2", F.gelu(linear(weights, "oid_head.fc1", joined)))
         embedding = F.normalize(project(out.pooler_output))
     presence = None if alpha is None else head[:, 0]
-    setup.compare(alpha, embedding, presence, out.hidden_states)
+    setup.assert_equal(alpha, embedding, presence, out.hidden_states)
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +209,7 @@ def reader(setup):
 def test_the_reader_in_the_folders_readme_gives_the_same(setup, reader, alpha):
     ids = None if alpha is None else torch.tensor(setup.ids, dtype=torch.long)
     embedding, presence, out = reader(setup.pixels, ids, alpha or 0.0, output_hidden_states=True)
-    setup.compare(alpha, embedding, presence, out.hidden_states)
+    setup.assert_equal(alpha, embedding, presence, out.hidden_states)
 
 
 def test_the_folder_comes_back_bit_for_bit(setup):

@@ -26,7 +26,7 @@ RNG = np.random.default_rng(0)
 X = RNG.normal(size=(B, T, D)).astype(np.float32)
 
 
-def close(ours, theirs, tolerance=1e-5):
+def assert_close(ours, theirs, tolerance=1e-5):
     theirs = theirs.detach().numpy() if isinstance(theirs, torch.Tensor) else theirs
     np.testing.assert_allclose(np.asarray(ours), theirs, rtol=0, atol=tolerance)
 
@@ -93,7 +93,7 @@ def test_a_post_norm_stack_equals_bert_with_random_weights():
     start, *expected = (state.numpy() for state in out.hidden_states)
     mask = AttentionMask(lengths=jnp.asarray(lengths))
     found = jax.jit(lambda blocks, x: stack.run(blocks, x, mask=mask).x)(blocks, start)
-    close(found, expected[-1])
+    assert_close(found, expected[-1])
 
 
 def test_a_decoder_stack_equals_llama_with_random_weights():
@@ -143,7 +143,7 @@ def test_a_decoder_stack_equals_llama_with_random_weights():
     def run(blocks, x):
         return norm(stack.run(blocks, x, mask=AttentionMask(causal=True), rope=rope).x)
 
-    close(run(blocks, X), out.last_hidden_state)
+    assert_close(run(blocks, X), out.last_hidden_state)
 
 
 def test_rotary_positions_equal_those_of_transformers():
@@ -163,7 +163,7 @@ def test_rotary_positions_equal_those_of_transformers():
     cos, sin = llama.LlamaRotaryEmbedding(config)(heads_first[0], torch.tensor(positions))
     expected = llama.apply_rotary_pos_emb(*heads_first, cos, sin)
     for ours, theirs in zip(turned(rotary(jnp.asarray(positions), 16)), expected, strict=True):
-        close(ours, theirs)
+        assert_close(ours, theirs)
     # Qwen2.5-VL's decoder: three axes share one ladder in sections.
     positions = RNG.integers(0, 900, (B, T, 3))
     sections = (2, 3, 3)
@@ -177,7 +177,7 @@ def test_rotary_positions_equal_those_of_transformers():
     expected = llama.apply_rotary_pos_emb(*heads_first, parts.cos(), parts.sin())
     found = turned(rotary_sections(jnp.asarray(positions), sections))
     for ours, theirs in zip(found, expected, strict=True):
-        close(ours, theirs)
+        assert_close(ours, theirs)
     # Its image tower: rows and columns have a ladder each.
     grid = RNG.integers(0, 30, (T, 2))
     ladder = 1.0 / (10000.0 ** (torch.arange(0, 8, 2).float() / 8))
@@ -188,7 +188,7 @@ def test_rotary_positions_equal_those_of_transformers():
     expected = qwen.apply_rotary_pos_emb_vision(*flat, angles.cos(), angles.sin())
     found = turned(rotary_axes(jnp.asarray(grid), 16))
     for ours, theirs in zip(found, expected, strict=True):
-        close(ours[0].swapaxes(0, 1), theirs)
+        assert_close(ours[0].swapaxes(0, 1), theirs)
 
 
 def test_interleaved_rotary_positions_and_heads_that_turn_in_part():
@@ -199,12 +199,12 @@ def test_interleaved_rotary_positions_and_heads_that_turn_in_part():
     found = np.asarray(rope.rotate(jnp.asarray(x)))
     angles = np.arange(T)[:, None] * 10000.0 ** (-np.arange(4) / 4)
     pairs = (x[..., 0:8:2] + 1j * x[..., 1:8:2]) * np.exp(1j * angles)[None, :, None]
-    close(found[..., 0:8:2], pairs.real)
-    close(found[..., 1:8:2], pairs.imag)
-    close(found[..., 8:], x[..., 8:], 0)
+    assert_close(found[..., 0:8:2], pairs.real)
+    assert_close(found[..., 1:8:2], pairs.imag)
+    assert_close(found[..., 8:], x[..., 8:], 0)
     halves = dataclasses.replace(rotary(positions, 8), interleaved=False)
     split = np.concatenate([x[..., 0:8:2], x[..., 1:8:2]], axis=-1)
-    close(halves.rotate(jnp.asarray(split))[..., :4], pairs.real)
+    assert_close(halves.rotate(jnp.asarray(split))[..., :4], pairs.real)
 
 
 def test_norms_equal_torch():
@@ -214,12 +214,12 @@ def test_norms_equal_torch():
     expected = theirs(torch.tensor(image).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
     weights = ours(theirs)
     norm.scale[...], norm.bias[...] = weights["scale"], weights["bias"]
-    close(norm(jnp.asarray(image)), expected)
+    assert_close(norm(jnp.asarray(image)), expected)
     theirs = randomised(torch.nn.RMSNorm(12, eps=1e-6))
     norm = RmsNorm(12, eps=1e-6)
     norm.scale[...] = ours(theirs)["scale"]
-    close(norm(jnp.asarray(image)), theirs(torch.tensor(image)))
+    assert_close(norm(jnp.asarray(image)), theirs(torch.tensor(image)))
     nchw = torch.tensor(image).permute(0, 3, 1, 2)
     centred = nchw - nchw.mean(1, keepdim=True)
     expected = centred / torch.sqrt((centred**2).mean(1, keepdim=True) + 1e-6)
-    close(ChannelNorm(12, eps=1e-6)(jnp.asarray(image)), expected.permute(0, 2, 3, 1))
+    assert_close(ChannelNorm(12, eps=1e-6)(jnp.asarray(image)), expected.permute(0, 2, 3, 1))

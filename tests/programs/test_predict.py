@@ -24,7 +24,7 @@ from perception_jax.models.siglip.modeling import Siglip
 from perception_jax.nn import maps
 from perception_jax.nn.text_tower import TextConfig
 from perception_jax.systems.encoder.picture import draw
-from perception_jax.systems.encoder.predict import Explainer, Prediction, TextScore
+from perception_jax.systems.encoder.predict import EncoderPrediction, Explainer, TextScore
 from perception_jax.viz.sheet import PANEL
 
 TEXTS = ("a drawing of a dog", "a drawing of a bus", "a banana")
@@ -215,7 +215,7 @@ def test_a_folder_of_bad_images_alone_fails(photos, tmp_path, capsys):
 def prediction(count):
     hot = np.zeros((4, 4), np.float32)
     hot[0, 3] = 1
-    return Prediction(
+    return EncoderPrediction(
         picture=np.full((PANEL, PANEL, 3), 128, np.uint8),
         image_size=(40, 40),
         input_size=(32, 32),

@@ -17,12 +17,17 @@ from perception_jax.evals.conditioned.prompts import TEMPLATES
 from perception_jax.nn import maps
 from perception_jax.nn.taps import Taps
 from perception_jax.systems.give.encoding.galleries import blank_image
-from perception_jax.systems.give.model import Steered
+from perception_jax.systems.give.maps import PRESENT, PresenceTower
+from perception_jax.systems.give.model import ConditionedTower
+from perception_jax.systems.give.picture import draw
 from perception_jax.systems.give.predict import Predictor
+from perception_jax.systems.give.prediction import (
+    Candidate,
+    CaptionScore,
+    GivePrediction,
+    InstructionPrediction,
+)
 from perception_jax.systems.give.pretrained import GiveEncoder
-from perception_jax.systems.give.showing.looking import PRESENT, PresenceTower
-from perception_jax.systems.give.showing.picture import draw
-from perception_jax.systems.give.showing.prediction import Candidate, CaptionScore, Prediction, Told
 from perception_jax.viz.sheet import FONT, GAP, PANEL
 from tests import tiny_give
 from tests.tiny_give import LAYERS
@@ -161,7 +166,7 @@ def test_a_presence_towers_cosine_rises_with_the_logit_alone(place, encoder):
     pixels = encoder.processor.images([place / "photos/one.png"] * 2)
     steered = encoder.tower(TOLD)
     assert isinstance(PresenceTower(steered), maps.Tower)
-    out = jax.jit(lambda model, told: PresenceTower(Steered(model, told))(pixels))(
+    out = jax.jit(lambda model, told: PresenceTower(ConditionedTower(model, told))(pixels))(
         encoder.model, steered.instruction
     )
     logit = encoder.encode([place / "photos/one.png"] * 2, TOLD).presence_logit
@@ -176,7 +181,9 @@ def test_a_head_for_places_says_where(tmp_path):
     out = jax.jit(lambda model, pixels, told: model(pixels, told).place_logits)(
         encoder.model, encoder.processor.images([image]), encoder.tower(TOLD[:1]).instruction
     )
-    np.testing.assert_allclose(seen.told[0].places.ravel(), jax.nn.softmax(out[0]), atol=1e-5)
+    np.testing.assert_allclose(
+        seen.instructions[0].places.ravel(), jax.nn.softmax(out[0]), atol=1e-5
+    )
     assert seen.to_json()["instructions"][0]["places"] is not None
 
 
@@ -184,7 +191,7 @@ def test_a_predictor_compiles_once_for_images_of_all_sizes(place, encoder):
     see = Predictor(encoder, TOLD[:1], candidates=NAMES[:2], scale=2.0)
     shapes = [see(place / f"photos/{name}.png").attention.shape for name in ("one", "two")]
     assert shapes == [(4, 4)] * 2
-    assert see._look._cache_size() == see._static._cache_size() == 1
+    assert see._maps._cache_size() == see._static._cache_size() == 1
     assert see._galleries._steered._cache_size() == 1
 
 
@@ -202,10 +209,13 @@ def test_a_backbone_alone_is_seen_without_steering(place, encoder, tmp_path):
     ("words", "said"),
     [
         (["--instruction=the kite", "--model=ROOT/backbone"], "ConfigError: this is a backbone"),
-        (["--candidates=ROOT/names.txt", "--model=ROOT/backbone", "--alpha=0"], "know of no"),
+        (
+            ["--candidates=ROOT/names.txt", "--model=ROOT/backbone", "--alpha=0"],
+            "fresh adapters: they change nothing",
+        ),
         (["--instruction=the kite", "--model=ROOT/none.safetensors"], "none.safetensors"),
         (["--instruction=the kite", "--backbone=ROOT/none"], "CheckpointError: "),
-        ([], "ConfigError: nothing to look for"),
+        ([], "ConfigError: nothing to predict"),
         (["--instruction= "], "ConfigError: expected words in each"),
         (["--instruction=the kite", "--alpha=-1"], "alpha: expected a number from 0 upwards"),
         (["--instruction=the kite", "--scale=0"], "scale: expected a number above 0"),
@@ -242,11 +252,11 @@ def test_a_strength_must_be_a_number(encoder):
 
 def prediction(
     count: int, *, candidates: int = 0, alpha: float = 1.0, places: bool = False
-) -> Prediction:
+) -> GivePrediction:
     hot = np.zeros((4, 4), np.float32)
     hot[0, 3] = 1
     told = [
-        Told(
+        InstructionPrediction(
             instruction=f"the thing number {k}",
             presence_logit=None if alpha == 0 else 3.0 - k,
             cosine=0.5,
@@ -264,7 +274,7 @@ def prediction(
         Candidate(name=str(k), instruction="", presence_logit=-k, calibrated_cosine=0.1)
         for k in map(float, range(candidates))
     ]
-    return Prediction(
+    return GivePrediction(
         picture=np.full((PANEL, PANEL, 3), 128, np.uint8),
         image_size=(40, 40),
         input_size=(32, 32),
@@ -272,7 +282,7 @@ def prediction(
         alpha=alpha,
         attention_of="class token, layer 1 of 1",
         attention=hot,
-        told=tuple(told),
+        instructions=tuple(told),
         candidates=tuple(ranked),
     )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -19,6 +18,7 @@ from perception_jax.testing import tiny_clip
 from perception_jax.train import loop
 from perception_jax.train.config import TrainConfig
 from perception_jax.train.metrics import read_metrics
+from tests.arrays import drawn, normal
 
 
 @pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
@@ -35,7 +35,7 @@ def test_same_curve_on_one_and_eight_devices(tmp_path, loss):
 
 
 def test_load_onto_a_mesh_gives_the_same_embeddings(tmp_path):
-    model = Clip(tiny_clip.CONFIG, rngs=nnx.Rngs(params=0))
+    model = drawn(lambda: Clip(tiny_clip.CONFIG, rngs=nnx.Rngs(params=0)))
     processor = Processor(image=ImageProcessor(size=tiny_clip.SIZE), tokenizer=None)
     loaded = Loaded(model=model, config=tiny_clip.CONFIG, processor=processor)
     perception_jax.export(loaded, tmp_path / "hf")
@@ -43,8 +43,9 @@ def test_load_onto_a_mesh_gives_the_same_embeddings(tmp_path):
     placed = perception_jax.load(tmp_path / "hf", mesh=mesh)
     kernel = flatten(placed.model)["vision/blocks/attention/q_proj/kernel"]
     assert len({str(shard.index) for shard in kernel.addressable_shards}) == 4
-    pixels = jax.random.normal(jax.random.key(0), (4, tiny_clip.SIZE, tiny_clip.SIZE, 3))
-    ids = jnp.array([[1022, 5, 1023, 1023], [1022, 1023, 0, 0]])
+    pixels = normal(0, 4, tiny_clip.SIZE, tiny_clip.SIZE, 3)
+    ids = np.array([[1022, 5, 1023, 1023], [1022, 1023, 0, 0]])
+    run = jax.jit(lambda model, pixels, ids: model(pixels, ids))
     with jax.set_mesh(mesh):
-        sharded = jax.jit(lambda m, p, i: m(p, i))(placed.model, pixels, ids)
-    chex.assert_trees_all_close(sharded, model(pixels, ids), atol=1e-5)
+        sharded = run(placed.model, pixels, ids)
+    chex.assert_trees_all_close(sharded, run(model, pixels, ids), atol=1e-5)

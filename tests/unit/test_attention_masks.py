@@ -21,14 +21,11 @@ from perception_jax.nn.attention import (
 )
 from perception_jax.nn.rope import Rope
 from perception_jax.nn.taps import LayerTap
+from tests.arrays import drawn, normal
 
 B, T, K, N, M, H = 2, 5, 7, 4, 2, 6
 SEGMENTS = np.array([[0, 0, 1, 1, 2, 2, 2], [3, 3, 3, 3, 3, 4, 4]])
 START = np.array([2, 1])
-
-
-def normal(seed, *shape):
-    return jax.random.normal(jax.random.key(seed), shape)
 
 
 def visible(of_pair):
@@ -37,7 +34,7 @@ def visible(of_pair):
     return np.array(pairs)[:, None]
 
 
-ARRAY = np.asarray(jax.random.bernoulli(jax.random.key(5), 0.7, (1, N, T, K)))
+ARRAY = np.random.default_rng(5).uniform(size=(1, N, T, K)) < 0.7
 MASKS = {
     "causal": (
         AttentionMask(causal=True, start=jnp.asarray(START)),
@@ -121,16 +118,16 @@ def test_rows_of_probabilities_are_those_of_the_dense_softmax(mask):
 
     (whole, shared, own), expected = both(q, k, bias)
     chex.assert_trees_all_close(whole, expected, atol=1e-6)
-    chex.assert_trees_all_close(shared, expected[:, :, [3, 0]], atol=1e-6)
-    by_example = jnp.stack([expected[0][:, [1, 4]], expected[1][:, [0, 2]]])
+    chex.assert_trees_all_close(shared, np.asarray(expected)[:, :, [3, 0]], atol=1e-6)
+    first, second = np.asarray(expected)
+    by_example = np.stack([first[:, [1, 4]], second[:, [0, 2]]])
     chex.assert_trees_all_close(own, by_example, atol=1e-6)
 
 
 def test_the_layer_attends_to_other_tokens_with_heads_of_any_width():
     """Projections by hand; queries of one example are shared by all; a probe reaches the values."""
-    layer = Attention(
-        12, N, head_width=H, kv_heads=M, keys_width=10, bias=False, out_bias=True, rngs=nnx.Rngs(0)
-    )
+    options = {"head_width": H, "kv_heads": M, "keys_width": 10, "bias": False, "out_bias": True}
+    layer = drawn(lambda: Attention(12, N, **options, rngs=nnx.Rngs(0)))
     shapes = {path: leaf.shape for path, leaf in nnx.to_flat_state(nnx.state(layer))}
     assert shapes == {
         ("q_proj", "kernel"): (12, N * H),
@@ -141,19 +138,25 @@ def test_the_layer_attends_to_other_tokens_with_heads_of_any_width():
     }
     x, keys, values = normal(1, 1, T, 12), normal(2, B, K, 10), normal(3, B, K, 10)
     probe = normal(4, B, N, T, K)
-    out = layer(x, keys=keys, values=values, tap=LayerTap(probe=probe))
-    q = jnp.repeat(x @ layer.q_proj.kernel[...], B, axis=0).reshape(B, T, N, H)
-    k = (keys @ layer.k_proj.kernel[...]).reshape(B, K, M, H)
-    v = (values @ layer.v_proj.kernel[...]).reshape(B, K, M, H)
-    mixed, weights = dense(q, k, v, True, None)
-    mixed += jnp.einsum("bntk,bknh->btnh", probe, jnp.repeat(v, N // M, axis=2))
+
+    @jax.jit
+    def both(layer, x, keys, values, probe):
+        out = layer(x, keys=keys, values=values, tap=LayerTap(probe=probe))
+        q = jnp.repeat(x @ layer.q_proj.kernel[...], B, axis=0).reshape(B, T, N, H)
+        k = (keys @ layer.k_proj.kernel[...]).reshape(B, K, M, H)
+        v = (values @ layer.v_proj.kernel[...]).reshape(B, K, M, H)
+        mixed, weights = dense(q, k, v, True, None)
+        mixed += jnp.einsum("bntk,bknh->btnh", probe, jnp.repeat(v, N // M, axis=2))
+        return out, weights, layer.out_proj(mixed.reshape(B, T, N * H))
+
+    out, weights, expected = both(layer, x, keys, values, probe)
     chex.assert_trees_all_close(out.rows, weights, atol=1e-6)
-    chex.assert_trees_all_close(out.x, layer.out_proj(mixed.reshape(B, T, N * H)), atol=1e-5)
+    chex.assert_trees_all_close(out.x, expected, atol=1e-5)
 
 
 def test_a_cache_of_ragged_texts_gives_what_the_whole_texts_give():
     """Right-padded prompts, then one token at a time, rotary positions of each example."""
-    layer = Attention(8, 4, kv_heads=2, rngs=nnx.Rngs(0))
+    layer = drawn(lambda: Attention(8, 4, kv_heads=2, rngs=nnx.Rngs(0)))
     lengths, more, capacity = np.array([2, 4]), 3, 8
     x = normal(1, B, capacity, 8)
     angles = normal(2, capacity, 2)
@@ -162,7 +165,11 @@ def test_a_cache_of_ragged_texts_gives_what_the_whole_texts_give():
     def rope(positions):
         return Rope(jnp.cos(angles)[positions], jnp.sin(angles)[positions])
 
-    whole = layer(x, mask=causal, rope=rope(jnp.tile(jnp.arange(capacity), (B, 1)))).x
+    @jax.jit
+    def at_once(layer, x):
+        return layer(x, mask=causal, rope=rope(jnp.tile(jnp.arange(capacity), (B, 1)))).x
+
+    whole, x = np.asarray(at_once(layer, x)), np.asarray(x)
     cache = KvCache.empty(depth=3, batch=B, capacity=capacity, kv_heads=2, head_width=2)
 
     @jax.jit
@@ -177,11 +184,11 @@ def test_a_cache_of_ragged_texts_gives_what_the_whole_texts_give():
     chex.assert_trees_all_close(first[0, :2], whole[0, :2], atol=1e-6)
     for step in range(more):
         now = lengths + step
-        token = jnp.stack([x[b, at] for b, at in enumerate(now)])[:, None]
+        token = np.stack([x[b, at] for b, at in enumerate(now)])[:, None]
         y, cache = extend(cache, token, jnp.asarray(now + 1))
-        expected = jnp.stack([whole[b, at] for b, at in enumerate(now)])[:, None]
+        expected = np.stack([whole[b, at] for b, at in enumerate(now)])[:, None]
         chex.assert_trees_all_close(y, expected, atol=1e-6)
-    assert not np.asarray(cache.keys[jnp.array([0, 2])]).any(), "another layer was written to"
+    assert not np.asarray(cache.keys)[[0, 2]].any(), "another layer was written to"
     full = cache.with_lengths(jnp.array([7, 8]))
     y, _ = extend(full, x[:, :1], full.lengths)
     assert np.isnan(y[1]).all()
@@ -190,7 +197,7 @@ def test_a_cache_of_ragged_texts_gives_what_the_whole_texts_give():
         LayerCache(stack=cache, layer=0).write(*[normal(1, B, 9, 2, 2)] * 2)
     segments = AttentionMask(causal=True, segments=jnp.zeros((B, 1), int))
     with pytest.raises(ConfigError, match="keeps no segment ids"):
-        layer(x[:, :1], mask=segments, cache=LayerCache(stack=cache, layer=0))
+        layer(jnp.asarray(x[:, :1]), mask=segments, cache=LayerCache(stack=cache, layer=0))
 
 
 def test_what_does_not_fit_is_refused():

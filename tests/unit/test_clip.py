@@ -5,6 +5,7 @@ from __future__ import annotations
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
 
@@ -17,6 +18,7 @@ from perception_jax.models.params import flatten
 from perception_jax.models.shardings import SHARDINGS
 from perception_jax.shard.mesh import make_mesh
 from perception_jax.shard.rules import shardings
+from tests.arrays import drawn, normal
 
 # Millions of parameters; the ViT-L rows stand in the MMVP-VLM table (arXiv 2401.06209).
 PUBLISHED = {
@@ -31,6 +33,10 @@ TINY = ClipConfig(
     text=TextConfig(vocab_size=64, context=8, width=24, depth=2, heads=2, mlp_dim=48),
     embed_dim=16,
 )
+
+
+def random_clip():
+    return drawn(lambda: Clip(TINY, rngs=nnx.Rngs(params=0)))
 
 
 @pytest.mark.parametrize("size", PUBLISHED)
@@ -61,32 +67,34 @@ def test_config_survives_both_formats(size):
 
 
 def test_batch_mates_and_padding_change_nothing():
-    model = Clip(TINY, rngs=nnx.Rngs(params=0))
-    pixels = jax.random.normal(jax.random.key(1), (8, 32, 32, 3))
-    ids = jnp.full((8, 8), 63).at[:, 0].set(62).at[:, 1:4].set(jnp.arange(24).reshape(8, 3))
-    together = model(pixels, ids)
-    alone = [model(pixels[i : i + 1], ids[i : i + 1]) for i in range(8)]
-    image = jnp.concatenate([out.image_embeds for out in alone])
-    text = jnp.concatenate([out.text_embeds for out in alone])
+    model, run = random_clip(), jax.jit(lambda model, pixels, ids: model(pixels, ids))
+    pixels = np.asarray(normal(1, 8, 32, 32, 3))
+    ids = np.full((8, 8), 63)
+    ids[:, 0], ids[:, 1:4] = 62, np.arange(24).reshape(8, 3)
+    together = run(model, pixels, ids)
+    alone = [run(model, pixels[i : i + 1], ids[i : i + 1]) for i in range(8)]
+    image = np.concatenate([out.image_embeds for out in alone])
+    text = np.concatenate([out.text_embeds for out in alone])
     chex.assert_trees_all_close(
-        (together.image_embeds, together.text_embeds), (image, text), atol=1e-6
+        jax.device_get((together.image_embeds, together.text_embeds)), (image, text), atol=1e-6
     )
-    padded = model.text(ids.at[:, 5:].set(0)).embedding
-    chex.assert_trees_all_close(padded, model.text(ids).embedding, atol=1e-6)
-    chex.assert_trees_all_close(model.text(ids[:, :5]).embedding, padded, atol=1e-6)
+    encode = jax.jit(lambda text, ids: text(ids).embedding)
+    padded = encode(model.text, np.where(np.arange(8) < 5, ids, 0))
+    chex.assert_trees_all_close(padded, encode(model.text, ids), atol=1e-6)
+    chex.assert_trees_all_close(encode(model.text, ids[:, :5]), padded, atol=1e-6)
 
 
 def test_bfloat16_input_computes_in_bfloat16_with_float32_weights():
-    model = Clip(TINY, rngs=nnx.Rngs(params=0))
-    pixels = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
-    out = model.vision(pixels.astype(jnp.bfloat16))
-    assert out.tokens.dtype == jnp.bfloat16
-    exact = model.vision(pixels).tokens
-    chex.assert_trees_all_close(out.tokens.astype(jnp.float32), exact, atol=0.1)
+    tower, encode = random_clip().vision, jax.jit(lambda tower, pixels: tower(pixels).tokens)
+    pixels = np.asarray(normal(1, 2, 32, 32, 3))
+    half = encode(tower, pixels.astype(jnp.bfloat16))
+    assert half.dtype == jnp.bfloat16
+    exact = np.asarray(encode(tower, pixels))
+    np.testing.assert_allclose(np.asarray(half, np.float32), exact, atol=0.1, rtol=0)
 
 
 def test_an_image_smaller_than_a_patch_is_refused():
-    model = Clip(TINY, rngs=nnx.Rngs(params=0))
+    model = random_clip()
     with pytest.raises(ConfigError, match=r"at least one patch, 8×8 pixels, found 4×32"):
         model.vision(jnp.zeros((1, 4, 32, 3)))
 

@@ -19,12 +19,17 @@ from perception_jax.systems.contrastive.encode import Encoder
 from perception_jax.systems.contrastive.evaluate import CaptionedImages, LabelledImages, Retrieval
 from perception_jax.systems.contrastive.task import SigmoidClip, batch_accuracy, equal_rows
 from perception_jax.testing import tiny_clip
+from tests.arrays import drawn, normal
 
 PROCESSOR = ImageProcessor(size=tiny_clip.SIZE)
 
 
+def random_clip(seed=0):
+    return drawn(lambda: Clip(tiny_clip.CONFIG, rngs=nnx.Rngs(params=0)), seed)
+
+
 def test_equal_texts_are_no_negatives_of_each_other():
-    ids = jnp.array([[1, 2], [3, 4], [1, 2], [1, 2]])
+    ids = jnp.asarray(np.array([[1, 2], [3, 4], [1, 2], [1, 2]]))
     expected = np.zeros((4, 4), bool)
     for i, j in ((0, 2), (0, 3), (2, 3)):
         expected[i, j] = expected[j, i] = True
@@ -32,17 +37,17 @@ def test_equal_texts_are_no_negatives_of_each_other():
 
 
 def test_batch_accuracy_counts_equal_texts_as_right():
-    image = jnp.eye(3)
-    text = jnp.eye(3)[jnp.array([2, 1, 0])]  # rows 0 and 2 find each other's text
-    nothing = jnp.zeros((3, 3), bool)
-    assert float(batch_accuracy(image, text, nothing)) == pytest.approx(1 / 3)
-    same = nothing.at[0, 2].set(True).at[2, 0].set(True)
-    assert float(batch_accuracy(image, text, same)) == 1.0
+    eye = np.eye(3, dtype=np.float32)
+    image, text = jnp.asarray(eye), jnp.asarray(eye[[2, 1, 0]])  # rows 0 and 2 find each other's
+    same, accuracy = np.zeros((3, 3), bool), jax.jit(batch_accuracy)
+    assert float(accuracy(image, text, same)) == pytest.approx(1 / 3)
+    same[[0, 2], [2, 0]] = True
+    assert float(accuracy(image, text, same)) == 1.0
 
 
 def test_only_the_sigmoid_loss_has_a_logit_bias():
-    softmax = tiny_clip.task("softmax").init(jax.random.key(0))
-    sigmoid = tiny_clip.task("sigmoid").init(jax.random.key(0))
+    softmax = nnx.eval_shape(lambda: tiny_clip.task("softmax").init(jax.random.key(0)))
+    sigmoid = jax.jit(lambda: tiny_clip.task("sigmoid").init(jax.random.key(0)))()
     assert not hasattr(softmax, "logit_bias")
     assert isinstance(sigmoid, SigmoidClip)
     assert float(sigmoid.logit_bias[...]) == -10.0
@@ -50,8 +55,8 @@ def test_only_the_sigmoid_loss_has_a_logit_bias():
 
 def test_towers_compute_in_the_dtype_of_the_parameters(monkeypatch):
     task = tiny_clip.task()
-    model = task.init(jax.random.key(0))
-    nnx.update(model, jax.tree.map(lambda x: x.astype(jnp.bfloat16), nnx.state(model)))
+    model = jax.tree.map(lambda x: np.asarray(x).astype(jnp.bfloat16), random_clip())
+    model = jax.tree.map(jnp.asarray, model)
     found = {}
     for name in ("vision", "text"):
         kind = type(getattr(model, name))
@@ -65,14 +70,14 @@ def test_towers_compute_in_the_dtype_of_the_parameters(monkeypatch):
     batch = {
         k: jnp.asarray(v) for k, v in next(iter(task.datasets()["train"])).items() if k != "id"
     }
-    loss, metrics = task.loss(model, batch, jax.random.key(0))
+    loss, metrics = jax.eval_shape(task.loss, model, batch, jax.random.key(0))
     assert found == {"vision": jnp.bfloat16, "text": jnp.bfloat16}
     assert loss.dtype == metrics["scale"].dtype == jnp.float32
 
 
 def test_the_temperature_is_at_most_100():
     task = tiny_clip.task()
-    model = jax.jit(task.init)(jax.random.key(0))
+    model = random_clip()
     model.logit_scale[...] = jnp.float32(10.0)
     batch = {
         k: jnp.asarray(v) for k, v in next(iter(task.datasets()["train"])).items() if k != "id"
@@ -82,7 +87,7 @@ def test_the_temperature_is_at_most_100():
 
 
 def test_encoder_pads_the_last_batch_and_compiles_once():
-    model = Clip(tiny_clip.CONFIG, rngs=nnx.Rngs(params=0))
+    model = random_clip()
     task = tiny_clip.task()
     encoder = Encoder(task.processor.image, task.processor.tokenizer, batch_size=4)
     pixels = np.stack([task.data.examples(0).source[k].image for k in range(10)])
@@ -98,7 +103,7 @@ def test_retrieval_counts_equal_captions_as_right():
     images = CaptionedImages.from_source(task.data.examples(0).source, PROCESSOR)
     assert len(images.texts) == 8  # 64 images share eight captions
     assert all(images.texts[text] == images.captions[image] for image, text in images.pairs)
-    model = Clip(tiny_clip.CONFIG, rngs=nnx.Rngs(params=0))
+    model = jax.jit(lambda: Clip(tiny_clip.CONFIG, rngs=nnx.Rngs(params=0)))()
     encoder = Encoder(task.processor.image, task.processor.tokenizer)
     numbers = Retrieval(encoder, images)(model)
     cosine = encoder.images(model, images.pixels) @ encoder.texts(model, images.texts).T
@@ -124,15 +129,18 @@ def test_naming_needs_known_names():
 
 @pytest.fixture(scope="module")
 def scene():
-    model = Clip(tiny_clip.CONFIG, rngs=nnx.Rngs(params=3))
-    pixels = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
-    return model.vision, pixels, jax.random.normal(jax.random.key(1), (2, 16))
+    return random_clip(3).vision, normal(0, 2, 16, 16, 3), normal(1, 2, 16)
 
 
 def test_class_attention_is_what_the_class_token_leaves_to_patches(scene):
     tower, pixels, _ = scene
-    attention = maps.class_attention(tower, pixels)
-    whole = tower(pixels, taps=Taps(attention=(-1,))).attention[0].mean(axis=1)
+
+    @jax.jit
+    def both(tower, pixels):
+        whole = tower(pixels, taps=Taps(attention=(-1,))).attention[0].mean(axis=1)
+        return maps.class_attention(tower, pixels), whole
+
+    attention, whole = jax.device_get(both(tower, pixels))
     np.testing.assert_allclose(attention.reshape(2, 4), whole[:, 0, 1:], atol=1e-6)
     np.testing.assert_allclose(attention.sum((1, 2)) + whole[:, 0, 0], 1, atol=1e-6)
 
@@ -143,14 +151,19 @@ def cosine(tower, pixels, text):
 
 def test_relevance_is_the_positive_part_of_attention_times_gradient(scene):
     tower, pixels, text = scene
-    relevance = maps.text_relevance(tower, pixels, text)
     taps = Taps(attention=(-1,))
     probes = taps.zeros(depth=2, batch=2, heads=2, keys=5)
-    gradient = jax.grad(
-        lambda p: cosine(lambda x: tower(x, taps=taps.with_probes(p)), pixels, text)
-    )
-    products = (gradient(probes) * tower(pixels, taps=taps).attention)[0, :, :, 0, 1:]
-    expected = jnp.maximum(products, 0).mean(axis=1).reshape(2, 2, 2)
+
+    @jax.jit
+    def both(tower, pixels, text, probes):
+        gradient = jax.grad(
+            lambda p: cosine(lambda x: tower(x, taps=taps.with_probes(p)), pixels, text)
+        )
+        products = (gradient(probes) * tower(pixels, taps=taps).attention)[0, :, :, 0, 1:]
+        expected = jnp.maximum(products, 0).mean(axis=1).reshape(2, 2, 2)
+        return maps.text_relevance(tower, pixels, text), expected
+
+    relevance, expected = jax.device_get(both(tower, pixels, text, probes))
     np.testing.assert_allclose(relevance, expected, atol=1e-6)
     assert float(relevance.max()) > 0
 
@@ -158,8 +171,14 @@ def test_relevance_is_the_positive_part_of_attention_times_gradient(scene):
 def test_pixel_gradient_by_finite_differences(scene):
     tower, pixels, text = scene
     step = 1e-2
-    bumps = [pixels.at[0, 3, 5, c].add(sign * step) for c in range(3) for sign in (1, -1)]
-    scores = jnp.asarray([cosine(tower, bump, text) for bump in bumps]).reshape(3, 2)
-    numeric = jnp.linalg.norm((scores[:, 0] - scores[:, 1]) / (2 * step))
-    found = maps.pixel_gradient(tower, pixels, text)[0, 3, 5]
+    score = jax.jit(cosine)
+
+    def bumped(channel, by):
+        bump = np.array(pixels)
+        bump[0, 3, 5, channel] += by
+        return float(score(tower, jnp.asarray(bump), text))
+
+    slopes = [(bumped(c, step) - bumped(c, -step)) / (2 * step) for c in range(3)]
+    numeric = np.linalg.norm(slopes)
+    found = np.asarray(jax.jit(maps.pixel_gradient)(tower, pixels, text))[0, 3, 5]
     assert float(found) == pytest.approx(float(numeric), rel=0.02)

@@ -19,13 +19,13 @@ from perception_jax.data import images
 from perception_jax.data.planned import BatchPlan, PlannedData
 from perception_jax.data.processors import ImageProcessor
 from perception_jax.data.records import ObjectAnnotation, Record
+from perception_jax.data.scenes import objects as scenes
 from perception_jax.data.sources import open_source
 from perception_jax.data.sources.combine import split
 from perception_jax.data.tokenization import ClipTokenizer
 from perception_jax.errors import ConfigError, DataError
-from perception_jax.systems.give.data import scenes
-from perception_jax.systems.give.data.sampler import GroupConfig
-from perception_jax.systems.give.data.training_data import TrainingData
+from perception_jax.systems.give.sampler import GroupConfig
+from perception_jax.systems.give.training_data import TrainingData
 
 DIGESTS = {
     "scenes": """
@@ -55,7 +55,7 @@ arrays under the names of today)."""
 def scene_data(folder: pathlib.Path, *, plus: bool = False, **options) -> TrainingData:
     """As configs/give/scenes.py:runlocal, with :plus if asked."""
     del folder
-    shown = scenes.GiveScenesConfig(
+    shown = scenes.ObjectScenesConfig(
         canvas=72, objects=(2, 3), size=(0.3, 0.7), names=scenes.names(20), unnamed=plus
     )
     return TrainingData(

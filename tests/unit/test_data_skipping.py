@@ -15,16 +15,16 @@ from configs.clip import scenes as clip_config
 from configs.give import forkme
 from perception_jax.data import images, pixel_budget
 from perception_jax.data.loader import make_loader
+from perception_jax.data.object_index import index_objects
 from perception_jax.data.processors import ImageProcessor
 from perception_jax.data.records import ObjectAnnotation, Record
 from perception_jax.data.skipping import usable
 from perception_jax.data.tokenization import ClipTokenizer
 from perception_jax.errors import ConfigError, DataError
 from perception_jax.systems.contrastive import program
-from perception_jax.systems.give.data.annotations import index_objects
-from perception_jax.systems.give.data.sampler import GroupConfig
-from perception_jax.systems.give.data.training_data import TrainingData
 from perception_jax.systems.give.evaluation.benchmark import evaluation_of
+from perception_jax.systems.give.sampler import GroupConfig
+from perception_jax.systems.give.training_data import TrainingData
 
 NAMES = ("dog", "cat", "cup", "fox")
 PROCESSOR = ImageProcessor(size=8)

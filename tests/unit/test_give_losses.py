@@ -13,7 +13,7 @@ import pytest
 from perception_jax.errors import ConfigError
 from perception_jax.ops.losses import unit
 from perception_jax.systems.give import losses
-from perception_jax.systems.give.losses import LossConfig, Rows, all_losses, oiic, oitc
+from perception_jax.systems.give.losses import LossConfig, RowLabels, all_losses, oiic, oitc
 
 WIDTH = 5
 TEMPERATURE = 0.07
@@ -22,12 +22,12 @@ oiic_at = functools.partial(oiic, temperature=TEMPERATURE)
 PARTS = ("present", "absent", "text", "present_logit", "absent_logit")
 
 
-def batch(seed, rows, images=3, kinds=3, captions=4):
-    """Small numbers, so that every kind of pair comes up."""
+def batch(seed, rows, images=3, classes=3, captions=4):
+    """Small numbers, so that every case comes up."""
     rng = np.random.default_rng(seed)
     numbers = {
         name: rng.integers(below, size=rows).astype(np.int32)
-        for name, below in (("image", images), ("kind", kinds), ("caption", captions))
+        for name, below in (("image", images), ("label", classes), ("caption", captions))
     }
     vectors = rng.normal(size=(3, rows, WIDTH))
     vectors /= np.linalg.norm(vectors, axis=-1, keepdims=True)
@@ -37,7 +37,7 @@ def batch(seed, rows, images=3, kinds=3, captions=4):
 
 
 def rows_of(numbers):
-    return Rows(**{name: jnp.asarray(values, jnp.int32) for name, values in numbers.items()})
+    return RowLabels(**{name: jnp.asarray(values, jnp.int32) for name, values in numbers.items()})
 
 
 def cross_entropy(logits, own):
@@ -49,7 +49,7 @@ def oitc_by_loops(numbers, image, text, scale):
     count = len(image)
 
     def ignored(m, n):
-        same = all(numbers[name][m] == numbers[name][n] for name in ("image", "kind"))
+        same = all(numbers[name][m] == numbers[name][n] for name in ("image", "label"))
         return m != n and (same or numbers["caption"][m] == numbers["caption"][n])
 
     s = scale * image @ text.T
@@ -64,14 +64,14 @@ def oitc_by_loops(numbers, image, text, scale):
 def oiic_by_loops(numbers, present, absent, temperature):
     present = np.float64(present)
     absent = present[:0] if absent is None else absent
-    image, kind = numbers["image"], numbers["kind"]
+    image, label = numbers["image"], numbers["label"]
     every = range(len(present))
     found = []
     for a in every:
-        positives = [b for b in every if kind[a] == kind[b] and image[a] != image[b]]
+        positives = [b for b in every if label[a] == label[b] and image[a] != image[b]]
         if not positives:
             continue
-        compared = [b for b in every if not (kind[a] == kind[b] and image[a] == image[b])]
+        compared = [b for b in every if not (label[a] == label[b] and image[a] == image[b])]
         z = [present[a] @ present[b] / temperature for b in compared]
         z += (
             [] if absent is None else [present[a] @ row / temperature for row in np.float64(absent)]
@@ -139,14 +139,14 @@ def test_gradients_are_finite_differences():
 
 def test_absent_rows_are_negatives_and_never_anchors():
     """Without a positive pair among the present rows nothing happens, whatever absent rows show."""
-    numbers = {"image": [0, 1, 2, 3], "kind": [0, 1, 2, 3], "caption": [0, 1, 2, 3]}
+    numbers = {"image": [0, 1, 2, 3], "label": [0, 1, 2, 3], "caption": [0, 1, 2, 3]}
     _, given = batch(1, 4)
     present, absent = given["present"], jnp.repeat(given["present"][:1], 4, axis=0)
     slope = jax.jit(jax.value_and_grad(oiic_at, argnums=2))
     value, gradient = slope(present, rows_of(numbers), absent)
     assert (float(value), float(jnp.abs(gradient).max())) == (0.0, 0.0)
     # With one, an absent row costs the more the nearer it is to the anchors.
-    pair = rows_of({**numbers, "kind": [0, 0, 2, 3]})
+    pair = rows_of({**numbers, "label": [0, 0, 2, 3]})
     between = jnp.broadcast_to(unit(present[0] + present[1]), present.shape)
     costs = [float(slope(present, pair, sign * between)[0]) for sign in (-1, 0, 1)]
     assert float(oiic_at(present, pair)) < costs[0] < costs[1] < costs[2]
@@ -154,7 +154,7 @@ def test_absent_rows_are_negatives_and_never_anchors():
 
 def test_rows_without_positives_are_left_out_of_the_mean():
     """Two rows are each other's positives, the third has none: it neither counts nor moves."""
-    numbers = {"image": [0, 1, 2], "kind": [0, 0, 1], "caption": [0, 1, 2]}
+    numbers = {"image": [0, 1, 2], "label": [0, 0, 1], "caption": [0, 1, 2]}
     _, given = batch(2, 3)
     rows, present = rows_of(numbers), given["present"]
     expected = oiic_by_loops(
@@ -170,7 +170,7 @@ def test_rows_without_positives_are_left_out_of_the_mean():
 @pytest.mark.parametrize("image", [[0, 0, 0], [0, 1, 2]], ids=["one image", "three images"])
 def test_a_batch_of_one_object(image, absent_rows):
     """All rows ignore each other, or all are positives; nothing is NaN."""
-    rows = rows_of({"image": image, "kind": [4, 4, 4], "caption": [7, 7, 7]})
+    rows = rows_of({"image": image, "label": [4, 4, 4], "caption": [7, 7, 7]})
     _, given = batch(4, 3)
 
     def loss(present, absent):
@@ -189,7 +189,7 @@ def test_a_batch_of_one_object(image, absent_rows):
 
 
 def test_equal_captions_and_equal_objects_are_no_negatives():
-    numbers = {"image": [0, 0, 0, 1, 1], "kind": [0, 0, 1, 0, 2], "caption": [0, 1, 2, 2, 0]}
+    numbers = {"image": [0, 0, 0, 1, 1], "label": [0, 0, 1, 0, 2], "caption": [0, 1, 2, 2, 0]}
     expected = np.zeros((5, 5), bool)
     for m, n in ((0, 1), (0, 4), (2, 3)):  # same object; same caption twice
         expected[m, n] = expected[n, m] = True

@@ -24,14 +24,14 @@ from perception_jax.models.params import flatten, unflatten
 from perception_jax.nn.adapters import AdapterParam
 from perception_jax.nn.mlp import gelu
 from perception_jax.nn.taps import Taps
-from perception_jax.systems.give.adapter import AdapterConfig, AgAdapter, Instruction
+from perception_jax.nn.text_tower import text_mask
+from perception_jax.systems.give.adapter import AdapterConfig, AgAdapter, InstructionFeatures
 from perception_jax.systems.give.checkpoint import adapter_rules, names_of
-from perception_jax.systems.give.losses import Rows, oid, oiic, oitc
+from perception_jax.systems.give.losses import RowLabels, oid, oiic, oitc
 from perception_jax.systems.give.model import (
     Give,
     GiveConfig,
     instruct,
-    instruction_mask,
     leaves_in_give,
 )
 
@@ -55,7 +55,7 @@ def numbers(text):
     return np.array(text.split(), np.float64)
 
 
-def close(found, expected, tolerance=1e-5):
+def assert_close(found, expected, tolerance=1e-5):
     np.testing.assert_allclose(np.float64(found), expected, rtol=0, atol=tolerance)
 
 
@@ -101,7 +101,7 @@ def filled_adapter():
 
 def told(states, mask, strength=1.0, embedding=None):
     states = jnp.asarray(states, jnp.float32)
-    return Instruction(
+    return InstructionFeatures(
         states=states,
         mask=jnp.asarray(mask, bool),
         embedding=jnp.zeros((len(states), 1)) if embedding is None else embedding,
@@ -117,17 +117,17 @@ MASK = [[1, 1, 1, 1], [1, 1, 0, 0]]
 def test_the_adapter_by_numbers():
     adapter, h = filled_adapter(), jnp.asarray(H, jnp.float32)
     out = np.float64(adapter(h, told(STATES, MASK)))
-    close(out.sum(), 5.757124)
-    close(abs(out).sum(), 53.968211)
-    close(np.float64(adapter(h, told(STATES, MASK, 0.25))).sum(), 3.391155)
+    assert_close(out.sum(), 5.757124)
+    assert_close(abs(out).sum(), 53.968211)
+    assert_close(np.float64(adapter(h, told(STATES, MASK, 0.25))).sum(), 3.391155)
     first = "-0.098286 0.178564 0.708699 0.711367 1.260757 1.137183 0.755116 0.180204"
     last = "-0.266310 -1.254637 0.515085 0.359945 -0.634709 0.272814 1.287294 -0.393303"
-    close(out[0, 0], numbers(first))
-    close(out[1, 4], numbers(last))
-    close((out - H).sum(axis=(1, 2)), [1.549438, 1.605188])
+    assert_close(out[0, 0], numbers(first))
+    assert_close(out[1, 4], numbers(last))
+    assert_close((out - H).sum(axis=(1, 2)), [1.549438, 1.605188])
     attention = adapter.attention(h, told(STATES, MASK))
-    close(attention[0, 0, 0], numbers("0.203731 0.187090 0.304582 0.304597"))
-    close(attention[1, 1, 4], numbers("0.520684 0.479316 0 0"))
+    assert_close(attention[0, 0, 0], numbers("0.203731 0.187090 0.304582 0.304597"))
+    assert_close(attention[1, 1, 4], numbers("0.520684 0.479316 0 0"))
 
 
 def test_the_losses_by_numbers():
@@ -136,10 +136,10 @@ def test_the_losses_by_numbers():
 
     def given(image=(10, 11, 11, 10, 12, 12)):
         ints = (image, (0, 0, 0, 1, 1, 2), range(6))
-        return Rows(
+        return RowLabels(
             **{
                 name: jnp.array(list(values), jnp.int32)
-                for name, values in zip(("image", "kind", "caption"), ints, strict=True)
+                for name, values in zip(("image", "label", "caption"), ints, strict=True)
             }
         )
 
@@ -147,12 +147,12 @@ def test_the_losses_by_numbers():
     t = rows(v + 0.6 * fill((6, 4), 1, 1.3, 0.8))
     absent = rows(fill((6, 4), 1, 1.7, 0.5))
     v, t, absent = (jnp.asarray(x, jnp.float32) for x in (v, t, absent))
-    close(oitc(v, t, jnp.float32(5), given()), 0.796418)
-    close(oitc(v, t, jnp.float32(5), given(range(6))), 0.796544)
-    close(oiic(v, given(), temperature=0.1), 9.298297)
-    close(oiic(v, given(), absent, temperature=0.1), 11.150578)
+    assert_close(oitc(v, t, jnp.float32(5), given()), 0.796418)
+    assert_close(oitc(v, t, jnp.float32(5), given(range(6))), 0.796544)
+    assert_close(oiic(v, given(), temperature=0.1), 9.298297)
+    assert_close(oiic(v, given(), absent, temperature=0.1), 11.150578)
     d, d_absent = fill((6,), 2, 1, 0.2) + 0.5, fill((6,), 2, 1, 1.2) - 0.5
-    close(oid(jnp.asarray(d, jnp.float32), jnp.asarray(d_absent, jnp.float32)), 0.688055)
+    assert_close(oid(jnp.asarray(d, jnp.float32), jnp.asarray(d_absent, jnp.float32)), 0.688055)
 
 
 @pytest.fixture(scope="module")
@@ -186,22 +186,22 @@ def test_a_steered_clip_by_numbers(filled):
     named = read(filled.backbone.text, IDS)
     e = """-0.079955 0.290659 0.386348 -0.225257 0.069842
            -0.299071 -0.482000 0.535621 0.305304 -0.048725"""
-    close(named.embedding[0], numbers(e))
+    assert_close(named.embedding[0], numbers(e))
     static, steered = call(filled, PIXELS), call(filled, PIXELS, named)
     v = """0.375384 0.371158 0.104785 -0.227976 -0.110879
            0.406313 0.555107 -0.022989 -0.101674 0.402469"""
-    close(static.embedding[0], numbers(v))
+    assert_close(static.embedding[0], numbers(v))
     v = """0.174499 0.287343 0.332289 -0.320945 -0.227500
            0.355986 0.626301 0.062177 0.109757 0.294812"""
-    close(steered.embedding[0], numbers(v))
+    assert_close(steered.embedding[0], numbers(v))
     v = """0.207212 0.191916 0.457613 -0.321018 -0.447107
            0.310702 0.489192 0.035416 0.135408 0.228976"""
-    close(steered.embedding[1], numbers(v))
+    assert_close(steered.embedding[1], numbers(v))
     for out, expected in ((static, 335.803591), (steered, 358.343024)):
         total = np.abs(np.float64(out.tower.tokens)).sum()
-        close(total / expected, 1.0, 1e-6)  # 160 float32 numbers
+        assert_close(total / expected, 1.0, 1e-6)  # 160 float32 numbers
     swapped = call(filled, PIXELS, jax.tree.map(lambda x: x[::-1] if x.ndim else x, named))
-    close((steered.embedding * swapped.embedding).sum(axis=1), [0.997257, 0.996477])
+    assert_close((steered.embedding * swapped.embedding).sum(axis=1), [0.997257, 0.996477])
 
 
 # --- Where adapters go, and how many parameters they have ---------------------------------------
@@ -430,10 +430,10 @@ def test_padding_changes_nothing():
 def test_masks_end_with_the_first_end_token():
     clip = jnp.array([[18, 5, 19, 19], [18, 19, 1, 0], [18, 1, 5, 19]])
     expected = [[1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 1, 1]]
-    np.testing.assert_array_equal(instruction_mask(clip, "end"), np.array(expected, bool))
+    np.testing.assert_array_equal(text_mask(clip, "end"), np.array(expected, bool))
     siglip = jnp.array([[7, 5, 1, 1], [1, 1, 1, 1], [7, 30, 1, 9], [7, 5, 9, 8]])
     expected = [[1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]]
-    np.testing.assert_array_equal(instruction_mask(siglip, "last"), np.array(expected, bool))
+    np.testing.assert_array_equal(text_mask(siglip, "last"), np.array(expected, bool))
 
 
 # --- Several instructions an image --------------------------------------------------------------

@@ -12,20 +12,20 @@ import pytest
 from PIL import Image
 
 from perception_jax.data.processors import ImageProcessor
+from perception_jax.data.scenes import objects as scenes
 from perception_jax.data.sources.objects import ObjectLines
 from perception_jax.data.tokenization import ClipTokenizer
 from perception_jax.errors import DataError
+from perception_jax.ops.boxes import patch_coverage
 from perception_jax.ops.losses import softmax_contrastive, unit
 from perception_jax.systems.give import plus
-from perception_jax.systems.give.data import scenes
-from perception_jax.systems.give.data.altered import GROUPS, altered
-from perception_jax.systems.give.data.sampler import BatchPlanner, GroupConfig
-from perception_jax.systems.give.data.training_data import TrainingData
+from perception_jax.systems.give.sampler import BatchPlanner, GroupConfig
+from perception_jax.systems.give.training_data import ATTRIBUTES, TrainingData, altered
 
 
 def test_coverage_is_the_share_of_each_patch():
     boxes = jnp.array([[0.0, 0.0, 8.0, 4.0], [2.0, 2.0, 6.0, 14.0], [0.0, 0.0, 0.0, 0.0]])
-    found = plus.coverage(boxes, (4, 2), 16)  # patches of 8 x 4 pixels
+    found = patch_coverage(boxes, (4, 2), 16)  # patches of 8 x 4 pixels
     np.testing.assert_allclose(found[0], [1, 0, 0, 0, 0, 0, 0, 0])
     np.testing.assert_allclose(found[1], [0.25, 0, 0.5, 0, 0.5, 0, 0.25, 0])
     assert not found[2].any()
@@ -67,15 +67,15 @@ def test_altered_captions_differ_in_one_word_of_one_group():
     changed = altered(caption)
     differing = [(a, b) for a, b in zip(caption.split(), changed.split(), strict=True) if a != b]
     assert len(differing) == 1
-    assert set(differing[0]) <= set(GROUPS[0])
+    assert set(differing[0]) <= set(ATTRIBUTES[0])
     assert altered(caption) == changed
-    assert altered("a small cat") in {f"a {word} cat" for word in GROUPS[1] if word != "small"}
+    assert altered("a small cat") in {f"a {word} cat" for word in ATTRIBUTES[1] if word != "small"}
     assert altered("a leftover cat") == ""
 
 
 @pytest.fixture(scope="module")
 def rows():
-    shown = scenes.GiveScenesConfig(canvas=32, names=scenes.names(12), unnamed=True)
+    shown = scenes.ObjectScenesConfig(canvas=32, names=scenes.names(12), unnamed=True)
     source = scenes.training_scenes(shown, seed=3, length=30)
     common = {
         "processor": ImageProcessor(size=24),

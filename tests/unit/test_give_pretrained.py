@@ -16,6 +16,7 @@ import pytest
 
 import perception_jax
 from perception_jax.api import load_backbone
+from perception_jax.data.scenes.objects import names as scene_names
 from perception_jax.data.scenes.source import portrait
 from perception_jax.errors import CheckpointError, ConfigError
 from perception_jax.interop import hub
@@ -30,10 +31,13 @@ from perception_jax.nn.adapters import AdapterParam
 from perception_jax.nn.taps import Taps
 from perception_jax.systems.give.adapter import AdapterConfig
 from perception_jax.systems.give.checkpoint import load_give, save_give
-from perception_jax.systems.give.data.scenes import names as scene_names
-from perception_jax.systems.give.export import export_merged
 from perception_jax.systems.give.model import GiveConfig
-from perception_jax.systems.give.pretrained import ADAPTERS_FILE, GiveEncoder, find_adapters
+from perception_jax.systems.give.pretrained import (
+    ADAPTERS_FILE,
+    GiveEncoder,
+    export_merged,
+    find_adapters,
+)
 from tests import tiny_give
 from tests.tiny_give import DEPTH, WIDTH
 

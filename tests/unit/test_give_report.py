@@ -15,15 +15,16 @@ from perception_jax.api import Loaded
 from perception_jax.data.records import ObjectAnnotation, Record
 from perception_jax.evals.conditioned.tables import tables
 from perception_jax.systems.give.adapter import AdapterConfig
-from perception_jax.systems.give.encoding.encode import Encoder
+from perception_jax.systems.give.encoding.encode import ConditionedEncoder
 from perception_jax.systems.give.evaluation.benchmark import evaluation_of
 from perception_jax.systems.give.evaluation.evaluate import Evaluated, EvaluationConfig
 from perception_jax.systems.give.model import GiveConfig
 from perception_jax.systems.give.pretrained import GiveEncoder
-from perception_jax.systems.give.showing import report, report_pictures
-from perception_jax.systems.give.showing import report_curves as curves
-from perception_jax.systems.give.showing.report import Story, write
-from perception_jax.systems.give.showing.report_pictures import Pictures
+from perception_jax.systems.give.report import curves
+from perception_jax.systems.give.report import page as report_page
+from perception_jax.systems.give.report import pictures as report_pictures
+from perception_jax.systems.give.report.page import RunInfo, write
+from perception_jax.systems.give.report.pictures import Pictures
 from perception_jax.viz.formatting import format_number
 from perception_jax.viz.sheet import PANEL
 from tests import tiny_give
@@ -56,10 +57,10 @@ def test_the_plateau_ends_where_the_mean_loss_leaves_guessing(losses, found):
 def test_the_chart_of_decisions_shows_the_plateau_and_its_end():
     left = curves.decision_chart(oid(*[COIN] * 5, 0.4, 0.3, 0.2))
     assert "on the plateau, to step 60" in left
-    assert "after it" in left
+    assert "after the plateau" in left
     stuck = curves.decision_chart(oid(*[COIN] * 4))
     assert "on the plateau, to step 40" in stuck
-    assert "after it" not in stuck
+    assert "after the plateau" not in stuck
     assert "plateau" not in curves.decision_chart(oid(0.5, 0.4))
     assert curves.decision_chart([]) is None
 
@@ -129,7 +130,9 @@ def presence(evaluated) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def pictures(encoder, evaluated) -> Pictures:
-    return Pictures(encoder.model, Encoder(encoder.processor), RECORDS, evaluated.measured)
+    return Pictures(
+        encoder.model, ConditionedEncoder(encoder.processor), RECORDS, evaluated.measured
+    )
 
 
 def shown_in(cards) -> int:
@@ -146,15 +149,15 @@ def test_a_scene_is_shown_in_pairs_with_the_models_own_decisions(pictures, prese
         shown = [item.name for item in RECORDS[number].objects]
         assert len(cards) == 2 + 2 * 3  # two things that it shows, one that it lacks
         for steered, static in zip(cards[2::2], cards[3::2], strict=True):
-            name = re.match("“the (.*)”: (there|not there), (.*%)\n", steered.caption)
+            name = re.match("“the (.*)”: (present|absent), (.*%)\n", steered.caption)
             chance = presence[number, NAMES.index(name[1])]
             assert name[3] == f"{100 * chance:.0f} %"
-            assert name[2] == ("there" if chance > 0.5 else "not there")
+            assert name[2] == ("present" if chance > 0.5 else "absent")
             right = (chance > 0.5) == (name[1] in shown)
             assert steered.status == ("ok" if right else "wrong")
             wrong += not right
-            assert static.caption.startswith(f"“the {name[1]}”, not steered")
-            assert ("rated higher" in static.caption) == (name[1] in shown)
+            assert static.caption.startswith(f"“the {name[1]}”, text alone")
+            assert ("with a higher score" in static.caption) == (name[1] in shown)
         assert np.any(cards[2].image != cards[4].image)
     assert 0 < wrong < 3 * len(scenes)
 
@@ -195,7 +198,9 @@ def test_overlooked_objects_are_found_or_missed(pictures, presence, evaluated):
             int(scores[number, absent] > scores[number, own])
             for scores in (evaluated.measured.presence, evaluated.measured.static)
         )
-        said = f"Absent things rated higher: {steered} of 1, not steered {static}"
+        said = (
+            f"Absent classes with a higher score: {steered} of 1; without an instruction {static}"
+        )
         expected[f"{NAMES[own]}: {100 * presence[number, own]:.0f} %\n{said}"] += 1
     assert collections.Counter(card.caption for card in [*found, *missed]) <= expected
 
@@ -211,7 +216,7 @@ def test_a_box_lies_over_its_object(pictures):
 
 
 def page(tmp_path, evaluated, pictures, history=()) -> str:
-    story = Story(
+    run = RunInfo(
         title="A title",
         subtitle="",
         evaluator="test",
@@ -219,7 +224,7 @@ def page(tmp_path, evaluated, pictures, history=()) -> str:
         settings=[("seed", "0")],
         config={"steps": 3},
     )
-    path = write(tmp_path / "report.html", evaluated=evaluated, pictures=pictures, story=story)
+    path = write(tmp_path / "report.html", evaluated=evaluated, pictures=pictures, run=run)
     return html.unescape(path.read_text())
 
 
@@ -262,7 +267,7 @@ def test_no_number_stands_without_what_it_is_compared_to(tmp_path, evaluated, pi
             ],
         )
         assert f"{steered - static:+.1f} points against the same backbone" in text
-    value, baselines = metric(text, "Own caption among those of the same thing (R@1)")
+    value, baselines = metric(text, "Own caption among those of the same class (R@1)")
     assert value == rate(scores.image_to_text, "conditioned", "all", "same_class_r@1")
     assert baselines[0].endswith(rate(scores.image_to_text, "static", "all", "same_class_r@1"))
     naming = scores.p_protocol
@@ -278,7 +283,11 @@ def test_no_number_stands_without_what_it_is_compared_to(tmp_path, evaluated, pi
 
 
 def test_the_page_leaves_out_what_there_is_not(tmp_path, evaluated, pictures):
-    sections = ("Side by side", "Overlooked, found and missed", "How it learned")
+    sections = (
+        "Maps with and without the instruction",
+        "Overlooked objects: found and missed",
+        "Learning curves",
+    )
     plain = page(tmp_path, evaluated, None)
     assert not any(title in plain for title in sections)
     key = "evaluate/test/oid_auc_all"
@@ -304,11 +313,13 @@ def test_records_without_boxes_or_rival_captions_have_a_page_too(tmp_path, encod
         records, encoder.processor, classes=NAMES, federated=False, in_memory=True
     )
     evaluated = evaluation.run(encoder.model)
-    pictures = Pictures(encoder.model, Encoder(encoder.processor), records, evaluated.measured)
+    pictures = Pictures(
+        encoder.model, ConditionedEncoder(encoder.processor), records, evaluated.measured
+    )
     text = page(tmp_path, evaluated, pictures)
-    assert "Side by side" in text
+    assert "Maps with and without the instruction" in text
     assert "All objects: finding the images that show one (mAP)" in text
-    for missing in ("Overlooked objects", "found and missed", "Own caption", "How it learned"):
+    for missing in ("Overlooked objects", "found and missed", "Own caption", "Learning curves"):
         assert missing not in text
 
 
@@ -316,4 +327,4 @@ def test_captions_are_guessed_as_often_as_their_class_has_others(evaluated):
     """Each name is large once and small once in four images; ten images have twenty captions."""
     classes = [item.name for one in RECORDS for item in one.objects[:2]]
     expected = np.mean([1 / classes.count(name) for name in classes])
-    assert report._caption_chance(evaluated.measured) == pytest.approx(expected)
+    assert report_page._caption_chance(evaluated.measured) == pytest.approx(expected)

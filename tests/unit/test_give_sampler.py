@@ -13,7 +13,9 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from perception_jax.data.instructions import FORMS, instruction_for
 from perception_jax.data.moinst.source import MoinstSource
+from perception_jax.data.object_index import index_objects
 from perception_jax.data.processors import ImageProcessor
 from perception_jax.data.records import ObjectAnnotation, ObjectInstruction, Record, Source
 from perception_jax.data.scenes.sample import SceneConfig
@@ -22,10 +24,8 @@ from perception_jax.data.sources.coco import CocoSource
 from perception_jax.data.sources.memory import InMemory
 from perception_jax.data.tokenization import ClipTokenizer
 from perception_jax.errors import ConfigError, DataError
-from perception_jax.systems.give.data.annotations import index_objects
-from perception_jax.systems.give.data.instructions import FORMS, instruction_for
-from perception_jax.systems.give.data.sampler import BatchPlanner, GroupConfig
-from perception_jax.systems.give.data.training_data import TrainingData
+from perception_jax.systems.give.sampler import BatchPlanner, GroupConfig
+from perception_jax.systems.give.training_data import TrainingData
 
 GREY = np.zeros((4, 6, 3), np.uint8)
 WHOLE = (0.0, 0.0, 6.0, 4.0)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from perception_jax.ops.image import normalise
-from perception_jax.systems.give.adapter import Instruction
+from perception_jax.systems.give.adapter import InstructionFeatures
 from perception_jax.systems.give.plus import PlusConfig
 from perception_jax.systems.give.task import GiveTask, _Encoded
 from perception_jax.train import state
@@ -44,7 +44,7 @@ def test_each_row_is_encoded_under_its_present_and_its_absent_instruction(give):
 
     @jax.jit
     def alone(model, pixels, told):
-        told = Instruction(**told, strength=jnp.float32(1.0))
+        told = InstructionFeatures(**told, strength=jnp.float32(1.0))
         out = model(normalise(pixels, image.mean, image.std), told)
         return out.embedding, out.presence_logit
 
@@ -82,6 +82,6 @@ def test_a_caption_without_an_altered_form_adds_no_column(give):
     config = dataclasses.replace(task.config, plus=PlusConfig(altered=True))
     changed = GiveTask(config, task.backbone, None)
     found = jax.jit(
-        lambda model, batch: changed._harder(model, present, batch, jnp.dtype("float32"))
+        lambda model, batch: changed._altered_cosines(model, present, batch, jnp.dtype("float32"))
     )(model, given)
     np.testing.assert_array_equal(np.isneginf(found[:, 0]), ~np.asarray(altered))

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from perception_jax.ops.losses import sigmoid_contrastive, softmax_contrastive, unit
+from tests.arrays import normal
 
 
 def vectors(seed, rows=5, width=4):
-    a, b = jax.random.normal(jax.random.key(seed), (2, rows, width))
+    a, b = normal(seed, 2, rows, width)
     return unit(a), unit(b)
 
 

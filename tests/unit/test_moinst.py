@@ -303,7 +303,7 @@ def test_an_object_without_area_is_unsure_not_absent(tmp_path):
         ({"image_id": None}, "image_id: expected a whole number"),
         ({"objects": [{"class_id": 1}]}, r"objects\[0\]: expected the key 'class'"),
         ({"objects": [{"class": "a", "class_id": -1}]}, "class_id: expected 0 or more"),
-        ({"objects": [{"class": "a", "class_id": 1, "box": []}]}, "Did you mean 'bbox'"),
+        ({"objects": [{"class": "a", "class_id": 1, "box": []}]}, "Did you mean bbox"),
         ({"image_id": 4, "objects": [{"class": "a", "class_id": 0}]}, "'dog' elsewhere, here 'a'"),
         ({}, "5 is already the image of line 1"),
         ({"image_id": 4, "neg_class_ids": [8]}, "class 8 has no name"),

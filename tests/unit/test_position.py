@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,8 +9,9 @@ import pytest
 from perception_jax.errors import ConfigError
 from perception_jax.nn import position
 from perception_jax.ops.resize import bicubic
+from tests.arrays import normal
 
-TABLE = jax.random.normal(jax.random.key(0), (1 + 37 * 37, 4))
+TABLE = normal(0, 1 + 37 * 37, 4)
 
 
 @pytest.mark.parametrize("antialias", [False, True])

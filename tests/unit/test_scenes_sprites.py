@@ -99,7 +99,7 @@ def test_plural(name: str, plural: str) -> None:
 
 
 def test_unknown_names_suggest_near_ones() -> None:
-    with pytest.raises(DataError, match="did you mean 'red apple'"):
+    with pytest.raises(DataError, match="Did you mean red apple"):
         by_name("red aple")
     with pytest.raises(DataError, match="expected a style out of noto, "):
         load_sprite("cat", "apple")

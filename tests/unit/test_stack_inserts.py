@@ -7,6 +7,7 @@ import functools
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
 
@@ -17,6 +18,7 @@ from perception_jax.nn.linear import Linear
 from perception_jax.nn.mlp import Mlp
 from perception_jax.nn.taps import LayerTap, Taps
 from perception_jax.nn.transformer import Block
+from tests.arrays import drawn, normal
 
 BATCH, TOKENS, WIDTH, HEADS = 2, 5, 8, 2
 DEPTH = 8
@@ -46,17 +48,12 @@ def make_blocks(depth, layers, key=0):
     return stack.Inserted(base, stack.init(Mixer, len(layers), rngs=rngs), layers)
 
 
-blocks_of = functools.cache(lambda depth, layers: jax.jit(lambda: make_blocks(depth, layers))())
-X = jax.random.normal(jax.random.key(1), (BATCH, TOKENS, WIDTH))
+blocks_of = functools.cache(lambda depth, layers: drawn(lambda: make_blocks(depth, layers)))
+X = normal(1, BATCH, TOKENS, WIDTH)
 
 
 def given(rows=BATCH):
-    return {"states": jax.random.normal(jax.random.key(2), (rows, 3, WIDTH))}
-
-
-attention_step = jax.jit(lambda block, x, tap: block.attention_step(x, stack.Layer(tap=tap)))
-mlp_step = jax.jit(lambda block, x: block.mlp_step(x).x)
-insert_step = jax.jit(lambda insert, x, given: (insert(x, given), insert.attention(x, given)))
+    return {"states": normal(2, rows, 3, WIDTH)}
 
 
 def loop(blocks, x, given, taps, *, depth=DEPTH, repeats=1):
@@ -67,14 +64,15 @@ def loop(blocks, x, given, taps, *, depth=DEPTH, repeats=1):
         tap = LayerTap(rows=taps.rows)
         if taps.probes is not None and layer in taps.attention:
             tap = LayerTap(rows=taps.rows, probe=taps.probes[taps.attention.index(layer)])
-        out = attention_step(block, x, tap)
+        out = block.attention_step(x, stack.Layer(tap=tap))
         x, records["attention"][layer] = out.x, out.attention
         if layer in blocks.layers:
             place = blocks.layers.index(layer)
             insert = jax.tree.map(lambda leaf, place=place: leaf[place], blocks.inserts)
             x = jnp.repeat(x, repeats, axis=0) if place == 0 else x
-            x, records["inserts"][layer] = insert_step(insert, x, given)
-        x = records["hidden"][layer + 1] = mlp_step(block, x)
+            records["inserts"][layer] = insert.attention(x, given)
+            x = insert(x, given)
+        x = records["hidden"][layer + 1] = block.mlp_step(x).x
     wanted = {name: [kept[k] for k in getattr(taps, name)] for name, kept in records.items()}
     return stack.StackOutput(
         x=x, **{name: jnp.stack(rows) if rows else None for name, rows in wanted.items()}
@@ -83,13 +81,14 @@ def loop(blocks, x, given, taps, *, depth=DEPTH, repeats=1):
 
 def slopes(function, blocks, x, given, taps):
     """Gradients of a score of the output for all that goes in, and the output."""
-    readout = jax.random.normal(jax.random.key(3), (TOKENS, WIDTH))
+    readout = normal(3, TOKENS, WIDTH)
 
     def score(blocks, x, given, probes):
         out = function(blocks, x, given, taps if probes is None else taps.with_probes(probes))
         return jnp.sum(jnp.tanh(out.x) * readout), out
 
-    return jax.grad(score, argnums=(0, 1, 2, 3), has_aux=True)(blocks, x, given, taps.probes)
+    gradient = jax.jit(jax.grad(score, argnums=(0, 1, 2, 3), has_aux=True))
+    return gradient(blocks, x, given, taps.probes)
 
 
 PLACES = {
@@ -106,7 +105,7 @@ PLACES = {
 def test_a_stack_with_inserts_is_a_loop_over_its_layers(places):
     blocks = blocks_of(DEPTH, PLACES[places])
     run = jax.jit(lambda *inputs: stack.run(*inputs[:2], context=stack.Context(given=inputs[2])))
-    expected = loop(blocks, X, given(), Taps())
+    expected = jax.jit(lambda *inputs: loop(*inputs, Taps()))(blocks, X, given())
     chex.assert_trees_all_close(run(blocks, X, given()), expected, atol=1e-5)
 
 
@@ -121,16 +120,16 @@ TAPPED = {
 def test_taps_probes_and_gradients_are_the_loops(places):
     blocks, tapped = blocks_of(DEPTH, PLACES[places]), TAPPED[places]
     shape = (len(tapped["attention"]), BATCH, HEADS, 2, TOKENS)
-    probes = jax.random.normal(jax.random.key(4), shape)
+    probes = normal(4, *shape)
     taps = Taps(**tapped, rows=jnp.array([4, 1]), probes=probes)
 
     def run(blocks, x, given, taps):
         return stack.run(blocks, x, context=stack.Context(given=given), taps=taps)
 
-    found, expected = (slopes(f, blocks, X, given(), taps) for f in (jax.jit(run), loop))
+    found, expected = (slopes(f, blocks, X, given(), taps) for f in (run, loop))
     chex.assert_trees_all_close(found, expected, atol=2e-5)
     of_inserts = found[0][0].inserts.map.kernel[...]
-    assert float(jnp.abs(of_inserts).max(axis=(1, 2)).min()) > 1e-4
+    assert np.abs(of_inserts).max(axis=(1, 2)).min() > 1e-4
 
 
 @pytest.mark.parametrize(("places", "depth"), [("odd", 7), ("aperiodic", 4)])
@@ -143,7 +142,6 @@ def test_a_prefix_with_remat_and_a_batch_that_grows(places, depth):
         inserts=tuple(layer for layer in blocks.layers if layer < depth),
     )
 
-    @jax.jit
     def run(blocks, x, given, taps):
         context = stack.Context(given=given, repeats=3)
         return stack.run(blocks, x, context=context, taps=taps, depth=depth, remat=True)
@@ -165,7 +163,7 @@ def test_without_a_context_it_is_the_stack_itself():
 
 
 def test_a_batch_that_never_grows_is_refused():
-    blocks, context = make_blocks(4, (2,)), stack.Context(given=given(2 * BATCH), repeats=2)
+    blocks, context = blocks_of(4, (2,)), stack.Context(given=given(2 * BATCH), repeats=2)
     with pytest.raises(ConfigError, match="first insert is in layer 2, but only 2 layers run"):
         stack.run(blocks, X, context=context, depth=2)
 

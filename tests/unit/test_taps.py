@@ -16,6 +16,7 @@ from perception_jax.nn.mlp import Mlp
 from perception_jax.nn.pooling import MapHead
 from perception_jax.nn.taps import Taps
 from perception_jax.nn.transformer import Block
+from tests.arrays import drawn, normal
 
 DEPTH, BATCH, TOKENS, WIDTH, HEADS = 4, 3, 7, 16, 2
 
@@ -26,14 +27,15 @@ def blocks():
         attention = Attention(WIDTH, HEADS, rngs=rngs)
         return Block(WIDTH, attention, Mlp(WIDTH, 32, act="gelu", rngs=rngs), eps=1e-5)
 
-    return jax.jit(lambda: stack.init(make, DEPTH, rngs=nnx.Rngs(params=0)))()
+    return drawn(lambda: stack.init(make, DEPTH, rngs=nnx.Rngs(params=0)))
 
 
 @pytest.fixture(scope="module")
 def x():
-    return jax.random.normal(jax.random.key(1), (BATCH, TOKENS, WIDTH))
+    return normal(1, BATCH, TOKENS, WIDTH)
 
 
+@jax.jit
 def dense(blocks, x, mask=None, extra=None):
     """Block by block with whole attention matrices; `extra` [L B N T T] is added to them."""
     hidden, attention = [x], []
@@ -70,18 +72,18 @@ def test_records_equal_dense_softmax(blocks, x, mask, rows, remat):
     out = jax.jit(lambda b, x, t: stack.run(b, x, mask=mask, taps=t, remat=remat))(blocks, x, taps)
     hidden, attention = dense(blocks, x, mask)
     chex.assert_trees_all_close(out.x, hidden[-1], atol=1e-5)
-    chex.assert_trees_all_close(out.hidden, jnp.stack([hidden[i] for i in (0, 2, 4)]), atol=1e-5)
-    expected = jnp.stack([attention[i] for i in (0, 1, 3)])
+    chex.assert_trees_all_close(out.hidden, np.stack([hidden[i] for i in (0, 2, 4)]), atol=1e-5)
+    expected = np.stack([attention[i] for i in (0, 1, 3)])
     if rows is not None:
-        index = jnp.broadcast_to(rows, (BATCH, rows.shape[-1]))
-        expected = jnp.take_along_axis(expected, index[None, :, None, :, None], axis=3)
+        index = np.broadcast_to(rows, (BATCH, rows.shape[-1]))
+        expected = np.take_along_axis(expected, index[None, :, None, :, None], axis=3)
     chex.assert_trees_all_close(out.attention, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("remat", [False, True])
 def test_probe_gradient_equals_gradient_of_dense_probabilities(blocks, x, remat):
     taps = Taps(attention=(1, 2), rows=jnp.array([4, 0]))
-    readout = jax.random.normal(jax.random.key(2), x.shape)
+    readout = normal(2, *x.shape)
 
     def score(probes):
         out = stack.run(blocks, x, taps=taps.with_probes(probes), remat=remat)
@@ -93,13 +95,13 @@ def test_probe_gradient_equals_gradient_of_dense_probabilities(blocks, x, remat)
     def dense_score(extra):
         return jnp.sum(readout * jnp.tanh(dense(blocks, x, extra=extra)[0][-1]))
 
-    theirs = jax.grad(dense_score)(jnp.zeros((DEPTH, BATCH, HEADS, TOKENS, TOKENS)))
-    chex.assert_trees_all_close(ours, theirs[1:3][:, :, :, jnp.array([4, 0])], atol=1e-5)
-    assert float(jnp.abs(ours).max()) > 1e-3
+    theirs = jax.jit(jax.grad(dense_score))(jnp.zeros((DEPTH, BATCH, HEADS, TOKENS, TOKENS)))
+    chex.assert_trees_all_close(ours, np.asarray(theirs)[1:3][:, :, :, [4, 0]], atol=1e-5)
+    assert np.abs(ours).max() > 1e-3
 
 
 def test_probes_of_rows_of_each_example(blocks, x):
-    probes = jax.random.normal(jax.random.key(2), (2, BATCH, HEADS, 2, TOKENS))
+    probes = normal(2, 2, BATCH, HEADS, 2, TOKENS)
     rows = jnp.array([4, 1])
     shared, own = (
         Taps(attention=(0, 2), rows=rows, probes=probes)
@@ -118,28 +120,35 @@ def test_taps_leave_the_output_alone(blocks, x):
 
 
 def test_a_pooling_head_records_its_attention_and_adds_the_probe(x):
-    head = MapHead(WIDTH, HEADS, 32, act="gelu", eps=1e-6, rngs=nnx.Rngs(params=5))
-    fast, nothing = head(x)
+    head = drawn(lambda: MapHead(WIDTH, HEADS, 32, act="gelu", eps=1e-6, rngs=nnx.Rngs(0)), 5)
+    pool = jax.jit(lambda head, x, tap: head(x, tap=tap))
+    fast, nothing = pool(head, x, None)
     assert nothing is None
-    query = head.q_proj(head.probe[...]).reshape(HEADS, -1)
-    k, v = (p(x).reshape(BATCH, TOKENS, HEADS, -1) for p in (head.k_proj, head.v_proj))
-    weights = jnp.exp(jnp.einsum("nh,btnh->bnt", query, k) * (WIDTH // HEADS) ** -0.5)
-    weights = weights / weights.sum(-1, keepdims=True)
-    probe = jax.random.normal(jax.random.key(3), weights.shape)
-    for taps, used in (
-        (Taps(pool=True), weights),
-        (Taps().with_pool_probe(probe), weights + probe),  # which records too
+    probe = normal(3, BATCH, HEADS, TOKENS)
+
+    @jax.jit
+    def by_hand(head, x, probe):
+        query = head.q_proj(head.probe[...]).reshape(HEADS, -1)
+        k, v = (p(x).reshape(BATCH, TOKENS, HEADS, -1) for p in (head.k_proj, head.v_proj))
+        weights = jnp.exp(jnp.einsum("nh,btnh->bnt", query, k) * (WIDTH // HEADS) ** -0.5)
+        weights = weights / weights.sum(-1, keepdims=True)
+        y = head.out_proj(jnp.einsum("bnt,btnh->bnh", weights + probe, v).reshape(BATCH, WIDTH))
+        return y + head.mlp(head.norm(y)), weights
+
+    for taps, added in (
+        (Taps(pool=True), jnp.zeros_like(probe)),
+        (Taps().with_pool_probe(probe), probe),  # which records too
     ):
-        pooled, recorded = head(x, tap=taps.of_pool)
-        y = head.out_proj(jnp.einsum("bnt,btnh->bnh", used, v).reshape(BATCH, WIDTH))
+        pooled, recorded = pool(head, x, taps.of_pool)
+        expected, weights = by_hand(head, x, added)
         chex.assert_trees_all_close(recorded, weights, atol=1e-6)
-        chex.assert_trees_all_close(pooled, y + head.mlp(head.norm(y)), atol=1e-5)
-    chex.assert_trees_all_close(head(x, tap=Taps(pool=True).of_pool)[0], fast, atol=1e-6)
+        chex.assert_trees_all_close(pooled, expected, atol=1e-5)
+    chex.assert_trees_all_close(pool(head, x, Taps(pool=True).of_pool)[0], fast, atol=1e-6)
     assert Taps(attention=(0,)).of_pool is None
 
 
 def test_depth_runs_a_prefix(blocks, x):
-    out = stack.run(blocks, x, depth=2)
+    out = jax.jit(lambda blocks, x: stack.run(blocks, x, depth=2))(blocks, x)
     chex.assert_trees_all_close(out.x, dense(blocks, x)[0][2], atol=1e-5)
 
 

@@ -13,8 +13,7 @@ from flax import nnx
 from perception_jax.errors import ConfigError
 from perception_jax.models.clip.config import ClipConfig, VisionConfig
 from perception_jax.models.siglip.config import SiglipConfig
-from perception_jax.nn.text_tower import TextConfig, TextTower
-from perception_jax.systems.give.model import instruction_mask
+from perception_jax.nn.text_tower import TextConfig, TextTower, text_mask
 
 START, END, ADDED = 17, 18, 19  # 20 ids, one behind the end token
 TEXT = TextConfig(
@@ -38,7 +37,7 @@ def test_read_at_the_first_end_token_or_the_largest_id(end, positions):
     model = tower(end_id=end)
     for out in (model(ROWS), jax.jit(lambda ids: model(ids))(ROWS)):
         np.testing.assert_array_equal(out.pooled, out.tokens[jnp.arange(2), jnp.array(positions)])
-    mask = instruction_mask(jnp.asarray(ROWS), model.pool, model.end_id)
+    mask = text_mask(jnp.asarray(ROWS), model.pool, model.end_id)
     assert mask.sum(1).tolist() == [position + 1 for position in positions]
 
 

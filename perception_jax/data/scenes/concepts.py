@@ -8,7 +8,6 @@ pizza"), so "a", "two" and "the" fit before it (or its plural) without further k
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import importlib.resources
 import json
@@ -16,7 +15,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from perception_jax.data.scenes.spec import Facing, Placement
-from perception_jax.errors import DataError
+from perception_jax.errors import DataError, did_you_mean
 
 CATEGORIES = ("animal", "plant", "food", "object", "activity", "vehicle", "place", "sky")
 """Every concept has one. "food" includes drinks; "activity" is sport, play and celebration; "sky"
@@ -88,8 +87,7 @@ def by_name(name: str) -> Concept:
     try:
         return _table()[name]
     except KeyError:
-        near = difflib.get_close_matches(name, _table(), n=3, cutoff=0.5)
-        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+        hint = did_you_mean(name, _table())
         raise DataError(
             f"expected the name of a scenes concept, found {name!r}{hint} "
             "`perception_jax.data.scenes.concepts()` lists them all."

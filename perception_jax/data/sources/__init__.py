@@ -25,7 +25,7 @@ from typing import Any
 
 from perception_jax.data import records, text_lines
 from perception_jax.data.sources import coco, fields, folder, jsonl, objects, parquet
-from perception_jax.errors import ConfigError, DataError
+from perception_jax.errors import ConfigError, DataError, did_you_mean
 
 KINDS = ("folder", "jsonl", "objects", "moinst", "coco", "parquet")
 """Values of `kind` for `open_source`."""
@@ -52,7 +52,7 @@ def open_source(
       DataError: no kind is certain (naming what was found), or the reader found a fault.
     """
     if kind and kind not in KINDS:
-        raise ConfigError(f"kind: there is no {kind!r}{fields.nearest(kind, KINDS)}")
+        raise ConfigError(f"kind: there is no {kind!r}{did_you_mean(kind, KINDS)}")
     found = pathlib.Path(path)
     kind, place = (kind, _place(found, kind)) if kind else _guess(found)
     reader = _reader(kind)
@@ -60,7 +60,7 @@ def open_source(
     for name in options:
         if name not in known:
             raise ConfigError(
-                f"{reader.__name__}({path}): unknown option {name!r}{fields.nearest(name, known)}"
+                f"{reader.__name__}({path}): unknown option {name!r}{did_you_mean(name, known)}"
             )
     return reader(place, **options)
 

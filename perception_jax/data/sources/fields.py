@@ -7,7 +7,6 @@ or depth of a value leads to another error than `DataError`.
 from __future__ import annotations
 
 import collections
-import difflib
 import json
 import math
 import os
@@ -16,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 from perception_jax.data import records, text_lines
-from perception_jax.errors import DataError
+from perception_jax.errors import DataError, did_you_mean
 
 Outside = Literal["error", "clip"]
 """What to do with a box that leaves its image or has no area: raise, or cut it and drop it if
@@ -197,20 +196,11 @@ def entries(
     for key in found:
         if key not in known:
             short = _SHORT.repr(key)
-            raise DataError(f"{where}: unknown key {short}{nearest(key[:_SHOWN], known)}")
+            raise DataError(f"{where}: unknown key {short}{did_you_mean(key[:_SHOWN], known)}")
     for key in required:
         if key not in found:
             raise fail_without(where, key, found)
     return {key: known[key](item, f"{where}: {key}") for key, item in found.items()}
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """'. Did you mean …?' or what there is, for the end of a message."""
-    known = list(known)
-    close = difflib.get_close_matches(word, known, n=1)
-    if close:
-        return f". Did you mean {close[0]!r}?"
-    return f"; known are {', '.join(known)}."
 
 
 def fit_box(

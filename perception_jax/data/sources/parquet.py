@@ -18,7 +18,7 @@ import numpy as np
 
 from perception_jax.data import records
 from perception_jax.data.sources import fields
-from perception_jax.errors import ConfigError, DataError
+from perception_jax.errors import ConfigError, DataError, did_you_mean
 
 _CACHED_GROUPS = 4
 
@@ -164,7 +164,7 @@ def _read_group(file: pathlib.Path, group: int, columns: list[str]) -> dict[str,
 def _check_schema(schema: Any, columns: Iterable[str], file: pathlib.Path) -> None:
     for column in columns:
         if column not in schema.names:
-            hint = fields.nearest(column, schema.names)
+            hint = did_you_mean(column, schema.names)
             raise DataError(
                 f"{file}: there is no column {column!r}{hint} Columns are chosen with "
                 "image_column, caption_column and id_column."

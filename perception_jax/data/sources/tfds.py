@@ -22,7 +22,7 @@ import numpy as np
 from perception_jax.data import images, records
 from perception_jax.data.sources import fields, names, sizes
 from perception_jax.data.sources.fields import Outside
-from perception_jax.errors import DataError
+from perception_jax.errors import DataError, did_you_mean
 
 _TRIED = 8
 """Examples of which one must become a record when a source is made."""
@@ -110,7 +110,7 @@ class FeatureMap:
             if name is not None and _feature(info, name) is None:
                 raise DataError(
                     f"{data.dataset_info.name}: there is no feature {name!r}"
-                    f"{fields.nearest(name, _flat_names(info))}"
+                    f"{did_you_mean(name, _flat_names(info))}"
                 )
         if (mapped.boxes is None) != (mapped.labels is None):
             raise DataError(f"{data.dataset_info.name}: expected boxes and labels, or neither.")

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Int, Int8
 
+from perception_jax.data.instructions import instruction_for
 from perception_jax.errors import DataError
-from perception_jax.evals.conditioned import prompts
 
 PRESENT, ABSENT, UNKNOWN = 1, 0, -1
 """Values of `Annotations.labels`."""
@@ -168,7 +168,7 @@ class Annotations:
         """
         _check(images, classes)
         instructions: dict[str, int] = {}
-        of_class = [_number(instructions, prompts.instruction(c.name)) for c in classes]
+        of_class = [_number(instructions, instruction_for(c.name)) for c in classes]
         found = [
             pair for k, image in enumerate(images) for pair in _pairs(k, image, overlooked_share)
         ]

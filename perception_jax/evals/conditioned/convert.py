@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
+
+from perception_jax.data import images
 from perception_jax.data.moinst.record import MoinstClass, MoinstImage, MoinstObject
-from perception_jax.data.records import ObjectAnnotation, Record
+from perception_jax.data.object_index import objects_kept
+from perception_jax.data.processors import ImageProcessor
+from perception_jax.data.records import ObjectAnnotation, Record, Source
+from perception_jax.data.views import require_square
 from perception_jax.evals.conditioned.annotations import (
+    OVERLOOKED_SHARE,
+    Annotations,
     EvaluatedClass,
     EvaluatedImage,
     EvaluatedObject,
@@ -62,6 +71,57 @@ def from_record(
         nonexhaustive=tuple(classes[name] for name in record.not_exhaustive if name in classes),
     )
     return image.keep([not record.objects[k].crowd for k in chosen])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Labels:
+    """The annotations of a source, ready for an evaluation.
+
+    Attributes:
+      annotations: of the source's records, in order.
+      cropped: number of objects left out because the model's image shows less than half of them.
+    """
+
+    annotations: Annotations
+    cropped: int
+
+
+def read_labels(
+    source: Source,
+    classes: Sequence[EvaluatedClass],
+    *,
+    federated: bool,
+    processor: ImageProcessor,
+    overlooked_share: float = OVERLOOKED_SHARE,
+) -> Labels:
+    """Reads every record once; images are not decoded.
+
+    The same objects are left out for every model with this processor, the static one included.
+
+    Args:
+      classes: named as the records' objects.
+      federated, overlooked_share: see `Annotations.build`.
+      processor: what makes the model's image.
+
+    Raises:
+      DataError: a size that cannot be read, or labels that do not fit.
+      ConfigError: the processor makes images of many sizes.
+    """
+    require_square(processor)
+    ids = {one.name: number for number, one in enumerate(classes)}
+    found, cropped = [], 0
+    for number in range(len(source)):
+        record = source[number]
+        size = record.size or images.read_size(record.image, name=record.id)
+        shown = objects_kept(record, processor.geometry, size)
+        known = [one.name in ids and not one.crowd for one in record.objects]
+        image = from_record(record, ids, size)
+        found.append(image.keep(shown[known].tolist()))
+        cropped += int(np.count_nonzero(~shown[known]))
+    annotations = Annotations.build(
+        found, classes, federated=federated, overlooked_share=overlooked_share
+    )
+    return Labels(annotations, cropped)
 
 
 def _from_moinst(one: MoinstObject) -> EvaluatedObject:

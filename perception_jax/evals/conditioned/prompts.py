@@ -1,4 +1,4 @@
-"""Texts of an evaluation that names its objects: instructions and class prototypes.
+"""Text prototypes of classes.
 
 Letters: c classes, d width.
 """
@@ -14,16 +14,7 @@ from perception_jax.data.moinst.names import clean_name
 from perception_jax.evals.zero_shot import EncodeTexts, class_embeddings
 
 TEMPLATES = ("a photo of a {}.", "a photo of the {}.", "there is a {} in the scene.")
-"""Their mean, scaled to length 1, is a class's text prototype."""
-
-
-INSTRUCTION = "the {}"
-"""What an image is steered by where a record has no instruction of its own."""
-
-
-def instruction(name: str, form: str = INSTRUCTION) -> str:
-    """The instruction that names a class; "bead_(jewelry)" → "the bead"."""
-    return form.replace("{}", clean_name(name))
+"""Prompts of a class; its prototype is the mean of their embeddings, scaled to length 1."""
 
 
 def prototypes(encode_texts: EncodeTexts, names: Sequence[str]) -> Float[np.ndarray, "c d"]:

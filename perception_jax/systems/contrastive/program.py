@@ -1,4 +1,4 @@
-"""What `launch` runs for contrastive training: data, task, evaluation, report and export.
+"""The program of contrastive training for `launch`: data, task, evaluation, report and export.
 
 `config` is an `ml_collections.ConfigDict` as `configs/clip/scenes.py` makes it.
 """
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from perception_jax.systems.contrastive.task import ContrastiveTask
 
 SCENES = "scenes"
-"""The `data.source` that stands for drawings instead of files."""
+"""Value of `data.source` for drawn scenes instead of files."""
 
 
 def data(config: Any) -> ContrastiveData:
@@ -55,21 +55,64 @@ def load(source: str, config: Any, mesh: Mesh | None = None) -> Loaded:
 
 
 def report(config: Any, task: ContrastiveTask, model: nnx.Module, folder: pathlib.Path) -> None:
-    """Evaluates and writes `results.json` and `report.html` into `folder`."""
-    from perception_jax.systems.contrastive import conclude
+    """Evaluates and writes `results.json` and `report.html` into `folder`.
 
+    The learning curves come from `metrics.jsonl`, where `folder` is a training's workdir.
+    """
+    from perception_jax.systems.contrastive import report as page
+    from perception_jax.train.metrics import read_metrics
+    from perception_jax.train.results import write_results
+    from perception_jax.viz import sections
+
+    scores = page.evaluate(model, task.benchmark)
+    write_results(folder, scores.numbers())
+    history = read_metrics(folder)
     own = "your images" if config.data.source != SCENES else "drawings"
-    conclude.report(
-        task, model, folder, config=config.to_dict(), title=f"A small CLIP, trained on {own}"
+    path = page.write(
+        folder / "report.html",
+        model=model,
+        benchmark=task.benchmark,
+        scores=scores,
+        history=history,
+        config=config.to_dict(),
+        title=f"A small CLIP, trained on {own}",
+        subtitle=sections.subtitle(
+            history,
+            rows=config.train.batch_size,
+            measured_on="images that were not trained on",
+        ),
     )
+    print(f"report      {path}")
 
 
 def finish(config: Any, task: ContrastiveTask, model: nnx.Module, workdir: pathlib.Path) -> None:
-    """After training: the report, and a Hugging Face folder `workdir/hf` that loads back."""
-    from perception_jax.systems.contrastive import conclude
+    """After training: the report, and a Hugging Face folder `workdir/hf`, verified by loading it.
+
+    Raises:
+      CheckpointError: the folder cannot be written, or its model gives other embeddings.
+    """
+    import numpy as np
+
+    from perception_jax import api
+    from perception_jax.data.images import decode
+    from perception_jax.interop.verify import export_verified
 
     report(config, task, model, workdir)
-    conclude.export_and_verify(task, model, workdir / "hf")
+    loaded = api.Loaded(model=model, config=task.clip, processor=task.processor)
+    image = decode(task.benchmark.pictures[0].image)
+
+    def outputs(loaded: Loaded) -> dict[str, np.ndarray]:
+        pixels = loaded.processor.images([image])
+        return {"embeddings": np.asarray(loaded.model.vision(pixels).embedding)}
+
+    folder = workdir / "hf"
+    export_verified(
+        folder,
+        lambda path: api.export(loaded, path),
+        lambda path: outputs(api.load(path)),
+        outputs(loaded),
+    )
+    print(f"checkpoint  {folder} (Hugging Face layout; loads back with equal embeddings)")
 
 
 def clip_config(model: Any) -> ClipConfig:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -22,37 +22,42 @@ from perception_jax.nn import maps
 from perception_jax.ops.image import normalise
 from perception_jax.systems.contrastive.benchmark import Benchmark
 from perception_jax.systems.contrastive.evaluate import TEMPLATES, Matching, Naming
-from perception_jax.viz import Bar, Metric, Report, bar_chart, heatmap, line_chart
+from perception_jax.viz import Bar, Metric, Report, bar_chart, heatmap, line_chart, sections
 
 EXAMPLES = 24
-"""Named drawings shown, half of them right ones."""
+"""Number of examples shown, half of them right."""
 QUERIES = 6
+"""Number of drawings shown with their nearest neighbours."""
 NEIGHBOURS = 5
+"""Number of nearest neighbours of each."""
 ENLARGE = 3
-"""Small images are shown this much larger, pixel by pixel."""
+"""Factor by which small images are enlarged, without interpolation."""
 
-
-TITLES = {"naming": "Naming", "held_out": "Naming new concepts"}
-MATCHING_TITLES = {"naming": "Matching", "held_out": "Matching new concepts"}
-CURVES = {"naming": TITLES["naming"], "held_out_matching": MATCHING_TITLES["held_out"]}
-MEANINGS = {
-    "naming": "The right name ranks first among all training names.",
-    "held_out": "Neither the drawing nor its name was trained on: what words share with others.",
+_TITLES = {"naming": "Naming", "held_out": "Naming new concepts"}
+_MATCHING_TITLES = {"naming": "Matching", "held_out": "Matching new concepts"}
+_CURVES = {
+    "evaluate/naming/top1": _TITLES["naming"],
+    "evaluate/held_out_matching/top1": _MATCHING_TITLES["held_out"],
 }
-MATCHING_MEANINGS = {
-    "naming": "The closest drawing by other artists shows the same thing.",
-    "held_out": "The same for things that no training image shows.",
+_MEANINGS = {
+    "naming": "The right name ranks first among all training names.",
+    "held_out": "Neither the drawing nor its name is in the training data; only the words of the "
+    "name occur in others.",
+}
+_MATCHING_MEANINGS = {
+    "naming": "The closest drawing by other artists shows the same concept.",
+    "held_out": "The same for concepts that no training image shows.",
 }
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Findings:
-    """All that the report says in numbers.
+class BenchmarkScores:
+    """All scores of the benchmark.
 
     Attributes:
-      naming: zero-shot scores by kind, as in `Benchmark.naming`.
-      matching, nearest_pixel: per kind, {"top1", "top5"} of recognising by the closest drawing,
-        by the model's embeddings and by pixels.
+      naming: zero-shot scores by test set, as in `Benchmark.naming`.
+      matching, nearest_pixel: by test set, {"top1", "top5"} of classification by the closest
+        drawing, in the model's embedding space and in pixels.
       retrieval: of images and captions.
     """
 
@@ -62,7 +67,7 @@ class Findings:
     retrieval: RetrievalScores
 
     def numbers(self) -> dict[str, float]:
-        """Flat, for a JSON file."""
+        """The scores by flat name, for `results.json`."""
         found: dict[str, float] = {}
         for name, scores in self.naming.items():
             found |= {
@@ -82,9 +87,9 @@ class Findings:
         return found
 
 
-def evaluate(model: nnx.Module, benchmark: Benchmark) -> Findings:
+def evaluate(model: nnx.Module, benchmark: Benchmark) -> BenchmarkScores:
     """Runs the whole benchmark with its baselines."""
-    return Findings(
+    return BenchmarkScores(
         naming={name: one.scores(model) for name, one in benchmark.naming.items()},
         matching={name: one(model) for name, one in benchmark.matching.items()},
         nearest_pixel={name: one.by_pixels() for name, one in benchmark.matching.items()},
@@ -97,8 +102,8 @@ def write(
     *,
     model: nnx.Module,
     benchmark: Benchmark,
-    findings: Findings,
-    history: Sequence[Mapping[str, Any]],
+    scores: BenchmarkScores,
+    history: sections.History,
     config: Mapping[str, Any],
     title: str,
     subtitle: str,
@@ -113,43 +118,40 @@ def write(
       PerceptionError: the file cannot be written.
     """
     report = Report(title, subtitle)
-    _add_metrics(report, findings)
-    _add_curves(report, history, findings)
+    _add_metrics(report, scores)
+    _add_curves(report, history)
     if "naming" in benchmark.naming:
-        _add_named(report, benchmark.naming["naming"], findings.naming["naming"])
+        _add_named(report, benchmark.naming["naming"], scores.naming["naming"])
         _add_neighbours(report, model, benchmark.matching["naming"])
     _add_captions(report, model, benchmark)
     _add_maps(report, model, benchmark)
-    report.add_section("How this was made", "The whole configuration, for running it again.")
-    report.add_details(config)
+    sections.add_run_settings(report, config)
     return report.write(path)
 
 
-def _add_metrics(report: Report, findings: Findings) -> None:
-    report.add_section("What it can do")
+def _add_metrics(report: Report, scores: BenchmarkScores) -> None:
+    report.add_section("Results")
     rows = []
-    for name, scores in findings.naming.items():
+    for name, one in scores.naming.items():
         for k in (1, 5):
             rows.append(
                 Metric(
-                    name=f"{TITLES[name]}: top-{k} of {len(scores.per_class)}",
-                    value=getattr(scores, f"top{k}"),
-                    interval=getattr(scores, f"top{k}_interval"),
+                    name=f"{_TITLES[name]}: top-{k} of {len(one.per_class)}",
+                    value=getattr(one, f"top{k}"),
+                    interval=getattr(one, f"top{k}_interval"),
                     baselines={
-                        "chance": getattr(scores, f"chance_top{k}"),
-                        "nearest pixels": findings.nearest_pixel[name][f"top{k}"],
+                        "chance": getattr(one, f"chance_top{k}"),
+                        "nearest pixels": scores.nearest_pixel[name][f"top{k}"],
                     },
-                    meaning=MEANINGS[name] if k == 1 else "The right name is in the first five.",
+                    meaning=_MEANINGS[name] if k == 1 else "The right name is among the five.",
                 )
             )
-    rows += [
-        _matching_row(findings, name, k) for name in findings.matching for k in ("top1", "top5")
-    ]
+    rows += [_matching_row(scores, name, k) for name in scores.matching for k in ("top1", "top5")]
     for name, title in (
         ("image_to_text", "Image to caption"),
         ("text_to_image", "Caption to image"),
     ):
-        one = getattr(findings.retrieval, name)
+        one = getattr(scores.retrieval, name)
         rows.append(
             Metric(
                 name=f"{title}: recall@5 of {one.queries}",
@@ -160,69 +162,59 @@ def _add_metrics(report: Report, findings: Findings) -> None:
             )
         )
     report.add_metrics(rows)
-    if findings.naming:
+    if scores.naming:
         report.add_text(
             "“Nearest pixels” names a drawing by the most similar picture among all training "
-            "artists' drawings of the same names. Matching does that with the model's own "
-            "embeddings, so it is fair where nobody ever read the name."
+            "artists' drawings of the same names. Matching does the same in the model's embedding "
+            "space, so it also applies to names that are not in the training data."
         )
-
-
-def _matching_row(findings: Findings, name: str, k: str) -> Metric:
-    images, rate = findings.naming[name].count, findings.matching[name][k]
-    return Metric(
-        name=f"{MATCHING_TITLES[name]}: top-{k[3:]} of {len(findings.naming[name].per_class)}",
-        value=rate,
-        interval=wilson_interval(round(rate * images), images),
-        baselines={
-            "chance": getattr(findings.naming[name], f"chance_{k}"),
-            "nearest pixels": findings.nearest_pixel[name][k],
-        },
-        meaning=MATCHING_MEANINGS[name] if k == "top1" else "It is among the five closest things.",
-    )
-
-
-def _add_curves(report: Report, history: Sequence[Mapping[str, Any]], findings: Findings) -> None:
-    trained = [row for row in history if "loss" in row]
-    if trained:
-        report.add_section("How it learned")
-        steps = [row["step"] for row in trained]
-        report.add_chart(
-            line_chart(
-                {"training loss": (steps, [row["loss"] for row in trained])},
-                "Contrastive loss in training",
-                x_label="step",
-                y_label="nats",
-            )
-        )
-    series = {}
-    for name, title in CURVES.items():
-        key = f"evaluate/{name}/top1"
-        rows = [row for row in history if key in row]
-        if len(rows) > 1:
-            series[title] = [row["step"] for row in rows], [row[key] for row in rows]
-    if series:
-        title = "The unseen artist's drawings while it trained"
-        report.add_chart(line_chart(series, title, x_label="step", y_label="top-1", percent=True))
     bars = [
         Bar(
-            TITLES[name],
-            scores.top1,
+            _TITLES[name],
+            one.top1,
             baselines={
-                "chance": scores.chance_top1,
-                "nearest pixels": findings.nearest_pixel[name]["top1"],
+                "chance": one.chance_top1,
+                "nearest pixels": scores.nearest_pixel[name]["top1"],
             },
-            interval=scores.top1_interval,
+            interval=one.top1_interval,
         )
-        for name, scores in findings.naming.items()
+        for name, one in scores.naming.items()
     ]
     if bars:
         report.add_chart(bar_chart({"": bars}, "Top-1 against the baselines", percent=True))
 
 
+def _matching_row(scores: BenchmarkScores, name: str, k: str) -> Metric:
+    naming, rate = scores.naming[name], scores.matching[name][k]
+    return Metric(
+        name=f"{_MATCHING_TITLES[name]}: top-{k[3:]} of {len(naming.per_class)}",
+        value=rate,
+        interval=wilson_interval(round(rate * naming.count), naming.count),
+        baselines={
+            "chance": getattr(naming, f"chance_{k}"),
+            "nearest pixels": scores.nearest_pixel[name][k],
+        },
+        meaning=_MATCHING_MEANINGS[name] if k == "top1" else "It is among the five closest.",
+    )
+
+
+def _add_curves(report: Report, history: sections.History) -> None:
+    loss = sections.curves(history, {"loss": "training loss"})
+    top1 = sections.curves(history, _CURVES, least=2)
+    charts = []
+    if loss:
+        title = "Contrastive loss in training"
+        charts.append(line_chart(loss, title, x_label="step", y_label="nats"))
+    if top1:
+        title = "Drawings of the test artist during training"
+        charts.append(line_chart(top1, title, x_label="step", y_label="top-1", percent=True))
+    sections.add_learning_curves(report, charts)
+
+
 def _add_named(report: Report, naming: Naming, scores: ZeroShotScores) -> None:
     report.add_section(
-        "Right and wrong", "Drawings of the unseen artist with the name the model gives them."
+        "Right and wrong names",
+        "Drawings of the test artist with the name that the model predicts.",
     )
     images = naming.images
     rng = np.random.default_rng(0)
@@ -231,8 +223,8 @@ def _add_named(report: Report, naming: Naming, scores: ZeroShotScores) -> None:
         found = rng.permutation(np.flatnonzero(scores.correct == wanted))[: EXAMPLES // 2]
         for index in found:
             name = images.names[images.labels[index]]
-            said = images.names[scores.predictions[index]]
-            text = name if wanted else f"{said} — it is: {name}"
+            predicted = images.names[scores.predictions[index]]
+            text = name if wanted else f"{predicted} (right: {name})"
             cards.append((_enlarged(images.pixels[index]), text, "ok" if wanted else "wrong"))
     report.add_images(cards, width=110)
 
@@ -240,7 +232,7 @@ def _add_named(report: Report, naming: Naming, scores: ZeroShotScores) -> None:
 def _add_neighbours(report: Report, model: nnx.Module, matching: Matching) -> None:
     report.add_section(
         "Nearest neighbours",
-        "A drawing of the unseen artist, and the training artists' drawings that lie closest.",
+        "A drawing of the test artist, and the nearest drawings of the training artists.",
     )
     queries, gallery, encoder = matching.images, matching.gallery, matching.encoder
     chosen = np.random.default_rng(1).permutation(len(queries.labels))[:QUERIES]
@@ -262,25 +254,25 @@ def _add_neighbours(report: Report, model: nnx.Module, matching: Matching) -> No
 
 
 def _add_captions(report: Report, model: nnx.Module, benchmark: Benchmark) -> None:
-    report.add_section("Captions", "Images with the caption that the model finds closest.")
+    report.add_section("Captions", "Images with the nearest caption.")
     images = benchmark.retrieval.images
     found, texts = benchmark.retrieval.embeddings(model)
     chosen = np.random.default_rng(2).permutation(len(images.captions))[: EXAMPLES // 2]
     best = nearest(found[chosen], texts, 1).indices[:, 0]
     cards = []
     for index, text in zip(chosen, best, strict=True):
-        said, own = images.texts[text], images.captions[index]
-        right = said == own
-        caption = own if right else f"{said} — its own: {own}"
+        predicted, own = images.texts[text], images.captions[index]
+        right = predicted == own
+        caption = own if right else f"{predicted} (own: {own})"
         cards.append((_enlarged(images.pixels[index]), caption, "ok" if right else "wrong"))
     report.add_images(cards, width=170)
 
 
 def _add_maps(report: Report, model: nnx.Module, benchmark: Benchmark) -> None:
     report.add_section(
-        "Where it looks",
-        "Attention of the class token in the last layer, and the patches that speak for a text "
-        "(attention × gradient).",
+        "Attention and relevance maps",
+        "Attention of the class token in the last layer, and the relevance of each patch for a "
+        "text (gradient × attention).",
     )
     encoder, records = benchmark.encoder, benchmark.pictures
     pixels = np.stack(
@@ -304,7 +296,7 @@ def _add_maps(report: Report, model: nnx.Module, benchmark: Benchmark) -> None:
 
 
 def _texts_of(record: Record) -> tuple[str, str]:
-    """Two texts to look for: things in the picture where it shows two, else its captions."""
+    """Two texts for the maps: names of two objects if the image has them, else its captions."""
     names = list(dict.fromkeys(item.name for item in record.objects))
     if len(names) >= 2:
         return tuple(TEMPLATES[0].format(name) for name in names[:2])

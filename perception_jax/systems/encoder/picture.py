@@ -1,4 +1,4 @@
-"""A prediction as one picture: panels with captions, headings, and what the colours mean.
+"""Draws the maps of an image encoder: panels with captions, headings and a legend.
 
 Letters: C side of a panel.
 """
@@ -8,19 +8,19 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import UInt8
 
-from perception_jax.systems.encoder.predict import Prediction, TextScore
+from perception_jax.systems.encoder.predict import EncoderPrediction, TextScore
 from perception_jax.viz import patch_maps, sheet
 
 _COLUMNS = 4
-"""Most panels in a row."""
+"""Largest number of panels in a row."""
 _SMOOTH = 0.25
-"""Blur of input gradients, in patches: what stands out is a place, not a speckle."""
-_RELEVANCE = "Patches that speak for the text: gradient times attention"
+"""Blur of input gradients, in patches, which suppresses single pixels."""
+_RELEVANCE = "Relevance of the patches for the text: gradient times attention"
 _GRADIENT = "Pixels that change the score most: input gradient, smoothed"
 
 
-def draw(prediction: Prediction, name: str) -> UInt8[np.ndarray, "_ _ 3"]:
-    """All that `prediction` holds; `name` is the image's."""
+def draw(prediction: EncoderPrediction, name: str) -> UInt8[np.ndarray, "_ _ 3"]:
+    """Draws a whole prediction; `name` is the image's."""
     sections = [("", _own(prediction, name))]
     shown = prediction.picture
     smooth = _SMOOTH * prediction.input_size[0] / prediction.attention.shape[1]
@@ -44,7 +44,7 @@ def draw(prediction: Prediction, name: str) -> UInt8[np.ndarray, "_ _ 3"]:
     return sheet.stacked([*parts, sheet.legend(width)], width)
 
 
-def _own(prediction: Prediction, name: str) -> list[sheet.Panel]:
+def _own(prediction: EncoderPrediction, name: str) -> list[sheet.Panel]:
     """The panels that need no text."""
     # The font has no multiplication sign.
     original, given = (f"{w} x {h}" for w, h in (prediction.image_size, prediction.input_size))
@@ -59,8 +59,8 @@ def _own(prediction: Prediction, name: str) -> list[sheet.Panel]:
         ),
         (
             np.round(features).astype(np.uint8),
-            "Patch features: three principal components as red, green and blue; what has one "
-            "colour looks alike to the model",
+            "Patch features: three principal components as red, green and blue; equal "
+            "colours mean similar features",
         ),
     ]
 

@@ -1,4 +1,4 @@
-"""What an encoder sees in an image: maps, and how well texts fit.
+"""Maps of an image encoder for an image, and how well texts fit it.
 
 Letters: H W input that the patches cover, C side of the shown picture, T texts, E embedding width.
 """
@@ -44,21 +44,21 @@ class TextScore:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Prediction:
-    """What the encoder sees in one image.
+class EncoderPrediction:
+    """Maps and text scores of one image.
 
     Attributes:
       picture: the part of the image that the patches cover, scaled from the original.
       image_size: width and height of the original, pixels.
-      input_size: width and height of what the model got, pixels.
-      region: xyxy in original pixels, what the patches cover; reaches beyond the image where it was
-        padded.
-      attention_of: whose attention is shown, in words.
+      input_size: width and height of the model's input, pixels.
+      region: the part that the patches cover, xyxy in original pixels; extends beyond the image
+        where it was padded.
+      attention_of: the token or head whose attention is shown, in words.
       scores: of each text.
       attention: to each patch, mean over heads.
-      relevance: of each patch for each text, by gradient × attention.
-      gradient: of each text's cosine for each input pixel, its length over colours.
-      components: the three principal ones of the patch features, in [0, 1].
+      relevance: of each patch for each text, gradient × attention.
+      gradient: norm over colours of the gradient of each text's cosine with respect to each pixel.
+      components: the three principal components of the patch features, in [0, 1].
     """
 
     picture: UInt8[np.ndarray, "C C 3"]
@@ -94,7 +94,7 @@ class Prediction:
 
 
 class Explainer:
-    """One model and some texts, for any number of images; compiles once."""
+    """Computes the maps of images for one model and fixed texts; compiles once."""
 
     def __init__(
         self,
@@ -125,10 +125,10 @@ class Explainer:
         )
         self._texts = tuple(texts)
         self._embeddings = _embed(loaded, self._texts)
-        self._run = jax.jit(self._see)
+        self._run = jax.jit(self._compute)
 
-    def __call__(self, image: Image, *, name: str = "") -> Prediction:
-        """Looks at one image.
+    def __call__(self, image: Image, *, name: str = "") -> EncoderPrediction:
+        """Computes maps and scores of one image.
 
         Args:
           image: uint8[height, width, 3], an encoded file's bytes, or a path.
@@ -139,17 +139,17 @@ class Explainer:
           ConfigError: the tower has no such layer.
         """
         original = image_files.decode(image, name=name)
-        seen = views.view(self._processor, original, patch=self._patch, side=PANEL)
-        pixels = seen.pixels
+        view = views.view(self._processor, original, patch=self._patch, side=PANEL)
+        pixels = view.pixels
         found = self._run(self._model, jnp.asarray(pixels)[None], self._embeddings)
         found = {key: np.asarray(value) for key, value in found.items()}
         rows, columns = found["attention"].shape
         height, width = rows * self._patch, columns * self._patch
-        return Prediction(
-            picture=seen.picture,
-            image_size=seen.original_size,
+        return EncoderPrediction(
+            picture=view.picture,
+            image_size=view.original_size,
             input_size=(pixels.shape[1], pixels.shape[0]),
-            region=seen.region,
+            region=view.region,
             attention_of=self._attention_of,
             scores=self._scores(found["cosines"]),
             attention=found["attention"],
@@ -158,16 +158,16 @@ class Explainer:
             components=found["components"],
         )
 
-    def _see(
+    def _compute(
         self, model: nnx.Module, pixels: UInt8[Array, "1 S S 3"], texts: Float[Array, "T E"]
     ) -> dict[str, Array]:
         normal = normalise(pixels, self._processor.mean, self._processor.std)
-        seen = maps.text_maps(_image_tower(model), normal, texts, layer=self._layer)
-        out = seen.output
+        found = maps.text_maps(_image_tower(model), normal, texts, layer=self._layer)
+        out = found.output
         return {
-            "attention": seen.attention[0],
-            "relevance": seen.relevance[:, 0],
-            "gradient": seen.gradient[:, 0],
+            "attention": found.attention[0],
+            "relevance": found.relevance[:, 0],
+            "gradient": found.gradient[:, 0],
             "components": maps.patch_pca(out.patches, out.grid)[0],
             "cosines": unit(texts) @ unit(out.embedding)[0],
         }
@@ -189,7 +189,7 @@ class Explainer:
 
 
 def _image_tower(model: nnx.Module) -> nnx.Module:
-    """A model of two towers has it as `vision`; DINOv2 is one."""
+    """The image tower: `vision` of a model with two towers, or the model itself (DINOv2)."""
     return getattr(model, "vision", model)
 
 

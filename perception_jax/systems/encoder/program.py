@@ -1,4 +1,4 @@
-"""What `launch.predict encoder` runs: the maps of an image encoder, and how well texts fit."""
+"""The program of the encoder for `launch.predict`: maps, and how well texts fit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the flags of `launch.predict encoder`."""
-    flags.DEFINE_multi_string("text", [], "A text to look for; any number.", flag_values=values)
+    flags.DEFINE_multi_string(
+        "text", [], "A text to compare with the image; any number.", flag_values=values
+    )
     flags.DEFINE_integer(
         "layer",
         -1,

@@ -3,8 +3,7 @@
 That it sits in the layers of the visual encoder, links text to vision by a two-layer MLP and fuses
 by cross-attention is from summaries of the paper (arXiv 2410.20109); shapes, place and
 initialisation are this library's resolution. Letters: B batch, N image tokens, T text tokens,
-D image width, W text width, H heads, E
-embedding width.
+D image width, W text width, H heads, E embedding width.
 """
 
 from __future__ import annotations
@@ -28,14 +27,14 @@ from perception_jax.nn.taps import LayerTap
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Instruction:
-    """What adapters are steered by.
+class InstructionFeatures:
+    """Features of instructions on which adapters and presence head are conditioned.
 
     Attributes:
-      states: text tokens after the text tower's final norm.
+      states: text tokens after the text tower's final norm, the keys and values of the adapters.
       mask: True for tokens up to and including the first end token.
-      embedding: unit vectors in the joint space, float32; what the presence logit is about.
-      strength: factor on what adapters add, a float32 scalar; 1 is as trained.
+      embedding: unit vectors in the joint space, float32, the input of the presence head.
+      strength: factor on the adapters' output, a float32 scalar; 1 is as trained.
     """
 
     states: Float[Array | np.ndarray, "B T W"]
@@ -70,8 +69,8 @@ class AdapterConfig:
     eps: float = 1e-5
 
     def __post_init__(self) -> None:
-        for name, kind in _KINDS.items():
-            settings.check(getattr(self, name), kind, f"adapter {name}")
+        for name, allowed in _ALLOWED.items():
+            settings.check(getattr(self, name), allowed, f"adapter {name}")
         if self.connector == "linear" and self.mlp_hidden is not None:
             raise ConfigError(
                 f'adapter mlp_hidden: expected None for the connector "linear", which has no '
@@ -79,7 +78,7 @@ class AdapterConfig:
             )
 
 
-_KINDS = {
+_ALLOWED = {
     "heads": settings.Optional(settings.HEADS),
     "gate": settings.Choice(("none", "tanh")),
     "connector": settings.Choice(("mlp", "linear")),
@@ -90,7 +89,7 @@ _KINDS = {
 
 
 class AgAdapter(nnx.Module):
-    """`h + strength * to_out(attention(norm(h), mlp(states)))`; at first exactly `h`."""
+    """AG-Adapter: `h + strength * to_out(attention(norm(h), mlp(states)))`; first equal to `h`."""
 
     def __init__(self, config: AdapterConfig, width: int, text_width: int, *, rngs: nnx.Rngs):
         self.config = config
@@ -110,8 +109,10 @@ class AgAdapter(nnx.Module):
         self.to_out = adapter_linear(width, width, zero=not gated, rngs=rngs)
         self.gate = AdapterParam(jnp.zeros(())) if gated else None
 
-    def __call__(self, h: Float[Array, "B N D"], instruction: Instruction) -> Float[Array, "B N D"]:
-        """Image tokens with what the instruction adds."""
+    def __call__(
+        self, h: Float[Array, "B N D"], instruction: InstructionFeatures
+    ) -> Float[Array, "B N D"]:
+        """Adds the output of cross-attention to the instruction to the image tokens."""
         added = self.to_out(self._attend(h, instruction).x)
         strength = instruction.strength
         if self.gate is not None:
@@ -119,13 +120,16 @@ class AgAdapter(nnx.Module):
         return h + strength.astype(h.dtype) * added
 
     def attention(
-        self, h: Float[Array, "B N D"], instruction: Instruction
+        self, h: Float[Array, "B N D"], instruction: InstructionFeatures
     ) -> Float[Array, "B H N T"]:
-        """How much each image token takes from each text token; 0 where the mask is False."""
+        """Attention of each image token to each text token; 0 where the mask is False."""
         return self._attend(h, instruction, tap=LayerTap()).rows
 
     def _attend(
-        self, h: Float[Array, "B N D"], instruction: Instruction, tap: LayerTap | None = None
+        self,
+        h: Float[Array, "B N D"],
+        instruction: InstructionFeatures,
+        tap: LayerTap | None = None,
     ) -> AttentionOutput:
         text = self.fc1(instruction.states.astype(h.dtype))
         if self.fc2 is not None:

@@ -1,5 +1,5 @@
-"""GiVE's own parameters as a file of adapters: adapters, OID head, and for a vision-only encoder
-its projection.
+"""Files of GiVE's trained parameters: adapters, OID head, and for a vision-only encoder its
+projection.
 
 The names are this library's resolution; the paper's code could not be had. Other names, should they
 turn up, are mapped by `renames` before anything else is read.
@@ -30,14 +30,16 @@ from perception_jax.systems.give.adapter import AdapterConfig
 from perception_jax.systems.give.model import SHARDINGS, Give, GiveConfig, leaves_in_give
 
 ADAPTERS_FILE = "give.safetensors"
+"""Name of the file in the folder of a run."""
 ADAPTERS = "ag_adapters"
-INSERTS = "backbone/vision/blocks/inserts"
+"""Prefix of the adapters' names in the file."""
+_INSERTS = "backbone/vision/blocks/inserts"
 _MODE = settings.Choice(typing.get_args(Mode))
 _ACT = settings.Choice(tuple(ACTIVATIONS))
 
 
 def adapter_rules(source: str, target: str, config: AdapterConfig) -> tuple[Rule, ...]:
-    """Of one `AgAdapter`, or of a stack of them if `source` has a placeholder."""
+    """Name rules of one `AgAdapter`, or of a stack of them if `source` has a placeholder."""
     rules = (
         *norm(f"{source}.norm", f"{target}/norm"),
         *linear(f"{source}.mlp.fc1", f"{target}/fc1"),
@@ -54,10 +56,10 @@ def adapter_rules(source: str, target: str, config: AdapterConfig) -> tuple[Rule
 
 
 def names_of(give: Give) -> AdapterNames:
-    """Names of all that trains, adapters numbered by their block."""
+    """Name rules of all trained parameters, with adapters numbered by their block."""
     blocks = give.backbone.vision.blocks
     rules = (
-        *adapter_rules(f"{ADAPTERS}.{{i}}", INSERTS, blocks.inserts.config),
+        *adapter_rules(f"{ADAPTERS}.{{i}}", _INSERTS, blocks.inserts.config),
         *linear("oid_head.fc1", "oid_head/fc1"),
         *linear("oid_head.fc2", "oid_head/fc2"),
         *(() if give.visual_proj is None else linear("visual_proj", "visual_proj", bias=False)),
@@ -74,7 +76,7 @@ def save_give(
     variant: str = "",
     dtype: np.typing.DTypeLike | None = None,
 ) -> None:
-    """Writes what trains, whole or not at all; an older file of that name is replaced.
+    """Writes the trained parameters, whole or not at all; an older file of that name is replaced.
 
     Args:
       backbone: its name and how it makes images, for the metadata.
@@ -112,7 +114,7 @@ def load_give(
     unstated: GiveConfig | None = None,
     mesh: jax.sharding.Mesh | None = None,
 ) -> Give:
-    """A GiVE around a loaded backbone, with the adapters of a file.
+    """Loads the adapters of a file into a GiVE around a loaded backbone.
 
     Args:
       renames: (regular expression, replacement) pairs, applied in order to every name of the file
@@ -140,10 +142,10 @@ def load_give(
 
 
 def trained_on(path: str | os.PathLike[str], backbone: api.Loaded) -> api.Loaded:
-    """The backbone with the images that the adapters of a file trained on, if it says so.
+    """The backbone with the image size and mode with which the adapters of a file were trained.
 
     Raises:
-      CheckpointError: the file is missing or damaged, or says nonsense.
+      CheckpointError: the file is missing or damaged, or its metadata is invalid.
     """
     file = AdapterFile(path)
     size = file.setting("image_size", settings.IMAGE_SIZE, None)
@@ -153,10 +155,10 @@ def trained_on(path: str | os.PathLike[str], backbone: api.Loaded) -> api.Loaded
 
 
 def read_config(file: AdapterFile, unstated: GiveConfig) -> GiveConfig:
-    """The settings that a file's names, shapes and metadata tell.
+    """Reads the settings of the network from a file's names, shapes and metadata.
 
     Raises:
-      CheckpointError: it holds no adapters, or a setting makes no sense.
+      CheckpointError: it holds no adapters, or a setting is invalid.
     """
     layers, names, other = file.layers(ADAPTERS), file.shapes, unstated.adapter
     is_mlp = any(".mlp.fc2." in name for name in names)

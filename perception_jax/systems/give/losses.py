@@ -21,17 +21,17 @@ from perception_jax.ops.losses import softmax_contrastive
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Rows:
-    """What each row shows; equal numbers mean equal things.
+class RowLabels:
+    """Indices of each row's image, class and caption; equal indices mean equal things.
 
     Attributes:
       image: the image.
-      kind: the class that the instruction names; it is in the image.
+      label: the class that the instruction names; it is in the image.
       caption: the caption's text.
     """
 
     image: Int[Array, " M"]
-    kind: Int[Array, " M"]
+    label: Int[Array, " M"]
     caption: Int[Array, " M"]
 
 
@@ -61,7 +61,7 @@ class LossConfig:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Losses:
-    """The weighted total and its parts, float32 scalars."""
+    """The weighted total of the losses and its parts, float32 scalars."""
 
     total: Float[Array, ""]
     oitc: Float[Array, ""]
@@ -71,7 +71,7 @@ class Losses:
 
 def all_losses(
     config: LossConfig,
-    rows: Rows,
+    rows: RowLabels,
     *,
     present: Float[Array, "M D"],
     absent: Float[Array, "M D"],
@@ -81,14 +81,14 @@ def all_losses(
     scale: Float[Array, ""],
     harder: Float[Array, "M K"] | None = None,
 ) -> Losses:
-    """The weighted sum and each loss.
+    """Computes OITC, OIIC, OID and their weighted sum.
 
     Args:
-      present, absent: unit image embeddings, steered by the row's class and by its absent class.
+      present, absent: unit image embeddings, conditioned on the row's class and its absent class.
       text: unit embeddings of the captions.
       present_logit, absent_logit: presence logits of the two.
       scale: inverse temperature of OITC, already exponentiated.
-      harder: cosines of OITC's images with further wrong captions; see `softmax_contrastive`.
+      harder: cosines of OITC's images with hard negative captions; see `softmax_contrastive`.
     """
     first = oitc(present, text, scale, rows, harder)
     others = absent if config.absent_rows else None
@@ -102,31 +102,31 @@ def oitc(
     image: Float[Array, "M D"],
     text: Float[Array, "M D"],
     scale: Float[Array, ""],
-    rows: Rows,
+    rows: RowLabels,
     harder: Float[Array, "M K"] | None = None,
 ) -> Float[Array, ""]:
-    """Object-focused image-text contrast: symmetric InfoNCE of steered images and captions."""
+    """Object-focused image-text contrast: symmetric InfoNCE of conditioned images and captions."""
     return softmax_contrastive(image, text, scale, ignore=same_meaning(rows), harder=harder)
 
 
-def same_meaning(rows: Rows) -> Bool[Array, "M M"]:
-    """Pairs of different rows that are no negatives: same object of same image, or same caption."""
-    same = _equal(rows.image) & _equal(rows.kind) | _equal(rows.caption)
+def same_meaning(rows: RowLabels) -> Bool[Array, "M M"]:
+    """Mask of pairs that are no negatives: same object of the same image, or same caption."""
+    same = _equal(rows.image) & _equal(rows.label) | _equal(rows.caption)
     return same & ~jnp.eye(len(rows.image), dtype=bool)
 
 
 def oiic(
     present: Float[Array, "M D"],
-    rows: Rows,
+    rows: RowLabels,
     absent: Float[Array, "M D"] | None = None,
     *,
     temperature: float,
 ) -> Float[Array, ""]:
-    """Object-focused image-image contrast: images steered to one class are each other's positives.
+    """Object-focused image-image contrast: images conditioned on one class are positives.
 
-    Other objects, those of the same image included, are negatives; so is every row steered to a
-    class that its image lacks. Rows of the same object in the same image count as neither. 0 where
-    no row has a positive.
+    Other objects, those of the same image included, are negatives; so is every row conditioned on a
+    class that is absent from its image. Rows of the same object in the same image count as neither.
+    The loss is 0 where no row has a positive.
 
     Args:
       present, absent: unit rows; without `absent` only present rows compare.
@@ -134,8 +134,8 @@ def oiic(
     """
     present = present.astype(jnp.float32)
     own = present @ present.T / temperature
-    same_kind, same_image = _equal(rows.kind), _equal(rows.image)
-    others = jnp.where(same_kind & same_image, -jnp.inf, own)
+    same_class, same_image = _equal(rows.label), _equal(rows.image)
+    others = jnp.where(same_class & same_image, -jnp.inf, own)
     if absent is not None:
         more = present @ absent.astype(jnp.float32).T / temperature
         others = jnp.concatenate([others, more], axis=1)
@@ -149,13 +149,13 @@ def oiic(
     return jnp.where(anchors, per_anchor, 0.0).sum() / jnp.maximum(anchors.sum(), 1)
 
 
-def positive_pairs(rows: Rows) -> Bool[Array, "M M"]:
-    """Pairs that show the same class in different images."""
-    return _equal(rows.kind) & ~_equal(rows.image)
+def positive_pairs(rows: RowLabels) -> Bool[Array, "M M"]:
+    """Mask of pairs of the same class in different images."""
+    return _equal(rows.label) & ~_equal(rows.image)
 
 
 def oid(present_logit: Float[Array, " M"], absent_logit: Float[Array, " M"]) -> Float[Array, ""]:
-    """Object-focused image discrimination: is the named object there? Binary cross-entropy."""
+    """Object-focused image discrimination: binary cross-entropy of the presence logits."""
     present, absent = (x.astype(jnp.float32) for x in (present_logit, absent_logit))
     return 0.5 * (jnp.mean(jax.nn.softplus(-present)) + jnp.mean(jax.nn.softplus(absent)))
 

@@ -16,24 +16,21 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from perception_jax import settings
-from perception_jax.errors import ConfigError
 from perception_jax.models import shardings as models
 from perception_jax.models.paired import Backbone, is_joint
 from perception_jax.models.params import flatten, with_inserts
 from perception_jax.nn import stack
-from perception_jax.nn.adapters import adapter_linear
+from perception_jax.nn.adapters import adapter_linear, placed
 from perception_jax.nn.mlp import ACTIVATIONS
 from perception_jax.nn.taps import Taps
-from perception_jax.nn.text_tower import TextTower, first_end
+from perception_jax.nn.text_tower import TextTower, text_mask
 from perception_jax.nn.towers import TowerOutput
 from perception_jax.ops.losses import unit
-from perception_jax.systems.give.adapter import AdapterConfig, AgAdapter, Instruction
+from perception_jax.systems.give.adapter import AdapterConfig, AgAdapter, InstructionFeatures
 
-ADAPTERS = 12
-"""How many a backbone gets if it has so many blocks."""
 SHARDINGS = (
     (r"inserts/(fc1|to_[qkv])/kernel$", P(None, "fsdp", "tensor")),
     (r"inserts/(fc2|to_out)/kernel$", P(None, "tensor", "fsdp")),
@@ -41,9 +38,7 @@ SHARDINGS = (
     (r"^(oid_head|visual_proj|dense_head)/.*$", P()),
     *models.SHARDINGS,
 )
-"""How parameters lie on a mesh; adapters as the blocks that they are in."""
-SIGLIP_END = 1
-"""`</s>` of SigLIP's vocabulary: its texts' end token and their padding."""
+"""Sharding rules; adapters are sharded as the blocks that they are in."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,12 +46,11 @@ class GiveConfig:
     """Settings of the network.
 
     Attributes:
-      layers: blocks with an adapter, counted from 0, or a name: "spread" for twelve spread evenly
-        with the last block among them (all blocks where there are fewer), "all", "first half",
-        "last half".
-      adapter: what all of them share.
-      dense: whether there is a head that says of each patch whether it shows the named object (the
-        "plus" profile).
+      layers: blocks with an adapter, counted from 0, or a name: "spread" (twelve), "all", "first
+        half", "last half"; see `nn.adapters.placed`.
+      adapter: settings of all adapters.
+      dense: whether there is a dense head: a logit for each patch that it shows the named object
+        (the "plus" profile).
       head_act: activation of the OID head, one of `nn.mlp.ACTIVATIONS`.
 
     Raises:
@@ -72,33 +66,22 @@ class GiveConfig:
         settings.check(self.head_act, settings.Choice(tuple(ACTIVATIONS)), "head_act")
 
     def placed(self, depth: int) -> tuple[int, ...]:
-        """The blocks with an adapter in a tower of `depth` blocks.
-
-        Raises:
-          ConfigError: an unknown name, or blocks that the tower lacks or out of order.
-        """
-        if isinstance(self.layers, str):
-            return _named(self.layers, depth)
-        layers = tuple(self.layers)
-        ascending = list(layers) == sorted(set(layers))
-        if not ascending or not layers or layers[0] < 0 or layers[-1] >= depth:
-            raise ConfigError(
-                f"adapter layers: expected ascending numbers of blocks in [0, {depth - 1}], found "
-                f"{list(layers)}."
-            )
-        return layers
+        """The blocks with an adapter in a tower of `depth` blocks; see `nn.adapters.placed`."""
+        return placed(self.layers, depth)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GiveOutput:
-    """Attributes:
-    tower: of the image tower, steered if there was an instruction.
-    embedding: unit vectors in the joint space of images and texts, float32.
-    presence_logit: whether the named object is in the image (> 0: yes), float32; None without an
-      instruction.
-    place_logits: whether each patch shows the named object, float32; None without an instruction
-      or without the head for it.
+    """Outputs of `Give`.
+
+    Attributes:
+      tower: output of the image tower, conditioned if there was an instruction.
+      embedding: unit vectors in the joint space of images and texts, float32.
+      presence_logit: logit that the named object is in the image, float32; None without an
+        instruction.
+      place_logits: logits that each patch shows the named object, float32; None without an
+        instruction or without the dense head.
     """
 
     tower: TowerOutput
@@ -108,7 +91,7 @@ class GiveOutput:
 
 
 class OidHead(nnx.Module):
-    """Two layers from the pooled image token and the instruction's embedding to one logit."""
+    """Object-presence head: an MLP from pooled image token and instruction embedding to a logit."""
 
     def __init__(self, width: int, embed_dim: int, *, act: str = "gelu", rngs: nnx.Rngs):
         self.act = act
@@ -131,7 +114,7 @@ class Give(nnx.Module):
     """
 
     def __init__(self, config: GiveConfig, backbone: Backbone, *, rngs: nnx.Rngs):
-        backbone = jax.tree.map(lambda leaf: leaf, backbone)  # the caller's stays as it is
+        backbone = jax.tree.map(lambda leaf: leaf, backbone)  # the caller's is not changed
         vision = backbone.vision
         width = vision.norm_post.scale.shape[0]
         text_width, embed_dim = backbone.text.projection.kernel.shape
@@ -145,25 +128,25 @@ class Give(nnx.Module):
         self.backbone = backbone
         self.oid_head = OidHead(width, embed_dim, act=config.head_act, rngs=rngs)
         self.visual_proj = None if is_joint(backbone) else _projection(width, embed_dim, rngs)
-        # Zero at first: every patch says "perhaps".
+        # Zero at first: a probability of 0.5 for every patch.
         self.dense_head = adapter_linear(width, 1, zero=True, rngs=rngs) if config.dense else None
 
     def __call__(
         self,
         pixels: Float[Array, "B H W 3"],
-        instruction: Instruction | None = None,
+        instruction: InstructionFeatures | None = None,
         *,
         repeats: int = 1,
         taps: Taps | None = None,
         depth: int | None = None,
         remat: bool = False,
     ) -> GiveOutput:
-        """Encodes normalised pixels, each steered by its instruction.
+        """Encodes normalised pixels, each conditioned on its instruction.
 
         Args:
-          instruction: `repeats` for each image, one after the other; None gives the untouched
+          instruction: `repeats` rows for each image, consecutive; None gives the unconditioned
             backbone.
-          repeats: what comes before the first adapter is computed once an image.
+          repeats: instructions an image; blocks before the first adapter run once an image.
           taps, depth, remat: as of the image tower.
         """
         context = None
@@ -187,15 +170,15 @@ class Give(nnx.Module):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Steered:
-    """An image tower that looks at the world with an instruction in mind.
+class ConditionedTower:
+    """An image tower conditioned on an instruction, one row an image.
 
-    Stands wherever an image tower stands: it is called with pixels, gives a `TowerOutput` and takes
-    taps, so the functions of `nn.maps` draw what it attends to.
+    It has the interface of an image tower: called with pixels, it takes taps and returns a
+    `TowerOutput`, so that the functions of `nn.maps` apply to it.
     """
 
     give: Give
-    instruction: Instruction
+    instruction: InstructionFeatures
 
     @property
     def prefix(self) -> int:
@@ -210,7 +193,7 @@ class Steered:
         depth: int | None = None,
         remat: bool = False,
     ) -> TowerOutput:
-        """The tower's output, its `embedding` a unit vector in the joint space."""
+        """Runs the tower; `embedding` of the output is a unit vector in the joint space."""
         out = self.give(pixels, self.instruction, taps=taps, depth=depth, remat=remat)
         return dataclasses.replace(out.tower, embedding=out.embedding)
 
@@ -225,22 +208,6 @@ def leaves_in_give(backbone: nnx.Module) -> dict[str, Array]:
     return {path_in_give(path): leaf for path, leaf in flatten(backbone).items()}
 
 
-def _named(name: str, depth: int) -> tuple[int, ...]:
-    count = min(ADAPTERS, depth)
-    known = {
-        "spread": tuple((k + 1) * depth // count - 1 for k in range(count)),
-        "all": tuple(range(depth)),
-        "first half": tuple(range(depth // 2)),
-        "last half": tuple(range(depth // 2, depth)),
-    }
-    if name not in known:
-        raise ConfigError(
-            f"adapter layers: expected numbers of blocks or one of {', '.join(known)}, found "
-            f"{name!r}."
-        )
-    return known[name]
-
-
 def instruct(
     tower: TextTower,
     ids: Int[Array, "B T"],
@@ -248,41 +215,22 @@ def instruct(
     dtype: np.typing.DTypeLike = jnp.float32,
     strength: float = 1.0,
     end_id: int | None = None,
-) -> Instruction:
-    """What to steer by: a frozen text tower's tokens up to the first end token.
+) -> InstructionFeatures:
+    """Computes instruction features by a frozen text tower: its tokens up to the first end token.
 
     Args:
       ids: SigLIP's padded to the context; others to any common length, with any padding.
-      strength: factor on what adapters add; 1 is as trained.
-      end_id: the end token; None for the tower's own (see `instruction_mask`).
+      strength: factor on the adapters' output; 1 is as trained.
+      end_id: the end token; None for the tower's own (see `text_mask`).
     """
     out = tower(ids, dtype=dtype)
     end_id = tower.end_id if end_id is None else end_id
-    return Instruction(
+    return InstructionFeatures(
         states=out.tokens,
-        mask=instruction_mask(ids, tower.pool, end_id),
+        mask=text_mask(ids, tower.pool, end_id),
         embedding=unit(out.embedding),
         strength=jnp.float32(strength),
     )
-
-
-def instruction_mask(
-    ids: Int[Array, "B T"], pool: str, end_id: int | None = None
-) -> Bool[Array, "B T"]:
-    """True up to and including the first end token, whatever the padding is.
-
-    Args:
-      pool: how the text tower is read: at its end token ("end"), or at its last position ("last":
-        without an end token all tokens count).
-      end_id: the end token; None for the largest id ("end") or SigLIP's (`SIGLIP_END`, "last").
-    """
-    positions = jnp.arange(ids.shape[1])
-    if pool == "end":
-        end = first_end(ids, end_id)
-    else:
-        found = ids == (SIGLIP_END if end_id is None else end_id)
-        end = jnp.where(found.any(axis=1), jnp.argmax(found, axis=1), ids.shape[1] - 1)
-    return positions[None] <= end[:, None]
 
 
 def _projection(width: int, embed_dim: int, rngs: nnx.Rngs) -> Any:

@@ -1,4 +1,4 @@
-"""The "plus" profile: what GiVE gains from boxes and from captions that cannot be copied.
+"""The "plus" profile: further losses from boxes, altered captions and a generic instruction.
 
 This library's own, after ideas of SteerViT (arXiv 2604.02327: dense supervision), LIVE (arXiv
 2606.19584: targets that do not repeat the instruction) and FG-CLIP (arXiv 2505.05071: captions with
@@ -16,10 +16,13 @@ from jaxtyping import Array, Float
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlusConfig:
-    """Attributes:
-    dense: weight of the loss on where the object is; 0 leaves it out.
-    altered: whether captions with one attribute changed are further columns of OITC.
-    generic: weight of the loss that keeps "the image" like no instruction at all; 0 leaves it out.
+    """Settings of the "plus" profile.
+
+    Attributes:
+      dense: weight of the loss on the place of the object; 0 leaves it out.
+      altered: whether captions with one attribute changed are hard negatives of OITC.
+      generic: weight of the loss that keeps the embedding for the instruction "the image" equal to
+        that without an instruction; 0 leaves it out.
     """
 
     dense: float = 0.0
@@ -28,33 +31,14 @@ class PlusConfig:
 
 
 GENERIC_EVERY = 10
-"""One row of so many is also encoded under the generic instruction."""
-
-
-def coverage(boxes: Float[Array, "M 4"], grid: tuple[int, int], size: int) -> Float[Array, "M P"]:
-    """The share of each patch that a box covers.
-
-    Args:
-      boxes: xyxy in pixels of the model's square image; without area where there is none.
-      grid: rows and columns of patches.
-      size: side of the image.
-    """
-
-    def overlap(low: Array, high: Array, count: int) -> Float[Array, "M n"]:
-        edges = jnp.arange(count + 1) * (size / count)
-        inside = jnp.minimum(high[:, None], edges[1:]) - jnp.maximum(low[:, None], edges[:-1])
-        return jnp.maximum(inside, 0.0) * (count / size)
-
-    across = overlap(boxes[:, 0], boxes[:, 2], grid[1])
-    down = overlap(boxes[:, 1], boxes[:, 3], grid[0])
-    return (down[:, :, None] * across[:, None, :]).reshape(len(boxes), -1)
+"""Every n-th row is also encoded under the generic instruction; this is n."""
 
 
 def dense_loss(
     present: Float[Array, "M P"], absent: Float[Array, "M P"], covered: Float[Array, "M P"]
 ) -> Float[Array, ""]:
-    """Where is it? Cross-entropy of the patches with the share of each that the object covers; for
-    what is absent, no patch may say that it is there.
+    """Loss on the place of the object: cross-entropy of the softmax over patches with the share of
+    the object that each covers; for the absent class, the largest logit should be negative.
 
     Rows without a box count for the absent part only.
     """
@@ -66,6 +50,6 @@ def dense_loss(
     return found + jnp.mean(jax.nn.softplus(absent.max(axis=1)))
 
 
-def generic_loss(steered: Float[Array, "M E"], static: Float[Array, "M E"]) -> Float[Array, ""]:
-    """1 - cosine of unit embeddings."""
-    return jnp.mean(1.0 - jnp.sum(steered * jax.lax.stop_gradient(static), axis=1))
+def generic_loss(conditioned: Float[Array, "M E"], static: Float[Array, "M E"]) -> Float[Array, ""]:
+    """Mean of 1 - cosine of unit embeddings with the generic instruction and without one."""
+    return jnp.mean(1.0 - jnp.sum(conditioned * jax.lax.stop_gradient(static), axis=1))

@@ -1,4 +1,4 @@
-"""Looks at images as GiVE does: where under each instruction, what is there, what fits.
+"""Predicts with GiVE: maps and presence under each instruction, ranked candidates, captions.
 
 Letters: E embedding width, n different instructions, k captions, c candidates, T text tokens,
 S input side.
@@ -17,13 +17,14 @@ from jaxtyping import Array, Bool, Float, UInt8
 from perception_jax.api import Processor
 from perception_jax.data import images as image_files
 from perception_jax.data import views
+from perception_jax.data.instructions import instruction_for
 from perception_jax.data.records import Image
 from perception_jax.errors import ConfigError
 from perception_jax.evals.conditioned import prompts
 from perception_jax.nn import maps, stack
-from perception_jax.systems.give.adapter import AdapterConfig, Instruction
-from perception_jax.systems.give.data.instructions import instruction_for
-from perception_jax.systems.give.encoding.encode import Encoder, pick
+from perception_jax.nn.text_tower import SIGLIP_END, text_mask
+from perception_jax.systems.give.adapter import AdapterConfig, InstructionFeatures
+from perception_jax.systems.give.encoding.encode import ConditionedEncoder, take_rows
 from perception_jax.systems.give.encoding.galleries import (
     Galleries,
     PixelsInMemory,
@@ -31,10 +32,15 @@ from perception_jax.systems.give.encoding.galleries import (
     blank_image,
 )
 from perception_jax.systems.give.encoding.plan import Rows
-from perception_jax.systems.give.model import SIGLIP_END, Give, GiveConfig, instruction_mask
+from perception_jax.systems.give.maps import ConditionedMaps, conditioned_maps
+from perception_jax.systems.give.model import Give, GiveConfig
+from perception_jax.systems.give.prediction import (
+    Candidate,
+    CaptionScore,
+    GivePrediction,
+    InstructionPrediction,
+)
 from perception_jax.systems.give.pretrained import GiveEncoder, find_adapters
-from perception_jax.systems.give.showing.looking import Look, look
-from perception_jax.systems.give.showing.prediction import Candidate, CaptionScore, Prediction, Told
 from perception_jax.viz.sheet import PANEL
 
 BATCH = 64
@@ -46,7 +52,7 @@ SHOWN = 3
 def load_encoder(
     source: str | os.PathLike[str], *, backbone: str | os.PathLike[str] | None = None
 ) -> GiveEncoder:
-    """Adapters as `GiveEncoder.from_pretrained` finds them, or else a backbone with fresh ones.
+    """Loads adapters (see `GiveEncoder.from_pretrained`), or a backbone with fresh adapters.
 
     Raises:
       PerceptionError: as `GiveEncoder.from_pretrained`.
@@ -59,7 +65,7 @@ def load_encoder(
 
 
 class Predictor:
-    """One model, some instructions and candidates, for any number of images; compiles once."""
+    """Predicts for images with fixed instructions and candidates; compiles once."""
 
     def __init__(
         self,
@@ -73,15 +79,15 @@ class Predictor:
     ):
         """
         Args:
-          instructions: to look at each image under, taken as they stand.
-          candidates: names of objects to rank; the instruction of each is made of its name.
-          captions: to find the nearest of.
-          alpha: strength of the steering; 1 is as trained, 0 the backbone alone.
+          instructions: on which each image is conditioned, used verbatim.
+          candidates: names of objects to rank; each instruction is made of the name.
+          captions: of which the nearest are listed.
+          alpha: strength of the conditioning; 1 is as trained, 0 the backbone alone.
           scale: the input's side as a multiple of the model's own, rounded to whole patches.
 
         Raises:
-          ConfigError: neither instructions nor candidates, a text without words, a scale or
-            strength that is no such number; of fresh adapters a strength above 0, or candidates.
+          ConfigError: neither instructions nor candidates, an empty text, an invalid scale or
+            strength; for fresh adapters, a strength above 0 or candidates.
         """
         self._model = encoder.model
         self._trained = is_trained(encoder.model)
@@ -95,18 +101,20 @@ class Predictor:
         )
         image = views.scaled(encoder.processor.image, scale, self._patch)
         processor = Processor(image=image, tokenizer=encoder.processor.tokenizer)
-        self._encoder = Encoder(processor, strength=self._alpha)
-        self._texts = tuple(dict.fromkeys([*self._instructions, *map(_named, self._names)]))
-        self._told = self._encoder.instructions(self._model, self._texts)
-        self._words = _words(self._encoder, self._model, self._texts, self._told)
-        self._look, self._static = jax.jit(self._see), jax.jit(self._see_static)
+        self._encoder = ConditionedEncoder(processor, strength=self._alpha)
+        self._texts = tuple(
+            dict.fromkeys([*self._instructions, *map(instruction_for, self._names)])
+        )
+        self._features = self._encoder.instructions(self._model, self._texts)
+        self._word_mask = _word_mask(self._encoder, self._model, self._texts, self._features)
+        self._maps, self._static = jax.jit(self._compute_maps), jax.jit(self._compute_static)
         self._galleries = Galleries(self._encoder, batch_size=min(BATCH, len(self._texts)))
         self._blank = self._steered(blank_image(image), range(len(self._texts))).embedding
         self._prototypes = prompts.prototypes(self._embed, self._names) if self._names else None
         self._caption_rows = self._embed(self._captions) if self._captions else None
 
-    def __call__(self, image: Image, *, name: str = "") -> Prediction:
-        """Looks at one image.
+    def __call__(self, image: Image, *, name: str = "") -> GivePrediction:
+        """Predicts for one image.
 
         Args:
           image: uint8[height, width, 3], an encoded file's bytes, or a path.
@@ -117,20 +125,20 @@ class Predictor:
         """
         original = image_files.decode(image, name=name)
         processor = self._encoder.processor.image
-        seen = views.view(processor, original, patch=self._patch, side=PANEL)
-        attention, static = jax.device_get(self._static(self._model, seen.pixels[None]))
-        candidates = self._ranked(seen.pixels)
+        view = views.view(processor, original, patch=self._patch, side=PANEL)
+        attention, static = jax.device_get(self._static(self._model, view.pixels[None]))
+        candidates = self._ranked(view.pixels)
         best = [one.instruction for one in candidates[:SHOWN]]
-        return Prediction(
-            picture=seen.picture,
-            image_size=seen.original_size,
+        return GivePrediction(
+            picture=view.picture,
+            image_size=view.original_size,
             input_size=(processor.size, processor.size),
-            region=seen.region,
+            region=view.region,
             alpha=self._alpha,
             attention_of=self._attention_of,
             attention=attention,
-            told=tuple(
-                self._under(text, seen.pixels, static)
+            instructions=tuple(
+                self._conditioned(text, view.pixels, static)
                 for text in dict.fromkeys([*self._instructions, *best])
             ),
             candidates=candidates,
@@ -143,29 +151,28 @@ class Predictor:
         if not 0 <= self._alpha < float("inf"):
             raise ConfigError(f"alpha: expected a number from 0 upwards, found {self._alpha}.")
         if not (self._instructions or self._names):
-            raise ConfigError("nothing to look for: give an instruction, or candidates.")
+            raise ConfigError("nothing to predict: give an instruction, or candidates.")
         if not self._trained and (self._alpha > 0 or self._names):
             raise ConfigError(
-                "this is a backbone with fresh adapters: they change nothing and know of no "
-                "presence, so there is nothing to see. Give trained ones (a file of adapters, or "
-                "a folder that it lies in), or look at the backbone alone with instructions at "
-                "alpha 0."
+                "this is a backbone with fresh adapters: they change nothing, and the presence "
+                "head is untrained. Give trained adapters (their file, or the folder that it lies "
+                "in), or run the backbone alone with instructions at alpha 0."
             )
 
     def _embed(self, texts: Sequence[str]) -> Float[np.ndarray, "k E"]:
         return self._encoder.texts(self._model, texts)
 
-    def _see(
+    def _compute_maps(
         self,
         model: Give,
         pixels: UInt8[Array, "1 S S 3"],
-        told: Instruction,
-        words: Bool[Array, "1 T"],
-    ) -> Look:
+        instruction: InstructionFeatures,
+        word_mask: Bool[Array, "1 T"],
+    ) -> ConditionedMaps:
         normal = self._encoder.normalised(pixels)
-        return look(model, normal, told, words, presence=self._trained)
+        return conditioned_maps(model, normal, instruction, word_mask, presence=self._trained)
 
-    def _see_static(
+    def _compute_static(
         self, model: Give, pixels: UInt8[Array, "1 S S 3"]
     ) -> tuple[Float[Array, "rows columns"], Float[Array, " E"]]:
         """Attention and embedding without an instruction."""
@@ -174,35 +181,37 @@ class Predictor:
         return attention, model(normal).embedding[0]
 
     def _steered(self, pixels: UInt8[np.ndarray, "S S 3"], numbers: Iterable[int]) -> Steered:
-        """One image under some of the instructions."""
+        """Encodes one image under some of the instructions."""
         chosen = np.fromiter(numbers, np.int32)
         return self._galleries.steered(
             self._model,
             PixelsInMemory(pixels[None]),
-            self._told,
+            self._features,
             Rows(np.zeros_like(chosen), chosen),
             images_per_step=1,
         )
 
-    def _under(
+    def _conditioned(
         self, text: str, pixels: UInt8[np.ndarray, "S S 3"], static: Float[np.ndarray, " E"]
-    ) -> Told:
+    ) -> InstructionPrediction:
         number = self._texts.index(text)
         row = jnp.array([number])
-        told = pick(self._told, row)
-        seen = jax.device_get(self._look(self._model, pixels[None], told, self._words[row]))
-        meaning = self._told.embedding[number]
-        return Told(
+        instruction = take_rows(self._features, row)
+        found = jax.device_get(
+            self._maps(self._model, pixels[None], instruction, self._word_mask[row])
+        )
+        embedding = self._features.embedding[number]
+        return InstructionPrediction(
             instruction=text,
-            presence_logit=float(seen.presence_logit) if self._trained else None,
-            cosine=float(meaning @ seen.embedding),
-            cosine_blank=float(meaning @ self._blank[number]),
-            cosine_static=float(meaning @ static),
-            captions=self._nearest(seen.embedding),
-            attention=seen.attention,
-            relevance=seen.relevance,
-            places=seen.places if self._trained else None,
-            words=seen.words if self._alpha > 0 else None,
+            presence_logit=float(found.presence_logit) if self._trained else None,
+            cosine=float(embedding @ found.embedding),
+            cosine_blank=float(embedding @ self._blank[number]),
+            cosine_static=float(embedding @ static),
+            captions=self._nearest(found.embedding),
+            attention=found.attention,
+            relevance=found.relevance,
+            places=found.places if self._trained else None,
+            words=found.words if self._alpha > 0 else None,
         )
 
     def _nearest(self, embedding: Float[np.ndarray, " E"]) -> tuple[CaptionScore, ...]:
@@ -215,10 +224,10 @@ class Predictor:
         )
 
     def _ranked(self, pixels: UInt8[np.ndarray, "S S 3"]) -> tuple[Candidate, ...]:
-        """All candidates, the most likely first; equal ones as they were given."""
+        """All candidates, the most likely first; ties in the given order."""
         if not self._names:
             return ()
-        numbers = [self._texts.index(_named(name)) for name in self._names]
+        numbers = [self._texts.index(instruction_for(name)) for name in self._names]
         out = self._steered(pixels, numbers)
         gained = np.sum((out.embedding - self._blank[numbers]) * self._prototypes, axis=1)
         return tuple(
@@ -233,23 +242,19 @@ class Predictor:
 
 
 def is_trained(model: Give) -> bool:
-    """Whether the adapters change anything; fresh ones do not, whatever the strength."""
+    """Whether the adapters change the output; fresh ones do not, at any strength."""
     adapters = model.backbone.vision.blocks.inserts
     last = adapters.to_out.kernel if adapters.gate is None else adapters.gate
     return bool(jnp.any(last[...] != 0))
 
 
-def _named(name: str) -> str:
-    return instruction_for(name)
-
-
-def _words(
-    encoder: Encoder, model: Give, texts: Sequence[str], told: Instruction
+def _word_mask(
+    encoder: ConditionedEncoder, model: Give, texts: Sequence[str], features: InstructionFeatures
 ) -> Bool[Array, "n T"]:
-    """Which tokens of each instruction are words, not its start or end."""
+    """Mask of the tokens of each instruction that are words, not its start or end token."""
     ids = encoder.processor.texts(texts)
     tower = model.backbone.text
-    mask = instruction_mask(ids, tower.pool, tower.end_id)
+    mask = text_mask(ids, tower.pool, tower.end_id)
     inner = jnp.arange(ids.shape[1]) < mask.sum(axis=1, keepdims=True) - 1
     words = inner.at[:, 0].set(False) if tower.pool == "end" else mask & (ids != SIGLIP_END)
-    return words[:, : told.mask.shape[1]]
+    return words[:, : features.mask.shape[1]]

@@ -2,8 +2,8 @@
 
     encoder = GiveEncoder.from_pretrained("scenes-give")   # or a folder or file of adapters
     out = encoder.encode([image, image], ["the kite", "the dog"])
-    out.embedding @ out.embedding.T          # the same image, looked at in two ways
-    out.presence_logit > 0                   # is it there?
+    out.embedding @ out.embedding.T          # the same image under two instructions
+    out.presence_logit > 0                   # is the object present?
 
 Letters: B batch, N image tokens, P patches, D image width, L blocks, E embedding width.
 """
@@ -11,6 +11,7 @@ Letters: B batch, N image tokens, P patches, D image width, L blocks, E embeddin
 from __future__ import annotations
 
 import dataclasses
+import importlib.resources
 import os
 import pathlib
 from collections.abc import Sequence
@@ -25,29 +26,42 @@ from perception_jax import api
 from perception_jax.api.backbones import TEXT_SOURCE
 from perception_jax.data.records import Image
 from perception_jax.errors import CheckpointError, ConfigError
+from perception_jax.files import write_whole
 from perception_jax.interop.adapters import backbone_of
+from perception_jax.interop.writer import replacing_folder
+from perception_jax.models.paired import is_joint
+from perception_jax.models.registry import architecture_of
+from perception_jax.models.resized import resized
 from perception_jax.nn import stack
 from perception_jax.nn.taps import Taps
-from perception_jax.systems.give.adapter import Instruction
-from perception_jax.systems.give.checkpoint import ADAPTERS_FILE, load_give, trained_on
-from perception_jax.systems.give.encoding.encode import Encoder
-from perception_jax.systems.give.model import Give, GiveConfig, GiveOutput, Steered
+from perception_jax.systems.give.adapter import InstructionFeatures
+from perception_jax.systems.give.checkpoint import (
+    ADAPTERS_FILE,
+    load_give,
+    plain_backbone,
+    save_give,
+    trained_on,
+)
+from perception_jax.systems.give.encoding.encode import ConditionedEncoder
+from perception_jax.systems.give.model import ConditionedTower, Give, GiveConfig, GiveOutput
 
 SHIPPED = ("scenes-give",)
-"""Adapters in the package: `configs/give/scenes.py`, for "scenes-clip"."""
+"""Names of adapters in the package; `configs/give/scenes.py` trains them for "scenes-clip"."""
+_README = "merged_folder.md"
 LLAVA_STRENGTH = 0.5
-"""In front of a language model that was trained on features without instructions."""
+"""Default strength before a language model that was trained on unconditioned features."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Encoded:
-    """Attributes:
-    embedding: unit vectors in the joint space, float32.
-    tokens: of the last block, before any final norm.
-    hidden_states: input of the first block and output of each; None unless asked for.
-    presence_logit: whether the named object is there (> 0: yes), float32; None without
-      instructions.
+    """Outputs of `GiveEncoder.encode`.
+
+    Attributes:
+      embedding: unit vectors in the joint space, float32.
+      tokens: of the last block, before any final norm.
+      hidden_states: input of the first block and output of each block; None unless asked for.
+      presence_logit: logit that the named object is present, float32; None without instructions.
     """
 
     embedding: Float[Array, "B E"]
@@ -57,19 +71,19 @@ class Encoded:
 
 
 class GiveEncoder:
-    """A GiVE with its processor.
+    """A loaded GiVE with its processor: encodes images with or without instructions.
 
     Attributes:
       model: the network.
-      backbone: name, configuration and processor of what it stands on.
+      backbone: name, configuration and processor of the backbone.
     """
 
     def __init__(self, model: Give, backbone: api.Loaded):
         self.model = model
         self.backbone = backbone
         self.processor = backbone.processor
-        self._encoder = Encoder(backbone.processor)
-        self._call = jax.jit(_call, static_argnames=("steered", "layers"))
+        self._encoder = ConditionedEncoder(backbone.processor)
+        self._call = jax.jit(_call, static_argnames=("conditioned", "layers"))
 
     @classmethod
     def from_pretrained(
@@ -121,8 +135,8 @@ class GiveEncoder:
         loaded = trained_on(path, loaded)
         return cls(load_give(path, loaded, renames=renames, mesh=mesh), loaded)
 
-    def instructions(self, texts: Sequence[str]) -> Instruction:
-        """What to steer by; made once, it serves any number of images."""
+    def instructions(self, texts: Sequence[str]) -> InstructionFeatures:
+        """Encodes instructions, for any number of images."""
         return self._encoder.instructions(self.model, texts)
 
     def texts(self, texts: Sequence[str]) -> Float[np.ndarray, "n E"]:
@@ -132,17 +146,17 @@ class GiveEncoder:
     def encode(
         self,
         images: Sequence[Image],
-        instructions: Sequence[str] | Instruction | None = None,
+        instructions: Sequence[str] | InstructionFeatures | None = None,
         *,
         alpha: float = 1.0,
         hidden_states: bool = False,
     ) -> Encoded:
-        """Encodes images, each steered by its instruction.
+        """Encodes images, each conditioned on its instruction.
 
         Args:
           images: arrays, bytes or paths.
           instructions: one an image; None gives the untouched backbone.
-          alpha: strength of the steering; 1 is as trained, 0 the untouched backbone (and the
+          alpha: strength of the conditioning; 1 is as trained, 0 the untouched backbone (and the
             presence logit that follows from it).
           hidden_states: whether to keep those of every block.
 
@@ -164,7 +178,7 @@ class GiveEncoder:
     def llava_features(
         self,
         images: Sequence[Image],
-        instructions: Sequence[str] | Instruction | None,
+        instructions: Sequence[str] | InstructionFeatures | None,
         *,
         layer: int = -2,
         alpha: float = LLAVA_STRENGTH,
@@ -173,40 +187,74 @@ class GiveEncoder:
 
         Args:
           layer: hidden state; -1 is the last block's output.
-          alpha: below 1 by default, since the projector was trained on unsteered features.
+          alpha: below 1 by default, since the projector was trained on unconditioned features.
         """
         out = self._run(self.processor.images(images), instructions, alpha, (layer,))
         return out.tower.hidden[0][:, out.tower.prefix :]
 
-    def tower(self, instructions: Sequence[str] | Instruction, *, alpha: float = 1.0) -> Steered:
-        """An image tower with these instructions in mind, one for each image of a batch; for
-        `nn.maps` and for whatever takes an image tower."""
-        return Steered(self.model, self._told(instructions, alpha))
+    def tower(
+        self, instructions: Sequence[str] | InstructionFeatures, *, alpha: float = 1.0
+    ) -> ConditionedTower:
+        """An image tower conditioned on these instructions, one for each image of a batch; for
+        `nn.maps` and other functions of an image tower."""
+        return ConditionedTower(self.model, self._features(instructions, alpha))
 
     def _run(
         self,
         pixels: Float[Array, "B H W 3"],
-        instructions: Sequence[str] | Instruction | None,
+        instructions: Sequence[str] | InstructionFeatures | None,
         alpha: float,
         layers: tuple[int, ...],
     ) -> GiveOutput:
-        told = None if instructions is None else self._told(instructions, alpha)
-        if told is not None and len(told.mask) != len(pixels):
+        features = None if instructions is None else self._features(instructions, alpha)
+        if features is not None and len(features.mask) != len(pixels):
             raise ConfigError(
                 f"expected one instruction for each of {len(pixels)} images, found "
-                f"{len(told.mask)}; repeat the image to look at it under several."
+                f"{len(features.mask)}; repeat the image to encode it under several."
             )
-        return self._call(self.model, pixels, told, steered=alpha != 0, layers=layers)
+        return self._call(self.model, pixels, features, conditioned=alpha != 0, layers=layers)
 
-    def _told(self, instructions: Sequence[str] | Instruction, alpha: float) -> Instruction:
-        if not isinstance(instructions, Instruction):
+    def _features(
+        self, instructions: Sequence[str] | InstructionFeatures, alpha: float
+    ) -> InstructionFeatures:
+        if not isinstance(instructions, InstructionFeatures):
             instructions = self.instructions(instructions)
-        told = dataclasses.replace(instructions, strength=jnp.float32(alpha))
-        return jax.tree.map(jnp.asarray, told)
+        features = dataclasses.replace(instructions, strength=jnp.float32(alpha))
+        return jax.tree.map(jnp.asarray, features)
+
+
+def export_merged(
+    directory: str | os.PathLike[str], encoder: GiveEncoder, *, overwrite: bool = False
+) -> None:
+    """Writes the folder, whole or not at all.
+
+    Args:
+      directory: new or empty, unless `overwrite`.
+
+    Raises:
+      CheckpointError: the folder is not empty or cannot be written.
+      ConfigError: the backbone is a pair of two checkpoints, or has no Hugging Face layout.
+    """
+    if not is_joint(encoder.model.backbone):
+        raise ConfigError(
+            "this GiVE stands on two checkpoints, an image tower and another model's text tower, "
+            "and a Hugging Face folder holds one: keep the adapters' own file "
+            "(systems.give.checkpoint.save_give) and name both when you load it."
+        )
+    model, config = plain_backbone(encoder.model.backbone), encoder.backbone.config
+    size = encoder.processor.image.size
+    if size != architecture_of(config).image_processor(config, "hf").size:
+        model, config = resized(model, config, size)
+    loaded = api.Loaded(model=model, config=config, processor=encoder.processor)
+    readme = importlib.resources.files("perception_jax.systems.give").joinpath(_README)
+    with replacing_folder(pathlib.Path(directory).resolve(), overwrite=overwrite) as folder:
+        api.export(loaded, folder)
+        save_give(folder / ADAPTERS_FILE, encoder.model, encoder.backbone)
+        write_whole(folder / "README.md", readme.read_text("utf-8"))
 
 
 def find_adapters(give: str | os.PathLike[str]) -> pathlib.Path:
-    """The file of adapters: a path, the folder that it is in, or a shipped name."""
+    """Path of a file of adapters, given as that path, its folder, or a shipped name."""
     path = pathlib.Path(give)
     if not path.exists() and os.fspath(give) in SHIPPED:
         path = api.shipped_folder(os.fspath(give))
@@ -216,14 +264,14 @@ def find_adapters(give: str | os.PathLike[str]) -> pathlib.Path:
 def _call(
     model: Give,
     pixels: Array,
-    told: Instruction | None,
+    instruction: InstructionFeatures | None,
     *,
-    steered: bool,
+    conditioned: bool,
     layers: tuple[int, ...],
 ) -> GiveOutput:
     taps = Taps(hidden=layers)
-    if told is None or steered:
-        return model(pixels, told, taps=taps)
+    if instruction is None or conditioned:
+        return model(pixels, instruction, taps=taps)
     out = model(pixels, taps=taps)  # bit-equal to the backbone: adapters are not called at all
-    present = model.oid_head(out.tower.pooled, told.embedding)
+    present = model.oid_head(out.tower.pooled, instruction.embedding)
     return dataclasses.replace(out, presence_logit=present)

@@ -1,7 +1,7 @@
-"""What `launch` runs for GiVE: its data, task, evaluation, report and export, and `predict`.
+"""The program of GiVE for `launch`: data, task, evaluation, report, export, and `predict`.
 
-`config` is an `ml_collections.ConfigDict` as `configs/give` makes it. What is heavy is imported
-when it is needed, so that `--help` answers at once.
+`config` is an `ml_collections.ConfigDict` as `configs/give` makes it. Heavy modules are imported in
+the functions that use them, so that `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ if TYPE_CHECKING:
 
     from perception_jax.api import Loaded, Processor
     from perception_jax.data.records import Source
+    from perception_jax.data.scenes.objects import ObjectScenesConfig
     from perception_jax.inference.images import ImageResult
-    from perception_jax.systems.give.data.scenes import GiveScenesConfig
-    from perception_jax.systems.give.data.training_data import TrainingData
     from perception_jax.systems.give.evaluation.evaluate import Evaluation
+    from perception_jax.systems.give.model import Give
     from perception_jax.systems.give.pretrained import GiveEncoder
     from perception_jax.systems.give.task import GiveTask, GiveTaskConfig
+    from perception_jax.systems.give.training_data import TrainingData
 
 SCENES = "scenes"
-"""The `data.source` that stands for drawings instead of files."""
+"""Value of `data.source` for drawn scenes instead of files."""
 
 
 def data(config: Any) -> TrainingData:
@@ -91,7 +92,7 @@ def load(source: str, config: Any, mesh: Mesh | None = None) -> GiveEncoder:
 
 def evaluators(config: Any, processor: Processor, training: TrainingData) -> dict[str, Evaluation]:
     """What the config measures, by name; reads all labels of the test records."""
-    from perception_jax.systems.give.data import scenes
+    from perception_jax.data.scenes import objects as scenes
     from perception_jax.systems.give.evaluation.benchmark import evaluation_of
     from perception_jax.systems.give.evaluation.evaluate import EvaluationConfig
 
@@ -115,28 +116,103 @@ def evaluators(config: Any, processor: Processor, training: TrainingData) -> dic
 
 
 def report(config: Any, task: GiveTask, model: nnx.Module, folder: pathlib.Path) -> None:
-    """Evaluates and writes `results.json` and `report.html` into `folder`."""
-    from perception_jax.systems.give.showing import conclude
+    """Evaluates and writes `results.json` and `report.html` into `folder`.
 
-    conclude.report(
-        task,
-        model,
-        folder,
-        config=config.to_dict(),
-        title=config.report.title,
-        trained_on=_training_in_words(config),
-        measured_on=config.report.measured_on,
-        records=_test_records(config),
+    The learning curves come from `metrics.jsonl`, where `folder` is a training's workdir.
+    """
+    from perception_jax.systems.give.evaluation.evaluate import main_numbers
+    from perception_jax.systems.give.report import page
+    from perception_jax.systems.give.report.pictures import Pictures
+    from perception_jax.train.metrics import read_metrics
+    from perception_jax.train.results import write_results
+    from perception_jax.viz import sections
+
+    evaluators = task.evaluators()
+    if not evaluators:
+        print("there are no test images, so no report is written")
+        return
+    name, evaluation = next(iter(evaluators.items()))
+    evaluated = evaluation.run(model)
+    numbers = {f"{name}/{key}": value for key, value in main_numbers(evaluated.report).items()}
+    # Which stratum each pair is in belongs to the data.
+    scores = {key: part for key, part in evaluated.report.to_dict().items() if key != "strata"}
+    write_results(folder, numbers, details={"scores": scores})
+    history = read_metrics(folder)
+    if not task.config.losses.oid:  # the loss of a head that does not train shows no plateau
+        history = [{k: v for k, v in row.items() if k != "oid"} for row in history]
+    settings = config.to_dict()
+    path = page.write(
+        folder / "report.html",
+        evaluated=evaluated,
+        pictures=Pictures(model, task.encoder, evaluation.records, evaluated.measured),
+        run=page.RunInfo(
+            title=config.report.title,
+            subtitle=sections.subtitle(
+                history, rows=config.train.batch_size, measured_on=config.report.measured_on
+            ),
+            evaluator=name,
+            history=history,
+            settings=[
+                ("training images", _training_images(config)),
+                *page.settings_rows(task, model, settings),
+            ],
+            config=settings,
+        ),
     )
+    print(f"report      {path}")
 
 
 def finish(config: Any, task: GiveTask, model: nnx.Module, workdir: pathlib.Path) -> None:
     """After training: the adapters as `workdir/give.safetensors`, with their backbone as the folder
     `workdir/hf`, and the report."""
-    from perception_jax.systems.give.showing import conclude
-
-    conclude.save(model, task.backbone, workdir)
+    save(model, task.backbone, workdir)
     report(config, task, model, workdir)
+
+
+def save(model: Give, backbone: Loaded, workdir: pathlib.Path) -> None:
+    """Writes the adapters as `workdir/give.safetensors`, and backbone and adapters as the folder
+    `workdir/hf`, which is loaded back and compared before it replaces an older one.
+
+    A backbone without a Hugging Face layout leaves the folder out.
+
+    Raises:
+      CheckpointError: a file cannot be written, or the outputs differ after loading back.
+    """
+    import numpy as np
+
+    from perception_jax.errors import ConfigError
+    from perception_jax.interop.verify import export_verified
+    from perception_jax.systems.give.checkpoint import ADAPTERS_FILE, save_give
+    from perception_jax.systems.give.pretrained import GiveEncoder, export_merged
+
+    adapters, merged = workdir / ADAPTERS_FILE, workdir / "hf"
+    save_give(adapters, model, backbone)
+    print(f"adapters    {adapters} (for the backbone {backbone.name})")
+    encoder, probes = GiveEncoder(model, backbone), ("the kite", "a dog")
+    side = encoder.processor.image.size
+    # Not square, so that the conversion of images to squares is compared too.
+    shape = (len(probes), side, 2 * side, 3)
+    images = list(np.random.default_rng(0).integers(0, 256, shape, np.uint8))
+
+    def outputs(encoder: GiveEncoder) -> dict[str, np.ndarray]:
+        conditioned = encoder.encode(images, probes)
+        return {
+            "embeddings": np.asarray(encoder.encode(images).embedding),
+            "conditioned embeddings": np.asarray(conditioned.embedding),
+            "presence logits": np.asarray(conditioned.presence_logit),
+        }
+
+    try:
+        export_verified(
+            merged,
+            lambda folder: export_merged(folder, encoder),
+            lambda folder: outputs(GiveEncoder.from_pretrained(folder)),
+            outputs(encoder),
+        )
+    except ConfigError as error:
+        print(f"no folder of backbone and adapters: {error}")
+        return
+    print(f"checkpoint  {merged} (backbone and adapters; loads back with equal outputs)")
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -144,7 +220,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_multi_string(
         "instruction",
         [],
-        'What to look for, e.g. "the kite", taken verbatim; any number.',
+        'An instruction, e.g. "the kite", used verbatim; any number.',
         flag_values=values,
     )
     flags.DEFINE_string(
@@ -165,8 +241,8 @@ def predictor(values: flags.FlagValues) -> Callable[[pathlib.Path], ImageResult]
     """Gives what `launch.predict give` does with each image."""
     from perception_jax.data.text_lines import read_lines
     from perception_jax.inference.images import ImageResult
+    from perception_jax.systems.give.picture import draw
     from perception_jax.systems.give.predict import Predictor, load_encoder
-    from perception_jax.systems.give.showing.picture import draw
 
     candidates, captions = (
         () if file is None else read_lines(pathlib.Path(file))
@@ -203,8 +279,8 @@ def _backbone(config: Any, loaded: GiveEncoder | None = None) -> Loaded:
 
 
 def _training_data(config: Any, processor: Processor) -> TrainingData:
-    from perception_jax.systems.give.data.sampler import GroupConfig
-    from perception_jax.systems.give.data.training_data import TrainingData
+    from perception_jax.systems.give.sampler import GroupConfig
+    from perception_jax.systems.give.training_data import TrainingData
 
     return TrainingData(
         _training_records(config),
@@ -219,13 +295,13 @@ def _training_data(config: Any, processor: Processor) -> TrainingData:
 
 
 def _training_records(config: Any) -> Source:
+    from perception_jax.data.scenes import objects as scenes
     from perception_jax.data.sources.combine import split
-    from perception_jax.systems.give.data import scenes
 
     settings = config.data
     if settings.source == SCENES:
         return scenes.training_scenes(
-            _drawn(config), seed=config.train.seed, length=settings.length
+            _scene_config(config), seed=config.train.seed, length=settings.length
         )
     records = _opened(config, settings.source)
     if settings.test or not settings.test_every:
@@ -234,12 +310,14 @@ def _training_records(config: Any) -> Source:
 
 
 def _test_records(config: Any) -> Source | None:
+    from perception_jax.data.scenes import objects as scenes
     from perception_jax.data.sources.combine import split
-    from perception_jax.systems.give.data import scenes
 
-    settings, asked = config.data, config.evaluation
+    settings, evaluation = config.data, config.evaluation
     if settings.source == SCENES:
-        return scenes.test_scenes(_drawn(config), length=asked.scenes, negatives=asked.negatives)
+        return scenes.test_scenes(
+            _scene_config(config), length=evaluation.scenes, negatives=evaluation.negatives
+        )
     if settings.test:
         return _opened(config, settings.test)
     if not settings.test_every:
@@ -254,11 +332,11 @@ def _opened(config: Any, path: str) -> Source:
     return open_source(path, kind=config.data.kind, **options)
 
 
-def _drawn(config: Any) -> GiveScenesConfig:
-    from perception_jax.systems.give.data import scenes
+def _scene_config(config: Any) -> ObjectScenesConfig:
+    from perception_jax.data.scenes import objects as scenes
 
     settings = config.data
-    return scenes.GiveScenesConfig(
+    return scenes.ObjectScenesConfig(
         canvas=settings.size,
         objects=settings.objects,
         size=settings.sides,
@@ -267,8 +345,8 @@ def _drawn(config: Any) -> GiveScenesConfig:
     )
 
 
-def _training_in_words(config: Any) -> str:
-    from perception_jax.systems.give.data import scenes
+def _training_images(config: Any) -> str:
+    from perception_jax.data.scenes import objects as scenes
 
     settings = config.data
     if settings.source != SCENES:

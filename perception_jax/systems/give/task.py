@@ -1,8 +1,8 @@
 """Training GiVE: adapters and OID head around a frozen backbone.
 
-Each row of a batch is an image with an object in it and one that it lacks; the image is encoded
-under both instructions. Letters: M rows, S image side, T text tokens, W text width, E embedding
-width.
+Each row of a batch is an image with a class that it shows and a class that it lacks; the image is
+encoded under the instructions of both. Letters: M rows, S image side, T text tokens, W text width,
+E embedding width.
 """
 
 from __future__ import annotations
@@ -23,40 +23,42 @@ from perception_jax.models.paired import build_backbone
 from perception_jax.models.params import flatten, unflatten
 from perception_jax.nn.adapters import AdapterParam
 from perception_jax.nn.text_tower import TextTower
+from perception_jax.ops.boxes import patch_coverage
 from perception_jax.ops.image import normalise
 from perception_jax.ops.losses import unit
 from perception_jax.shard.rules import shardings
-from perception_jax.systems.give.adapter import Instruction
-from perception_jax.systems.give.data.training_data import TrainingData
+from perception_jax.systems.give.adapter import InstructionFeatures
 from perception_jax.systems.give.encoding.encode import (
     GENERIC,
-    Encoder,
+    ConditionedEncoder,
     InstructionConfig,
     as_arrays,
 )
-from perception_jax.systems.give.losses import LossConfig, Rows, all_losses
+from perception_jax.systems.give.losses import LossConfig, RowLabels, all_losses
 from perception_jax.systems.give.model import SHARDINGS, Give, GiveConfig, path_in_give
 from perception_jax.systems.give.plus import (
     GENERIC_EVERY,
     PlusConfig,
-    coverage,
     dense_loss,
     generic_loss,
 )
+from perception_jax.systems.give.training_data import TrainingData
 from perception_jax.train.task import Batch, Evaluator, Metrics
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GiveTaskConfig:
-    """Attributes:
-    model: where the adapters are and what they are like.
-    losses: weights of the three.
-    instruction: how adapters are told what to look for.
-    batch_size: rows of the global batch; each is two images to encode.
-    workers: data-loading processes; 0 loads in threads.
-    remat: recompute activations in the backward pass.
-    plus: further losses, none by default.
-    share: compute what comes before the first adapter once for both encodings of a row.
+    """Settings of the training task.
+
+    Attributes:
+      model: placement and settings of the adapters.
+      losses: weights of the three losses.
+      instruction: how instructions condition the adapters.
+      batch_size: rows of the global batch; each is encoded twice.
+      workers: data-loading processes; 0 loads in threads.
+      remat: recompute activations in the backward pass.
+      plus: further losses, none by default.
+      share: run the blocks before the first adapter once for both encodings of a row.
     """
 
     model: GiveConfig = dataclasses.field(default_factory=GiveConfig)
@@ -70,7 +72,7 @@ class GiveTaskConfig:
 
 
 class GiveTask:
-    """Trains what `AdapterParam` marks; everything else stays as the backbone has it."""
+    """Training task of GiVE: `AdapterParam`s train, the backbone is frozen."""
 
     trainable = AdapterParam
     shardings = SHARDINGS
@@ -86,8 +88,8 @@ class GiveTask:
         """Makes the task; reads no weights and no test records.
 
         Args:
-          data: None for a task whose step is compiled but not fed.
-          evaluators: makes what is measured, by name; called when it is first needed.
+          data: None for a task whose step is compiled but gets no batches.
+          evaluators: makes the evaluators by name; called when they are first needed.
         """
         self.config = config
         self.backbone = backbone
@@ -96,25 +98,25 @@ class GiveTask:
         self._evaluators: Mapping[str, Evaluator] | None = None
 
     @functools.cached_property
-    def encoder(self) -> Encoder:
-        """Reads instructions as this task is told to."""
-        return Encoder(self.backbone.processor, self.config.instruction)
+    def encoder(self) -> ConditionedEncoder:
+        """Encoder of instructions, texts and images with the settings of this task."""
+        return ConditionedEncoder(self.backbone.processor, self.config.instruction)
 
     def init(self, key: jax.Array) -> Give:
-        """A Give around a fresh backbone; `pretrained` then fills the backbone."""
+        """A `Give` around a fresh backbone; `pretrained` then fills the backbone."""
         rngs = nnx.Rngs(params=key)
         backbone = build_backbone(self.backbone.config, rngs=rngs)
         model = dataclasses.replace(self.config.model, dense=self.config.plus.dense > 0)
         return Give(model, backbone, rngs=rngs)
 
     def pretrained(self, targets: Mapping[str, jax.ShapeDtypeStruct]) -> Mapping[str, Any]:
-        """The backbone's own leaves, straight from its files to their shards."""
+        """The backbone's leaves, read from its files to their shards."""
         paths = {path: path_in_give(path) for path in flatten(self.backbone.model)}
         read = self.backbone.read({path: targets[own] for path, own in paths.items()})
         return {paths[path]: leaf for path, leaf in read.items()}
 
     def loss(self, model: Give, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        """The weighted sum of OITC, OIIC and OID, each of them, and how well OID decides."""
+        """The weighted sum of OITC, OIIC and OID; each loss and OID's accuracy as metrics."""
         del key  # no dropout
         dtype = model.backbone.logit_scale.dtype
         image = self.backbone.processor.image
@@ -123,9 +125,9 @@ class GiveTask:
         text = unit(model.backbone.text(batch["ids"], dtype=dtype).embedding)
         found = all_losses(
             self.config.losses,
-            Rows(
+            RowLabels(
                 image=batch["image_index"],
-                kind=batch["label"],
+                label=batch["label"],
                 caption=batch["caption_index"],
             ),
             present=present.embedding,
@@ -134,7 +136,7 @@ class GiveTask:
             present_logit=present.logit,
             absent_logit=absent.logit,
             scale=jnp.exp(model.backbone.logit_scale[...].astype(jnp.float32)),
-            harder=self._harder(model, present, batch, dtype),
+            harder=self._altered_cosines(model, present, batch, dtype),
         )
         more, further = self._plus(model, pixels, present, absent, batch)
         decided = jnp.concatenate([present.logit > 0, absent.logit < 0])
@@ -150,20 +152,19 @@ class GiveTask:
 
     def datasets(self) -> Mapping[str, Iterable[Batch]]:
         """ "train": endless batches of `ObjectRows`' arrays, with "instruction" and
-        "absent_instruction" (states, mask and embedding of each row's instructions) for their
-        indices."""
+        "absent_instruction" (states, mask and embedding of each row) instead of their indices."""
         strings = self.data.index.instructions.strings
-        tower = self._text_tower()
-        table = _Table(self.encoder.told(tower, strings))
+        tower, features = self._text_tower(), self.encoder.instruction_features
+        lookup = _InstructionLookup(features(tower, strings))
         if self.config.plus.generic:
-            self._generic = as_arrays(self.encoder.told(tower, [GENERIC]))
+            self._generic = as_arrays(features(tower, [GENERIC]))
         loader = self.data.loader(
             batch_size=self.config.batch_size, num_workers=self.config.workers
         )
-        return {"train": loader.map(table)}
+        return {"train": loader.map(lookup)}
 
     def evaluators(self) -> Mapping[str, Evaluator]:
-        """What is measured, by name."""
+        """The evaluators by name, made when they are first needed."""
         if self._evaluators is None:
             self._evaluators = self._make_evaluators()
         return self._evaluators
@@ -171,10 +172,10 @@ class GiveTask:
     @functools.cached_property
     def _generic(self) -> Mapping[str, np.ndarray]:
         with jax.ensure_compile_time_eval():  # the first to ask is the loss, while it is traced
-            return as_arrays(self.encoder.told(self._text_tower(), [GENERIC]))
+            return as_arrays(self.encoder.instruction_features(self._text_tower(), [GENERIC]))
 
     def _text_tower(self) -> TextTower:
-        """The backbone's text tower on the current mesh, for as long as instructions are read."""
+        """The backbone's text tower on the current mesh, needed only to encode instructions."""
         if self.backbone.weights is None:
             return self.backbone.model.text
         text = flatten(self.backbone.model.text)
@@ -192,16 +193,16 @@ class GiveTask:
 
     def _encode(self, model: Give, pixels: Array, batch: Batch) -> tuple[_Encoded, _Encoded]:
         """Every image under both of its instructions."""
-        told = jax.tree.map(
+        both = jax.tree.map(
             lambda *rows: jnp.stack(rows, axis=1).reshape(-1, *rows[0].shape[1:]),
             batch["instruction"],
             batch["absent_instruction"],
         )
-        told = Instruction(**told, strength=jnp.float32(1.0))
+        instructions = InstructionFeatures(**both, strength=jnp.float32(1.0))
         repeats = 2
         if not self.config.share:
             pixels, repeats = jnp.repeat(pixels, 2, axis=0), 1
-        out = model(pixels, told, repeats=repeats, remat=self.config.remat)
+        out = model(pixels, instructions, repeats=repeats, remat=self.config.remat)
         grid = out.tower.grid
         places = (None, None) if out.place_logits is None else _pair(out.place_logits)
         return tuple(
@@ -209,10 +210,10 @@ class GiveTask:
             for rows in zip(_pair(out.embedding), _pair(out.presence_logit), places, strict=True)
         )
 
-    def _harder(
+    def _altered_cosines(
         self, model: Give, present: _Encoded, batch: Batch, dtype: jnp.dtype
     ) -> Array | None:
-        """Cosine of each image with its caption's altered form."""
+        """Cosine of each image with the altered form of its caption; None without such captions."""
         if not self.config.plus.altered:
             return None
         text = unit(model.backbone.text(batch["altered_ids"], dtype=dtype).embedding)
@@ -222,19 +223,20 @@ class GiveTask:
     def _plus(
         self, model: Give, pixels: Array, present: _Encoded, absent: _Encoded, batch: Batch
     ) -> tuple[Array, Metrics]:
-        """The further losses, weighted, and each of them."""
+        """The weighted sum of the further losses, and each of them as metrics."""
         plus, metrics, total = self.config.plus, {}, jnp.float32(0.0)
         if plus.dense:
-            covered = coverage(batch["boxes"][:, 0], present.grid, pixels.shape[1])
+            covered = patch_coverage(batch["boxes"][:, 0], present.grid, pixels.shape[1])
             metrics["dense"] = dense_loss(present.places, absent.places, covered)
             total += plus.dense * metrics["dense"]
         if plus.generic:
             some = pixels[::GENERIC_EVERY]
-            told = jax.tree.map(
+            rows = jax.tree.map(
                 lambda x: jnp.broadcast_to(x, (len(some), *x.shape[1:])), self._generic
             )
-            steered = model(some, Instruction(**told, strength=jnp.float32(1.0))).embedding
-            metrics["generic"] = generic_loss(steered, model(some).embedding)
+            generic = InstructionFeatures(**rows, strength=jnp.float32(1.0))
+            conditioned = model(some, generic).embedding
+            metrics["generic"] = generic_loss(conditioned, model(some).embedding)
             total += plus.generic * metrics["generic"]
         return total, metrics
 
@@ -248,24 +250,24 @@ class _Encoded:
 
 
 def _pair(rows: Array) -> tuple[Array, Array]:
-    """What belongs to the present and to the absent instruction of each row."""
+    """Splits rows into those of the present and those of the absent instruction."""
     return rows[0::2], rows[1::2]
 
 
-class _Table:
-    """Puts what the indices of a batch's instructions stand for in their place."""
+class _InstructionLookup:
+    """Replaces the instruction indices of a batch by the rows of a table of features."""
 
-    def __init__(self, told: Instruction):
-        self._told = as_arrays(told)
+    def __init__(self, table: InstructionFeatures):
+        self._table = as_arrays(table)
 
     def __call__(self, batch: Batch) -> Batch:
         made = {
-            name: {part: values[batch[f"{name}_index"]] for part, values in self._told.items()}
+            name: {part: values[batch[f"{name}_index"]] for part, values in self._table.items()}
             for name in ("instruction", "absent_instruction")
         }
         return {k: v for k, v in batch.items() if k.removesuffix("_index") not in made} | made
 
 
-def _mean_cosine(encoded: _Encoded, told: Mapping[str, Array]) -> Array:
-    """With the instruction itself: high for present and absent alike is copying."""
-    return jnp.mean(jnp.sum(encoded.embedding * told["embedding"], axis=1))
+def _mean_cosine(encoded: _Encoded, instruction: Mapping[str, Array]) -> Array:
+    """Mean cosine of images and instructions; as high for absent objects if they are copied."""
+    return jnp.mean(jnp.sum(encoded.embedding * instruction["embedding"], axis=1))

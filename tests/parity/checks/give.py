@@ -18,7 +18,7 @@ from perception_jax.interop.load import load_params
 from perception_jax.interop.rules import RuleTable
 from perception_jax.models.params import flatten, unflatten
 from perception_jax.systems.give import losses
-from perception_jax.systems.give.adapter import AdapterConfig, AgAdapter, Instruction
+from perception_jax.systems.give.adapter import AdapterConfig, AgAdapter, InstructionFeatures
 from perception_jax.systems.give.checkpoint import adapter_rules
 from tests.parity.cases import Case, assert_close, check
 
@@ -64,9 +64,11 @@ def loss_values_and_gradients(case: Case) -> None:
     assert (float(loss), float(jnp.abs(gradient).max())) == (arrays["no_anchor.oiic_loss"], 0.0)
 
 
-def _rows(arrays: Mapping[str, np.ndarray]) -> losses.Rows:
-    names = {"image": "image_id", "kind": "class_id", "caption": "caption_id"}
-    return losses.Rows(**{ours: jnp.asarray(arrays[key], jnp.int32) for ours, key in names.items()})
+def _rows(arrays: Mapping[str, np.ndarray]) -> losses.RowLabels:
+    names = {"image": "image_id", "label": "class_id", "caption": "caption_id"}
+    return losses.RowLabels(
+        **{ours: jnp.asarray(arrays[key], jnp.int32) for ours, key in names.items()}
+    )
 
 
 @check("give", when=lambda case: case.name.startswith("adapter"))
@@ -109,8 +111,8 @@ def _adapter(case: Case, name: str, part: Mapping[str, Any]) -> None:
     adapter = unflatten(fresh, {path[8:]: leaf for path, leaf in params.items()})
     h = jnp.asarray(arrays["h"])
 
-    def steer(strength: float) -> Instruction:
-        return Instruction(
+    def steer(strength: float) -> InstructionFeatures:
+        return InstructionFeatures(
             states=jnp.asarray(arrays["text_states"]),
             mask=jnp.asarray(arrays["mask"]),
             embedding=jnp.zeros((len(h), 1)),

@@ -19,35 +19,36 @@ from perception_jax.inference.batches import Batched
 from perception_jax.nn.text_tower import TextTower
 from perception_jax.ops.image import normalise
 from perception_jax.ops.losses import unit
-from perception_jax.systems.give.adapter import Instruction
+from perception_jax.systems.give.adapter import InstructionFeatures
 from perception_jax.systems.give.encoding.galleries import Steered
 from perception_jax.systems.give.model import Give, instruct
 
 GENERIC = "the image"
-"""An instruction that names no object."""
+"""An instruction that names no object, for ablations and the "plus" profile."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InstructionConfig:
-    """How adapters are told what to look for; the switches are ablations.
+    """How instructions condition the adapters; both switches are ablations.
 
     Attributes:
-      masked: whether they see an instruction only up to its end token, not its padding.
-      informed: whether they see it at all, or always `GENERIC` (the OID head still sees it).
+      masked: whether adapters attend to an instruction only up to its end token, not its padding.
+      informed: whether adapters get the instruction, or always `GENERIC` (the OID head gets it in
+        both cases).
     """
 
     masked: bool = True
     informed: bool = True
 
 
-class Encoder:
-    """Runs a model given at each call; the protocol `galleries.SteeredEncoder`.
+class ConditionedEncoder:
+    """Encodes texts, and images with and without instructions; a `galleries.SteeredEncoder`.
 
     Attributes:
       processor: mean and standard deviation of the pixels, tokenizer of the texts; images passed in
-        are already of its size.
-      config: see there.
-      strength: factor on what adapters add.
+        already have its size.
+      config: see `InstructionConfig`.
+      strength: factor on the adapters' output.
       batch_size: texts per device call.
     """
 
@@ -81,12 +82,14 @@ class Encoder:
 
     def instructions(
         self, model: Give, texts: Sequence[str], mesh: Mesh | None = None
-    ) -> Instruction:
-        """As `told`, by the model's own text tower."""
-        return self.told(model.backbone.text, texts, mesh)
+    ) -> InstructionFeatures:
+        """`instruction_features` of the model's own text tower."""
+        return self.instruction_features(model.backbone.text, texts, mesh)
 
-    def told(self, tower: TextTower, texts: Sequence[str], mesh: Mesh | None = None) -> Instruction:
-        """What to steer by, one row a text, as long as the longest of them (numpy arrays)."""
+    def instruction_features(
+        self, tower: TextTower, texts: Sequence[str], mesh: Mesh | None = None
+    ) -> InstructionFeatures:
+        """Features of instructions, one row a text, as long as the longest one (numpy arrays)."""
 
         def read(texts: Sequence[str]) -> dict[str, np.ndarray]:
             return self._instruct(tower, self._ids(texts), mesh)
@@ -98,7 +101,7 @@ class Encoder:
                 rows[name] = np.repeat(generic[name], len(texts), axis=0)
         longest = int(rows["mask"].sum(axis=1).max(initial=1))
         mask = rows["mask"][:, :longest]
-        return Instruction(
+        return InstructionFeatures(
             states=rows["states"][:, :longest],
             mask=mask if self.config.masked else np.ones_like(mask),
             embedding=rows["embedding"],
@@ -106,7 +109,7 @@ class Encoder:
         )
 
     def static(self, model: Give, pixels: UInt8[Array, "B S S 3"]) -> Float[Array, "B E"]:
-        """Unit embeddings without an instruction."""
+        """Unit embeddings of images without an instruction."""
         return model(self.normalised(pixels)).embedding
 
     def steered(
@@ -114,15 +117,15 @@ class Encoder:
         model: Give,
         pixels: UInt8[Array, "Q S S 3"],
         rows: Int[Array, " B"],
-        states: Instruction,
+        states: InstructionFeatures,
         instruction: Int[Array, " B"],
     ) -> Steered:
         """Row b is image `rows[b]` of `pixels` under instruction `instruction[b]` of `states`."""
-        out = model(self.normalised(pixels)[rows], pick(states, instruction))
+        out = model(self.normalised(pixels)[rows], take_rows(states, instruction))
         return Steered(embedding=out.embedding, presence=out.presence_logit)
 
     def normalised(self, pixels: UInt8[Array, "B S S 3"]) -> Float[Array, "B S S 3"]:
-        """Pixels as the image tower takes them."""
+        """Normalises pixels for the image tower."""
         image = self.processor.image
         return normalise(pixels, image.mean, image.std)
 
@@ -130,19 +133,19 @@ class Encoder:
         return np.asarray(self.processor.texts(list(texts)))
 
 
-def pick(told: Instruction, index: Int[Array, " B"]) -> Instruction:
-    """Some rows of several instructions."""
+def take_rows(instructions: InstructionFeatures, index: Int[Array, " B"]) -> InstructionFeatures:
+    """Selects rows of instruction features."""
     return dataclasses.replace(
-        told,
-        states=jnp.asarray(told.states)[index],
-        mask=jnp.asarray(told.mask)[index],
-        embedding=jnp.asarray(told.embedding)[index],
+        instructions,
+        states=jnp.asarray(instructions.states)[index],
+        mask=jnp.asarray(instructions.mask)[index],
+        embedding=jnp.asarray(instructions.embedding)[index],
     )
 
 
-def as_arrays(told: Instruction) -> dict[str, Array | np.ndarray]:
-    """The parts of instructions that have rows."""
-    return {"states": told.states, "mask": told.mask, "embedding": told.embedding}
+def as_arrays(instructions: InstructionFeatures) -> dict[str, Array | np.ndarray]:
+    """The arrays of instruction features that have rows."""
+    return {name: getattr(instructions, name) for name in ("states", "mask", "embedding")}
 
 
 def _instruct(tower: TextTower, ids: Int[Array, "n T"]) -> dict[str, Array]:

@@ -8,8 +8,8 @@ from perception_jax.api import Processor
 from perception_jax.data.records import Source
 from perception_jax.data.skipping import MAX_BAD_FRACTION, usable
 from perception_jax.evals.conditioned.annotations import EvaluatedClass
-from perception_jax.systems.give.data.labels import read_labels
-from perception_jax.systems.give.encoding.encode import Encoder, InstructionConfig
+from perception_jax.evals.conditioned.convert import read_labels
+from perception_jax.systems.give.encoding.encode import ConditionedEncoder, InstructionConfig
 from perception_jax.systems.give.encoding.galleries import PixelsOfSource, blank_image, hold
 from perception_jax.systems.give.evaluation.evaluate import Evaluation, EvaluationConfig
 
@@ -52,7 +52,7 @@ def evaluation_of(
     )
     pixels = PixelsOfSource(source, processor.image, workers=workers)
     return Evaluation(
-        Encoder(processor, instruction),
+        ConditionedEncoder(processor, instruction),
         labels.annotations,
         hold(pixels) if in_memory else pixels,
         blank=blank_image(processor.image),

@@ -1,4 +1,4 @@
-"""Lists of numbers of different lengths, one for each row, as two arrays."""
+"""Integer lists of different lengths, one for each row, as two flat arrays."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from jaxtyping import Bool, Int, Int32
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Lists:
-    """The list of row r is `values[starts[r]:starts[r + 1]]`."""
+class RaggedRows:
+    """Integer lists, one for each row; that of row r is `values[starts[r]:starts[r + 1]]`."""
 
     values: Int32[np.ndarray, "_"]
     starts: Int[np.ndarray, "_"]
 
     @classmethod
-    def build(cls, rows: Int[np.ndarray, " N"], values: Int[np.ndarray, " N"], count: int) -> Lists:
-        """Of the row of each value, for `count` rows; values of one row keep their order."""
+    def build(
+        cls, rows: Int[np.ndarray, " N"], values: Int[np.ndarray, " N"], count: int
+    ) -> RaggedRows:
+        """Groups values by their row, for `count` rows; values of one row keep their order."""
         order = np.argsort(rows, kind="stable")
         starts = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=count))])
         return cls(np.asarray(values, np.int32)[order], starts)
@@ -25,8 +27,8 @@ class Lists:
     @classmethod
     def distinct(
         cls, rows: Int[np.ndarray, " N"], values: Int[np.ndarray, " N"], shape: tuple[int, int]
-    ) -> Lists:
-        """Each row's different values, ascending; `shape`: how many rows and values there are."""
+    ) -> RaggedRows:
+        """The distinct values of each row, ascending; `shape`: number of rows and of values."""
         width = max(1, shape[1])
         keys = np.sort(rows * np.int64(width) + values)
         keys = keys[np.diff(keys, prepend=-1) != 0]
@@ -50,7 +52,7 @@ class Lists:
     def padded(
         self, rows: Int[np.ndarray, " R"]
     ) -> tuple[Int32[np.ndarray, "R _"], Bool[np.ndarray, "R _"]]:
-        """The lists of some rows side by side, and which places are theirs."""
+        """The lists of some rows, padded to the same length, and a mask of the valid places."""
         counts = self.starts[rows + 1] - self.starts[rows]
         places = np.arange(max(1, int(counts.max(initial=0))))
         valid = places < counts[:, None]
@@ -58,8 +60,8 @@ class Lists:
             return np.zeros(valid.shape, np.int32), valid
         return self.values[np.where(valid, self.starts[rows][:, None] + places, 0)], valid
 
-    def without(self, other: Lists, width: int) -> Lists:
-        """The values that the same row of `other` does not have; all are below `width`."""
+    def without(self, other: RaggedRows, width: int) -> RaggedRows:
+        """Removes the values that the same row of `other` has; all values are below `width`."""
         taken = other.rows() * width + other.values
         kept = ~np.isin(self.rows() * width + self.values, taken)
-        return Lists.build(self.rows()[kept], self.values[kept], len(self))
+        return RaggedRows.build(self.rows()[kept], self.values[kept], len(self))

@@ -1,6 +1,6 @@
-"""What GiVE saw in an image, as data: for the picture and for JSON.
+"""The prediction of GiVE for an image, for its picture and for JSON.
 
-Letters: C side of the shown picture.
+Letters: C side of the picture.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from perception_jax.viz.patch_maps import listed
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class CaptionScore:
-    """A caption and its cosine with the steered image."""
+    """A caption and its cosine with the conditioned image embedding."""
 
     caption: str
     cosine: float
@@ -25,14 +25,14 @@ class CaptionScore:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """One of many objects that an image was asked about.
+    """A candidate object with its scores.
 
     Attributes:
       name: as given.
-      instruction: that named it.
-      presence_logit: above 0 it is there; candidates are ranked by it.
-      calibrated_cosine: of the steered image and the name's prototype, less the same of an image
-        without content (which is what steering copies into any image).
+      instruction: the instruction made of the name.
+      presence_logit: positive if the object is present; candidates are ranked by it.
+      calibrated_cosine: cosine of the conditioned image and the name's prototype, minus the same
+        for an image without content (the part that is copied from the instruction).
     """
 
     name: str
@@ -42,30 +42,29 @@ class Candidate:
 
     @property
     def presence(self) -> float:
-        """The probability that it is there."""
+        """Probability that the object is present."""
         return _sigmoid(self.presence_logit)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Told:
-    """What was seen under one instruction.
+class InstructionPrediction:
+    """Scores and maps of an image under one instruction.
 
     Attributes:
-      instruction: as the model got it.
-      presence_logit: above 0 the object is there; None if the head was never trained.
-      cosine: of the steered image and the instruction; high for absent objects too, since steering
-        copies the instruction into the image.
-      cosine_blank: the same of an image without content: how much is copied.
-      cosine_static: the same of the image without an instruction.
-      captions: nearest to the steered image, best first.
-      attention: to each patch under the instruction, mean over heads.
-      relevance: which patches speak for the object's presence; for the cosine if the head was never
-        trained.
-      places: share of the object, if it is there, that each patch shows; their sum is 1. None
-        without a trained head for it.
+      instruction: the text.
+      presence_logit: positive if the object is present; None if the head was never trained.
+      cosine: of the conditioned image and the instruction; high for absent objects too, since
+        adapters copy the instruction into the embedding.
+      cosine_blank: the same for an image without content: the part that is copied.
+      cosine_static: the same for the unconditioned image.
+      captions: nearest to the conditioned image, best first.
+      attention: to each patch, conditioned, mean over heads.
+      relevance: of each patch for the presence logit; for the cosine if the head was never trained.
+      places: share of the object, if it is there, that each patch shows; they sum to 1. None
+        without a trained dense head.
       words: share of each patch's attention in the adapters that goes to the instruction's words
-        and not to its start and end; None if adapters add nothing. It tells how adapters read, not
-        where the object is.
+        and not to its start and end tokens; None if adapters add nothing. It does not locate the
+        object.
     """
 
     instruction: str
@@ -81,25 +80,25 @@ class Told:
 
     @property
     def presence(self) -> float | None:
-        """The probability that the object is there."""
+        """Probability that the object is present."""
         return None if self.presence_logit is None else _sigmoid(self.presence_logit)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Prediction:
-    """What GiVE sees in one image.
+class GivePrediction:
+    """The prediction for one image.
 
     Attributes:
       picture: the part of the image that the patches cover, scaled from the original.
       image_size: width and height of the original, pixels.
-      input_size: width and height of what the model got, pixels.
-      region: xyxy in original pixels, what the patches cover; reaches beyond the image where it was
-        padded.
-      alpha: strength of the steering.
-      attention_of: whose attention is shown, in words.
+      input_size: width and height of the model's input, pixels.
+      region: the part that the patches cover, xyxy in original pixels; extends beyond the image
+        where it was padded.
+      alpha: strength of the conditioning.
+      attention_of: the token or head whose attention is shown, in words.
       attention: to each patch without an instruction, mean over heads.
-      told: under each instruction, then under those of the best candidates.
-      candidates: all of them, the most likely first.
+      instructions: for each instruction, then for those of the best candidates.
+      candidates: all candidates, the most likely first.
     """
 
     picture: UInt8[np.ndarray, "C C 3"]
@@ -109,14 +108,16 @@ class Prediction:
     alpha: float
     attention_of: str
     attention: Float[np.ndarray, "rows columns"]
-    told: tuple[Told, ...]
+    instructions: tuple[InstructionPrediction, ...]
     candidates: tuple[Candidate, ...]
 
     def presences(self) -> list[tuple[str, float]]:
-        """Names or else instructions, with the probability that they are there."""
+        """Names of candidates, or else instructions, with the probability that they are present."""
         if self.candidates:
             return [(one.name, one.presence) for one in self.candidates]
-        return [(one.instruction, one.presence) for one in self.told if one.presence is not None]
+        return [
+            (one.instruction, one.presence) for one in self.instructions if one.presence is not None
+        ]
 
     def to_json(self) -> dict[str, Any]:
         """Sizes, scores, and the maps on the patch grid, rows from the top."""
@@ -128,7 +129,7 @@ class Prediction:
             "alpha": self.alpha,
             "attention_of": self.attention_of,
             "attention": listed(self.attention),
-            "instructions": [_told_json(one) for one in self.told],
+            "instructions": [_instruction_json(one) for one in self.instructions],
             "candidates": [
                 dataclasses.asdict(one) | {"presence": one.presence} for one in self.candidates
             ],
@@ -142,11 +143,13 @@ def _sigmoid(logit: float) -> float:
 _MAPS = ("attention", "relevance", "places", "words")
 
 
-def _told_json(told: Told) -> dict[str, Any]:
-    found = {field.name: getattr(told, field.name) for field in dataclasses.fields(told)}
+def _instruction_json(prediction: InstructionPrediction) -> dict[str, Any]:
+    found = {
+        field.name: getattr(prediction, field.name) for field in dataclasses.fields(prediction)
+    }
     maps = {name: found[name] for name in _MAPS}
     return found | {
-        "presence": told.presence,
-        "captions": [dataclasses.asdict(one) for one in told.captions],
+        "presence": prediction.presence,
+        "captions": [dataclasses.asdict(one) for one in prediction.captions],
         **{name: None if values is None else listed(values) for name, values in maps.items()},
     }

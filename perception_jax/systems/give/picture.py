@@ -1,4 +1,4 @@
-"""A prediction of GiVE as one picture: a column for each instruction, the image at their left.
+"""Draws a prediction of GiVE: the image at the left, then a column for each instruction.
 
 Letters: C side of a panel, w width.
 """
@@ -10,111 +10,118 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import UInt8
 
-from perception_jax.systems.give.showing.prediction import Candidate, Prediction, Told
+from perception_jax.systems.give.prediction import Candidate, GivePrediction, InstructionPrediction
 from perception_jax.viz import patch_maps, sheet
 from perception_jax.viz.sheet import ShareBar, share_bars
 
 COLUMNS = 4
-"""Most instructions side by side."""
+"""Largest number of instructions side by side."""
 CANDIDATES = 10
-"""Most candidates in the list."""
+"""Largest number of candidates in the list."""
 
-_PLACES = "Where the object is, if it is there: share of each patch"
-_PRESENCE = "What speaks for the object's presence: gradient times attention"
-_COSINE = "What speaks for the instruction: gradient times attention of the cosine"
+_PLACES = "Place of the object, if it is present: share of each patch"
+_PRESENCE = "Relevance for the object's presence: gradient times attention"
+_COSINE = "Relevance for the cosine with the instruction: gradient times attention"
 _ATTENTION = "Attention of the {}, mean over heads"
 
 Strip = UInt8[np.ndarray, "_ _ 3"]
 _Row = tuple[str, list[sheet.Panel]]
 
 
-def draw(prediction: Prediction, name: str) -> UInt8[np.ndarray, "_ _ 3"]:
-    """All that `prediction` holds; `name` is the image's."""
-    told = prediction.told
-    width = sheet.width_of(1 + min(len(told), COLUMNS))
+def draw(prediction: GivePrediction, name: str) -> UInt8[np.ndarray, "_ _ 3"]:
+    """Draws a whole prediction; `name` is the image's."""
+    instructions = prediction.instructions
+    width = sheet.width_of(1 + min(len(instructions), COLUMNS))
     parts = [sheet.heading(_title(prediction, name), width)]
     if prediction.candidates:
         parts += _ranking(prediction.candidates, width)
-    for start in range(0, len(told), COLUMNS):
-        parts += _block(prediction, told[start : start + COLUMNS], width)
+    for start in range(0, len(instructions), COLUMNS):
+        parts += _block(prediction, instructions[start : start + COLUMNS], width)
     return sheet.stacked([*parts, sheet.legend(width)], width)
 
 
-def _title(prediction: Prediction, name: str) -> str:
+def _title(prediction: GivePrediction, name: str) -> str:
     # The font has no multiplication sign.
     original, given = (f"{w} x {h}" for w, h in (prediction.image_size, prediction.input_size))
     strength = "" if prediction.alpha == 1 else f", strength {prediction.alpha:g}"
     return f"{name}: {original} pixels, model input {given}{strength}"
 
 
-def _block(prediction: Prediction, told: Sequence[Told], width: int) -> list[Strip]:
-    """Some instructions beside the image: what they are, and a row for each kind of map."""
+def _block(
+    prediction: GivePrediction, instructions: Sequence[InstructionPrediction], width: int
+) -> list[Strip]:
+    """Some instructions beside the image: their headings, and a row for each type of map."""
     shown = prediction.picture
-    rows = _rows(prediction, told)
+    rows = _rows(prediction, instructions)
     blank = (np.full_like(shown, sheet.PAPER[0]), "")
     own = (patch_maps.over(shown, prediction.attention), "Without an instruction")
     left = [(shown, "The image, as far as patches cover it"), *[blank] * (len(rows) - 2), own]
-    parts = [_headers(told)]
+    parts = [_headers(instructions)]
     for (text, panels), first in zip(rows, left, strict=True):
         parts += [
             sheet.line(text, width, indent=sheet.PANEL + sheet.GAP),
-            sheet.panels([first, *panels], columns=1 + len(told)),
+            sheet.panels([first, *panels], columns=1 + len(instructions)),
         ]
     return parts
 
 
-def _rows(prediction: Prediction, told: Sequence[Told]) -> list[_Row]:
-    """Each kind of map: what it is, and one panel an instruction; the first with what fits."""
-    shown, trained = prediction.picture, all(one.presence is not None for one in told)
-    relevance = [patch_maps.over(shown, one.relevance) for one in told]
-    attention = [patch_maps.over(shown, one.attention) for one in told]
+def _rows(prediction: GivePrediction, instructions: Sequence[InstructionPrediction]) -> list[_Row]:
+    """Each type of map: its title, and one panel an instruction; the first with the scores."""
+    shown, trained = prediction.picture, all(one.presence is not None for one in instructions)
+    relevance = [patch_maps.over(shown, one.relevance) for one in instructions]
+    attention = [patch_maps.over(shown, one.attention) for one in instructions]
     rows = [
         (_PRESENCE if trained else _COSINE, relevance),
         (_ATTENTION.format(prediction.attention_of), attention),
     ]
-    if all(one.places is not None for one in told):
-        places = [patch_maps.over(shown, one.places) for one in told]
+    if all(one.places is not None for one in instructions):
+        places = [patch_maps.over(shown, one.places) for one in instructions]
         rows.insert(0, (_PLACES, places))
-    captions = [[_fit(one) for one in told], *[[""] * len(told)] * (len(rows) - 1)]
+    captions = [
+        [_scores(one) for one in instructions],
+        *[[""] * len(instructions)] * (len(rows) - 1),
+    ]
     return [
         (text, list(zip(panels, words, strict=True)))
         for (text, panels), words in zip(rows, captions, strict=True)
     ]
 
 
-def _fit(told: Told) -> str:
+def _scores(one: InstructionPrediction) -> str:
     """The nearest captions, and the cosines."""
-    lines = [f"{one.cosine:.2f}  {one.caption}" for one in told.captions]
+    lines = [f"{item.cosine:.2f}  {item.caption}" for item in one.captions]
     lines.append(
-        f"Cosine with the instruction {told.cosine:.2f}; blank image {told.cosine_blank:.2f}, "
-        f"not steered {told.cosine_static:.2f}"
+        f"Cosine with the instruction {one.cosine:.2f}; blank image {one.cosine_blank:.2f}, "
+        f"without the instruction {one.cosine_static:.2f}"
     )
     return "\n".join(lines)
 
 
-def _headers(told: Sequence[Told]) -> Strip:
+def _headers(instructions: Sequence[InstructionPrediction]) -> Strip:
     """The instructions, each with its presence, above their columns."""
     width = sheet.PANEL + sheet.GAP
     cells = [sheet.heading("", width)]
-    for one in told:
+    for one in instructions:
         parts = [sheet.heading(f"“{one.instruction}”", width)]
         if one.presence is not None:
-            there = one.presence > 0.5
-            note = f"{'there' if there else 'not there'}, {one.presence:.0%}"
-            bar = ShareBar(name="", share=one.presence, note=note, strong=there)
+            present = one.presence > 0.5
+            note = f"{'present' if present else 'absent'}, {one.presence:.0%}"
+            bar = ShareBar(name="", share=one.presence, note=note, strong=present)
             parts.append(share_bars([bar], width, name_width=0, bar_width=sheet.PANEL // 2))
         cells.append(sheet.stacked(parts, width))
     height = max(map(len, cells))
-    return np.concatenate([_lowered(cell, height) for cell in cells], axis=1)
+    return np.concatenate([_padded_above(cell, height) for cell in cells], axis=1)
 
 
-def _lowered(cell: UInt8[np.ndarray, "_ w 3"], height: int) -> UInt8[np.ndarray, "{height} w 3"]:
+def _padded_above(
+    cell: UInt8[np.ndarray, "_ w 3"], height: int
+) -> UInt8[np.ndarray, "{height} w 3"]:
     missing = height - len(cell)
     return np.pad(cell, ((missing, 0), (0, 0), (0, 0)), constant_values=sheet.PAPER[0])
 
 
 def _ranking(candidates: Sequence[Candidate], width: int) -> list[Strip]:
-    """The most likely ones with their probabilities."""
+    """The most likely candidates with their probabilities."""
     column = sheet.PANEL // 2
     names = sheet.PANEL - sheet.GAP
     rows = [

@@ -1,4 +1,4 @@
-"""Scenes as GiVE trains and is measured on them: several objects, most of them overlooked."""
+"""Scenes of several objects, with the names of what is known to be absent."""
 
 from __future__ import annotations
 
@@ -12,19 +12,21 @@ from perception_jax.data.scenes.sample import SceneConfig
 from perception_jax.data.scenes.source import ScenesSource
 from perception_jax.data.sources.memory import InMemory
 
-KEPT = ("size", "objects", "absent", "not_exhaustive")
+_KEPT_FIELDS = ("size", "objects", "absent", "not_exhaustive")
 TEST_SEED = 30_000
-"""Of the unseen artist's scenes; training seeds never reach it."""
+"""Seed of the test scenes, which no training seed reaches."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GiveScenesConfig:
-    """Attributes:
-    canvas: side in pixels.
-    objects: fewest and most of a scene.
-    size: shortest and longest side of an object, in canvas sides.
-    names: of what is shown; () for everything that trains.
-    unnamed: whether half of the captions leave the name out.
+class ObjectScenesConfig:
+    """Settings of the scenes.
+
+    Attributes:
+      canvas: side in pixels.
+      objects: fewest and most objects of a scene.
+      size: shortest and longest side of an object, as a share of the canvas.
+      names: of the objects; () for all names of the training split.
+      unnamed: whether half of the captions leave the name out.
     """
 
     canvas: int = 64
@@ -34,12 +36,12 @@ class GiveScenesConfig:
     unnamed: bool = False
 
 
-class GiveScenes:
-    """Records of scenes with what GiVE asks for.
+class ObjectScenes:
+    """Records of scenes with captions of each object and names of absent ones.
 
-    Objects have a caption with their name, and if `unnamed` one without. `not_exhaustive` has the
-    kin of what is shown: nothing is claimed of it. `absent` has `negatives` random names of things
-    that are not there; with 0 everything else is absent.
+    Objects have a caption with their name, and if `unnamed` one without. `not_exhaustive` lists
+    names related to those of the objects: they may apply too. `absent` has `negatives` random names
+    of things that are not there; with 0 everything else is absent.
     """
 
     def __init__(self, scenes: ScenesSource, *, negatives: int = 0, unnamed: bool = False):
@@ -73,26 +75,26 @@ class GiveScenes:
         return tuple(free[k] for k in np.sort(chosen))
 
 
-def training_scenes(config: GiveScenesConfig, *, seed: int, length: int) -> Source:
-    """Four artists' drawings, each scene rendered once per process and kept."""
+def training_scenes(config: ObjectScenesConfig, *, seed: int, length: int) -> Source:
+    """Scenes drawn by the four training artists, each rendered once per process and kept."""
     scenes = _scenes(config, "train", seed, length)
-    return InMemory(GiveScenes(scenes, unnamed=config.unnamed), keep=KEPT)
+    return InMemory(ObjectScenes(scenes, unnamed=config.unnamed), keep=_KEPT_FIELDS)
 
 
-def test_scenes(config: GiveScenesConfig, *, length: int, negatives: int) -> Source:
-    """The unseen artist's drawings of the names that trained."""
+def test_scenes(config: ObjectScenesConfig, *, length: int, negatives: int) -> Source:
+    """Scenes drawn by the test artist, of the names of the training split."""
     scenes = _scenes(config, "test", TEST_SEED, length)
-    return InMemory(GiveScenes(scenes, negatives=negatives), keep=KEPT)
+    return InMemory(ObjectScenes(scenes, negatives=negatives), keep=_KEPT_FIELDS)
 
 
 def names(count: int = 0) -> tuple[str, ...]:
-    """Names that train: `count` of them spread over the whole table, or all if 0."""
+    """Names of the training split: `count` of them spread over the whole table, or all if 0."""
     known = tuple(concept.name for concept in concepts(held_out=False))
     count = min(count, len(known)) or len(known)
     return tuple(known[k * len(known) // count] for k in range(count))
 
 
-def _scenes(config: GiveScenesConfig, split: str, seed: int, length: int) -> ScenesSource:
+def _scenes(config: ObjectScenesConfig, split: str, seed: int, length: int) -> ScenesSource:
     settings = SceneConfig(
         canvas=config.canvas,
         split=split,

@@ -1,7 +1,7 @@
-"""The report of a GiVE: one self-contained page, each number beside the backbone without steering.
+"""The report of a GiVE run: one self-contained page, each number beside the unconditioned backbone.
 
-What an instruction gives away is never shown alone: naming stands beside its copy floor, cosines of
-present objects beside those of absent ones.
+A number that the instruction alone can raise is never shown by itself: naming is shown with its
+copy floor, cosines of present objects with those of absent ones.
 """
 
 from __future__ import annotations
@@ -18,15 +18,20 @@ from perception_jax.evals.conditioned.annotations import ABSENT
 from perception_jax.evals.conditioned.bootstrap import paired_interval, statistic
 from perception_jax.evals.conditioned.report import Report as Scores
 from perception_jax.evals.conditioned.tables import PAPER, tables
+from perception_jax.nn import stack
 from perception_jax.systems.give.evaluation.evaluate import Evaluated
-from perception_jax.systems.give.showing import report_curves as curves
-from perception_jax.systems.give.showing.report_pictures import Pictures, percent
-from perception_jax.viz import Bar, Metric, Report, bar_chart
+from perception_jax.systems.give.model import Give
+from perception_jax.systems.give.report import curves
+from perception_jax.systems.give.report.pictures import Pictures, percent
+from perception_jax.systems.give.task import GiveTask
+from perception_jax.viz import Bar, Metric, Report, bar_chart, sections
+from perception_jax.viz.sections import History
 
 STATIC = "without an instruction"
-"""What the unsteered backbone is called."""
+"""Label of the unconditioned backbone."""
 BLANK = "an image of one colour"
-"""What the copy floor of a number is called: all that the instruction alone gives."""
+"""Label of the copy floor of a number: its value on an image without content."""
+_LOSSES = ("oitc", "oiic", "oid")
 _DECIDING = ("l_protocol", "presence", "map")
 _CAPTION = ("image_to_text", "conditioned", "same_class_r@1")
 _RETRIEVAL = {
@@ -36,27 +41,27 @@ _RETRIEVAL = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Story:
-    """What a report tells beside its numbers.
+class RunInfo:
+    """The texts, history and settings of a run for its report.
 
     Attributes:
       title, subtitle: of the page.
       evaluator: name of the evaluation in `metrics.jsonl`.
-      history: rows of `metrics.jsonl`; may be empty. Without "oid" nothing is said of a plateau.
-      settings: (what, value) pairs, in words.
+      history: rows of `metrics.jsonl`; may be empty. Without "oid" the plateau is not mentioned.
+      settings: pairs (setting, value), in words.
       config: all settings, shown folded at the end.
     """
 
     title: str
     subtitle: str
     evaluator: str
-    history: curves.History
+    history: History
     settings: Sequence[tuple[str, str]]
     config: Mapping[str, Any]
 
 
 def write(
-    path: pathlib.Path, *, evaluated: Evaluated, pictures: Pictures | None, story: Story
+    path: pathlib.Path, *, evaluated: Evaluated, pictures: Pictures | None, run: RunInfo
 ) -> pathlib.Path:
     """Writes the page.
 
@@ -66,29 +71,29 @@ def write(
     Raises:
       PerceptionError: the file cannot be written.
     """
-    page = Report(story.title, story.subtitle)
-    _add_headline(page, evaluated, story)
+    page = Report(run.title, run.subtitle)
+    _add_headline(page, evaluated, run)
     if pictures is not None:
         _add_scenes(page, pictures)
         _add_overlooked(page, pictures, evaluated.measured)
-    _add_learning(page, evaluated.report, story)
-    _add_copying(page, evaluated.report, story)
+    _add_learning(page, evaluated.report, run)
+    _add_copying(page, evaluated.report, run)
     _add_tables(page, evaluated)
-    _add_settings(page, evaluated, story)
+    _add_settings(page, evaluated, run)
     return page.write(path)
 
 
-def _add_headline(page: Report, evaluated: Evaluated, story: Story) -> None:
+def _add_headline(page: Report, evaluated: Evaluated, run: RunInfo) -> None:
     page.add_section(
-        "What an instruction changes",
-        "The same backbone with an instruction (“the kite”) and without one. Overlooked are the "
-        "objects that are not the largest of their image, or fill less than 2 % of it.",
+        "Effect of the instruction",
+        "The same backbone with an instruction (“the kite”) and without one. An overlooked object "
+        "is not the largest of its image, or fills less than 2 % of it.",
     )
-    found = curves.plateau(story.history)
+    found = curves.plateau(run.history)
     if found is not None and not found.left:
         page.add_text(
-            "This run is too short: it has not left the plateau on which training begins, so it "
-            "does not look yet. See “How it learned”."
+            "This run is too short: it has not left the plateau on which training begins, so the "
+            "instruction has no useful effect yet. See “Learning curves”."
         )
     measured, scores = evaluated.measured, evaluated.report
     rows = [
@@ -113,8 +118,8 @@ def _presence_row(scores: Scores) -> Metric | None:
         name="Overlooked objects: present or absent",
         value=found,
         baselines={STATIC: static, BLANK: blank, "chance": 0.5},
-        meaning="Chance that an overlooked object that is there gets a higher score than one that "
-        "is absent (AUC of the presence logit; without an instruction, of the cosine).",
+        meaning="Probability that a present overlooked object has a higher score than an absent "
+        "class (AUC of the presence logit; without an instruction, of the cosine).",
     )
 
 
@@ -126,7 +131,7 @@ def _deciding_row(measured: Measured, scores: Scores, stratum: str) -> Metric | 
         _DECIDING,
         stratum,
         name=f"{what}: finding the images that show one (mAP)",
-        meaning="For each name all images are ranked by how likely they show it (L-protocol).",
+        meaning="For each class all images are ranked by their score for it (L-protocol).",
     )
 
 
@@ -139,9 +144,9 @@ def _caption_row(measured: Measured, scores: Scores) -> Metric | None:
         scores,
         _CAPTION,
         "all",
-        name="Own caption among those of the same thing (R@1)",
-        meaning="Only what the object looks like and where it is tells these captions apart, so "
-        "copying the instruction earns nothing.",
+        name="Own caption among those of the same class (R@1)",
+        meaning="These captions differ only in the object's appearance and place, so copying the "
+        "instruction does not help.",
         baselines={"chance": _caption_chance(measured)},
     )
 
@@ -156,14 +161,15 @@ def _compared(
     meaning: str,
     baselines: Mapping[str, float] | None = None,
 ) -> Metric | None:
-    """A number steered and not, with the interval of the difference; None without a query."""
-    task, steered, metric = number
+    """A number with and without the instruction, and the interval of the difference; None without
+    a query."""
+    task, conditioned, metric = number
     part = getattr(scores, task)
-    values = [part[one][stratum][metric] for one in (steered, "static", "blank")]
+    values = [part[one][stratum][metric] for one in (conditioned, "static", "blank")]
     if None in values:
         return None
     found = paired_interval(
-        *(statistic(measured, task, one, metric, stratum) for one in (steered, "static")),
+        *(statistic(measured, task, one, metric, stratum) for one in (conditioned, "static")),
         measured.annotations.count,
     )
     gain = (
@@ -179,11 +185,11 @@ def _compared(
 
 
 def _caption_chance(measured: Measured) -> float:
-    """Chance to pick an own caption among those of the class, mean over the pairs that count."""
+    """Probability that a random caption of the class is an own one, mean over the counted pairs."""
     notes = measured.annotations
-    owner, kinds = notes.captions.pair, notes.pairs.class_id
-    own = np.bincount(owner, minlength=len(kinds))
-    of_class = np.bincount(kinds[owner], minlength=len(notes.classes))[kinds]
+    owner, classes = notes.captions.pair, notes.pairs.class_id
+    own = np.bincount(owner, minlength=len(classes))
+    of_class = np.bincount(classes[owner], minlength=len(notes.classes))[classes]
     counted = measured.tasks["same_class"]["conditioned"].first > 0
     return float((own[counted] / of_class[counted]).mean())
 
@@ -198,7 +204,7 @@ def _naming_row(scores: Scores) -> Metric | None:
         name="Naming what the instruction names",
         value=part["conditioned"]["all"]["acc@1"] / 100,
         baselines={title: value / 100 for title, value in values.items()},
-        meaning="The instruction gives the answer away: an image of one colour reaches the copy "
+        meaning="The instruction contains the answer: an image of one colour reaches the copy "
         "floor. Only what exceeds the floor comes from the image (P-protocol).",
     )
 
@@ -210,7 +216,7 @@ def _bars(scores: Scores) -> dict[str, list[Bar]]:
             for stratum, static in scores.diagnostics["static_auc"].items()
         },
         "Finding the images that show an object (mAP)": _by_stratum(scores, *_DECIDING),
-        "Own caption among those of the same thing (R@1)": _by_stratum(scores, *_CAPTION),
+        "Own caption among those of the same class (R@1)": _by_stratum(scores, *_CAPTION),
     }
     for task, title in _RETRIEVAL.items():
         groups[title] = _by_stratum(scores, task, "conditioned", "r@1")
@@ -226,18 +232,18 @@ def _bars(scores: Scores) -> dict[str, list[Bar]]:
 
 
 def _by_stratum(
-    scores: Scores, task: str, steered: str, metric: str
+    scores: Scores, task: str, conditioned: str, metric: str
 ) -> dict[str, tuple[float | None, float | None]]:
-    """A number steered and not, as shares; {} if the task was left out."""
+    """A number with and without the instruction, as fractions; {} if the task was left out."""
     part = getattr(scores, task)
     if part is None:
         return {}
     return {
         stratum: tuple(
             None if part[one][stratum][metric] is None else part[one][stratum][metric] / 100
-            for one in (steered, "static")
+            for one in (conditioned, "static")
         )
-        for stratum in part[steered]
+        for stratum in part[conditioned]
     }
 
 
@@ -246,26 +252,25 @@ def _add_scenes(page: Report, pictures: Pictures) -> None:
     if not scenes:
         return
     page.add_section(
-        "Side by side",
-        f"{len(scenes)} images drawn at random, each asked about things that it shows and one that "
-        "it lacks.",
+        "Maps with and without the instruction",
+        f"{len(scenes)} images drawn at random, each with instructions for objects that it shows "
+        "and for one that is absent.",
     )
     page.add_text(
-        "In pairs: the image and the attention of the backbone alone; then for each instruction "
-        "what speaks for the object's presence as steered, and what speaks for the same words "
-        "without steering (gradient times attention; each map has its own scale, from dark, its "
-        "lowest value, to bright, its highest). Under them the nearest of all captions with their "
-        "cosines: ✓ is of that object in that image, ✗ is another's."
+        "In pairs: the image and the attention of the unconditioned backbone; then for each "
+        "instruction the relevance of each patch for the presence logit with the instruction, and "
+        "for the cosine with the same words without it (gradient × attention; each map has its own "
+        "scale, from dark, its lowest value, to bright, its highest). Below them the nearest of "
+        "all captions with their cosines: ✓ belongs to that object in that image, ✗ to another."
     )
     page.add_image_rows(scenes, width=170)
 
 
 def _add_overlooked(page: Report, pictures: Pictures, measured: Measured) -> None:
-    found, missed = pictures.overlooked()
-    if not found and not missed:
-        return
     notes = measured.annotations
     chosen = notes.pairs.within("overlooked")
+    if not chosen.any():
+        return
     logits = measured.presence[notes.pairs.image[chosen], notes.pairs.class_id[chosen]]
     absent = measured.presence[notes.labels == ABSENT]
     there, total = int(np.count_nonzero(logits > 0)), len(logits)
@@ -273,66 +278,64 @@ def _add_overlooked(page: Report, pictures: Pictures, measured: Measured) -> Non
     text = f"The presence head finds {found_of}"
     if len(absent):
         alarms = int(np.count_nonzero(absent > 0))
-        text += f" and claims {percent(alarms / len(absent))} of {len(absent):,} absent ones"
-    page.add_section(
-        "Overlooked, found and missed",
-        f"{text}. Drawn at random from both; the number is the probability of presence.",
+        text += f" and reports {percent(alarms / len(absent))} of {len(absent):,} absent ones"
+    sections.add_examples(
+        page,
+        "Overlooked objects: found and missed",
+        f"{text}. Examples are drawn at random; the number is the probability of presence.",
+        pictures.overlooked(),
+        width=150,
     )
-    for cards in (found, missed):
-        if cards:
-            page.add_images(cards, width=150)
 
 
-def _add_learning(page: Report, scores: Scores, story: Story) -> None:
-    history, found = story.history, curves.plateau(story.history)
+def _add_learning(page: Report, scores: Scores, run: RunInfo) -> None:
+    decisions = curves.decision_chart(run.history)
     charts = (
-        curves.decision_chart(history),
-        curves.losses_chart(history),
-        curves.deciding_chart(history, story.evaluator, scores.diagnostics["static_auc"]),
+        decisions,
+        curves.losses_chart(run.history),
+        curves.deciding_chart(run.history, run.evaluator, scores.diagnostics["static_auc"]),
     )
-    if not any(charts):
-        return
-    page.add_section("How it learned", _plateau_text(found) if charts[0] else "")
-    for chart in filter(None, charts):
-        page.add_chart(chart)
+    intro = _plateau_text(curves.plateau(run.history)) if decisions else ""
+    sections.add_learning_curves(page, charts, intro)
 
 
 def _plateau_text(found: curves.Plateau | None) -> str:
     text = (
-        "Training first sits on a plateau: steering copies the instruction into every image, and "
-        "OID only guesses. Then it starts to look and all losses fall."
+        "Training starts on a plateau: adapters copy the instruction into the embedding of every "
+        "image, and OID is at chance. Once they use the image, all losses fall."
     )
-    rule = f"counted while the mean of {curves.WINDOW} logged OID losses is at least 90 % of ln 2"
+    rule = f"the mean of {curves.WINDOW} logged OID losses is at least 90 % of ln 2"
     if found is None:
-        return f"{text} None was seen here ({rule})."
+        return f"{text} This run had no plateau ({rule})."
     if found.left:
-        return f"{text} Here the plateau ends at step {found.end:,} ({rule})."
+        return f"{text} In this run the plateau ends at step {found.end:,} ({rule})."
     return f"{text} This run has not left it by step {found.end:,} ({rule}): train longer."
 
 
-def _add_copying(page: Report, scores: Scores, story: Story) -> None:
-    seen, floor = scores.diagnostics, scores.p_protocol
+def _add_copying(page: Report, scores: Scores, run: RunInfo) -> None:
+    scored, floor = scores.diagnostics, scores.p_protocol
     page.add_section(
-        "Looking or copying",
-        "The shortcut that steering can take is to write the instruction's words into any image. "
-        "It has, as far as present and absent objects, or the image and one colour, score alike.",
+        "Does the model use the image or copy the instruction?",
+        "Adapters can take a shortcut and write the instruction's words into the embedding of any "
+        "image. They do so as far as present and absent objects, or the image and an image of one "
+        "colour, have the same scores.",
     )
-    kinds = {"present": "present", "absent": "absent", "blank": "in an image of one colour"}
+    names = {"present": "present", "absent": "absent", "blank": "in an image of one colour"}
     cosines = [
-        f"{seen[f'cosine_{key}']:.2f} {words}"
-        for key, words in kinds.items()
-        if seen[f"cosine_{key}"] is not None
+        f"{scored[f'cosine_{key}']:.2f} {words}"
+        for key, words in names.items()
+        if scored[f"cosine_{key}"] is not None
     ]
     text = f"At the end, the cosine with the object's name: {', '.join(cosines)}."
     named = [floor[name]["all"]["acc@1"] for name in ("conditioned", "copy_floor")]
     if None not in named:
-        text += f" Named right: {named[0]:.1f} %, of which the copy floor has {named[1]:.1f} %."
+        text += f" Named right: {named[0]:.1f} %; the copy floor is {named[1]:.1f} %."
     page.add_text(text)
-    history = story.history
+    history = run.history
     charts = (
         curves.cosines_chart(history),
-        curves.evaluated_cosines_chart(history, story.evaluator),
-        curves.naming_chart(history, story.evaluator),
+        curves.evaluated_cosines_chart(history, run.evaluator),
+        curves.naming_chart(history, run.evaluator),
     )
     for chart in filter(None, charts):
         page.add_chart(chart)
@@ -341,8 +344,8 @@ def _add_copying(page: Report, scores: Scores, story: Story) -> None:
 def _add_tables(page: Report, evaluated: Evaluated) -> None:
     page.add_section(
         "All numbers",
-        "In percent, cosines and AUC as plain numbers; n counts the queries. Steered is GiVE, "
-        "static the same backbone without an instruction.",
+        "In percent; cosines and AUC as fractions; n is the number of queries. “Steered” is GiVE "
+        "with the instruction, “static” the same backbone without one.",
     )
     for table in tables(evaluated.report):
         page.add_table(**table.to_dict())
@@ -352,14 +355,47 @@ def _add_tables(page: Report, evaluated: Evaluated) -> None:
     )
 
 
-def _add_settings(page: Report, evaluated: Evaluated, story: Story) -> None:
-    page.add_section("How this was made")
-    page.add_table(("what", "how"), [*story.settings, *_measured_rows(evaluated)])
-    page.add_text(
-        "One run with one seed: differences of a point or two may be luck. The maps say what moves "
-        "a score, not where an object ends; the presence logit, not the map, is the decision."
+def _add_settings(page: Report, evaluated: Evaluated, run: RunInfo) -> None:
+    sections.add_run_settings(
+        page,
+        run.config,
+        rows=[*run.settings, *_measured_rows(evaluated)],
+        note="One run with one seed: differences of a point or two may be noise. The maps show "
+        "what changes a score, not the outline of an object; the decision is the presence logit, "
+        "not the map.",
     )
-    page.add_details(story.config)
+
+
+def settings_rows(task: GiveTask, model: Give, config: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The main settings of a run as pairs (setting, value), in words."""
+    blocks = model.backbone.vision.blocks
+    losses, sampler = task.config.losses, config["sampler"]
+    image, train = task.backbone.processor.image, config["train"]
+    optim = train["optim"]
+    groups = "groups of one class" if sampler["grouped"] else "random groups"
+    weights = ", ".join(f"{name.upper()} {getattr(losses, name):g}" for name in _LOSSES)
+    return [
+        ("backbone, frozen", task.backbone.name or "unnamed"),
+        ("image", f"{image.size} × {image.size} pixels, {image.mode}"),
+        (
+            "adapters",
+            f"{len(blocks.layers)}, in blocks {', '.join(str(k + 1) for k in blocks.layers)} of "
+            f"{stack.depth_of(blocks)}, {blocks.inserts.heads} heads each",
+        ),
+        ("loss weights", weights + ("" if losses.absent_rows else "; OIIC without absent rows")),
+        (
+            "batch",
+            f"{sampler['groups']} {groups} × {sampler['images']} images × 2 objects = "
+            f"{train['batch_size']} rows, each also with an absent instruction",
+        ),
+        (
+            "optimizer",
+            f"{optim['name']}, learning rate {optim['learning_rate']:g}, {optim['warmup_steps']} "
+            f"steps of warm-up, {optim['schedule']}",
+        ),
+        ("steps", f"{train['steps']:,}"),
+        ("seed", str(train["seed"])),
+    ]
 
 
 def _measured_rows(evaluated: Evaluated) -> list[tuple[str, str]]:
@@ -374,9 +410,9 @@ def _measured_rows(evaluated: Evaluated) -> list[tuple[str, str]]:
         )
     return [
         (
-            "measured on",
+            "test data",
             f"{evaluated.measured.annotations.count:,} images; {pairs['all']:,} present objects, "
             f"{pairs['overlooked']:,} of them overlooked; {absent:,} absent ones",
         ),
-        ("cost of steering", f"{cost.added_parameters:,} added parameters{speed}"),
+        ("cost of conditioning", f"{cost.added_parameters:,} added parameters{speed}"),
     ]

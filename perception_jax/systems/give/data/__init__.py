@@ -1,1 +1,0 @@
-"""From what records say to batches of class groups."""

@@ -1,0 +1,216 @@
+"""The training data of GiVE: rows of planned batches as arrays, in groups of one class.
+
+Letters: S side of the model's image, T text tokens, n objects of a record.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import re
+import zlib
+from collections.abc import Hashable
+
+import numpy as np
+from jaxtyping import Bool, Float32, UInt8
+
+from perception_jax.data import images
+from perception_jax.data.object_index import ObjectIndex, index_objects
+from perception_jax.data.planned import PlannedData, Row
+from perception_jax.data.processors import ImageProcessor
+from perception_jax.data.records import ObjectInstruction, Record, Source
+from perception_jax.data.skipping import MAX_BAD_FRACTION
+from perception_jax.data.tokenization import PaddedTokenizer
+from perception_jax.data.views import require_square
+from perception_jax.systems.give.sampler import BatchPlanner, GroupConfig
+
+ATTRIBUTES = (
+    (
+        *("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black"),
+        *("grey", "white"),
+    ),
+    ("tiny", "small", "medium-sized", "large", "huge"),
+    ("left", "right"),
+    ("top", "bottom"),
+)
+"""Groups of mutually exclusive words; the first group with a word in a caption is used."""
+
+_PATTERNS = tuple(re.compile(rf"\b({'|'.join(group)})\b") for group in ATTRIBUTES)
+_INDICES = (
+    *("label", "absent_index", "caption_index"),
+    *("instruction_index", "absent_instruction_index"),
+)
+"""Columns of a plan that become arrays of the batch."""
+_TEXTS_KEPT = 2**16
+_LOGGER = logging.getLogger(__name__)
+
+
+class TrainingData(PlannedData):
+    """Training batches of GiVE from a source of records.
+
+    Attributes:
+      index: the objects of the source; the batches' "instruction_index" and
+        "absent_instruction_index" point into `index.instructions.strings`.
+      tokenizer: of the captions.
+    """
+
+    def __init__(
+        self,
+        records: Source,
+        config: GroupConfig,
+        *,
+        processor: ImageProcessor,
+        tokenizer: PaddedTokenizer,
+        template: str | None = None,
+        own_instructions: bool = True,
+        hold: bool = False,
+        altered: bool = False,
+        max_bad_fraction: float = MAX_BAD_FRACTION,
+    ):
+        """Indexes the source; see `data.object_index.index_objects` for `template` and
+        `own_instructions`, and for what it raises.
+
+        Args:
+          hold: process every image once and keep it, for data that fit in memory.
+          altered: add captions with one attribute changed (`PlusConfig.altered`).
+          max_bad_fraction: of records that may be skipped; see `data.skipping`.
+        """
+        self.tokenizer = tokenizer
+        self.index: ObjectIndex = index_objects(
+            records,
+            processor=processor,
+            template=template,
+            own_instructions=own_instructions,
+            max_bad_fraction=max_bad_fraction,
+        )
+        if self.index.counts.pairs < config.batch_size:
+            _LOGGER.warning(
+                "%s are fewer than the %d rows of a batch: every batch has some of them more than "
+                "once. Lower groups or images.",
+                self.index.counts,
+                config.batch_size,
+            )
+        super().__init__(
+            records,
+            BatchPlanner(self.index, config),
+            ObjectRows(self.index, processor=processor, tokenizer=tokenizer, altered=altered),
+            in_memory=hold,
+            max_bad_fraction=max_bad_fraction,
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class BoxedImage:
+    """The model's image of a record, with boxes.
+
+    Attributes:
+      boxes: of the record's objects, xyxy pixels of `image`; of area 0 without a box.
+      box_mask: True for objects with a box.
+    """
+
+    image: UInt8[np.ndarray, "S S 3"]
+    boxes: Float32[np.ndarray, "n 4"]
+    box_mask: Bool[np.ndarray, " n"]
+
+
+class ObjectRows:
+    """Turns rows of `BatchPlanner` into arrays; a `data.planned.RowTransform`.
+
+    - "image": uint8[S, S, 3], mirrored for rows with "flip";
+    - "boxes" (float32[1, 4]), "box_mask" (bool[1]): the object's box in the model's image, xyxy;
+      without area where there is none;
+    - "ids" (int32[T]), "id_mask" (bool[T]): the caption's tokens;
+    - "image_index": the record's number, int32; "label" and the other indices of
+      `BatchPlanner.plan`, int32;
+    - with `altered`, "altered_ids", "altered": the caption's tokens with one attribute changed, and
+      whether there is such a one.
+    """
+
+    def __init__(
+        self,
+        index: ObjectIndex,
+        *,
+        processor: ImageProcessor,
+        tokenizer: PaddedTokenizer,
+        altered: bool = False,
+    ) -> None:
+        """Raises ConfigError for a processor whose images have many sizes."""
+        require_square(processor)
+        self._index, self._processor, self._tokenizer = index, processor, tokenizer
+        self._altered = altered
+        self._texts: dict[int, dict[str, np.ndarray]] = {}
+
+    def read(self, record: Record, shape: Hashable) -> BoxedImage:
+        """Processes the image of a record.
+
+        Raises:
+          DataError: the record has no image, or it cannot be decoded.
+        """
+        del shape  # always the same
+        processed = self._processor(images.decode(record.image, name=record.id))
+        given = [one.box or (0.0,) * 4 for one in record.objects]
+        boxes = processed.geometry.boxes(np.array(given, np.float64).reshape(-1, 4))
+        return BoxedImage(
+            image=processed.pixels,
+            boxes=np.asarray(processed.geometry.clip(boxes), np.float32),
+            box_mask=np.array([one.box is not None for one in record.objects], bool),
+        )
+
+    def __call__(self, read: BoxedImage, row: Row) -> dict[str, np.ndarray]:
+        """The arrays of a row; deterministic."""
+        chosen, image = slice(row.values["object"], row.values["object"] + 1), read.image
+        boxes = read.boxes[chosen]
+        if row.values["flip"]:
+            image, boxes = np.ascontiguousarray(image[:, ::-1]), boxes.copy()
+            boxes[:, [0, 2]] = self._processor.size - boxes[:, [2, 0]]
+        return {
+            "image": image,
+            "boxes": boxes,
+            "box_mask": read.box_mask[chosen],
+            "image_index": np.array(row.record, np.int32),
+            **{name: np.array(row.values[name], np.int32) for name in _INDICES},
+            **self._text(int(row.values["caption_index"])),
+        }
+
+    def described(self, record: Record, row: Row) -> Record:
+        """The record with the row's two instructions: that of the present class with its object as
+        target, that of the absent class with None."""
+        strings, values = self._index.instructions.strings, row.values
+        present, absent = values["instruction_index"], values["absent_instruction_index"]
+        return dataclasses.replace(
+            record,
+            instructions=(
+                ObjectInstruction(text=strings[present], target=int(values["object"])),
+                ObjectInstruction(text=strings[absent], target=None),
+            ),
+        )
+
+    def _text(self, caption: int) -> dict[str, np.ndarray]:
+        found = self._texts.get(caption)
+        if found is None:
+            found = self._tokenise(self._index.captions[caption])
+            if len(self._texts) < _TEXTS_KEPT:
+                self._texts[caption] = found
+        return found
+
+    def _tokenise(self, caption: str) -> dict[str, np.ndarray]:
+        tokens = self._tokenizer([caption])
+        found = {"ids": tokens.ids[0], "id_mask": tokens.mask[0]}
+        if not self._altered:
+            return found
+        other = altered(caption)
+        return found | {
+            "altered_ids": self._tokenizer([other]).ids[0],
+            "altered": np.array(bool(other)),
+        }
+
+
+def altered(caption: str) -> str:
+    """Replaces one attribute word of a caption by another of its group, deterministically; "" if
+    there is none: "a small red cat" becomes "a small green cat"."""
+    for group, pattern in zip(ATTRIBUTES, _PATTERNS, strict=True):
+        if found := pattern.search(caption):
+            others = [word for word in group if word != found[0]]
+            chosen = others[zlib.crc32(caption.encode()) % len(others)]
+            return caption[: found.start()] + chosen + caption[found.end() :]
+    return ""

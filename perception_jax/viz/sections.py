@@ -1,0 +1,99 @@
+"""Sections of a report that every system has: learning curves, example images, run settings.
+
+`history` is the rows of a run's `metrics.jsonl`; a row lacks the values that were not logged then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from perception_jax.viz.html_report import Report
+
+History = Sequence[Mapping[str, Any]]
+"""Rows of `metrics.jsonl`, each with "step"."""
+
+Curve = tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]
+"""Steps and the values that were logged at them."""
+
+
+def curves(history: History, titles: Mapping[str, str], *, least: int = 1) -> dict[str, Curve]:
+    """Series for `line_chart`, by title.
+
+    Args:
+      titles: the title of each logged value, by its name in the history.
+      least: {} if no curve has at least that many points.
+    """
+    found = {}
+    for key, title in titles.items():
+        rows = [row for row in history if row.get(key) is not None]
+        if rows:
+            steps = np.array([row["step"] for row in rows])
+            found[title] = steps, np.array([row[key] for row in rows], np.float64)
+    return found if any(len(steps) >= least for steps, _ in found.values()) else {}
+
+
+def subtitle(history: History, *, rows: int, measured_on: str) -> str:
+    """The line under a report's title: the length of the training, and the test images.
+
+    Args:
+      history: empty for a model that was trained elsewhere.
+      rows: of a batch.
+      measured_on: what the test images are, e.g. "images that were not trained on".
+    """
+    steps = max((row["step"] for row in history), default=0)
+    trained = f"{steps:,} steps of {rows} rows. " if steps else ""
+    return f"{trained}Everything below is measured on {measured_on}."
+
+
+def add_learning_curves(report: Report, charts: Iterable[str | None], intro: str = "") -> None:
+    """Adds the section "Learning curves"; nothing if there is no chart.
+
+    Args:
+      charts: of `line_chart` or `bar_chart`; None for one that could not be drawn.
+    """
+    drawn = [chart for chart in charts if chart]
+    if drawn:
+        report.add_section("Learning curves", intro)
+        for chart in drawn:
+            report.add_chart(chart)
+
+
+def add_examples(
+    report: Report, title: str, intro: str, groups: Iterable[Sequence[tuple]], *, width: int
+) -> None:
+    """Adds a section of example images, e.g. right and wrong ones; nothing if all are empty.
+
+    Args:
+      groups: image cards as of `Report.add_images`, each group in columns of its own.
+      width: smallest card width in CSS pixels.
+    """
+    filled = [group for group in groups if group]
+    if filled:
+        report.add_section(title, intro)
+        for group in filled:
+            report.add_images(group, width=width)
+
+
+def add_run_settings(
+    report: Report,
+    config: Mapping[str, Any],
+    *,
+    rows: Sequence[tuple[str, str]] = (),
+    note: str = "",
+) -> None:
+    """Adds the section "Run settings": a table, a note, and the whole configuration, folded.
+
+    Args:
+      config: the resolved settings.
+      rows: pairs (setting, value) in words.
+    """
+    report.add_section("Run settings", "" if rows else "The configuration, for running it again.")
+    if rows:
+        report.add_table(("setting", "value"), rows)
+    if note:
+        report.add_text(note)
+    report.add_details(config)
