@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pathlib
 
-import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 import perception_jax
@@ -21,6 +19,7 @@ from perception_jax.systems.give.adapter import AdapterConfig
 from perception_jax.systems.give.checkpoint import save_give
 from perception_jax.systems.give.model import Give, GiveConfig, leaves_in_give
 from perception_jax.systems.give.pretrained import ADAPTERS_FILE
+from tests.arrays import drawn
 
 SIDE, PATCH, WIDTH, DEPTH = 16, 8, 32, 3
 VOCAB, CONTEXT = 600, 12
@@ -38,24 +37,15 @@ def tiny_clip(width: int = WIDTH) -> Loaded:
     processor = Processor(
         image=ImageProcessor(size=SIDE), tokenizer=ClipTokenizer.shipped(VOCAB, CONTEXT)
     )
-    model = Clip(config, rngs=nnx.Rngs(params=0))
+    model = drawn(lambda: Clip(config, rngs=nnx.Rngs(params=0)))
     return Loaded(model=model, config=config, processor=processor)
-
-
-def shaken(leaves: dict, seed: int, scale: float = 0.1) -> dict:
-    """Fresh biases, norms and output projections are zeros and ones, which hide mistakes."""
-    rng = np.random.default_rng(seed)
-    return {
-        path: leaf + jnp.asarray(scale * rng.normal(size=leaf.shape), jnp.float32)
-        for path, leaf in leaves.items()
-    }
 
 
 def with_adapters(loaded: Loaded, config: GiveConfig) -> Give:
     """Random adapters and heads in a backbone."""
     own = leaves_in_give(loaded.model)
-    give = Give(config, loaded.model, rngs=nnx.Rngs(params=1))
-    return unflatten(give, own | shaken(flatten(give, AdapterParam), 1))
+    give = drawn(lambda: Give(config, loaded.model, rngs=nnx.Rngs(params=0)), 1)
+    return unflatten(give, own | flatten(give, AdapterParam))
 
 
 def write(root: pathlib.Path, *, dense: bool = False) -> pathlib.Path:

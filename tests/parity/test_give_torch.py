@@ -11,6 +11,7 @@ import functools
 import math
 import pathlib
 import re
+from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
@@ -24,7 +25,7 @@ from perception_jax.data.tokenization import ClipTokenizer
 from perception_jax.interop.safetensors_io import SafetensorsFile
 from perception_jax.models.clip.config import ClipConfig, VisionConfig
 from perception_jax.models.clip.modeling import Clip
-from perception_jax.models.params import flatten, unflatten
+from perception_jax.models.params import flatten
 from perception_jax.models.siglip.config import SiglipConfig, SiglipVisionConfig
 from perception_jax.models.siglip.modeling import Siglip
 from perception_jax.nn.text_tower import TextConfig
@@ -32,9 +33,10 @@ from perception_jax.systems.give.adapter import AdapterConfig
 from perception_jax.systems.give.checkpoint import load_give
 from perception_jax.systems.give.model import GiveConfig, instruct
 from perception_jax.systems.give.pretrained import GiveEncoder, export_merged
+from tests.arrays import drawn
 from tests.parity.measures import Row
 from tests.parity.torch_code import channels_first
-from tests.tiny_give import shaken, with_adapters
+from tests.tiny_give import with_adapters
 
 torch = pytest.importorskip("torch")
 safetensors_torch = pytest.importorskip("safetensors.torch")
@@ -48,20 +50,19 @@ TEXT = {"vocab_size": 600, "context": 12, "width": 36, "depth": 2, "heads": 3, "
 
 def tiny_clip() -> Loaded:
     config = ClipConfig(vision=VisionConfig(**VISION), text=TextConfig(**TEXT), embed_dim=20)
-    return random_model(Clip(config, rngs=nnx.Rngs(params=0)), config)
+    return random_model(lambda: Clip(config, rngs=nnx.Rngs(params=0)), config)
 
 
 def tiny_siglip() -> Loaded:
     text = TextConfig(**TEXT, pool="last", projection_bias=True, act="gelu_pytorch_tanh", eps=1e-6)
     config = SiglipConfig(vision=SiglipVisionConfig(**VISION), text=text)
-    return random_model(Siglip(config, rngs=nnx.Rngs(params=0)), config)
+    return random_model(lambda: Siglip(config, rngs=nnx.Rngs(params=0)), config)
 
 
-def random_model(model: nnx.Module, config) -> Loaded:
+def random_model(make: Callable[[], nnx.Module], config) -> Loaded:
     tokenizer = ClipTokenizer.shipped(TEXT["vocab_size"], TEXT["context"])
     processor = Processor(image=ImageProcessor(size=VISION["image_size"]), tokenizer=tokenizer)
-    model = unflatten(model, shaken(flatten(model), 0))
-    return Loaded(model=model, config=config, processor=processor)
+    return Loaded(model=drawn(make), config=config, processor=processor)
 
 
 def ids_of(kind: str, encoder: GiveEncoder) -> np.ndarray:

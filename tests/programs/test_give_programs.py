@@ -96,7 +96,10 @@ def test_a_folder_that_gives_something_else_is_refused(workdir, tmp_path, monkey
 
 
 @pytest.mark.parametrize("of", [".", "give.safetensors"])
-def test_evaluate_gives_the_numbers_of_the_run(workdir, tmp_path, of):
+def test_evaluate_gives_the_numbers_of_the_run(workdir, tmp_path, of, monkeypatch):
+    """The page of the run has pictures, compiled anew; that of the file need not show them too."""
+    if of != ".":
+        monkeypatch.setattr(conclude, "Pictures", lambda *args: None)
     arguments = [CONFIG, *SMALL, f"--checkpoint={workdir / of}", f"--out={tmp_path}"]
     assert common.main(evaluate.PROGRAM, evaluate.run, arguments) == 0
     found, expected = (
@@ -104,7 +107,9 @@ def test_evaluate_gives_the_numbers_of_the_run(workdir, tmp_path, of):
     )
     assert found.pop("scores").keys() == expected.pop("scores").keys()
     assert found == pytest.approx(expected, abs=1e-5)
-    assert "Learning curves" not in (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text()
+    assert "Learning curves" not in page
+    assert (page.count("<img ") > 6 * 6) == (of == ".")
 
 
 def test_a_backbone_alone_is_no_give(tmp_path, capsys):

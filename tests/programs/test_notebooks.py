@@ -28,6 +28,7 @@ from perception_jax.data.processors import ImageProcessor
 from perception_jax.models.dinov2.config import Dinov2Config
 from perception_jax.models.dinov2.modeling import Dinov2
 from perception_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD
+from tests.arrays import drawn
 
 FOLDER = pathlib.Path(__file__).resolve().parents[2] / "colab"
 _MARK = re.compile(r"^# %%(?: \[(?P<kind>\w+)\])?(?P<options>.*)$")
@@ -58,7 +59,7 @@ def tiny_dinov2(folder: pathlib.Path) -> None:
     image = ImageProcessor(size=56, resize=64, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     perception_jax.export(
         Loaded(
-            model=Dinov2(config, rngs=nnx.Rngs(params=0)),
+            model=drawn(lambda: Dinov2(config, rngs=nnx.Rngs(params=0))),
             config=config,
             processor=Processor(image=image, tokenizer=None),
         ),

@@ -26,6 +26,7 @@ from perception_jax.nn.text_tower import TextConfig
 from perception_jax.systems.encoder.picture import draw
 from perception_jax.systems.encoder.predict import EncoderPrediction, Explainer, TextScore
 from perception_jax.viz.sheet import PANEL
+from tests.arrays import drawn
 
 TEXTS = ("a drawing of a dog", "a drawing of a bus", "a banana")
 SIZES = {"patch_size": 8, "width": 32, "depth": 2, "heads": 4, "mlp_dim": 64}
@@ -38,7 +39,11 @@ def run(*words):
 def dinov2():
     config = Dinov2Config(image_size=32, registers=2, **SIZES)
     processor = Processor(image=ImageProcessor(size=32), tokenizer=None)
-    return Loaded(model=Dinov2(config, rngs=nnx.Rngs(params=0)), config=config, processor=processor)
+    return Loaded(
+        model=drawn(lambda: Dinov2(config, rngs=nnx.Rngs(params=0))),
+        config=config,
+        processor=processor,
+    )
 
 
 def siglip(tokenizer):
@@ -47,7 +52,11 @@ def siglip(tokenizer):
     config = SiglipConfig(vision=SiglipVisionConfig(image_size=32, **SIZES), text=text)
     # 20 pixels hold two patches of 8; the rest is dropped.
     processor = Processor(image=ImageProcessor(size=20, mode="squash"), tokenizer=tokenizer)
-    return Loaded(model=Siglip(config, rngs=nnx.Rngs(params=0)), config=config, processor=processor)
+    return Loaded(
+        model=drawn(lambda: Siglip(config, rngs=nnx.Rngs(params=0))),
+        config=config,
+        processor=processor,
+    )
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,20 @@ import numpy as np
 import pytest
 
 from perception_jax.nn.attention import LONG, attend, blocks, core
+from tests.arrays import normal
 
 BATCH, QUERIES, KEYS, HEADS, WIDTH = 2, 130, 140, 3, 8
+
+
+def coins(seed, *shape):
+    return jnp.asarray(np.random.default_rng(seed).random(shape) < 0.5)
+
+
 MASKS = {
     "none": None,
-    "shared": jnp.tril(jnp.ones((1, 1, QUERIES, KEYS), bool)),
-    "keys of each example": jax.random.bernoulli(jax.random.key(7), 0.5, (BATCH, 1, 1, KEYS)),
-    "each head": jax.random.bernoulli(jax.random.key(8), 0.5, (1, HEADS, QUERIES, KEYS)),
+    "shared": jnp.asarray(np.tril(np.ones((1, 1, QUERIES, KEYS), bool))),
+    "keys of each example": coins(7, BATCH, 1, 1, KEYS),
+    "each head": coins(8, 1, HEADS, QUERIES, KEYS),
 }
 
 
@@ -27,12 +34,8 @@ def dense(q, k, v, mask):
 
 
 def arrays():
-    keys = jax.random.split(jax.random.key(0), 4)
     sizes = (QUERIES, KEYS, KEYS, QUERIES)
-    return [
-        jax.random.normal(key, (BATCH, size, HEADS, WIDTH))
-        for key, size in zip(keys, sizes, strict=True)
-    ]
+    return [normal(seed, BATCH, size, HEADS, WIDTH) for seed, size in enumerate(sizes)]
 
 
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
@@ -54,13 +57,14 @@ def test_long_attention_and_its_gradients_equal_a_dense_softmax(mask):
 @pytest.mark.parametrize("masked", [False, True])
 def test_blocks_on_cpu_change_nothing(scores, loops, masked, monkeypatch):
     """Blocks of examples and heads, then halves of the query rows."""
-    keys = jax.random.split(jax.random.key(0), 3)
-    q, k, v = (
-        jax.random.normal(key, (6, size, heads, WIDTH))
-        for key, size, heads in zip(keys, (131, 140, 140), (4, 2, 2), strict=True)
-    )
-    mask = jax.random.bernoulli(jax.random.key(7), 0.5, (6, 4, 131, 140)) if masked else None
-    expected = dense(q, *(jnp.repeat(x, 2, axis=2) for x in (k, v)), mask)
+    q, k, v = normal(0, 6, 131, 4, WIDTH), normal(1, 6, 140, 2, WIDTH), normal(2, 6, 140, 2, WIDTH)
+    mask = coins(7, 6, 4, 131, 140) if masked else None
+
+    @jax.jit
+    def grouped(q, k, v, mask):
+        return dense(q, *(jnp.repeat(x, 2, axis=2) for x in (k, v)), mask)
+
+    expected = grouped(q, k, v, mask)
     monkeypatch.setattr(blocks, "SCORES", scores)
     for fused, halves in ((1 << 16, 0), (70 * 140, 0 if masked else 1)):
         monkeypatch.setattr(blocks, "FUSED_SCORES", fused)
@@ -72,10 +76,12 @@ def test_blocks_on_cpu_change_nothing(scores, loops, masked, monkeypatch):
 
 @pytest.mark.parametrize("tokens", [4, 128], ids=["short", "long"])
 def test_a_query_without_keys_takes_the_mean(tokens):
-    q, k, v = jax.random.normal(jax.random.key(0), (3, 1, tokens, 2, 8))
-    mask = jnp.ones((1, 1, tokens, tokens), bool).at[0, 0, 1].set(False)
+    q, k, v = (normal(seed, 1, tokens, 2, 8) for seed in range(3))
+    mask = np.ones((1, 1, tokens, tokens), bool)
+    mask[0, 0, 1] = False
+    mask = jnp.asarray(mask)
     out = jax.jit(attend)(q, k, v, mask)
-    np.testing.assert_allclose(out[0, 1], v[0].mean(axis=0), atol=1e-6)
+    np.testing.assert_allclose(np.asarray(out)[0, 1], np.asarray(v)[0].mean(axis=0), atol=1e-6)
 
 
 def test_training_keeps_no_scores_of_long_sequences():

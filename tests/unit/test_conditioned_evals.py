@@ -36,14 +36,6 @@ def image(name: int, *objects: EvaluatedObject, **more: object) -> EvaluatedImag
     return EvaluatedImage(**({"id": name, "area": 1000.0, "objects": objects} | more))
 
 
-def strata(*objects: EvaluatedObject, area: float | None = 1000.0) -> dict[int, str | None]:
-    notes = Annotations.build([image(0, *objects, area=area)], CLASSES, federated=False)
-    pairs = notes.pairs
-    return {
-        int(c): STRATA[s] if s else None for c, s in zip(pairs.class_id, pairs.stratum, strict=True)
-    }
-
-
 # --- Ranks --------------------------------------------------------------------------------------
 
 

@@ -17,6 +17,7 @@ from perception_jax.models.clip.architecture import with_tokenizer
 from perception_jax.models.clip.config import ClipConfig, VisionConfig
 from perception_jax.models.clip.modeling import Clip
 from perception_jax.nn.text_tower import TextConfig
+from tests.arrays import drawn
 
 SIZES = {"width": 8, "depth": 1, "heads": 2, "mlp_dim": 8}
 START, END, ADDED = 598, 599, 600
@@ -32,7 +33,7 @@ CONFIG = ClipConfig(
 @pytest.fixture(scope="module")
 def loaded():
     """One id behind the end token, and a tokenizer that has it."""
-    model = Clip(CONFIG, rngs=nnx.Rngs(params=0))
+    model = drawn(lambda: Clip(CONFIG, rngs=nnx.Rngs(params=0)))
     processor = api.Processor(image=ImageProcessor(size=8), tokenizer=TOY)
     return api.Loaded(model=model, config=CONFIG, processor=processor)
 

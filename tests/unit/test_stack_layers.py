@@ -186,8 +186,7 @@ def inserted(places, *, cross=False):
     blocks = stacked(cross=cross)
     for seed, place in enumerate(places):
         layers = (1, 2) if seed == 0 else (2,)
-        count = len(layers)
-        inserts = drawn(lambda n=count: stack.init(Shift, n, rngs=nnx.Rngs(0)), seed)
+        inserts = drawn(functools.partial(stack.init, Shift, len(layers), rngs=nnx.Rngs(0)), seed)
         blocks = stack.Inserted(blocks, inserts, layers, place)
     return blocks
 

@@ -28,7 +28,8 @@ CLIP = ClipConfig(
 
 
 def tower(**changes) -> TextTower:
-    return TextTower(dataclasses.replace(TEXT, **changes), 4, rngs=nnx.Rngs(params=0))
+    config = dataclasses.replace(TEXT, **changes)
+    return jax.jit(lambda: TextTower(config, 4, rngs=nnx.Rngs(params=0)))()
 
 
 @pytest.mark.parametrize(("end", "positions"), [(END, [3, 1]), (None, [2, 2])])
@@ -36,7 +37,7 @@ def test_read_at_the_first_end_token_or_the_largest_id(end, positions):
     """Compiled and not; the added token has the largest id."""
     model = tower(end_id=end)
     for out in (model(ROWS), jax.jit(lambda ids: model(ids))(ROWS)):
-        np.testing.assert_array_equal(out.pooled, out.tokens[jnp.arange(2), jnp.array(positions)])
+        np.testing.assert_array_equal(out.pooled, np.asarray(out.tokens)[np.arange(2), positions])
     mask = text_mask(jnp.asarray(ROWS), model.pool, model.end_id)
     assert mask.sum(1).tolist() == [position + 1 for position in positions]
 
