@@ -191,7 +191,7 @@ def test_a_predictor_compiles_once_for_images_of_all_sizes(place, encoder):
     see = Predictor(encoder, TOLD[:1], candidates=NAMES[:2], scale=2.0)
     shapes = [see(place / f"photos/{name}.png").attention.shape for name in ("one", "two")]
     assert shapes == [(4, 4)] * 2
-    assert see._look._cache_size() == see._static._cache_size() == 1
+    assert see._maps._cache_size() == see._static._cache_size() == 1
     assert see._galleries._steered._cache_size() == 1
 
 
@@ -209,10 +209,10 @@ def test_a_backbone_alone_is_seen_without_steering(place, encoder, tmp_path):
     ("words", "said"),
     [
         (["--instruction=the kite", "--model=ROOT/backbone"], "ConfigError: this is a backbone"),
-        (["--candidates=ROOT/names.txt", "--model=ROOT/backbone", "--alpha=0"], "know of no"),
+        (["--candidates=ROOT/names.txt", "--model=ROOT/backbone", "--alpha=0"], "the presence"),
         (["--instruction=the kite", "--model=ROOT/none.safetensors"], "none.safetensors"),
         (["--instruction=the kite", "--backbone=ROOT/none"], "CheckpointError: "),
-        ([], "ConfigError: nothing to look for"),
+        ([], "ConfigError: nothing to predict"),
         (["--instruction= "], "ConfigError: expected words in each"),
         (["--instruction=the kite", "--alpha=-1"], "alpha: expected a number from 0 upwards"),
         (["--instruction=the kite", "--scale=0"], "scale: expected a number above 0"),

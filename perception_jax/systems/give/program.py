@@ -244,7 +244,8 @@ def predictor(values: flags.FlagValues) -> Callable[[pathlib.Path], ImageResult]
     from perception_jax.systems.give.predict import Predictor, load_encoder
 
     candidates, captions = (
-        () if file is None else read_lines(file) for file in (values.candidates, values.captions)
+        () if file is None else read_lines(pathlib.Path(file))
+        for file in (values.candidates, values.captions)
     )
     encoder = load_encoder(values.model, backbone=values.backbone)
     predict = Predictor(
