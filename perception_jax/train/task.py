@@ -21,7 +21,7 @@ Batch = Mapping[str, Any]
 - "id": numpy strings, the records' ids. The trainer takes them off for its messages and puts the
   rest on the devices.
 
-A system adds others, and prefixes these where it has a second of a kind
+A system adds others, such as "instruction", and prefixes these where it has a second of a kind
 ("altered_ids").
 """
 

@@ -156,7 +156,7 @@ def test_a_scene_is_shown_in_pairs_with_the_models_own_decisions(pictures, prese
             right = (chance > 0.5) == (name[1] in shown)
             assert steered.status == ("ok" if right else "wrong")
             wrong += not right
-            assert static.caption.startswith(f"“the {name[1]}”, text alone")
+            assert static.caption.startswith(f"“the {name[1]}”, unconditioned")
             assert ("with a higher score" in static.caption) == (name[1] in shown)
         assert np.any(cards[2].image != cards[4].image)
     assert 0 < wrong < 3 * len(scenes)

@@ -155,7 +155,7 @@ class Pictures:
     def _static(
         self, view: views.View, image: int, query: _Query, found: ComparedMaps
     ) -> ImageCard:
-        text = f"“{self._instruction(query)}”, text alone"
+        text = f"“{self._instruction(query)}”, unconditioned"
         if query.pair is not None:
             text += f"\n{self._ahead(image, query.class_id)}"
         return ImageCard(patch_maps.over(view.picture, found.text_relevance), text)
