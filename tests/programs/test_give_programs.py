@@ -15,6 +15,7 @@ from launch import common, evaluate, train
 from perception_jax.errors import CheckpointError
 from perception_jax.systems.give import program
 from perception_jax.systems.give.pretrained import GiveEncoder
+from perception_jax.systems.give.report import pictures
 from perception_jax.train.metrics import read_metrics
 
 CONFIG = "--config=configs/give/scenes.py:runlocal"
@@ -99,7 +100,7 @@ def test_a_folder_that_gives_something_else_is_refused(workdir, tmp_path, monkey
 def test_evaluate_gives_the_numbers_of_the_run(workdir, tmp_path, of, monkeypatch):
     """The page of the run has pictures, compiled anew; that of the file need not show them too."""
     if of != ".":
-        monkeypatch.setattr(conclude, "Pictures", lambda *args: None)
+        monkeypatch.setattr(pictures, "Pictures", lambda *args: None)
     arguments = [CONFIG, *SMALL, f"--checkpoint={workdir / of}", f"--out={tmp_path}"]
     assert common.main(evaluate.PROGRAM, evaluate.run, arguments) == 0
     found, expected = (
