@@ -180,13 +180,17 @@ class Shift(nnx.Module):
         return jax.nn.softmax(x @ x.swapaxes(1, 2))[:, None] + given[:, None, None, None]
 
 
+def shifts(count):
+    return stack.init(Shift, count, rngs=nnx.Rngs(0))
+
+
 @functools.cache
 def inserted(places, *, cross=False):
     """A group of inserts in layers 1 and 2 for each place, the last of them in layer 2 alone."""
     blocks = stacked(cross=cross)
     for seed, place in enumerate(places):
         layers = (1, 2) if seed == 0 else (2,)
-        inserts = drawn(functools.partial(stack.init, Shift, len(layers), rngs=nnx.Rngs(0)), seed)
+        inserts = drawn(functools.partial(shifts, len(layers)), seed)
         blocks = stack.Inserted(blocks, inserts, layers, place)
     return blocks
 
@@ -242,7 +246,7 @@ def test_inserts_before_between_and_after_the_steps(places, positions, cross):
 
 def test_an_unknown_place_is_refused():
     for place in ("within", 3):
-        insert = drawn(lambda: stack.init(Shift, 1, rngs=nnx.Rngs(0)))
+        insert = drawn(lambda: shifts(1))
         blocks = stack.Inserted(stacked(), insert, (0,), place)
         with pytest.raises(ConfigError, match=f"place of inserts: .* found {place!r}"):
             stack.run(blocks, X, context=stack.Context(given=normal(7, B)))
