@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Literal
 
 import numpy as np
 
@@ -99,7 +100,7 @@ class SceneConfig:
     max_overlap: float = 0.3
     min_visible: float = 0.5
     backgrounds: tuple[str, ...] = BACKGROUND_KINDS
-    language: Language = "all"
+    language: Literal["all", "captions", "none"] = "all"
 
     def __post_init__(self) -> None:
         checks = {

@@ -20,11 +20,13 @@ NOTHING = "–"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Table:
-    """Attributes:
-    title: what is measured.
-    header: names of the columns.
-    rows: cells as text.
-    note: how to read it.
+    """A table of a report, as text.
+
+    Attributes:
+      title: what is measured.
+      header: names of the columns.
+      rows: cells as text.
+      note: how to read it.
     """
 
     title: str

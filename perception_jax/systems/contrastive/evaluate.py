@@ -28,10 +28,12 @@ TEMPLATES = ("a drawing of a {}", "a picture of a {}", "a {}")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LabelledImages:
-    """Attributes:
-    pixels: processed images.
-    labels: index into `names` of each image.
-    names: the candidates.
+    """Processed images with a class each.
+
+    Attributes:
+      pixels: processed images.
+      labels: index into `names` of each image.
+      names: the candidates.
     """
 
     pixels: UInt8[np.ndarray, "N S S 3"]
