@@ -19,7 +19,12 @@ from perception_jax.systems.give.report import pictures
 from perception_jax.train.metrics import read_metrics
 
 CONFIG = "--config=configs/give/scenes.py:runlocal"
-SMALL = ["--config.train.steps=4", "--config.train.log_every=1", "--config.train.evaluate_every=2"]
+SMALL = [
+    "--config.train.steps=4",
+    "--config.train.log_every=1",
+    "--config.train.evaluate_every=2",
+    "--config.data.length=100",
+]
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +65,7 @@ def test_the_report_has_curves_maps_and_what_the_settings_were(workdir):
     for curve in ("OID loss: is the object present?", "equal lines mean copying", "copy floor"):
         assert curve in page
     assert page.count("<img ") > 6 * 6  # of six scenes at least six each
-    assert "200 scenes of four artists, each of 2 to 3 objects out of 20" in page
+    assert "100 scenes of four artists, each of 2 to 3 objects out of 20" in page
     assert '"learning_rate": 0.003' in page
     assert "n/a (unconfirmed)" in page
 
