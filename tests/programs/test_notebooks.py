@@ -99,7 +99,9 @@ TRIALS = {
         settings=give,
         pictures=tuple(f"out/{name}.png" for name in ("images", "maps")),
         says=(
-            r"largest change by fresh adapters: 0\.0e\+00",
+            # Two programs, with and without adapters: without LLVM's optimisation they may differ
+            # by the rounding of float32.
+            r"largest change by fresh adapters: (0\.0e\+00|[1-4]\.\de-07|\d\.\de-08)",
             r"\d+ objects \(\d+ pairs\) of 12 classes in 40 images",
             r"present or absent, all: AUC 0\.\d\d, without an instruction 0\.\d\d",
             r"read back: embeddings differ by 0\.0e\+00",
