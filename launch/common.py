@@ -15,6 +15,7 @@ import dataclasses
 import errno
 import os
 import pathlib
+import re
 import sys
 import threading
 import traceback
@@ -217,9 +218,10 @@ def _config_spec(argv: Sequence[str]) -> str | None:
 def _check_overrides(argv: Sequence[str], config: ml_collections.ConfigDict) -> None:
     """Refuses `--config.KEY` of a key that the config lacks, naming the nearest one."""
     for word in argv:
-        if not word.startswith("--config."):
+        override = re.match(r"--?(?:no)?config\.([^=]+)", word)
+        if override is None:
             continue
-        key = word.removeprefix("--config.").partition("=")[0]
+        key = override[1]
         keys = leaves(config)
         inside = [known for known in keys if known.startswith(f"{key}.")]
         if inside:

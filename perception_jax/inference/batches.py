@@ -80,7 +80,7 @@ class Batched:
             for part in parts:
                 yield run(model, place(fill(part, size), split)), len(part)
 
-        with _current(mesh):
+        with current_mesh(mesh):
             found = [_first(count, out) for out, count in fetched(calls())]
         if not found:
             raise DataError("expected at least one row to run a model on, found none.")
@@ -92,7 +92,7 @@ class Batched:
         """The program of one call, for rows like `row`, to compile and inspect."""
         split = None if mesh is None else batch_sharding(mesh)
         shape = (divisible(self.batch_size, mesh), *row.shape)
-        with _current(mesh):
+        with current_mesh(mesh):
             rows = jax.ShapeDtypeStruct(shape, row.dtype, sharding=split)
             return self._on(mesh).lower(model, rows)
 
@@ -143,12 +143,12 @@ def in_parts(stream: Iterable[np.ndarray], size: int) -> Iterator[list[np.ndarra
         yield part
 
 
-def _first(count: int, out: Any) -> Any:
-    return jax.tree.map(lambda x: x[:count], out)
-
-
-def _current(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
-    """Makes the mesh the current one, on which activations are constrained."""
+def current_mesh(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
+    """A context in which activations are constrained on the mesh; nothing without one."""
     if mesh is None or mesh == jax.sharding.get_mesh():
         return contextlib.nullcontext()
     return jax.set_mesh(mesh)
+
+
+def _first(count: int, out: Any) -> Any:
+    return jax.tree.map(lambda x: x[:count], out)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -66,6 +67,7 @@ class Fake:
 
     def __init__(self):
         self.traces = collections.Counter()
+        self.meshes: dict[str, int] = {}
         self.asked: list[str] = []
 
     def texts(self, model, texts, mesh=None):
@@ -78,10 +80,12 @@ class Fake:
 
     def static(self, model, pixels):
         self.traces["static"] += 1
+        self.meshes["static"] = jax.sharding.get_abstract_mesh().size
         return self._embed(model, pixels, jnp.zeros(len(pixels), int))
 
     def steered(self, model, pixels, rows, states, instruction):
         self.traces["steered"] += 1
+        self.meshes["steered"] = jax.sharding.get_abstract_mesh().size
         embedding = self._embed(model, pixels[rows], states[instruction])
         return Steered(embedding=embedding, presence=embedding[:, 0] * 2)
 
@@ -169,6 +173,8 @@ def test_blocks_batches_and_devices_change_nothing(notes, devices, config):
     found = one.run(Weights(), mesh)
     assert found.report.to_dict() == whole(notes, retrieval=config.get("retrieval", True))
     assert dict(fake.traces) == {"static": 1, "steered": 1}  # one shape each, whatever the block
+    if devices > 1:  # so that towers constrain their activations
+        assert fake.meshes == {"static": devices, "steered": devices}
     assert found.cost.added_parameters == 15
     assert found.cost.devices == devices
     assert len(one.lines) == 2

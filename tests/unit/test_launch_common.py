@@ -94,6 +94,7 @@ def test_the_present_value_gives_the_type(config_file, word, key, value):
         ("--config.batchsize=1", "Did you mean --config.batch_size?"),
         ("--config.optimizer=1", "set one of them: --config.optimizer.betas"),
         ("--config.flag.x=1", "the config has no such setting"),
+        ("--noconfig.flga", "Did you mean --config.flag?"),
         ("--config.batch_size=8.5", "--config.batch_size=8.5"),
         ("--config.flag=maybe", "--config.flag=maybe"),
         ("--config.batch_size", "--config.batch_size"),

@@ -23,7 +23,7 @@ from perception_jax.data.processors import ImageProcessor
 from perception_jax.data.records import Record, Source
 from perception_jax.data.sources.combine import Subset
 from perception_jax.errors import ConfigError
-from perception_jax.inference.batches import Batched, fetched, fill, in_parts, place
+from perception_jax.inference.batches import Batched, current_mesh, fetched, fill, in_parts, place
 from perception_jax.shard import mesh as mesh_lib
 from perception_jax.systems.give.encoding.plan import Rows
 
@@ -185,9 +185,9 @@ class Galleries:
         self.seconds, self.passes = 0.0, 0
         self._split = None if mesh is None else mesh_lib.batch_sharding(mesh)
         self._whole = None if mesh is None else mesh_lib.replicated(mesh)
-        # Replicated results can be fetched on every host.
         self._mesh = mesh
         self._static = Batched(encoder.static, batch_size=batch_size)
+        # Replicated results can be fetched on every host.
         self._steered = jax.jit(encoder.steered, out_shardings=self._whole)
 
     def width(self, model: nnx.Module, size: int) -> int:
@@ -226,10 +226,11 @@ class Galleries:
             (self._run(model, states, step), step.count)
             for step in self._steps(pixels, rows, blank, images_per_step)
         )
-        found = list(fetched(itertools.islice(calls, 1)))
-        start = time.perf_counter()
-        found += fetched(calls)
-        self.seconds += time.perf_counter() - start
+        with current_mesh(self._mesh):
+            found = list(fetched(itertools.islice(calls, 1)))
+            start = time.perf_counter()
+            found += fetched(calls)
+            self.seconds += time.perf_counter() - start
         self.passes += len(rows.image) - found[0][1]
         return Steered(
             embedding=np.concatenate([out.embedding[:count] for out, count in found]),
@@ -254,11 +255,11 @@ class Galleries:
         held: dict[int, np.ndarray] = {}
         for start in range(0, len(rows.image), self.batch_size):
             part = slice(start, start + self.batch_size)
-            wanted, place = np.unique(rows.image[part], return_inverse=True)
+            wanted, position = np.unique(rows.image[part], return_inverse=True)
             held = {k: held[k] if k in held else next(stream) for k in wanted.tolist()}
             yield _Step(
                 pixels=fill(list(held.values()), images_per_step),
-                rows=fill(place.astype(np.int32), self.batch_size),
+                rows=fill(position.astype(np.int32), self.batch_size),
                 instruction=fill(rows.instruction[part].astype(np.int32), self.batch_size),
-                count=len(place),
+                count=len(position),
             )
