@@ -99,9 +99,7 @@ TRIALS = {
         settings=give,
         pictures=tuple(f"out/{name}.png" for name in ("images", "maps")),
         says=(
-            # Two programs, with and without adapters: without LLVM's optimisation they may differ
-            # by the rounding of float32.
-            r"largest change by fresh adapters: (0\.0e\+00|[1-4]\.\de-07|\d\.\de-08)",
+            r"largest change by fresh adapters: 0\.0e\+00",
             r"\d+ objects \(\d+ pairs\) of 12 classes in 40 images",
             r"present or absent, all: AUC 0\.\d\d, without an instruction 0\.\d\d",
             r"read back: embeddings differ by 0\.0e\+00",
@@ -196,10 +194,12 @@ SLOW = ("02_give",)
 def test_notebook_runs(name, tmp_path):
     trial = TRIALS[name]
     cells = percent_cells((FOLDER / f"{name}.py").read_text())
+    # The slow ones compile as users do, and print the numbers that users see.
+    flags = {"XLA_FLAGS": ""} if name in SLOW else {}
     done = subprocess.run(
         [sys.executable, "-c", script(cells, trial.settings(tmp_path))],
         cwd=tmp_path,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1"},
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1", **flags},
         capture_output=True,
         text=True,
         timeout=300,
