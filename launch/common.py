@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import logging
 import os
 import pathlib
 import re
@@ -260,7 +261,12 @@ def start(program: Program, run: Callable[[Parsed], int | None]) -> NoReturn:
             sys.exit(_report_usage(program, error))
         return argv
 
-    app.run(lambda _: exit_process(_run(program, run, parsed[0])), flags_parser=parse_all)
+    def run_quietly(_: list[str]) -> NoReturn:
+        for name in ("absl", "jax"):  # absl's handler would show what jax logs for itself
+            logging.getLogger(name).setLevel(logging.WARNING)
+        exit_process(_run(program, run, parsed[0]))
+
+    app.run(run_quietly, flags_parser=parse_all)
 
 
 def exit_process(code: int) -> NoReturn:
