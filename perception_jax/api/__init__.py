@@ -16,6 +16,7 @@ from perception_jax.api.exporting import export, table_of
 from perception_jax.api.loaded import Loaded, Processor
 from perception_jax.api.loading import load, prepare
 from perception_jax.api.locate import SHIPPED, find, shipped_folder
+from perception_jax.api.lora import load_lora, save_lora
 from perception_jax.interop.checkpoint_source import Layout
 
 __all__ = [
@@ -27,9 +28,11 @@ __all__ = [
     "find",
     "load",
     "load_backbone",
+    "load_lora",
     "open_backbone",
     "prepare",
     "published_backbone",
+    "save_lora",
     "shipped_folder",
     "table_of",
 ]
