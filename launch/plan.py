@@ -1,7 +1,6 @@
 """Compiles the training step of a config for TPU slices that are not there, and prints its needs.
 
-    python -m launch.plan --config=configs/clip/scenes.py --slice=v5e-16,v5p-128 \
-        [--config.train.mesh.tensor=2] [--sweep] [--price=1.2] [--json=plan.json]
+    python -m launch.plan --config=configs/clip/scenes.py --slice=v5e-16,v5p-128 --sweep --price=1.2
 
 For each slice: bytes per chip, FLOPs, traffic between chips, the roofline of a step, arrays that
 hold the whole batch on a chip. Exits with 1 if a step does not fit. `--sweep` tries meshes, with
@@ -89,7 +88,7 @@ def compiled(config: Mapping[str, Any], slice_: str, values: flags.FlagValues) -
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "launch.plan_worker"],
+            [sys.executable, "-c", "from launch import plan; plan.work()"],
             input=json.dumps({"config": config, "slice": slice_}),
             env=environment,
             capture_output=True,
@@ -110,6 +109,31 @@ def compiled(config: Mapping[str, Any], slice_: str, values: flags.FlagValues) -
     if "error" in answer:
         raise ConfigError(f"{slice_}: {answer['error']}")
     return answer["plan"]
+
+
+def work() -> None:
+    """Compiles the request on stdin; the last line of stdout is a plan or an error as JSON.
+
+    JAX decides at its start which platforms it uses, so that this needs a process of its own.
+    """
+    import ml_collections
+
+    from launch.systems import planning_program
+    from perception_jax.shard import slices
+    from perception_jax.train.config import TrainConfig
+    from perception_jax.train.plan import make_plan
+
+    request = json.load(sys.stdin)
+    config = ml_collections.ConfigDict(request["config"])
+    try:
+        found = slices.find(request["slice"])
+        task, batch = planning_program(config).shapes(config)
+        settings = TrainConfig.from_mapping(config.train.to_dict())
+        plan = make_plan(task, settings, batch, found, slices.devices(found))
+    except PerceptionError as error:
+        print(json.dumps({"error": str(error)}))
+    else:
+        print(json.dumps({"plan": plan.to_json()}))
 
 
 def _candidates(config: Mapping[str, Any], chips: int, *, sweep: bool) -> Iterator[dict[str, Any]]:
