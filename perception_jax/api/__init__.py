@@ -11,7 +11,12 @@ Four layouts are read and written:
   of what else the architecture has.
 """
 
-from perception_jax.api.backbones import load_backbone, open_backbone, published_backbone
+from perception_jax.api.backbones import (
+    PUBLISHED,
+    load_backbone,
+    open_backbone,
+    published_backbone,
+)
 from perception_jax.api.exporting import export, table_of
 from perception_jax.api.loaded import Loaded, Processor
 from perception_jax.api.loading import load, prepare
@@ -20,6 +25,7 @@ from perception_jax.api.lora import load_lora, save_lora
 from perception_jax.interop.checkpoint_source import Layout
 
 __all__ = [
+    "PUBLISHED",
     "SHIPPED",
     "Layout",
     "Loaded",
