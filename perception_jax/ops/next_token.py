@@ -6,6 +6,7 @@ Letters: B batch, T tokens, D width, V vocabulary, C tokens of a chunk.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -38,9 +39,13 @@ class NextTokenLoss:
         return self.total / jnp.maximum(self.count, 1)
 
 
+Head = Callable[[Float[Array, "B C D"]], Float[Array, "B C V"]]
+"""Function from states to float32 logits, such as `Llama.logits`."""
+
+
 def next_token_loss(
     hidden: Float[Array, "B T D"],
-    head: Float[Array, "D V"],
+    head: Head,
     labels: Int[Array, "B T"],
     *,
     chunk: int = 256,
@@ -53,7 +58,7 @@ def next_token_loss(
 
     Args:
       hidden: states after the last norm; position t predicts label t + 1.
-      head: the output projection, e.g. the transposed embedding where it is tied.
+      head: called for each chunk; its parameters get their gradient.
       labels: token ids, or `IGNORE`; another number outside the vocabulary makes the total NaN.
       chunk: positions of each row at a time.
 
@@ -86,15 +91,14 @@ def _in_chunks(x: Array, chunk: int) -> Array:
 
 
 def _chunk_loss(
-    hidden: Float[Array, "B C D"], head: Float[Array, "D V"], labels: Int[Array, "B C"]
+    hidden: Float[Array, "B C D"], head: Head, labels: Int[Array, "B C"]
 ) -> NextTokenLoss:
-    logits = jnp.matmul(hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
-    logits = constrain(logits, "batch", None, "tensor")
+    logits = constrain(head(hidden).astype(jnp.float32), "batch", None, "tensor")
     # A sum over a mask, since picking entries would gather a vocabulary that is split.
-    own = jnp.arange(head.shape[1]) == labels[..., None]
+    own = jnp.arange(logits.shape[-1]) == labels[..., None]
     label_logit = jnp.sum(logits, axis=-1, where=own)
     counted = labels != IGNORE
-    known = (labels >= 0) & (labels < head.shape[1])
+    known = (labels >= 0) & (labels < logits.shape[-1])
     label_logit = jnp.where(known, label_logit, jnp.nan)
     losses = jax.nn.logsumexp(logits, axis=-1) - label_logit
     best = label_logit >= jnp.max(logits, axis=-1)

@@ -37,7 +37,7 @@ def test_value_and_gradients_are_those_of_whole_logits(chunk):
     hidden, head, labels = inputs()
 
     def loss(hidden, head):
-        return next_token_loss(hidden, head, labels, chunk=chunk).mean()
+        return next_token_loss(hidden, lambda x: x @ head, labels, chunk=chunk).mean()
 
     value, gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(hidden, head)
     expected, wanted = jax.jit(jax.value_and_grad(reference, argnums=(0, 1)))(hidden, head, labels)
@@ -48,16 +48,16 @@ def test_value_and_gradients_are_those_of_whole_logits(chunk):
 
 def test_counts_and_special_labels():
     hidden, head, labels = inputs()
-    out = next_token_loss(hidden, head, labels)
+    out = next_token_loss(hidden, lambda x: x @ head, labels)
     assert int(out.count) == (labels[:, 1:] != IGNORE).sum()
     best = np.argmax(hidden[:, :-1] @ head, axis=-1)
     assert int(out.correct) == (best == labels[:, 1:]).sum()
-    nothing = next_token_loss(hidden, head, jnp.full_like(labels, IGNORE))
+    nothing = next_token_loss(hidden, lambda x: x @ head, jnp.full_like(labels, IGNORE))
     assert (float(nothing.mean()), int(nothing.count)) == (0.0, 0)
     wrong = labels.at[0, 3].set(V)  # e.g. a token that was added to the tokenizer alone
-    assert np.isnan(float(next_token_loss(hidden, head, wrong).total))
+    assert np.isnan(float(next_token_loss(hidden, lambda x: x @ head, wrong).total))
     with pytest.raises(ConfigError, match="at least 1 token, found 0"):
-        next_token_loss(hidden, head, labels, chunk=0)
+        next_token_loss(hidden, lambda x: x @ head, labels, chunk=0)
 
 
 def test_logits_are_never_whole_and_the_vocabulary_stays_split():
@@ -67,7 +67,7 @@ def test_logits_are_never_whole_and_the_vocabulary_stays_split():
     split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp", "tensor"))
 
     def loss(hidden, head, labels):
-        return next_token_loss(hidden, head, labels, chunk=11).mean()
+        return next_token_loss(hidden, lambda x: x @ head, labels, chunk=11).mean()
 
     step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)), out_shardings=(None, (batch, split)))
     with jax.set_mesh(mesh):
@@ -90,9 +90,9 @@ def test_logits_are_never_whole_and_the_vocabulary_stays_split():
 
 def test_sums_of_micro_batches_add_up():
     hidden, head, labels = inputs()
-    whole = next_token_loss(hidden, head, labels)
+    whole = next_token_loss(hidden, lambda x: x @ head, labels)
     halves = [
-        next_token_loss(hidden[part], head, labels[part])
+        next_token_loss(hidden[part], lambda x: x @ head, labels[part])
         for part in (slice(0, B // 2), slice(B // 2, B))
     ]
     joined: NextTokenLoss = jax.tree.map(jnp.add, *halves)
