@@ -14,7 +14,7 @@ import codecs
 import dataclasses
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from perception_jax.data.tokenization.bpe import byte_values
 from perception_jax.data.tokenization.sentencepiece import BYTE, CONTROL, SentencePieceModel
@@ -24,6 +24,7 @@ _BYTE_PIECE = re.compile("<0x[0-9A-Fa-f]{2}>")
 _INVALID = "\ufffd"
 
 
+@runtime_checkable
 class TextStream(Protocol):
     """Decoder of ids that arrive one after the other."""
 
