@@ -24,7 +24,7 @@ from perception_jax.data.tokenization.sentencepiece import (
     SentencePieceModel,
 )
 from perception_jax.errors import CheckpointError
-from perception_jax.settings import FLAG, Settings, Text, shown
+from perception_jax.settings import FLAG, Optional, Settings, Text, shown
 
 _MAX_TOKENS, _MAX_TOKEN = 1 << 20, 1024
 """Tokens of a vocabulary, characters of one."""
@@ -93,9 +93,7 @@ def from_json(content: Settings, added: Sequence[files.AddedToken]) -> Tokenizer
             f"{model.where}: expected a BPE model without marks at words, found type "
             f"{shown(kind)}, marks {shown(marks)}."
         )
-    unknown = (
-        model.get("unk_token", Text(512), default="") if model.content.get("unk_token") else ""
-    )
+    unknown = model.get("unk_token", Optional(Text(512)), default=None)
     flags = ("byte_fallback", "fuse_unk", "ignore_merges")
     backend = _backend(
         model.section("vocab").content,
