@@ -79,8 +79,9 @@ class LanguageTokenizer:
 
     @property
     def start_id(self) -> int | None:
-        """Id of the token that begins a text; None where the files name none."""
-        return self._parts.named.get("bos_token")
+        """Id of the token that begins a text; None where the files name none and add none."""
+        first = [*self._parts.around[0], None][0]
+        return self._parts.named.get("bos_token", first)
 
     @property
     def end_id(self) -> int:

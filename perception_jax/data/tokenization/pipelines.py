@@ -29,12 +29,17 @@ from perception_jax.data.tokenization.sentencepiece import (
 )
 from perception_jax.data.tokenization.steps import SPACE
 from perception_jax.errors import CheckpointError
-from perception_jax.settings import FLAG, Settings, shown
+from perception_jax.settings import FLAG, Optional, Settings, Several, Text, shown
 
 PIECES = "tokenizer.model"
 """File name of a SentencePiece model."""
 _DEFAULTS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 """Named tokens of a Llama tokenizer whose files name none."""
+
+
+_FLAGS = (("add_bos_token", "bos_token"), ("add_eos_token", "eos_token"))
+_Around = tuple[tuple[int, ...], tuple[int, ...]]
+"""Ids before and behind a text."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +57,7 @@ class Pipeline:
     ids: Mapping[str, int]
     added: tuple[AddedToken, ...]
     named: Mapping[str, int]
-    around: tuple[tuple[int, ...], tuple[int, ...]]
+    around: _Around
     backend: Tokenizer
 
     @functools.cached_property
@@ -201,7 +206,7 @@ def read_slow(found: Mapping[str, bytes], mode: str) -> SlowPipeline:
         ids=files.check_ids(vocab, added, PIECES),
         added=added,
         named=named,
-        around=_around(found, named, (True, False)),
+        around=_around(found, named, _start_of(named)),
         backend=bpe.from_sentencepiece(model),
         model=model,
         legacy=mode == "slow_legacy",
@@ -218,14 +223,14 @@ def read_fast(found: Mapping[str, bytes], mode: str) -> FastPipeline:
         prefix = [normalizers.Prepend(SPACE)] if model.dummy_prefix else []
         backend.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", SPACE)])
         files.add_to(backend, added)
-        fallback, strip, default = True, model.dummy_prefix, (True, False)
+        fallback, strip, default = True, model.dummy_prefix, _start_of(named)
     else:
         content = files.read_object(found, files.VOCABULARY)
         vocab = content.section("model").section("vocab").content
         added, named = _with_named(found, vocab, added, {})
         backend = bpe.from_json(content, added)
         fallback, strip = _decoder(content)
-        default = _added_around(content, named)
+        default = _added_around(content)
     around = _around(found, named, default)
     ids = files.check_ids(vocab, added, files.VOCABULARY)
     return FastPipeline(ids, added, named, around, backend, fallback, strip)
@@ -271,40 +276,49 @@ def _stripping(found: Mapping[str, bytes], added: Sequence[AddedToken]) -> tuple
     )
 
 
-def _around(
-    found: Mapping[str, bytes], named: Mapping[str, int], default: tuple[bool, bool]
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _start_of(named: Mapping[str, int]) -> _Around:
+    """What a Llama tokenizer adds whose files say nothing."""
+    return ((named["bos_token"],) if "bos_token" in named else (), ())
+
+
+def _around(found: Mapping[str, bytes], named: Mapping[str, int], default: _Around) -> _Around:
     """Ids before and behind a text: as the settings say, or as `default`."""
     settings = files.read_object(found, files.SETTINGS)
-    result = []
-    for flag, key, otherwise in zip(
-        ("add_bos_token", "add_eos_token"), ("bos_token", "eos_token"), default, strict=True
-    ):
-        wanted = settings.get(flag, FLAG, default=otherwise)
+    result = list(default)
+    for place, (flag, key) in enumerate(_FLAGS):
+        wanted = settings.get(flag, Optional(FLAG), default=None)
         if wanted and key not in named:
             raise CheckpointError(f"{settings.where}: {flag}: expected a {key}, found none.")
-        result.append((named[key],) if wanted else ())
+        if wanted is not None:
+            result[place] = (named[key],) if wanted else ()
     return result[0], result[1]
 
 
-def _added_around(content: Settings, named: Mapping[str, int]) -> tuple[bool, bool]:
-    """Whether the post-processor of a `tokenizer.json` puts tokens before and behind a text."""
-    steps = content.content.get("post_processor") or {}
-    steps = steps.get("processors", [steps]) if isinstance(steps, Mapping) else [steps]
-    before = behind = False
-    for step in steps:
-        template = Settings(step, f"{content.where}: post_processor", error=CheckpointError)
+def _added_around(content: Settings) -> _Around:
+    """Ids that the post-processor of a `tokenizer.json` puts before and behind a text."""
+    step = content.section("post_processor", optional=True)
+    steps = step.content.get("processors", [step.content])
+    around: _Around = ((), ())
+    for part in steps if isinstance(steps, list) else []:
+        template = Settings(part, step.where, error=CheckpointError)
         if template.content.get("type") != "TemplateProcessing":
             continue
         single = template.content.get("single")
-        parts = single if isinstance(single, list) else []
-        kinds = ["".join(part) for part in parts if isinstance(part, Mapping)]
-        if kinds.count("Sequence") != 1 or len(kinds) != 1 + kinds.count("SpecialToken"):
+        sides: list[tuple[int, ...]] = [()]
+        for entry in single if isinstance(single, list) else []:
+            item = Settings(entry, f"{step.where}: single", error=CheckpointError)
+            if "Sequence" in item:
+                sides.append(())
+                continue
+            name = item.section("SpecialToken").get("id", Text(512))
+            special = template.section("special_tokens").section(name)
+            sides[-1] += special.get("ids", Several(files.ID, 1, 16))
+        if len(sides) != 2:
             raise ForeignVocabularyError(
-                f"{template.where}: expected special tokens around one text, found {shown(single)}."
+                f"{step.where}: expected tokens around one text, found {shown(single)}."
             )
-        before, behind = kinds[0] != "Sequence", kinds[-1] != "Sequence"
-    return before, behind
+        around = sides[0], sides[1]
+    return around
 
 
 def _decoder(content: Settings) -> tuple[bool, bool]:
