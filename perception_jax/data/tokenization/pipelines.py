@@ -65,6 +65,11 @@ class Pipeline:
         return 1 + max(self.ids.values())
 
     @functools.cached_property
+    def texts(self) -> Mapping[int, str]:
+        """Texts of all tokens, by id."""
+        return {number: text for text, number in self.ids.items()}
+
+    @functools.cached_property
     def special(self) -> frozenset[int]:
         """Ids that are left out of texts."""
         return frozenset(self.named.values()) | {t.id for t in self.added if t.special}
@@ -94,11 +99,8 @@ class FastPipeline(Pipeline):
     def stream(self, skip: Collection[int] | None = None) -> TextStream:
         skip = self.special if skip is None else skip
         if self.fallback:
-            return FallbackStream(self._token, skip, strip=self.strip)
-        return ByteLevelStream(self._token, skip)
-
-    def _token(self, number: int) -> str | None:
-        return self.backend.id_to_token(number) if 0 <= number < self.size else None
+            return FallbackStream(self.texts.get, skip, strip=self.strip)
+        return ByteLevelStream(self.texts.get, skip)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,10 +149,9 @@ class SlowPipeline(Pipeline):
     @functools.cached_property
     def _decoder(self) -> SlowPieces:
         pieces = len(self.model.pieces)
-        texts = {number: text for text, number in self.ids.items()}
         return SlowPieces(
             self.model,
-            {k: texts[k] for k in self._named if k < pieces},
+            {k: self.texts[k] for k in self._named if k < pieces},
             {token.id: token.content for token in self.added if token.id >= pieces},
             self._named,
             self.legacy,
@@ -258,7 +259,8 @@ def _with_named(
                 f"the settings' {key} {shown(token.content)} is not in the vocabulary."
             )
         named[key] = int(number)
-        whole.setdefault(token.content, dataclasses.replace(token, id=int(number)))
+        if token.content not in whole or not whole[token.content].special:
+            whole[token.content] = dataclasses.replace(token, id=int(number))
     return tuple(sorted(whole.values(), key=lambda token: token.id)), named
 
 
