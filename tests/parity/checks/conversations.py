@@ -1,4 +1,4 @@
-"""Golden checks of `data.tokenization` and `data.conversation`: prompts, ids, label masks."""
+"""Golden checks of `data.tokenization` and `data.conversation`: ids, texts, prompts, label masks."""
 
 from __future__ import annotations
 
@@ -156,3 +156,20 @@ def text_and_labels(case: Case) -> None:
         )
         np.testing.assert_array_equal(found.ids, row["input_ids"], err_msg=row["name"])
         np.testing.assert_array_equal(found.labels, row["labels"], err_msg=row["name"])
+
+
+@check("tokenizers", when=lambda case: "modes" in case.settings)
+def language_tokenizer(case: Case) -> None:
+    """Ids and texts of every mode, and the same texts from streams of single ids."""
+    cases = json.loads((case.directory / "cases.json").read_text())
+    assert cases.keys() == case.settings["modes"].keys()
+    for mode, rows in cases.items():
+        tokenizer = read_tokenizer(case.directory, mode)
+        for row in rows["texts"]:
+            assert tokenizer(row["text"]).tolist() == row["ids"], (mode, row["text"])
+        for row in rows["texts"] + rows["decode"]:
+            assert tokenizer.decode(row["ids"], special=True) == row["keep"], (mode, row["ids"])
+            assert tokenizer.decode(row["ids"]) == row["skip"], (mode, row["ids"])
+            stream = tokenizer.stream()
+            pushed = "".join(stream.push([number]) for number in row["ids"])
+            assert pushed + stream.close() == row["skip"], (mode, row["ids"])
