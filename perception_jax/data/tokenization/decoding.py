@@ -196,6 +196,11 @@ class SlowPieces:
         """Decoder of the pieces of one run."""
         return PieceStream(self.model, prefix=self.legacy and self.model.dummy_prefix)
 
+    def without_space(self, pieces: list[int], text: str) -> str:
+        """The text of the first pieces of a run, without the space that starts them."""
+        starts = bool(pieces) and self.model.pieces[pieces[0]][0].startswith(SPACE)
+        return text[1:] if starts and not self.legacy else text
+
     def _run_text(self, run: list[int]) -> str:
         parts: list[str] = []
         pieces: list[int] = []
@@ -214,8 +219,7 @@ class SlowPieces:
     def _pieces_text(self, pieces: list[int], *, first: bool) -> str:
         stream = self.new_run()
         text = stream.push(pieces) + stream.close()
-        starts = bool(pieces) and self.model.pieces[pieces[0]][0].startswith(SPACE)
-        return text[1:] if first and starts and not self.legacy else text
+        return self.without_space(pieces, text) if first else text
 
 
 class SlowStream:
@@ -229,30 +233,33 @@ class SlowStream:
 
     def push(self, ids: Iterable[int]) -> str:
         """See `TextStream`."""
-        parts = []
+        parts: list[str] = []
+        pieces: list[int] = []
         for number in ids:
             if number in self._pieces.skip:
                 continue
             if number in self._pieces.added:
-                parts += [self.close(), " " * self._begun, self._pieces.added[number]]
-                self._begun = True
+                parts += [self._text(pieces), self.close(), " " * self._begun]
+                parts.append(self._pieces.added[number])
+                self._begun, pieces = True, []
             elif 0 <= number < len(self._pieces.model.pieces):
-                parts.append(self._piece(number))
-        return "".join(parts)
+                pieces.append(number)
+        return "".join([*parts, self._text(pieces)])
 
     def close(self) -> str:
         """See `TextStream`."""
         run, self._run = self._run, None
         return "" if run is None else run.close()
 
-    def _piece(self, number: int) -> str:
+    def _text(self, pieces: list[int]) -> str:
+        """The text of further pieces of a run."""
+        if not pieces:
+            return ""
         if self._run is not None:
-            return self._run.push([number])
+            return self._run.push(pieces)
         before = " " * self._begun
         self._begun, self._run = True, self._pieces.new_run()
-        text = self._run.push([number])
-        starts = self._pieces.model.pieces[number][0].startswith(SPACE)
-        return before + (text[1:] if starts and not self._pieces.legacy else text)
+        return before + self._pieces.without_space(pieces, self._run.push(pieces))
 
 
 def _bytes_of(token: str) -> bytes:

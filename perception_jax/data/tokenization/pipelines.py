@@ -199,6 +199,8 @@ class SlowPipeline(Pipeline):
 
 
 def read_slow(found: Mapping[str, bytes], mode: str) -> SlowPipeline:
+    """A slow tokenizer; a `tokenizer.json` next to its files is not read, as in the references."""
+    found = {name: content for name, content in found.items() if name != files.VOCABULARY}
     model = read_sentencepiece(PIECES, found[PIECES], BPE)
     vocab = {text: number for number, (text, _) in enumerate(model.pieces)}
     added, named = _with_named(found, vocab, files.added_tokens(found), _DEFAULTS)
@@ -215,6 +217,7 @@ def read_slow(found: Mapping[str, bytes], mode: str) -> SlowPipeline:
 
 
 def read_fast(found: Mapping[str, bytes], mode: str) -> FastPipeline:
+    """A `tokenizers` pipeline from `tokenizer.json`, or what `transformers` makes of the pieces."""
     added = files.added_tokens(found)
     if files.VOCABULARY not in found:
         model = read_sentencepiece(PIECES, found[PIECES], BPE)

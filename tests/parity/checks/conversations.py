@@ -1,4 +1,4 @@
-"""Golden checks of `data.tokenization` and `data.conversation`: ids, texts, prompts, label masks."""
+"""Golden checks of `data.tokenization` and `data.conversation`: ids, texts, prompts, masks."""
 
 from __future__ import annotations
 
