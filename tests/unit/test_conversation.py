@@ -121,8 +121,8 @@ def test_image_tokens():
 
 
 def test_rounds_are_counted_as_the_reference_counts(caplog):
-    """Answers with the "\u2581" before their first word, and their end tokens, are supervised; where
-    counts differ, nothing is, and a warning says so."""
+    """Answers are supervised with the "\u2581" before their first word and with their end tokens;
+    where counts differ, nothing is, and a warning says so."""
     text = [*turns("<image>\nc", "at cat"), *turns("c", "at")]
     found = encode(llama(), text, VICUNA, images=True)
     answer = [piece for piece in found.labels.tolist() if piece != IGNORE]

@@ -341,8 +341,9 @@ def test_gguf(tmp_path):
         ("gpt2", {"pre": "gpt-5"}, "pre: expected one of gpt-2"),
         ("gpt2", {"merges": "a t"}, "merges: expected a list"),
         ("gpt2", {"eos_token_id": 259}, "eos_token_id: expected an integer of 0 to 258"),
-        ("llama", {"scores": [0.0]}, "scores: expected a list of 274"),
-        ("llama", {"tokens": None}, "tokens: expected a list"),
+        ("llama", {"scores": [0.0]}, "scores: expected a list of 274 values of the type float"),
+        ("llama", {"tokens": None}, "tokens: expected a list of values of the type str"),
+        ("llama", {"token_type": [9] * 274}, "kinds of pieces from 1 to 6"),
     ],
 )
 def test_damaged_gguf(model, changes, message):

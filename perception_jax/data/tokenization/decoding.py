@@ -16,6 +16,8 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Protocol, runtime_checkable
 
+import numpy as np
+
 from perception_jax.data.tokenization.bpe import byte_values
 from perception_jax.data.tokenization.sentencepiece import BYTE, CONTROL, SentencePieceModel
 from perception_jax.data.tokenization.steps import SPACE
@@ -28,7 +30,7 @@ _INVALID = "\ufffd"
 class TextStream(Protocol):
     """Decoder of ids that arrive one after the other."""
 
-    def push(self, ids: Iterable[int]) -> str:
+    def push(self, ids: Iterable[int | np.integer]) -> str:
         """The text that is certain by now and was not returned before."""
 
     def close(self) -> str:
@@ -47,7 +49,7 @@ class ByteLevelStream:
         self._token, self._skip = token, skip
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
-    def push(self, ids: Iterable[int]) -> str:
+    def push(self, ids: Iterable[int | np.integer]) -> str:
         """See `TextStream`."""
         tokens = (self._token(number) for number in ids if number not in self._skip)
         return self._decoder.decode(b"".join(map(_bytes_of, filter(None, tokens))))
@@ -71,7 +73,7 @@ class FallbackStream:
         self._token, self._skip, self._strip = token, skip, strip
         self._run = bytearray()
 
-    def push(self, ids: Iterable[int]) -> str:
+    def push(self, ids: Iterable[int | np.integer]) -> str:
         """See `TextStream`."""
         parts = []
         for number in ids:
@@ -114,7 +116,7 @@ class PieceStream:
         self._model, self._prefix = model, prefix
         self._run = bytearray()
 
-    def push(self, ids: Iterable[int]) -> str:
+    def push(self, ids: Iterable[int | np.integer]) -> str:
         """See `TextStream`."""
         parts = []
         for number in ids:
@@ -231,11 +233,11 @@ class SlowStream:
         self._run: PieceStream | None = None
         self._begun = False
 
-    def push(self, ids: Iterable[int]) -> str:
+    def push(self, ids: Iterable[int | np.integer]) -> str:
         """See `TextStream`."""
         parts: list[str] = []
         pieces: list[int] = []
-        for number in ids:
+        for number in map(int, ids):
             if number in self._pieces.skip:
                 continue
             if number in self._pieces.added:

@@ -19,10 +19,9 @@ from perception_jax.data.tokenization.sentencepiece import (
 )
 from perception_jax.data.tokenization.steps import SPLITS
 from perception_jax.errors import CheckpointError
-from perception_jax.settings import FLAG, Flag, Integer, Number, Settings, Several, Text
+from perception_jax.settings import FLAG, Integer, Settings, Text, shown
 
 _PREFIX = "tokenizer.ggml."
-_MOST = 1 << 20
 _NAMED = {
     "bos_token": "bos_token_id",
     "eos_token": "eos_token_id",
@@ -72,9 +71,9 @@ def from_gguf(metadata: Mapping[str, Any]) -> LanguageTokenizer:
     """
     fields = {k.removeprefix(_PREFIX): v for k, v in metadata.items() if k.startswith(_PREFIX)}
     settings = Settings(fields, "GGUF: tokenizer.ggml", error=CheckpointError)
-    tokens = settings.get("tokens", Several(Text(1024), 1, _MOST))
+    tokens = _listed(settings, "tokens", str)
     count = len(tokens)
-    kinds = settings.get("token_type", Several(Integer(1, 6), count, count))
+    kinds = _listed(settings, "token_type", int, count)
     named: dict[str, Any] = {}
     for name, key in _NAMED.items():
         number = settings.get(key, Integer(0, count - 1), default=None)
@@ -87,8 +86,8 @@ def from_gguf(metadata: Mapping[str, Any]) -> LanguageTokenizer:
         named["chat_template"] = metadata["tokenizer.chat_template"]
     kind = settings.get("model", Text(64))
     if kind == "llama":
-        scores = settings.get("scores", Several(Number(), count, count))
-        prefix = settings.get("add_space_prefix", Flag(), default=True)
+        scores = _listed(settings, "scores", float, count)
+        prefix = settings.get("add_space_prefix", FLAG, default=True)
         model = SentencePieceModel(
             tuple(zip(tokens, scores, strict=True)),
             kinds,
@@ -106,11 +105,24 @@ def from_gguf(metadata: Mapping[str, Any]) -> LanguageTokenizer:
     return LanguageTokenizer(content, "slow_legacy" if kind == "llama" else "fast")
 
 
+def _listed(settings: Settings, key: str, kind: type, count: int | None = None) -> tuple[Any, ...]:
+    """A list of values of one kind, which is long: the entries are not read one by one."""
+    values = settings.content.get(key)
+    right = isinstance(values, list) and set(map(type, values)) <= {kind}
+    if not right or (count is not None and len(values) != count):
+        number = "" if count is None else f"{count} "
+        raise CheckpointError(
+            f"{settings.where}: {key}: expected a list of {number}values of the type "
+            f"{kind.__name__}, found {shown(values)}."
+        )
+    return tuple(values)
+
+
 def _byte_level(
     settings: Settings, tokens: tuple[str, ...], kinds: tuple[int, ...]
 ) -> dict[str, Any]:
     """The `tokenizer.json` of a byte-level vocabulary."""
-    merges = settings.get("merges", Several(Text(2048), 0, 4 * _MOST))
+    merges = _listed(settings, "merges", str)
     pre = settings.get("pre", Text(64))
     if pre not in _WORDS:
         raise ForeignVocabularyError(

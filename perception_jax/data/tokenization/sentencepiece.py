@@ -57,6 +57,10 @@ class SentencePieceModel:
         check_pieces(self.pieces)
         if self.charsmap:
             check_charsmap(self.charsmap)
+        if not {*self.kinds} <= {*range(NORMAL, BYTE + 1)}:
+            raise CheckpointError(
+                f"expected kinds of pieces from {NORMAL} to {BYTE}, found others."
+            )
         if self.kinds.count(UNKNOWN) != 1:
             raise CheckpointError(
                 f"{len(self.pieces)} pieces: expected one unknown piece, found "
