@@ -113,7 +113,7 @@ def encode(
       template: text and rule.
       images: whether placeholders are split out (`tokenize`). Such a conversation is not cut here,
         but when it is padded.
-      max_length: of a conversation without images, and of Groma's.
+      max_length: of a conversation without images; "separated" cuts all.
 
     Raises:
       DataError: turns that the template or the rule does not take.
@@ -295,7 +295,7 @@ def _spans(source: _Source) -> tuple[str, _Mask]:
 def _separated(
     tokenizer: TextTokenizer, turns: Sequence[Turn], template: Template, max_length: int | None
 ) -> Encoded:
-    """Groma: answers between two separators, and all end tokens but the first, are supervised."""
+    """Answers between two separators, and all end tokens but the first, are supervised."""
     separator, end = tokenizer.token_id(SEPARATOR), tokenizer.end_id
     if separator is None:
         raise ConfigError(f"tokenizer: expected the token {SEPARATOR}, found none.")

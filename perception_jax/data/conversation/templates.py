@@ -1,8 +1,8 @@
 """Conversation templates: turns to the text that a language model was trained on.
 
-`vicuna_v1`, `llava_v1`, `plain` and `llava_v0` are LLaVA's (arXiv 2304.08485, 2310.03744), the two
-`groma` are Groma's (arXiv 2404.13013) for its second and third stage, `chatml` is the format of
-Qwen2 and SmolLM2. The strings are data: models answer to these and to no others.
+`vicuna_v1`, `llava_v1`, `plain` and `llava_v0` are LLaVA's (arXiv 2304.08485, 2310.03744), `groma` and
+`groma_stage2` those of arXiv 2404.13013, `chatml` is the format of Qwen2 and SmolLM2. The strings are
+data: models answer to these and to no others.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from perception_jax.errors import DataError
 IMAGE_TEXT = "<image>"
 """Placeholder of an image in a turn."""
 SEPARATOR = "<sep>"
-"""Groma's mark around a supervised answer; it is taken out of the ids."""
+"""Mark around a supervised answer in `groma`; it is taken out of the ids."""
 
 Rule = Literal["v1", "v0", "plain", "separated", "spans"]
 """How a template's label mask is made; see `labels`."""

@@ -6,7 +6,7 @@ One `tokenizer.model` gives different ids, depending on how `transformers` was a
 | mode | as | text behind a special token | used by |
 | --- | --- | --- | --- |
 | `slow_legacy` | `LlamaTokenizer(legacy=True)` 4.31 | a new SentencePiece text, with a "▁" of its own | LLaVA |
-| `slow` | `LlamaTokenizer(legacy=False)` 4.32 | goes on without "▁" | Groma |
+| `slow` | `LlamaTokenizer(legacy=False)` 4.32 | goes on without "▁" | the model of arXiv 2404.13013 |
 | `fast` | `tokenizer.json` | as its normaliser says, in Llama's a "▁" of its own | llava-hf, SmolLM2, Qwen2 |
 
 In the slow modes an added token that no file gives flags takes the white space on both sides along.
