@@ -114,10 +114,21 @@ def test_images_come_first():
 def test_image_tokens():
     ids = conversation.tokenize(Characters(), "a<image>b<image><image>")
     assert ids.tolist() == [1, 197, IMAGE, 198, IMAGE, IMAGE]
-    assert conversation.image_spans(ids).tolist() == [[2, 3], [4, 6]]
+    assert conversation.image_spans(ids).tolist() == [[2, 3], [4, 5], [5, 6]]
+    assert conversation.image_spans(ids, counts=[1, 2]).tolist() == [[2, 3], [4, 6]]
+    with pytest.raises(DataError, match="expected 4 placeholders for 2 images, found 3"):
+        conversation.image_spans(ids, counts=[1, 3])
     assert conversation.tokenize(Characters(), "<image>").tolist() == [1, IMAGE]
     assert conversation.image_spans(ids, 197).tolist() == [[1, 2]]
     assert conversation.image_spans(ids[:0]).shape == (0, 2)
+
+
+def test_repeated_placeholders():
+    text = conversation.repeat_images("a <image><image> b", [2, 3])
+    assert text == "a " + "<image>" * 5 + " b"
+    assert conversation.repeat_images("<|x|>", [2], "<|x|>") == "<|x|><|x|>"
+    with pytest.raises(DataError, match=r"expected 2 placeholders <image>, one for each.*found 1"):
+        conversation.repeat_images("<image>", [1, 1])
 
 
 def test_rounds_are_counted_as_the_reference_counts(caplog):

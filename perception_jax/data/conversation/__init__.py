@@ -15,6 +15,7 @@ from perception_jax.data.conversation.templates import (
     TEMPLATES,
     Template,
     images_first,
+    repeat_images,
 )
 
 __all__ = [
@@ -29,5 +30,6 @@ __all__ = [
     "image_spans",
     "images_first",
     "pad",
+    "repeat_images",
     "tokenize",
 ]

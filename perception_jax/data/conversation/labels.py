@@ -133,15 +133,28 @@ def encode(
     return Encoded(ids, labels, warning)
 
 
-def image_spans(ids: _Ids, placeholder: int = IMAGE) -> Int32[np.ndarray, "I 2"]:
-    """First position of each run of placeholders, and the one behind its last.
+def image_spans(
+    ids: _Ids, placeholder: int = IMAGE, counts: Sequence[int] | None = None
+) -> Int32[np.ndarray, "I 2"]:
+    """First position of each image's placeholders, and the one behind its last.
 
     Args:
-      ids: of a conversation; images that stand directly behind each other are one run.
+      ids: of a conversation.
       placeholder: the id that stands for an image or, repeated, for its tokens.
+      counts: of tokens, by image; None for one each.
+
+    Raises:
+      DataError: another number of placeholders.
     """
-    inside = np.concatenate([[False], ids == placeholder, [False]])
-    return np.flatnonzero(inside[1:] != inside[:-1]).reshape(-1, 2).astype(np.int32)
+    places = np.flatnonzero(ids == placeholder)
+    sizes = np.ones(len(places), int) if counts is None else np.array(counts, int)
+    if sizes.sum() != len(places):
+        raise DataError(
+            f"ids: expected {sizes.sum()} placeholders for {len(sizes)} images, found "
+            f"{len(places)}. Was the prompt cut, or `repeat_images` left out?"
+        )
+    last = np.cumsum(sizes)
+    return np.stack([places[last - sizes], places[last - 1] + 1], axis=1).astype(np.int32)
 
 
 def pad(

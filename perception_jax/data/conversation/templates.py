@@ -1,8 +1,8 @@
 """Conversation templates: turns to the text that a language model was trained on.
 
-`vicuna_v1`, `llava_v1`, `plain` and `llava_v0` are LLaVA's (arXiv 2304.08485, 2310.03744), `groma` and
-`groma_stage2` those of arXiv 2404.13013, `chatml` is the format of Qwen2 and SmolLM2. The strings are
-data: models answer to these and to no others.
+`vicuna_v1`, `llava_v1`, `plain` and `llava_v0` are LLaVA's (arXiv 2304.08485, 2310.03744), `groma`
+and `groma_stage2` those of arXiv 2404.13013, `chatml` is the format of Qwen2 and SmolLM2. The
+strings are data: models answer to these and to no others.
 """
 
 from __future__ import annotations
@@ -105,6 +105,28 @@ def images_first(turns: Sequence[Turn], *, around: tuple[str, str] = ("", "")) -
         if IMAGE_TEXT in turn.text
         else turn
         for turn in turns
+    )
+
+
+def repeat_images(text: str, counts: Sequence[int], placeholder: str = IMAGE_TEXT) -> str:
+    """Each placeholder as often as its image has tokens, as processors of llava-hf and Qwen2-VL do.
+
+    Args:
+      text: a prompt.
+      counts: of tokens, by image.
+      placeholder: a token of the model's tokenizer.
+
+    Raises:
+      DataError: another number of placeholders than of images.
+    """
+    parts = text.split(placeholder)
+    if len(parts) != len(counts) + 1:
+        raise DataError(
+            f"prompt: expected {len(counts)} placeholders {placeholder}, one for each image, found "
+            f"{len(parts) - 1}."
+        )
+    return parts[0] + "".join(
+        placeholder * count + part for count, part in zip(counts, parts[1:], strict=True)
     )
 
 

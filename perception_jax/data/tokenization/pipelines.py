@@ -130,7 +130,7 @@ class SlowPipeline(Pipeline):
                 offsets.append(np.array([[first, last]], np.int32))
         spans = np.maximum(np.concatenate(offsets) - len(before), 0)
         lone = len(ids) > 1 and bool(before) and ids[0] == self.ids.get(SPACE)
-        kept = slice(1 if lone and ids[1] in self._named else 0, None)
+        kept = slice(1 if lone and ids[1] in self.special else 0, None)
         return Encoding(np.array(ids, np.int32)[kept], spans[kept])
 
     def decode(self, ids: Sequence[int], *, special: bool) -> str:
@@ -143,17 +143,13 @@ class SlowPipeline(Pipeline):
         return self._decoder.stream()
 
     @functools.cached_property
-    def _named(self) -> frozenset[int]:
-        return frozenset(self.named.values())
-
-    @functools.cached_property
     def _decoder(self) -> SlowPieces:
         pieces = len(self.model.pieces)
         return SlowPieces(
             self.model,
-            {k: self.texts[k] for k in self._named if k < pieces},
+            {k: self.texts[k] for k in self.special if k < pieces},
             {token.id: token.content for token in self.added if token.id >= pieces},
-            self._named,
+            self.special,
             self.legacy,
         )
 
@@ -230,7 +226,8 @@ def read_fast(found: Mapping[str, bytes], mode: str) -> FastPipeline:
         fallback, strip, default = True, model.dummy_prefix, _start_of(named)
     else:
         content = files.read_object(found, files.VOCABULARY)
-        vocab = content.section("model").section("vocab").content
+        model = content.section("model")
+        vocab = files.check_ids(model.section("vocab").content, (), model.where)
         added, named = _with_named(found, vocab, added, {})
         backend = bpe.from_json(content, added)
         fallback, strip = _decoder(content)
@@ -264,6 +261,9 @@ def _with_named(
         named[key] = int(number)
         if token.content not in whole or not whole[token.content].special:
             whole[token.content] = dataclasses.replace(token, id=int(number))
+    for token, _ in files.additional_tokens(found):
+        if token.content in whole and not whole[token.content].special:
+            whole[token.content] = dataclasses.replace(token, id=whole[token.content].id)
     return tuple(sorted(whole.values(), key=lambda token: token.id)), named
 
 
@@ -272,9 +272,12 @@ def _stripping(found: Mapping[str, bytes], added: Sequence[AddedToken]) -> tuple
     `added_tokens.json`, and those that `special_tokens_map.json` names by their text alone."""
     content = files.read_object(found, files.SPECIALS).content
     named = {key: content[key] for key in files.NAMED if key in content}
+    others = files.additional_tokens(found)
     plain = files.read_object(found, files.ADDED).content.keys()
     plain |= {value for value in named.values() if isinstance(value, str)}
-    plain -= {value.get("content") for value in named.values() if isinstance(value, Mapping)}
+    plain |= {token.content for token, alone in others if alone}
+    plain -= {value["content"] for value in named.values() if isinstance(value, Mapping)}
+    plain -= {token.content for token, alone in others if not alone}
     return tuple(
         dataclasses.replace(token, lstrip=True, rstrip=True) if token.content in plain else token
         for token in added
