@@ -66,6 +66,7 @@ class LanguageTokenizer:
         if not needed & self.files.keys():
             names = " or ".join(sorted(needed))
             raise CheckpointError(f"mode {self.mode!r}: expected {names}, found neither.")
+        _ = self.max_length  # raises where the setting is damaged
         read = read_fast if self.mode == "fast" else read_slow
         object.__setattr__(self, "_parts", read(self.files, self.mode))
 

@@ -271,13 +271,14 @@ def _stripping(found: Mapping[str, bytes], added: Sequence[AddedToken]) -> tuple
     """Tokens for which the files have no flags take the white space on both sides along: those of
     `added_tokens.json`, and those that `special_tokens_map.json` names by their text alone."""
     content = files.read_object(found, files.SPECIALS).content
-    named = {key: content[key] for key in files.NAMED if key in content}
+    named = [content.get(key) for key in files.NAMED]
     others = files.additional_tokens(found)
-    plain = files.read_object(found, files.ADDED).content.keys()
-    plain |= {value for value in named.values() if isinstance(value, str)}
+    plain = {text for text in named if isinstance(text, str)}
     plain |= {token.content for token, alone in others if alone}
-    plain -= {value["content"] for value in named.values() if isinstance(value, Mapping)}
-    plain -= {token.content for token, alone in others if not alone}
+    plain |= files.read_object(found, files.ADDED).content.keys()
+    flagged = [token.content for token, alone in others if not alone]
+    flagged += [value.get("content") for value in named if isinstance(value, Mapping)]
+    plain = {text for text in plain if text not in flagged}
     return tuple(
         dataclasses.replace(token, lstrip=True, rstrip=True) if token.content in plain else token
         for token in added
