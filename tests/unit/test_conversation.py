@@ -168,6 +168,8 @@ def test_v0_counts_a_start_token_for_each_turn():
     # 1 + 3 of the header; a turn of 9 characters is counted as 10, so from 6 to 14.
     assert kept(found) == "____##________## A: b\n### "
     assert kept(encode(Characters(), turns("a", "b"), template, images=True)) == kept(found)
+    answer_first = encode(Characters(), turns("b", "a", first="assistant"), template, images=False)
+    assert kept(answer_first).startswith("____### A: b\n##")
 
 
 def test_plain_is_an_image_and_its_caption():

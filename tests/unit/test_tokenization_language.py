@@ -28,7 +28,7 @@ from perception_jax.data.tokenization.sentencepiece import (
     read_sentencepiece,
     write_sentencepiece,
 )
-from perception_jax.errors import CheckpointError, ConfigError
+from perception_jax.errors import CheckpointError, ConfigError, DataError
 from tests.tiny_llama_vocabulary import MODEL, MODEL_TEXTS, piece
 
 MODEL_FILE = write_sentencepiece(MODEL)
@@ -137,6 +137,13 @@ def test_spans_and_round_trips(mode, text):
     plain = text.replace("<image>", "").replace("</s>", "").replace("<s>", "")
     if plain == text:
         assert tokenizer.decode(tokenizer(text)) == text
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_half_of_a_surrogate_pair(mode):
+    with pytest.raises(DataError, match="half of a surrogate pair at 1"):
+        llama(mode)("a\ud83db")
+    assert llama(mode).decode(np.array([1, piece("he"), 9999])) == "he"
 
 
 @pytest.mark.parametrize("mode", MODES)

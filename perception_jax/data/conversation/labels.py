@@ -241,8 +241,10 @@ def _v1(source: _Source) -> tuple[str, _Mask]:
 
 def _v0(source: _Source) -> tuple[str, _Mask]:
     """Lengths count a start token for each turn, which the whole lacks: the mask is one further off
-    after each, as it was when the published models were trained."""
-    system, turns = source.template.split(source.turns)
+    after each, as it was when the published models were trained. Turns come in any order."""
+    said = [turn.text for turn in source.turns if turn.role == "system"]
+    system = (said or [source.template.system])[0]
+    turns = [turn for turn in source.turns if turn.role != "system"]
     names = {"user": source.template.user, "assistant": source.template.assistant}
     parts = [f"{system}\n\n", *(f"### {names[turn.role]}{turn.text}\n" for turn in turns)]
 
@@ -292,7 +294,7 @@ def _spans(source: _Source) -> tuple[str, _Mask]:
 
     def mask(labels: _Ids) -> str:
         encoding = source.tokenizer.encode(text)
-        own = np.zeros(len(text), bool)
+        own = np.zeros(len(text) + 1, bool)
         at = 0
         for part, answered in parts:
             own[at : at + len(part.rstrip("\n"))] = answered

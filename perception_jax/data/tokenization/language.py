@@ -30,7 +30,7 @@ from perception_jax.data.tokenization import files
 from perception_jax.data.tokenization.decoding import TextStream
 from perception_jax.data.tokenization.pipelines import PIECES, read_fast, read_slow
 from perception_jax.data.tokenization.protocol import Encoding
-from perception_jax.errors import CheckpointError
+from perception_jax.errors import CheckpointError, DataError
 from perception_jax.files import write_whole
 from perception_jax.settings import Choice, check
 
@@ -67,8 +67,11 @@ class LanguageTokenizer:
             names = " or ".join(sorted(needed))
             raise CheckpointError(f"mode {self.mode!r}: expected {names}, found neither.")
         _ = self.max_length  # raises where the setting is damaged
-        read = read_fast if self.mode == "fast" else read_slow
-        object.__setattr__(self, "_parts", read(self.files, self.mode))
+        if self.mode == "fast":
+            parts = read_fast(self.files)
+        else:
+            parts = read_slow(self.files, legacy=self.mode == "slow_legacy")
+        object.__setattr__(self, "_parts", parts)
 
     def __reduce__(self) -> tuple[type, tuple[Mapping[str, bytes], str]]:
         return LanguageTokenizer, (self.files, self.mode)
@@ -127,16 +130,29 @@ class LanguageTokenizer:
         return self._parts.ids.get(text)
 
     def encode(self, text: str) -> Encoding:
-        """The tokens of one text with their places in it, without start and end."""
+        """The tokens of one text with their places in it, without start and end.
+
+        Raises:
+          DataError: half of a surrogate pair, which no encoding has.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"text: expected whole characters, found half of a surrogate pair at {error.start}: "
+                "decode the source with errors='replace'."
+            ) from error
         return self._parts.encode(text)
 
     def __call__(self, text: str) -> Int32[np.ndarray, "T"]:
         """The ids of one text as the model reads it: between start and end tokens, where the
-        settings add them."""
+        settings add them. Raises as `encode`."""
         start, end = self._parts.around
         return np.array([*start, *self.encode(text).ids, *end], np.int32)
 
-    def decode(self, ids: Int[np.ndarray, "T"] | Sequence[int], *, special: bool = False) -> str:
+    def decode(
+        self, ids: Int[np.ndarray, "T"] | Sequence[int | np.integer], *, special: bool = False
+    ) -> str:
         """The text of ids.
 
         Args:

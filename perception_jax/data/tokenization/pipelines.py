@@ -35,16 +35,15 @@ PIECES = "tokenizer.model"
 """File name of a SentencePiece model."""
 _DEFAULTS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 """Named tokens of a Llama tokenizer whose files name none."""
-
-
 _FLAGS = (("add_bos_token", "bos_token"), ("add_eos_token", "eos_token"))
+"""Settings of what is added to a text, and the named tokens that they add."""
 _Around = tuple[tuple[int, ...], tuple[int, ...]]
 """Ids before and behind a text."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Pipeline:
-    """What both kinds have.
+    """Base of both kinds of pipelines.
 
     Attributes:
       ids: of all tokens, by text.
@@ -109,7 +108,7 @@ class SlowPipeline(Pipeline):
 
     Attributes:
       model: the pieces.
-      legacy: see the module.
+      legacy: as `legacy=True`.
     """
 
     model: SentencePieceModel
@@ -194,7 +193,7 @@ class SlowPipeline(Pipeline):
         return found.ids[pieces:], np.maximum(spans - len(before), 0)
 
 
-def read_slow(found: Mapping[str, bytes], mode: str) -> SlowPipeline:
+def read_slow(found: Mapping[str, bytes], *, legacy: bool) -> SlowPipeline:
     """A slow tokenizer; a `tokenizer.json` next to its files is not read, as in the references."""
     found = {name: content for name, content in found.items() if name != files.VOCABULARY}
     model = read_sentencepiece(PIECES, found[PIECES], BPE)
@@ -208,22 +207,22 @@ def read_slow(found: Mapping[str, bytes], mode: str) -> SlowPipeline:
         around=_around(found, named, _start_of(named)),
         backend=bpe.from_sentencepiece(model),
         model=model,
-        legacy=mode == "slow_legacy",
+        legacy=legacy,
     )
 
 
-def read_fast(found: Mapping[str, bytes], mode: str) -> FastPipeline:
+def read_fast(found: Mapping[str, bytes]) -> FastPipeline:
     """A `tokenizers` pipeline from `tokenizer.json`, or what `transformers` makes of the pieces."""
     added = files.added_tokens(found)
     if files.VOCABULARY not in found:
-        model = read_sentencepiece(PIECES, found[PIECES], BPE)
-        vocab = {text: number for number, (text, _) in enumerate(model.pieces)}
+        pieces = read_sentencepiece(PIECES, found[PIECES], BPE)
+        vocab = {text: number for number, (text, _) in enumerate(pieces.pieces)}
         added, named = _with_named(found, vocab, added, _DEFAULTS)
-        backend = bpe.from_sentencepiece(model, added)
-        prefix = [normalizers.Prepend(SPACE)] if model.dummy_prefix else []
+        backend = bpe.from_sentencepiece(pieces, added)
+        prefix = [normalizers.Prepend(SPACE)] if pieces.dummy_prefix else []
         backend.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", SPACE)])
         files.add_to(backend, added)
-        fallback, strip, default = True, model.dummy_prefix, _start_of(named)
+        fallback, strip, default = True, pieces.dummy_prefix, _start_of(named)
     else:
         content = files.read_object(found, files.VOCABULARY)
         model = content.section("model")
