@@ -139,8 +139,8 @@ class LanguageTokenizer:
             text.encode()
         except UnicodeEncodeError as error:
             raise DataError(
-                f"text: expected whole characters, found half of a surrogate pair at {error.start}. "
-                "Decode the source with errors='replace'."
+                f"text: expected characters, found half of a surrogate pair at {error.start}; "
+                "decode the source with errors='replace'."
             ) from error
         return self._parts.encode(text)
 
