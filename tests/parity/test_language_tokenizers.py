@@ -18,6 +18,7 @@ import os
 import pathlib
 import re
 import tarfile
+import tempfile
 
 import numpy as np
 import pytest
@@ -263,17 +264,21 @@ def golden_strings(name: str) -> list[tuple[str, list[int]]]:
     return cases
 
 
-def of_ggml(name: str, folder: pathlib.Path) -> LanguageTokenizer:
-    path = folder / f"{name}.gguf"
-    path.write_bytes(archive("llama_cpp_python-*.tar.gz")[f"ggml-vocab-{name}.gguf"])
-    return from_gguf(gguf_metadata(path))
+@functools.cache
+def of_ggml(name: str) -> LanguageTokenizer:
+    """A vocabulary of llama.cpp."""
+    with tempfile.NamedTemporaryFile(suffix=".gguf") as file:
+        file.write(archive("llama_cpp_python-*.tar.gz")[f"ggml-vocab-{name}.gguf"])
+        file.flush()
+        return from_gguf(gguf_metadata(pathlib.Path(file.name)))
 
 
-@pytest.mark.parametrize(
-    "name", ["llama-spm", "gpt-2", "qwen2", "llama-bpe", "starcoder", "refact"]
-)
-def test_golden_strings_of_llama_cpp(name, tmp_path):
-    tokenizer = of_ggml(name, tmp_path)
+LONG = [pytest.param(name, marks=pytest.mark.slow) for name in ("qwen2", "llama-bpe")]
+
+
+@pytest.mark.parametrize("name", ["llama-spm", "gpt-2", "starcoder", "refact", *LONG])
+def test_golden_strings_of_llama_cpp(name):
+    tokenizer = of_ggml(name)
     for text, ids in golden_strings(name):
         assert tokenizer.encode(text).ids.tolist() == ids, text
         if name != "qwen2":  # which composes characters
@@ -334,9 +339,9 @@ def test_the_vocabulary_of_npm():
     assert (tokenizer.pad_id, tokenizer.end_id, tokenizer.vocab_size) == (32001, 2, 32002)
 
 
-def test_llava_with_llamas_vocabulary(tmp_path):
+def test_llava_with_llamas_vocabulary():
     """The lone "\u2581" (29871) before and behind an image, and behind an end token."""
-    tokenizer = of_ggml("llama-spm", tmp_path)
+    tokenizer = of_ggml("llama-spm")
     assert tokenizer.mode == "slow_legacy"
     ids = tokenizer("USER: ").tolist() + tokenizer("\nWhat")[1:].tolist()
     assert ids == [1, 3148, 1001, 29901, 29871, 29871, 13, 5618]
