@@ -323,7 +323,7 @@ def npm_llama() -> dict[str, bytes]:
 
 
 def test_the_vocabulary_of_npm():
-    """llama.cpp's strings, and the prompts of ViCrop's LLaVA (its specification, 2.4)."""
+    """llama.cpp's strings; prompts of llava-hf and of InstructBLIP, which begins with "</s>"."""
     tokenizer = LanguageTokenizer(npm_llama(), "fast")
     for text, ids in golden_strings("llama-spm"):
         assert tokenizer.encode(text).ids.tolist() == ids, text
@@ -337,6 +337,13 @@ def test_the_vocabulary_of_npm():
     assert tokenizer(f"<image><image>\n{question}\nASSISTANT:").tolist() == ids
     assert tokenizer.decode(ids) == f"\n{question}\nASSISTANT:"
     assert (tokenizer.pad_id, tokenizer.end_id, tokenizer.vocab_size) == (32001, 2, 32002)
+    named = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "</s>")
+    content = npm_llama()
+    content["tokenizer_config.json"] = json.dumps(named | {"add_bos_token": True}).encode()
+    instructblip = LanguageTokenizer(content, "fast")
+    assert instructblip("Question: what is the date of the photo? Short answer:").tolist() == [
+        *(2, 894, 29901, 825, 338, 278, 2635, 310, 278, 15373, 29973, 13899, 1234, 29901)
+    ]
 
 
 def test_llava_with_llamas_vocabulary():
