@@ -212,15 +212,22 @@ def symbols() -> dict[int, str]:
     return {value: symbol for symbol, value in byte_values().items()}
 
 
-def test_ids_of_smollm2():
-    """The prompts behind the golden arrays."""
+def test_ids_of_smollm2(tmp_path):
+    """The prompts behind the golden arrays; `transformers` reads the folder that `save` writes."""
     tokenizer = smollm2()
     assert (tokenizer.start_id, tokenizer.end_ids, tokenizer.vocab_size) == (1, (2,), 49152)
     assert tokenizer("The capital of France is").tolist() == [504, 3575, 282, 4649, 314]
     assert tokenizer("Gravity is").tolist() == [22007, 6463, 314]
-    assert (
-        tokenizer.decode([504, 3575, 282, 4649, 314, 7042, 30]) == "The capital of France is Paris."
-    )
+    answer = tokenizer.decode([504, 3575, 282, 4649, 314, 7042, 30])
+    assert answer == "The capital of France is Paris."
+    tokenizer.save(tmp_path)
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    for text in ("It's 12,000 na\u00efve!", "<|im_start|>user\nhi<|im_end|>\n", "  \n\n x"):
+        ids = theirs(text)["input_ids"]
+        assert tokenizer(text).tolist() == ids
+        assert tokenizer.decode(ids, special=True) == theirs.decode(ids)
+        assert tokenizer.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
 
 
 @EXAMPLES

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from perception_jax.data.tokenization import files
-from perception_jax.data.tokenization.files import ForeignVocabularyError
+from perception_jax.data.tokenization.files import AddedToken, ForeignVocabularyError
 from perception_jax.data.tokenization.language import LanguageTokenizer
 from perception_jax.data.tokenization.pipelines import PIECES
 from perception_jax.data.tokenization.sentencepiece import (
@@ -28,6 +28,8 @@ _NAMED = {
     "unk_token": "unknown_token_id",
     "pad_token": "padding_token_id",
 }
+_CLASSES = {"llama": "LlamaTokenizer", "gpt2": "PreTrainedTokenizerFast"}
+"""Classes of `transformers` by `tokenizer.ggml.model`."""
 _BYTES: Mapping[str, Any] = {
     "type": "ByteLevel",
     "add_prefix_space": False,
@@ -74,17 +76,8 @@ def from_gguf(metadata: Mapping[str, Any]) -> LanguageTokenizer:
     tokens = _listed(settings, "tokens", str)
     count = len(tokens)
     kinds = _listed(settings, "token_type", int, count)
-    named: dict[str, Any] = {}
-    for name, key in _NAMED.items():
-        number = settings.get(key, Integer(0, count - 1), default=None)
-        if number is not None:
-            named[name] = {"content": tokens[number], "special": True, "normalized": False}
-    for name, key in (("add_bos_token", "add_bos_token"), ("add_eos_token", "add_eos_token")):
-        if key in settings:
-            named[name] = settings.get(key, FLAG)
-    if "tokenizer.chat_template" in metadata:
-        named["chat_template"] = metadata["tokenizer.chat_template"]
     kind = settings.get("model", Text(64))
+    content: dict[str, bytes] = {}
     if kind == "llama":
         scores = _listed(settings, "scores", float, count)
         prefix = settings.get("add_space_prefix", FLAG, default=True)
@@ -94,13 +87,16 @@ def from_gguf(metadata: Mapping[str, Any]) -> LanguageTokenizer:
             dummy_prefix=prefix,
             byte_fallback="<0x00>" in tokens,
         )
-        content = {PIECES: write_sentencepiece(model)}
+        content[PIECES] = write_sentencepiece(model)
     elif kind == "gpt2":
-        content = {files.VOCABULARY: json.dumps(_byte_level(settings, tokens, kinds)).encode()}
+        content[files.VOCABULARY] = json.dumps(_byte_level(settings, tokens, kinds)).encode()
     else:
         raise ForeignVocabularyError(
             f"{settings.where}: model: expected 'llama' or 'gpt2', found {kind!r}."
         )
+    named = _named(settings, tokens) | {"tokenizer_class": _CLASSES[kind]}
+    if "tokenizer.chat_template" in metadata:
+        named["chat_template"] = metadata["tokenizer.chat_template"]
     content[files.SETTINGS] = json.dumps(named).encode()
     return LanguageTokenizer(content, "slow_legacy" if kind == "llama" else "fast")
 
@@ -118,6 +114,19 @@ def _listed(settings: Settings, key: str, kind: type, count: int | None = None) 
     return tuple(values)
 
 
+def _named(settings: Settings, tokens: tuple[str, ...]) -> dict[str, Any]:
+    """The special tokens and what is added to a text, as in a `tokenizer_config.json`."""
+    named: dict[str, Any] = {}
+    for name, key in _NAMED.items():
+        number = settings.get(key, Integer(0, len(tokens) - 1), default=None)
+        if number is not None:
+            named[name] = tokens[number]
+    for flag in ("add_bos_token", "add_eos_token"):
+        if flag in settings:
+            named[flag] = settings.get(flag, FLAG)
+    return named
+
+
 def _byte_level(
     settings: Settings, tokens: tuple[str, ...], kinds: tuple[int, ...]
 ) -> dict[str, Any]:
@@ -129,11 +138,16 @@ def _byte_level(
             f"{settings.where}: pre: expected one of {', '.join(_WORDS)}, found {pre!r}."
         )
     added = [
-        {"id": number, "content": token, "special": kind != USER_DEFINED, "normalized": False}
+        {"id": number}
+        | AddedToken(token, number, special=kind != USER_DEFINED, normalized=False).flags()
         for number, (token, kind) in enumerate(zip(tokens, kinds, strict=True))
         if kind in (UNKNOWN, CONTROL, USER_DEFINED)
     ]
     return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "post_processor": None,
         "added_tokens": added,
         "normalizer": {"type": "NFC"} if pre == "qwen2" else None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": _WORDS[pre]},
