@@ -26,6 +26,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 import perception_jax
+from perception_jax.data.conversation import TEMPLATES
+from perception_jax.data.records import Turn
 from perception_jax.data.tokenization import LanguageTokenizer, read_tokenizer
 from perception_jax.data.tokenization.bpe import byte_values
 from perception_jax.data.tokenization.gguf import from_gguf
@@ -228,6 +230,12 @@ def test_ids_of_smollm2(tmp_path):
         assert tokenizer(text).tolist() == ids
         assert tokenizer.decode(ids, special=True) == theirs.decode(ids)
         assert tokenizer.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
+    turns = [Turn(role="user", text="Hi"), Turn(role="assistant", text="Hello")]
+    turns.append(Turn(role="user", text="Why?"))
+    for chat in (turns, [Turn(role="system", text="Be brief."), *turns]):
+        messages = [{"role": turn.role, "content": turn.text} for turn in chat]
+        expected = theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        assert TEMPLATES["chatml"].prompt(chat, answer=True) == expected
 
 
 @EXAMPLES
