@@ -1,1 +1,8 @@
-"""Generation: KV cache, prefill and decode loop on explicit state (not implemented yet)."""
+"""Text generation on explicit state."""
+
+from perception_jax import lazy
+
+__getattr__, __dir__, __all__ = lazy.attach(
+    __name__,
+    {"model": ("LanguageModel", "LanguageOutput")},
+)

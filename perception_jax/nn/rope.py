@@ -49,12 +49,41 @@ class Rope:
         return y.astype(x.dtype)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RopeScaling:
+    """Longer wavelengths, for texts longer than those of pretraining.
+
+    Without `context`, all wavelengths are multiplied by `factor` (position interpolation, arXiv
+    2306.15595). With it, Llama 3.1's: those up to `context / high` stay, those from
+    `context / low` on are multiplied, and between them the frequency is interpolated.
+
+    Attributes:
+      factor: at least 1.
+      context: length of the texts of pretraining, tokens.
+      low, high: numbers of turns within `context`; `low` is below `high`.
+    """
+
+    factor: float
+    context: int | None = None
+    low: float = 1.0
+    high: float = 4.0
+
+    def apply(self, bands: Float[np.ndarray, "pairs"]) -> Float[np.ndarray, "pairs"]:
+        """Returns the scaled frequencies, radians a position."""
+        if self.context is None:
+            return bands / np.float32(self.factor)
+        turns = self.context * bands / np.float32(2 * np.pi)
+        kept = np.clip((turns - self.low) / (self.high - self.low), 0, 1)
+        return ((1 - kept) * bands / self.factor + kept * bands).astype(np.float32)
+
+
 def rotary(
     positions: Num[Array, "*B T"],
     width: int,
     *,
     theta: float = 10000.0,
     interleaved: bool = False,
+    scaling: RopeScaling | None = None,
 ) -> Rope:
     """Rotary embedding of a sequence.
 
@@ -63,11 +92,15 @@ def rotary(
       width: R, channels of a head that are turned; even.
       theta: base of the wavelengths.
       interleaved: see `Rope`.
+      scaling: of the wavelengths; None has none.
 
     Raises:
       ConfigError: an odd width.
     """
-    return _rope(positions[..., None] * _bands(width, theta), interleaved)
+    bands = _bands(width, theta)
+    if scaling is not None:
+        bands = scaling.apply(bands)
+    return _rope(positions[..., None] * bands, interleaved)
 
 
 def rotary_sections(

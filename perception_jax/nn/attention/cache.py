@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from perception_jax.errors import ConfigError
+from perception_jax.ops.sharding import constrain
 
 
 @jax.tree_util.register_dataclass
@@ -24,11 +25,14 @@ class KvCache:
     Attributes:
       keys, values: what was written; behind `lengths` they mean nothing.
       lengths: tokens of each example so far.
+      fresh: whether nothing has been written (static): the first tokens then attend to each
+        other alone, as without a cache.
     """
 
     keys: Float[Array, "L B S M H"]
     values: Float[Array, "L B S M H"]
     lengths: Int[Array, " B"]
+    fresh: bool = dataclasses.field(default=False, metadata={"static": True})
 
     @classmethod
     def empty(
@@ -44,9 +48,10 @@ class KvCache:
         """Allocates a cache for `capacity` tokens of each example."""
         shape = (depth, batch, capacity, kv_heads, head_width)
         return cls(
-            keys=jnp.zeros(shape, dtype),
-            values=jnp.zeros(shape, dtype),
+            keys=_placed(jnp.zeros(shape, dtype)),
+            values=_placed(jnp.zeros(shape, dtype)),
             lengths=jnp.zeros((batch,), jnp.int32),
+            fresh=True,
         )
 
     @property
@@ -59,11 +64,30 @@ class KvCache:
 
         What is after `lengths` is overwritten by the next tokens before any query sees it.
         """
-        return dataclasses.replace(self, lengths=lengths)
+        return dataclasses.replace(self, lengths=lengths, fresh=False)
 
     def advanced(self, count: int) -> KvCache:
-        """Returns a copy with lengths increased by `count` tokens."""
+        """Returns a copy with lengths increased by `count` tokens that were written."""
         return self.with_lengths(self.lengths + count)
+
+    def grown(self, capacity: int) -> KvCache:
+        """Returns a copy with a larger capacity.
+
+        Raises:
+          ConfigError: a smaller one.
+        """
+        if capacity < self.capacity:
+            raise ConfigError(
+                f"cache: expected a capacity of at least {self.capacity} tokens, found {capacity}."
+            )
+        more = ((0, 0), (0, 0), (0, capacity - self.capacity), (0, 0), (0, 0))
+        keys, values = (_placed(jnp.pad(x, more)) for x in (self.keys, self.values))
+        return dataclasses.replace(self, keys=keys, values=values)
+
+    def take(self, rows: Int[Array, " R"]) -> KvCache:
+        """Returns the cache of some examples; a row may be repeated."""
+        keys, values = (_placed(x[:, rows]) for x in (self.keys, self.values))
+        return dataclasses.replace(self, keys=keys, values=values, lengths=self.lengths[rows])
 
 
 @jax.tree_util.register_dataclass
@@ -85,7 +109,7 @@ class LayerCache:
         return self.stack.lengths
 
     def write(self, k: Float[Array, "B T M H"], v: Float[Array, "B T M H"]) -> LayerCache:
-        """Appends new tokens; `lengths` are not changed.
+        """Appends new tokens; `lengths` are not changed. What does not fit is left out.
 
         Raises:
           ConfigError: more new tokens than the capacity.
@@ -96,15 +120,16 @@ class LayerCache:
                 f"a cache for {self.stack.capacity} tokens cannot take {count} at once: make it "
                 "with the capacity of the longest text and all that is generated."
             )
-        place = (
-            self.layer,
-            jnp.arange(batch)[:, None],
-            self.stack.lengths[:, None] + jnp.arange(count),
-        )
-        keys, values = (
-            old.at[place].set(new.astype(old.dtype), mode="drop")
-            for old, new in ((self.stack.keys, k), (self.stack.values, v))
-        )
+        place = (self.layer, jnp.arange(batch)[:, None], self.positions(count))
+
+        def written(old: Array, new: Array) -> Array:
+            new = new.astype(old.dtype)
+            if self.stack.fresh:  # all at the same place: one slice
+                return jax.lax.dynamic_update_slice(old, new[None], (self.layer, 0, 0, 0, 0))
+            return old.at[place].set(new, mode="drop")
+
+        keys = _placed(written(self.stack.keys, k))
+        values = _placed(written(self.stack.values, v))
         stack = dataclasses.replace(self.stack, keys=keys, values=values)
         return dataclasses.replace(self, stack=stack)
 
@@ -112,6 +137,14 @@ class LayerCache:
         """Returns all keys and values of the layer, including those after `lengths`."""
         return self.stack.keys[self.layer], self.stack.values[self.layer]
 
-    def overflows(self, count: int) -> Bool[Array, " B"]:
-        """Whether `count` new tokens do not fit."""
-        return self.stack.lengths + count > self.stack.capacity
+    def positions(self, count: int) -> Int[Array, "B T"]:
+        """Places of `count` new tokens."""
+        return self.stack.lengths[:, None] + jnp.arange(count)
+
+    def overflows(self, count: int) -> Bool[Array, "B T"]:
+        """Which of `count` new tokens do not fit."""
+        return self.positions(count) >= self.stack.capacity
+
+
+def _placed(x: Float[Array, "L B S M H"]) -> Float[Array, "L B S M H"]:
+    return constrain(x, None, "batch", None, "tensor")
