@@ -52,9 +52,9 @@ KINDS = {
 }
 
 
-def theirs_of(kind):
+def theirs_of(kind, scale=0.05):
     config = transformers.LlamaConfig(**SIZES, **KINDS[kind], attn_implementation="eager")
-    return randomised(transformers.LlamaForCausalLM(config))
+    return randomised(transformers.LlamaForCausalLM(config), scale)
 
 
 def inputs(padding):

@@ -1,4 +1,4 @@
-"""Configurations of the Llama family: published sizes, settings of Hugging Face and of GGUF files."""
+"""Configurations of the Llama family: published sizes, Hugging Face and GGUF settings."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """A cache of keys and values of the previous tokens.
 
-The arrays of all layers travel through a stack as one, updated in place: no layer's are copied.
+The arrays of all layers travel through a stack as one, updated in place. Heads come before tokens,
+as the products of attention want them.
 Letters: L layers, B batch, S capacity in tokens, T new tokens, M key-value heads, H head width.
 """
 
@@ -29,8 +30,8 @@ class KvCache:
         other alone, as without a cache.
     """
 
-    keys: Float[Array, "L B S M H"]
-    values: Float[Array, "L B S M H"]
+    keys: Float[Array, "L B M S H"]
+    values: Float[Array, "L B M S H"]
     lengths: Int[Array, " B"]
     fresh: bool = dataclasses.field(default=False, metadata={"static": True})
 
@@ -46,7 +47,7 @@ class KvCache:
         dtype: np.typing.DTypeLike = jnp.float32,
     ) -> KvCache:
         """Allocates a cache for `capacity` tokens of each example."""
-        shape = (depth, batch, capacity, kv_heads, head_width)
+        shape = (depth, batch, kv_heads, capacity, head_width)
         return cls(
             keys=_placed(jnp.zeros(shape, dtype)),
             values=_placed(jnp.zeros(shape, dtype)),
@@ -57,7 +58,7 @@ class KvCache:
     @property
     def capacity(self) -> int:
         """Largest number of tokens of an example."""
-        return self.keys.shape[2]
+        return self.keys.shape[3]
 
     def with_lengths(self, lengths: Int[Array, " B"]) -> KvCache:
         """Returns a copy with other lengths, e.g. without the padding after a prompt.
@@ -80,7 +81,7 @@ class KvCache:
             raise ConfigError(
                 f"cache: expected a capacity of at least {self.capacity} tokens, found {capacity}."
             )
-        more = ((0, 0), (0, 0), (0, capacity - self.capacity), (0, 0), (0, 0))
+        more = ((0, 0), (0, 0), (0, 0), (0, capacity - self.capacity), (0, 0))
         keys, values = (_placed(jnp.pad(x, more)) for x in (self.keys, self.values))
         return dataclasses.replace(self, keys=keys, values=values)
 
@@ -120,10 +121,11 @@ class LayerCache:
                 f"a cache for {self.stack.capacity} tokens cannot take {count} at once: make it "
                 "with the capacity of the longest text and all that is generated."
             )
-        place = (self.layer, jnp.arange(batch)[:, None], self.positions(count))
+        example, head = jnp.ix_(jnp.arange(batch), jnp.arange(k.shape[2]))
+        place = (self.layer, example[..., None], head[..., None], self.positions(count)[:, None])
 
         def written(old: Array, new: Array) -> Array:
-            new = new.astype(old.dtype)
+            new = new.swapaxes(1, 2).astype(old.dtype)
             if self.stack.fresh:  # all at the same place: one slice
                 return jax.lax.dynamic_update_slice(old, new[None], (self.layer, 0, 0, 0, 0))
             return old.at[place].set(new, mode="drop")
@@ -135,7 +137,8 @@ class LayerCache:
 
     def read(self) -> tuple[Float[Array, "B S M H"], Float[Array, "B S M H"]]:
         """Returns all keys and values of the layer, including those after `lengths`."""
-        return self.stack.keys[self.layer], self.stack.values[self.layer]
+        keys, values = (x[self.layer] for x in (self.stack.keys, self.stack.values))
+        return keys.swapaxes(1, 2), values.swapaxes(1, 2)
 
     def positions(self, count: int) -> Int[Array, "B T"]:
         """Places of `count` new tokens."""
@@ -146,5 +149,5 @@ class LayerCache:
         return self.positions(count) >= self.stack.capacity
 
 
-def _placed(x: Float[Array, "L B S M H"]) -> Float[Array, "L B S M H"]:
-    return constrain(x, None, "batch", None, "tensor")
+def _placed(x: Float[Array, "L B M S H"]) -> Float[Array, "L B M S H"]:
+    return constrain(x, None, "batch", "tensor")
