@@ -21,6 +21,7 @@ ARCHITECTURES = (
                 "general.architecture 'llama'",
             )
         },
+        complete=lambda config, _, shapes: config.with_tensors(shapes),
     ),
 )
 """The architectures of this module; see `models.registry`."""

@@ -177,7 +177,7 @@ class LlamaConfig:
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any]) -> LlamaConfig:
-        """Reads the metadata of a GGUF file of the architecture "llama".
+        """Reads the metadata of a GGUF file of the architecture "llama"; see `with_tensors`.
 
         Raises:
           ConfigError: a value that is missing, of another type or out of range, or scaled rotary
@@ -196,7 +196,7 @@ class LlamaConfig:
         heads = file.get(f"{llama}.attention.head_count", settings.HEADS)
         end = file.get("tokenizer.ggml.eos_token_id", Optional(_ID), None)
         return cls(
-            vocab_size=file.get("vocab_size", settings.VOCABULARY),
+            vocab_size=file.get(f"{llama}.vocab_size", settings.VOCABULARY, 1),
             context=file.get(f"{llama}.context_length", settings.CONTEXT),
             width=width,
             depth=file.get(f"{llama}.block_count", settings.DEPTH),
@@ -206,11 +206,19 @@ class LlamaConfig:
             mlp_dim=file.get(f"{llama}.feed_forward_length", settings.WIDTH),
             eps=file.get(f"{llama}.attention.layer_norm_rms_epsilon", settings.EPS),
             rope_theta=file.get(f"{llama}.rope.freq_base", _THETA, 10000.0),
-            tied=file.get("tied", settings.FLAG),
             start_id=file.get("tokenizer.ggml.bos_token_id", Optional(_ID), None),
             end_ids=() if end is None else (end,),
             pad_id=file.get("tokenizer.ggml.padding_token_id", Optional(_ID), None),
         )
+
+    def with_tensors(self, shapes: Mapping[str, tuple[int, ...]]) -> LlamaConfig:
+        """Returns the configuration with what only the tensors of a GGUF file tell: the size of the
+        vocabulary, and whether the head is tied."""
+        table = shapes.get("token_embd.weight", ())
+        if len(table) != 2:
+            return self
+        tied = "output.weight" not in shapes
+        return dataclasses.replace(self, vocab_size=table[0], tied=tied)
 
 
 def _refuse_windows(model: Settings) -> None:
