@@ -39,13 +39,16 @@ class Rope:
             turned = self.rotate(x[..., :count])
             return jnp.concatenate([turned, x[..., count:]], axis=-1)
         wide = x.astype(jnp.float32)
+        cos, sin = self.cos[..., None, :], self.sin[..., None, :]
         if self.interleaved:
             pairs = wide.reshape(*x.shape[:-1], -1, 2)
             turned = jnp.stack([-pairs[..., 1], pairs[..., 0]], axis=-1).reshape(x.shape)
-        else:
-            first, second = jnp.split(wide, 2, axis=-1)
-            turned = jnp.concatenate([-second, first], axis=-1)
-        y = x * self.cos[..., None, :] + turned * self.sin[..., None, :]
+            return (wide * cos + turned * sin).astype(x.dtype)
+        # By halves, without an array of turned channels: whether XLA writes it to memory decides
+        # which products become fused multiply-adds, so that a tap would change the last bits.
+        first, second = jnp.split(wide, 2, axis=-1)
+        (cos1, cos2), (sin1, sin2) = jnp.split(cos, 2, axis=-1), jnp.split(sin, 2, axis=-1)
+        y = jnp.concatenate([first * cos1 - second * sin1, second * cos2 + first * sin2], axis=-1)
         return y.astype(x.dtype)
 
 
