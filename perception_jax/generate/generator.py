@@ -59,13 +59,14 @@ class Part:
 
     Attributes:
       ids, log_probs: of the new tokens of each text; of a text that has ended, none.
-      state: with all of them. Texts that a stop string ended have what is after it taken back, and
-        need new tokens (`Generator.extend`) before they can be continued.
+      state: after the last part, with all tokens; None before. Texts that a stop string ended have
+        what is after it taken back, and need new tokens (`Generator.extend`) before they can be
+        continued.
     """
 
     ids: tuple[tuple[int, ...], ...]
     log_probs: tuple[tuple[float, ...], ...]
-    state: State
+    state: State | None = None
 
 
 class Generator:
@@ -155,28 +156,8 @@ class Generator:
         Raises:
           ConfigError: sampling without a seed.
         """
-        sampling = sampling or Sampling()
-        lengths = np.asarray(state.cache.lengths)
-        state = self._with_room(state, int(lengths.max()), tokens)
-        state = jax.tree.map(jnp.copy, state)  # the loop takes over the memory of what it is given
-        keys = None if seed is None else _keys(seed, len(lengths))
-        texts: list[list[int]] = [[] for _ in lengths]
-        while tokens > 0:
-            limit = min(tokens, self.chunk)
-            out = _decode(
-                self.model, state, jnp.asarray(limit), keys, steps=self.chunk, sampling=sampling
-            )
-            part = _part(out)
-            state = out.state
-            if stop is not None:
-                part, state = _stopped(part, state, texts, stop)
-            for text, ids in zip(texts, part.ids, strict=True):
-                text += ids
-            tokens -= limit
-            last = not any(part.ids) or bool(np.asarray(state.done).all()) or not tokens
-            yield part if last else dataclasses.replace(part, state=jax.tree.map(jnp.copy, state))
-            if last:
-                return
+        state = self._with_room(state, int(np.asarray(state.cache.lengths).max()), tokens)
+        yield from self._parts(jax.tree.map(jnp.copy, state), tokens, sampling, seed, stop)
 
     def generate(
         self,
@@ -194,8 +175,7 @@ class Generator:
         state = self.prefill(prompts, room=tokens).state
         ids: list[list[int]] = [[] for _ in prompts]
         log_probs: list[list[float]] = [[] for _ in prompts]
-        parts = self.stream(state, tokens=tokens, sampling=sampling, seed=seed, stop=stop)
-        for part in parts:
+        for part in self._parts(state, tokens, sampling, seed, stop):
             for row in range(len(prompts)):
                 ids[row] += part.ids[row]
                 log_probs[row] += part.log_probs[row]
@@ -209,6 +189,34 @@ class Generator:
             )
             for one, those in zip(ids, log_probs, strict=True)
         ]
+
+    def _parts(
+        self,
+        state: State,
+        tokens: int,
+        sampling: Sampling | None,
+        seed: int | None,
+        stop: StopStrings | None,
+    ) -> Iterator[Part]:
+        """`stream`, which takes over the memory of the state."""
+        sampling = sampling or Sampling()
+        keys = None if seed is None else _keys(seed, len(state.done))
+        texts: list[list[int]] = [[] for _ in range(len(state.done))]
+        while tokens > 0:
+            limit = min(tokens, self.chunk)
+            out = _decode(
+                self.model, state, jnp.asarray(limit), keys, steps=self.chunk, sampling=sampling
+            )
+            part, state = _part(out), out.state
+            if stop is not None:
+                part, state = _stopped(part, state, texts, stop)
+            for text, ids in zip(texts, part.ids, strict=True):
+                text += ids
+            tokens -= limit
+            if not tokens or not any(part.ids) or bool(np.asarray(state.done).all()):
+                yield dataclasses.replace(part, state=state)
+                return
+            yield part
 
     def _padded(self, prompts: Prompts) -> tuple[Int[np.ndarray, "B T"], Any]:
         """Prompts and mask, padded to a bucket."""
@@ -278,7 +286,6 @@ def _part(out: Decoded) -> Part:
     return Part(
         ids=tuple(tuple(row[:n].tolist()) for row, n in zip(ids, counts, strict=True)),
         log_probs=tuple(tuple(row[:n].tolist()) for row, n in zip(log_probs, counts, strict=True)),
-        state=out.state,
     )
 
 
@@ -301,7 +308,7 @@ def _stopped(
         tuple(row[:n] for row, n in zip(rows, counts, strict=True))
         for rows in (part.ids, part.log_probs)
     )
-    return Part(ids=ids, log_probs=log_probs, state=state), state
+    return Part(ids=ids, log_probs=log_probs), state
 
 
 def _ended(

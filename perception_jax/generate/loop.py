@@ -28,7 +28,8 @@ class Decoded:
       ids: `Sampling.pad_id` behind the end of a text.
       counts: how many were appended, an end token included.
       log_probs: of the tokens under the model's own distribution; 0 behind the end.
-      attention: recorded rows of each new token over the cache; None if not requested.
+      attention: recorded rows of each new token over the cache, meaningless behind the end of a
+        text; None if not requested.
     """
 
     state: State
