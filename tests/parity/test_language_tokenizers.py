@@ -33,6 +33,7 @@ from perception_jax.data.tokenization.bpe import byte_values
 from perception_jax.data.tokenization.gguf import from_gguf
 from perception_jax.data.tokenization.sentencepiece import write_sentencepiece
 from perception_jax.data.tokenization.steps import SPLITS
+from perception_jax.interop.gguf_file import GgufFile
 from tests.tiny_llama_vocabulary import MODEL
 
 SPECIAL = ("<s>", "</s>", "<unk>")
@@ -199,8 +200,8 @@ def test_texts_of_any_ids_equal_those_of_transformers(fast, numbers, special, da
 
 
 def gguf_metadata(path: pathlib.Path) -> dict:
-    reader = pytest.importorskip("perception_jax.interop.gguf_file")
-    return dict(reader.GgufFile(path).metadata)
+    pytest.importorskip("gguf")
+    return dict(GgufFile(path).metadata)
 
 
 @functools.cache
