@@ -20,8 +20,6 @@ SHARDINGS = (
     (r"/lora/a$", P("fsdp")),
     (r"/lora/b$", P(None, "fsdp")),
     (r"head/([qkv]_proj|mlp/fc1)/kernel$", P("fsdp", "tensor")),
-    (r"/lora/a$", P("fsdp")),
-    (r"/lora/b$", P(None, "fsdp")),
     (r"head/([qkv]_proj|mlp/fc1)/bias$", P("tensor")),
     (r"head/(out_proj|mlp/fc2)/kernel$", P("tensor", "fsdp")),
     (r"token_embedding$", P("tensor", "fsdp")),

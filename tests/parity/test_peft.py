@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import perception_jax
 from perception_jax.api import load_lora, save_lora
 from perception_jax.models.params import flatten
+from perception_jax.nn.adapters import AdapterParam
 from perception_jax.nn.lora import merge_lora
+from perception_jax.ops.next_token import next_token_loss
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -96,6 +100,66 @@ def test_a_torch_file_is_read(clip, tmp_path):
     name = "base_model.model.vision_model.encoder.layers.1.self_attn.q_proj.lora_A.weight"
     expected = peft.get_peft_model_state_dict(theirs)[name].numpy().T
     np.testing.assert_array_equal(found["vision/blocks/attention/q_proj/lora/a"][1], expected)
+
+
+def test_a_language_model_trains_as_with_peft(tmp_path):
+    """Loss and gradients of the matrices, those of the head among them."""
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=61,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=32,
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "base")
+    settings = peft.LoraConfig(r=3, lora_alpha=5, target_modules=["q_proj", "down_proj", "lm_head"])
+    base = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "base")
+    theirs = peft.get_peft_model(base, settings).train()
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(0.2 * torch.randn_like(parameter))
+    theirs.save_pretrained(tmp_path / "lora", save_embedding_layers=False)
+    rng = np.random.default_rng(0)
+    ids = rng.integers(3, 61, (2, 14))
+    labels = np.where(rng.random(ids.shape) < 0.4, -100, ids)
+    loss = theirs(torch.tensor(ids), labels=torch.tensor(labels)).loss
+    loss.backward()
+
+    ours = load_lora(perception_jax.load(tmp_path / "base"), tmp_path / "lora")
+    graph, lora, frozen = nnx.split(ours.model, AdapterParam, ...)
+
+    def objective(lora):
+        model = nnx.merge(graph, lora, frozen)
+        hidden = model(jnp.asarray(ids), head=False).tokens
+        return next_token_loss(hidden, model.logits, jnp.asarray(labels), chunk=5).mean()
+
+    value, gradient = jax.jit(jax.value_and_grad(objective))(lora)
+    np.testing.assert_allclose(value, loss.item(), atol=1e-5)
+    found = {"/".join(map(str, k)): v.get_value() for k, v in nnx.to_flat_state(gradient)}
+    for name, parameter in theirs.named_parameters():
+        if parameter.grad is None:
+            continue
+        module, part = name.replace(".default", "").rsplit(".lora_", 1)
+        module = module.removeprefix("base_model.model.")
+        leaf = "lm_head" if module == "lm_head" else ENDS[module.rsplit(".", 1)[-1]]
+        ours_of = found.pop(f"{leaf}/lora/{part[0].lower()}", None)
+        if ours_of is None:  # another layer of a stack that was compared before
+            continue
+        if leaf == "lm_head":
+            np.testing.assert_allclose(ours_of, parameter.grad.numpy().T, atol=1e-5)
+            continue
+        for k, layer in enumerate(ours_of):
+            other = theirs.get_parameter(name.replace(".layers.0.", f".layers.{k}."))
+            np.testing.assert_allclose(layer, other.grad.numpy().T, atol=1e-5)
+    assert not found
+
+
+ENDS = {"q_proj": "blocks/attention/q_proj", "down_proj": "blocks/mlp/down"}
+"""Paths of layers by the last part of their names."""
 
 
 def inputs() -> tuple[np.ndarray, np.ndarray]:
