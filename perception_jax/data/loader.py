@@ -167,7 +167,7 @@ def stack(examples: Sequence[Example]) -> Example:
                     f"{name!r}, found {np.shape(first[name])} and {np.shape(value)}. Make the "
                     "transform pad to a fixed size."
                 )
-    return {name: np.stack([example[name] for example in examples]) for name in first}
+    return {name: np.array([example[name] for example in examples]) for name in first}
 
 
 @runtime_checkable

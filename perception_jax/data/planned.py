@@ -260,6 +260,7 @@ class _RowLoader:
         self._parts = source, planner, transform, in_memory
         self._source, self._planner, self._transform, self._in_memory = self._parts
         self._plans: collections.OrderedDict[int, BatchPlan] = collections.OrderedDict()
+        self._whole = transform.batch if isinstance(transform, BatchTransform) else None
         self._lock = threading.Lock()
         self._kept: dict[tuple[int, Hashable], tuple[str, Any]] = {}
         self._bad: dict[int, Skipped] = {}
@@ -283,12 +284,14 @@ class _RowLoader:
 
     def batch(self, share: HostShare, number: int) -> Example | Redrawn | Crash:
         """This host's rows of a batch, stacked; row by row where a record cannot be used."""
-        if isinstance(self._transform, BatchTransform):
+        if self._whole is not None:
             try:
                 plan = self._plan(number).part(share)
-                found = [self._read(record, plan.shape) for record in plan.record.tolist()]
-                names, read = zip(*found, strict=True)
-                return {**self._transform.batch(read, plan), "id": np.array(names)}
+                names, read = zip(
+                    *(self._read(record, plan.shape) for record in plan.record.tolist()),
+                    strict=True,
+                )
+                return {**self._whole(read, plan), "id": np.array(names)}
             except DataError:
                 pass
             except Exception:

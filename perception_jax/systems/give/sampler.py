@@ -164,7 +164,7 @@ class BatchPlanner:
         """Draws the other columns of rows with these pairs."""
         index = self.index
         image, label = index.pair_images[pair], index.pairs.values[pair]
-        entry = index.entries.starts[pair] + rng.integers(index.entries.counts()[pair])
+        entry = index.entries.starts[pair] + rng.integers(index.entries.counts(pair))
         caption, own = index.entries.values[entry], index.entry_own[entry]
         absent = draw_absent(index, image, rng, hard=HARD if epoch > 0 else 0.0)
         forms = rng.integers(len(FORMS), size=(2, len(pair)))

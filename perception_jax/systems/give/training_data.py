@@ -162,10 +162,10 @@ class ObjectRows:
 
     def batch(self, read: Sequence[BoxedImage], plan: BatchPlan) -> dict[str, np.ndarray]:
         """The arrays of all rows of a plan, stacked."""
-        image, flip = np.stack([one.image for one in read]), plan["flip"]
+        image, flip = np.array([one.image for one in read]), plan["flip"]
         image[flip] = image[flip, :, ::-1]
         objects = plan["object"].tolist()
-        boxes = np.stack([one.boxes[k] for one, k in zip(read, objects, strict=True)])
+        boxes = np.array([one.boxes[k] for one, k in zip(read, objects, strict=True)])
         box_mask = [one.box_mask[k] for one, k in zip(read, objects, strict=True)]
         mirrored = boxes[flip]
         mirrored[:, [0, 2]] = self._processor.size - mirrored[:, [2, 0]]
@@ -177,7 +177,7 @@ class ObjectRows:
             "box_mask": np.array(box_mask)[:, None],
             "image_index": plan.record.astype(np.int32),
             **{name: plan[name].astype(np.int32) for name in _INDICES},
-            **{name: np.stack([text[name] for text in texts]) for name in texts[0]},
+            **{name: np.array([text[name] for text in texts]) for name in texts[0]},
         }
 
     def described(self, record: Record, row: Row) -> Record:
