@@ -2,9 +2,10 @@
 
     python -m tools.build_sprites OUT [--packages DIR]
 
-writes `sprites.zip` and `concepts.json` of `perception_jax/data/scenes/assets`. It needs `npm` (or DIR with the five packages' .tgz files) and the wheel `resvg_py`, which renders SVG
-without a system library; neither is needed to use the library. The same packages give the same
-bytes. Hand-made choices are in `curation.toml`. Colours are compared in CIELAB.
+writes `sprites.zip` and `concepts.json` of `perception_jax/data/scenes/assets`. It needs `npm` (or
+DIR with the five packages' .tgz files) and the wheel `resvg_py`, which renders SVG without a system
+library. The same packages give the same bytes. Hand-made choices are in `curation.toml`. Colours
+are compared in CIELAB.
 
 Shape letters: H W image, N pixels, K names.
 """

@@ -18,6 +18,7 @@ from flax import nnx
 from perception_jax.api.loaded import LazyWeights, Loaded, Processor
 from perception_jax.api.loading import prepare
 from perception_jax.api.locate import find
+from perception_jax.data.processors import ImageProcessor
 from perception_jax.errors import ConfigError
 from perception_jax.interop.checkpoint_source import open_source
 from perception_jax.interop.load import LoadedParams, load_params
@@ -97,7 +98,7 @@ def published_backbone(name: str) -> Loaded:
         raise ConfigError(f"expected one of {', '.join(PUBLISHED)}, found {name!r}.")
     config = PUBLISHED[name]()
     model = nnx.eval_shape(lambda: build_backbone(config, rngs=nnx.Rngs(params=0)))
-    image = architecture_of(config).image_processor(config, "hf")
+    image = ImageProcessor(**architecture_of(config).image_settings(config, "hf"))
     processor = Processor(image=image, tokenizer=None)
     return Loaded(name=name, model=model, config=config, processor=processor)
 

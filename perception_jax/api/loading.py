@@ -179,10 +179,10 @@ def _read_image_processor(
     found: CheckpointSource, model: Identified
 ) -> tuple[ImageProcessor | None, str]:
     """The image processor, and the file that describes it."""
-    make = model.architecture.image_processor
-    if make is None:
+    usual = model.architecture.image_settings
+    if usual is None:
         return None, "none"
-    default = make(model.config, model.layout)
+    default = ImageProcessor(**usual(model.config, model.layout))
     settings_file = found.read.get("settings", "the settings")
     if found.layout == "timm":
         default = processor_formats.with_decoding(default, found.settings)

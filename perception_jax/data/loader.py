@@ -247,7 +247,7 @@ class Crash:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Redrawn:
-    """An example, or a stack of them, that replaces planned records that could not be used (see `planned`).
+    """An example, or a stack of them, with replacements of planned records that cannot be used.
 
     Attributes:
       skipped: these records.
