@@ -31,7 +31,6 @@ from perception_jax.errors import DataError
 
 _LOGGER = logging.getLogger(__name__)
 _FEDERATED = ("neg_category_ids", "not_exhaustive_category_ids")
-_SIDES = ("width", "height")
 _NO_ID = np.iinfo(np.int64).min
 _PROBES = 8
 
@@ -123,8 +122,7 @@ class _Categories:
         first: dict[int, int] = {}
         for k, entry in enumerate(entries):
             where = f"{path}: categories[{k}]"
-            name = fields.required(entry, "name", fields.any_text, where)
-            number = fields.required(entry, "id", fields.integer, where)
+            name, number = fields.values(entry, where, name=fields.any_text, id=fields.integer)
             if number in first:
                 raise DataError(
                     f"{where}: id: expected one that no other category has, found {number}, the "
@@ -159,10 +157,11 @@ class _Images:
         sides = []
         for k, entry in enumerate(entries):
             where = f"{path}: images[{k}]"
-            self.ids.append(fields.required(entry, "id", fields.identity, where))
-            sides.append(
-                [fields.required(entry, side, fields.side, where) for side in ("width", "height")]
+            image_id, *size = fields.values(
+                entry, where, id=fields.identity, width=fields.side, height=fields.side
             )
+            self.ids.append(image_id)
+            sides.append(size)
             self.files.append(_file_names(entry, where))
             self.captions.append(_image_captions(entry, where))
             self.federated.append(

@@ -155,6 +155,11 @@ def required(entry: Any, key: str, check: Check, where: str) -> Any:
     return check(entry[key], f"{where}: {key}")
 
 
+def values(entry: Any, where: str, **checks: Check) -> tuple[Any, ...]:
+    """The values of several keys that a JSON object must have, checked, in the order given."""
+    return tuple(required(entry, key, check, where) for key, check in checks.items())
+
+
 def optional(check: Check) -> Check:
     """Null, or what `check` asks for."""
     return lambda value, where: None if value is None else check(value, where)
