@@ -174,6 +174,10 @@ def stack(examples: Sequence[Example]) -> Example:
 class Examples(Protocol):
     """Training examples by index, for inspection."""
 
+    @property
+    def record_count(self) -> int:
+        """Number of records that the examples are made of."""
+
     def __len__(self) -> int:
         """Number of examples."""
 
@@ -193,8 +197,13 @@ class RecordExamples:
     transform: RecordTransform
     seed: int = 0
 
-    def __len__(self) -> int:
+    @property
+    def record_count(self) -> int:
+        """Number of records of the source."""
         return len(self.source)
+
+    def __len__(self) -> int:
+        return self.record_count
 
     def __getitem__(self, index: int) -> tuple[records.Record, Example]:
         record = self.source[index]

@@ -167,6 +167,10 @@ class PlannedData:
 
     `data[k]` is the record of row k of all batches in order, with its arrays; it raises `DataError`
     if the planned record cannot be used.
+
+    Attributes:
+      planner: of the batches.
+      record_count: number of records of the source.
     """
 
     def __init__(
@@ -187,9 +191,10 @@ class PlannedData:
           max_bad_fraction: of records that may be unusable; see `data.skipping`.
           on_skip: called once per unusable record, besides the log.
         """
-        self.planner, self._in_memory = planner, in_memory
+        self.planner, self.record_count = planner, len(source)
+        self._in_memory = in_memory
         self._load = _RowLoader(source, planner, transform, in_memory)
-        self._watch = Watch(len(source), max_bad_fraction, on_skip)
+        self._watch = Watch(self.record_count, max_bad_fraction, on_skip)
 
     def __len__(self) -> int:
         return BATCHES * self.planner.batch_size

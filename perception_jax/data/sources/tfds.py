@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -213,20 +213,47 @@ def _value(example: Example, name: str, where: str) -> Any:
     raise DataError(f"{where}: there is no feature {name!r}.")
 
 
+@runtime_checkable
+class _Named(Protocol):
+    """Features by name, as TFDS's `FeaturesDict`."""
+
+    def keys(self) -> Iterable[str]:
+        """The names."""
+
+    def __iter__(self) -> Iterator[str]: ...
+
+    def __contains__(self, name: str) -> bool: ...
+
+    def __getitem__(self, name: str) -> Any: ...
+
+
+@runtime_checkable
+class _Repeated(Protocol):
+    """A sequence of equal features, as TFDS's `Sequence`."""
+
+    @property
+    def feature(self) -> Any:
+        """What is repeated."""
+
+
+def _one(feature: Any) -> Any:
+    return feature.feature if isinstance(feature, _Repeated) else feature
+
+
 def _feature(features: Any, name: str) -> Any:
-    if not hasattr(features, "keys"):
+    if not isinstance(features, _Named):
         return None
     if name in features:
-        found = features[name]
-        return getattr(found, "feature", found)  # a sequence of plain features wraps one
+        return _one(features[name])
     first, _, rest = name.partition("/")
     inner = features[first] if rest and first in features else None
-    return _feature(getattr(inner, "feature", inner), rest)
+    return _feature(_one(inner), rest)
 
 
-def _flat_names(features: Any, prefix: str = "") -> list[str]:
-    names = []
+def _flat_names(features: _Named, prefix: str = "") -> list[str]:
+    found = []
     for key in features:
-        inner = getattr(features[key], "feature", features[key])
-        names += _flat_names(inner, f"{prefix}{key}/") if hasattr(inner, "keys") else [prefix + key]
-    return names
+        inner = _one(features[key])
+        nested = isinstance(inner, _Named)
+        found += _flat_names(inner, f"{prefix}{key}/") if nested else [prefix + key]
+    return found
