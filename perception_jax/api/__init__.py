@@ -11,10 +11,15 @@ Four layouts are read and written:
   of what else the architecture has.
 """
 
-from perception_jax.api.backbones import load_backbone, open_backbone, published_backbone
+from perception_jax.api.backbones import (
+    backbone_processor,
+    load_backbone,
+    open_backbone,
+    published_backbone,
+)
 from perception_jax.api.exporting import export, table_of
 from perception_jax.api.loaded import Loaded, Processor
-from perception_jax.api.loading import load, prepare
+from perception_jax.api.loading import describe, load, prepare
 from perception_jax.api.locate import SHIPPED, find, shipped_folder
 from perception_jax.interop.checkpoint_source import Layout
 
@@ -23,6 +28,8 @@ __all__ = [
     "Layout",
     "Loaded",
     "Processor",
+    "backbone_processor",
+    "describe",
     "export",
     "find",
     "load",

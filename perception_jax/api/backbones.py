@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 
 from perception_jax.api.loaded import LazyWeights, Loaded, Processor
-from perception_jax.api.loading import prepare
+from perception_jax.api.loading import describe, prepare
 from perception_jax.api.locate import find
 from perception_jax.data.processors import ImageProcessor
 from perception_jax.errors import ConfigError
@@ -86,6 +86,20 @@ def open_backbone(
             "shared with; load the whole model, or a DINOv2."
         )
     return opened
+
+
+def backbone_processor(
+    source: str | os.PathLike[str], *, text: str | os.PathLike[str] = TEXT_SOURCE
+) -> Processor:
+    """Reads the processor of a backbone, and no weights; of a hub id only settings are fetched.
+
+    Args, Raises: as of `load_backbone`.
+    """
+    config, processor = describe(source)
+    if isinstance(config, Dinov2Config):
+        return dataclasses.replace(processor, tokenizer=describe(text)[1].tokenizer)
+    # Without a tokenizer it may be an image tower alone, which is an error.
+    return open_backbone(source).processor if processor.tokenizer is None else processor
 
 
 def published_backbone(name: str) -> Loaded:
