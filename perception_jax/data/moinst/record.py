@@ -22,7 +22,6 @@ import pathlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
-from perception_jax.data import text_lines
 from perception_jax.data.moinst.tables import CategoryId
 from perception_jax.data.sources import fields
 from perception_jax.errors import DataError
@@ -114,9 +113,7 @@ def read_images(path: str | os.PathLike) -> Iterator[MoinstImage]:
     Raises:
       DataError: naming file, line and key.
     """
-    for line in text_lines.lines(path):
-        where = f"{path}:{line.number}"
-        yield from_json(fields.parse_json(line.text, where), where)
+    return fields.json_lines(path, from_json)
 
 
 def write_images(path: pathlib.Path, images: Iterable[MoinstImage]) -> None:

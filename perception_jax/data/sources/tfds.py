@@ -105,18 +105,18 @@ class FeatureMap:
           DataError: an unknown feature (naming the nearest), or only one of boxes and labels.
         """
         mapped = cls(**features)
-        info = data.dataset_info.features
+        known = _flat(data.dataset_info.features)
         for name in (mapped.image, mapped.captions, mapped.boxes, mapped.labels, mapped.id):
-            if name is not None and _feature(info, name) is None:
+            if name is not None and name not in known:
                 raise DataError(
                     f"{data.dataset_info.name}: there is no feature {name!r}"
-                    f"{did_you_mean(name, _flat_names(info))}"
+                    f"{did_you_mean(name, known)}"
                 )
         if (mapped.boxes is None) != (mapped.labels is None):
             raise DataError(f"{data.dataset_info.name}: expected boxes and labels, or neither.")
         if mapped.labels is None:
             return mapped
-        return dataclasses.replace(mapped, label_names=_feature(info, mapped.labels).names)
+        return dataclasses.replace(mapped, label_names=known[mapped.labels].names)
 
     def __call__(self, example: Example, index: int) -> records.Record:
         """The record of an example.
@@ -222,8 +222,6 @@ class _Named(Protocol):
 
     def __iter__(self) -> Iterator[str]: ...
 
-    def __contains__(self, name: str) -> bool: ...
-
     def __getitem__(self, name: str) -> Any: ...
 
 
@@ -240,20 +238,12 @@ def _one(feature: Any) -> Any:
     return feature.feature if isinstance(feature, _Repeated) else feature
 
 
-def _feature(features: Any, name: str) -> Any:
-    if not isinstance(features, _Named):
-        return None
-    if name in features:
-        return _one(features[name])
-    first, _, rest = name.partition("/")
-    inner = features[first] if rest and first in features else None
-    return _feature(_one(inner), rest)
-
-
-def _flat_names(features: _Named, prefix: str = "") -> list[str]:
-    found = []
+def _flat(features: _Named, prefix: str = "") -> dict[str, Any]:
+    """All features by name, those inside others included."""
+    found = {}
     for key in features:
         inner = _one(features[key])
-        nested = isinstance(inner, _Named)
-        found += _flat_names(inner, f"{prefix}{key}/") if nested else [prefix + key]
+        found[prefix + key] = inner
+        if isinstance(inner, _Named):
+            found |= _flat(inner, f"{prefix}{key}/")
     return found
