@@ -12,6 +12,7 @@ Four layouts are read and written:
 """
 
 from perception_jax.api.backbones import (
+    PUBLISHED,
     backbone_processor,
     load_backbone,
     open_backbone,
@@ -21,9 +22,11 @@ from perception_jax.api.exporting import export, table_of
 from perception_jax.api.loaded import Loaded, Processor
 from perception_jax.api.loading import describe, load, prepare
 from perception_jax.api.locate import SHIPPED, find, shipped_folder
+from perception_jax.api.lora import load_lora, save_lora
 from perception_jax.interop.checkpoint_source import Layout
 
 __all__ = [
+    "PUBLISHED",
     "SHIPPED",
     "Layout",
     "Loaded",
@@ -34,9 +37,11 @@ __all__ = [
     "find",
     "load",
     "load_backbone",
+    "load_lora",
     "open_backbone",
     "prepare",
     "published_backbone",
+    "save_lora",
     "shipped_folder",
     "table_of",
 ]
