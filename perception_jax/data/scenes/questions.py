@@ -8,6 +8,7 @@ answer of a kind is the right one in most of its questions.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import random
 from collections.abc import Callable, Sequence
@@ -157,16 +158,9 @@ def _colour(asker: _Asker) -> _Draft | None:
     return None
 
 
-def _size(asker: _Asker) -> _Draft | None:
-    return _compared(asker, ("size",), _size_draft)
-
-
-def _relation(asker: _Asker) -> _Draft | None:
-    return _compared(asker, ("place", "relation"), _relation_draft)
-
-
 def _compared(
     asker: _Asker,
+    *,
     hidden: Sequence[str],
     make: Callable[[_Asker, int, int, str, str], _Draft | None],
 ) -> _Draft | None:
@@ -280,9 +274,9 @@ KINDS: dict[str, Callable[[_Asker], _Draft | None]] = {
     "presence": _presence,
     "count": _count,
     "colour": _colour,
-    "size": _size,
+    "size": functools.partial(_compared, hidden=("size",), make=_size_draft),
     "position": _position,
-    "relation": _relation,
+    "relation": functools.partial(_compared, hidden=("place", "relation"), make=_relation_draft),
     "facing": _facing,
     "text": _text,
     "category": _category,
