@@ -99,7 +99,7 @@ def backbone_processor(
     if isinstance(config, Dinov2Config):
         return dataclasses.replace(processor, tokenizer=describe(text)[1].tokenizer)
     # Without a tokenizer it may be an image tower alone, which is an error.
-    return open_backbone(source).processor if processor.tokenizer is None else processor
+    return open_backbone(source, text=text).processor if processor.tokenizer is None else processor
 
 
 def published_backbone(name: str) -> Loaded:
