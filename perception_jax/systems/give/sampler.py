@@ -193,5 +193,6 @@ class BatchPlanner:
         seconds = draw_other_class(index, first, rng)
         for own, other, pool, (_, spare) in zip(first, seconds, pools, drawn, strict=True):
             alone = np.flatnonzero(other < 0)
-            other[alone] = draw_others(own[alone], spare, pool, rng)
+            if len(alone):
+                other[alone] = draw_others(own[alone], spare, pool, rng)
         return np.stack([first, seconds], axis=-1).reshape(-1)

@@ -163,7 +163,8 @@ class ObjectRows:
     def batch(self, read: Sequence[BoxedImage], plan: BatchPlan) -> dict[str, np.ndarray]:
         """The arrays of all rows of a plan, stacked."""
         image, flip = np.array([one.image for one in read]), plan["flip"]
-        image[flip] = image[flip, :, ::-1]
+        # Several times as fast as a reversed slice.
+        image[flip] = np.take(image[flip], np.arange(image.shape[2])[::-1], axis=2)
         objects = plan["object"].tolist()
         boxes = np.array([one.boxes[k] for one, k in zip(read, objects, strict=True)])
         box_mask = [one.box_mask[k] for one, k in zip(read, objects, strict=True)]
