@@ -26,5 +26,5 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "sources": ("open_source",),
         "transforms": ("Augment", "ImageTextTransform"),
     },
-    submodules=("moinst", "scenes", "sources", "tokenization"),
+    submodules=("conversation", "moinst", "scenes", "sources", "tokenization"),
 )

@@ -5,7 +5,8 @@ The settings say in which format they are written, and so whose names to expect:
 - "hf": `config.json` of Hugging Face, with a `model_type`;
 - "timm": `config.json` of timm, with an `architecture`;
 - "reference": `open_clip_config.json`, or a model configuration of open_clip;
-- "jax": our own, marked by `perception_jax_layout`.
+- "jax": our own, marked by `perception_jax_layout`;
+- "gguf": the metadata of a GGUF file, whatever is next to it.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from perception_jax.interop.checkpoint_dir import (
     open_checkpoint,
     read_json,
 )
+from perception_jax.interop.gguf_file import GgufFile
 from perception_jax.interop.tensors import TensorFiles
 from perception_jax.settings import shown
 
@@ -45,13 +47,13 @@ class CheckpointSettings:
     """The settings of a checkpoint and the files they come from.
 
     Attributes:
-      layout: of the settings; None without any.
-      settings: as parsed from JSON; empty without any.
+      layout: of the settings, a `Layout` or "gguf"; None without any.
+      settings: as parsed; empty without any.
       folders: where files for a processor may be, in order of preference.
       read: "settings", and "weights" of a `CheckpointSource` → the files they come from.
     """
 
-    layout: Layout | None
+    layout: str | None
     settings: Mapping[str, Any]
     folders: tuple[pathlib.Path, ...]
     read: Mapping[str, str]
@@ -119,6 +121,8 @@ def open_source(
         folder if path.is_dir() else path, prefer=_WEIGHTS.get(layout, (*PLAIN, *OPEN_CLIP))
     )
     files = open_checkpoint(weights.path, section=section)
+    if isinstance(files, GgufFile):
+        settings, layout, file = files.metadata, "gguf", weights.path
     aside: tuple[str, ...] = ()
     if prefix:
         files = Part(files, prefix)

@@ -1,4 +1,4 @@
-"""Sharding rules of encoders: `(path regex, PartitionSpec)`, first match wins.
+"""Sharding rules of transformers: `(path regex, PartitionSpec)`, first match wins.
 
 Stacked leaves have the layer axis first, which stays whole: `lax.scan` walks along it. Widths go
 to "fsdp", heads and hidden units to "tensor".
@@ -24,10 +24,11 @@ SHARDINGS = (
     (r"/lora/b$", P(None, "fsdp")),
     (r"head/([qkv]_proj|mlp/fc1)/bias$", P("tensor")),
     (r"head/(out_proj|mlp/fc2)/kernel$", P("tensor", "fsdp")),
-    (r"text/token_embedding$", P("tensor", "fsdp")),
+    (r"token_embedding$", P("tensor", "fsdp")),
+    (r"lm_head/kernel$", P("fsdp", "tensor")),
     (r"projection/kernel$", P("fsdp", "tensor")),
     (r"patch_embed/kernel$", P(None, None, None, "fsdp")),
     # Norms, biases, special tokens, positions and the temperature are small: a copy per chip.
     (r"(scale[12]?|bias|class_embedding|position_embedding|probe|_tokens?)$", P()),
 )
-"""Sharding rules of transformer encoders."""
+"""Sharding rules of transformers."""

@@ -60,12 +60,12 @@ def multi_head(
     Args:
       q: queries of each example, or of one that all share (learned queries).
       heads, kv_heads: of queries, and of keys and values (None: as many).
-      mask, bias: see `attend`; with a cache they are over its whole capacity, and `start` and
-        `lengths` of an `AttentionMask` are the cache's unless they are given.
+      mask, bias: see `attend`; with a cache that is not fresh they are over its whole capacity,
+        and `start` and `lengths` of an `AttentionMask` are the cache's unless they are given.
       rope: turns queries and keys, which are then the same tokens.
       tap: what to record.
-      cache: holds the keys and values so far; `k` and `v` are put behind them. Where they do not
-        fit, the output of the example is NaN.
+      cache: holds the keys and values so far; `k` and `v` are put behind them. The output of a
+        token that does not fit is NaN.
     """
     kv_heads = heads if kv_heads is None else kv_heads
     q, k, v = (_split(x, n) for x, n in ((q, heads), (k, kv_heads), (v, kv_heads)))
@@ -75,17 +75,18 @@ def multi_head(
         q = q.repeat(k.shape[0], axis=0)
     new = k.shape[1]
     if cache is not None:
-        mask = as_conditions(mask).cached(cache.lengths, new)
         cache = cache.write(k, v)
-        k, v = (x.astype(q.dtype) for x in cache.read())
+        if not cache.stack.fresh:
+            mask = as_conditions(mask).cached(cache.lengths, new)
+            k, v = (x.astype(q.dtype) for x in cache.read())
     y = core.attend(q, k, v, mask, bias=bias)
     recorded = None
     if tap is not None:
         recorded = core.probabilities(q, k, mask, tap.rows, bias=bias)
         if tap.probe is not None:
             y = core.add_probe(y, v, tap.probe, tap.rows)
-    if cache is not None:
-        y = jnp.where(cache.overflows(new)[:, None, None, None], jnp.nan, y)
+    if cache is not None and not cache.stack.fresh:
+        y = jnp.where(cache.overflows(new)[:, :, None, None], jnp.nan, y)
     y = constrain(y, "batch", None, "tensor").reshape(*y.shape[:2], -1)
     return AttentionOutput(x=y, rows=recorded, cache=cache)
 
