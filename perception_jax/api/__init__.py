@@ -13,13 +13,14 @@ Four layouts are read and written:
 
 from perception_jax.api.backbones import (
     PUBLISHED,
+    backbone_processor,
     load_backbone,
     open_backbone,
     published_backbone,
 )
 from perception_jax.api.exporting import export, table_of
 from perception_jax.api.loaded import Loaded, Processor
-from perception_jax.api.loading import load, prepare
+from perception_jax.api.loading import describe, load, prepare
 from perception_jax.api.locate import SHIPPED, find, shipped_folder
 from perception_jax.api.lora import load_lora, save_lora
 from perception_jax.interop.checkpoint_source import Layout
@@ -30,6 +31,8 @@ __all__ = [
     "Layout",
     "Loaded",
     "Processor",
+    "backbone_processor",
+    "describe",
     "export",
     "find",
     "load",

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 
 from perception_jax.api.loaded import Loaded
 from perception_jax.api.lora import LORA
-from perception_jax.data import processor_formats, processor_hf
+from perception_jax.data import processor_formats
+from perception_jax.data.processors import ImageProcessor
 from perception_jax.data.tokenization import ClipTokenizer, SiglipTokenizer
 from perception_jax.errors import ConfigError
 from perception_jax.interop.checkpoint_dir import OPEN_CLIP_SINGLE, SINGLE
@@ -123,7 +124,8 @@ def _settings_files(
     if image is None:
         settings = {"model_cfg": settings} if layout == "reference" else settings
     elif layout in ("reference", "timm"):
-        note = processor_hf.write_decode(image, arch.image_processor(loaded.config, layout))
+        usual = ImageProcessor(**arch.image_settings(loaded.config, layout))
+        note = processor_formats.decoding_note(image, usual)
         if layout == "reference":
             preprocess = processor_formats.to_open_clip(image)
             settings = {"model_cfg": settings, "preprocess_cfg": preprocess} | note

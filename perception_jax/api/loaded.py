@@ -83,6 +83,18 @@ class Processor:
             )
         return jax.numpy.asarray(self.tokenizer(items).ids)
 
+    def at_size(self, size: int, *, mode: Mode | None = None) -> Processor:
+        """Returns a copy that makes images of another size.
+
+        Args:
+          size: side of the images, pixels.
+          mode: how images become squares; None keeps the processor's.
+        """
+        image = at_size(self.image, size)
+        if mode not in (None, image.mode):
+            image = dataclasses.replace(image, mode=mode, resize=None)
+        return dataclasses.replace(self, image=image)
+
 
 @runtime_checkable
 class LazyWeights(Protocol):
@@ -166,12 +178,6 @@ class Loaded:
     def at_size(self, size: int, *, mode: Mode | None = None) -> Loaded:
         """Returns a copy whose processor makes images of another size; the towers accept any.
 
-        Args:
-          size: side of the images, pixels.
-          mode: how images become squares; None keeps the processor's.
+        Args: as of `Processor.at_size`.
         """
-        image = at_size(self.processor.image, size)
-        if mode not in (None, image.mode):
-            image = dataclasses.replace(image, mode=mode, resize=None)
-        processor = dataclasses.replace(self.processor, image=image)
-        return dataclasses.replace(self, processor=processor)
+        return dataclasses.replace(self, processor=self.processor.at_size(size, mode=mode))

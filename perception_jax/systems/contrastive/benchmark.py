@@ -21,8 +21,7 @@ from perception_jax.data.scenes.sample import SceneConfig
 from perception_jax.data.scenes.source import ScenesSource, portrait
 from perception_jax.data.scenes.spec import TEST_STYLE, TRAIN_STYLES
 from perception_jax.data.skipping import MAX_BAD_FRACTION, usable
-from perception_jax.data.sources.combine import Mixture
-from perception_jax.data.sources.memory import InMemory
+from perception_jax.data.sources.combine import InMemory, Mixture
 from perception_jax.data.tokenization import PaddedTokenizer
 from perception_jax.systems.contrastive.encode import Encoder
 from perception_jax.systems.contrastive.evaluate import (

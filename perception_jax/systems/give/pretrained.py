@@ -243,7 +243,7 @@ def export_merged(
         )
     model, config = plain_backbone(encoder.model.backbone), encoder.backbone.config
     size = encoder.processor.image.size
-    if size != architecture_of(config).image_processor(config, "hf").size:
+    if size != architecture_of(config).image_settings(config, "hf")["size"]:
         model, config = resized(model, config, size)
     loaded = api.Loaded(model=model, config=config, processor=encoder.processor)
     readme = importlib.resources.files("perception_jax.systems.give").joinpath(_README)

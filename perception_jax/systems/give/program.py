@@ -33,8 +33,13 @@ SCENES = "scenes"
 
 
 def data(config: Any) -> TrainingData:
-    """The training data alone; the backbone's weights are not read."""
-    return _training_data(config, _backbone(config).processor)
+    """The training data alone; the backbone's weights are neither read nor fetched."""
+    from perception_jax.api import backbone_processor
+
+    processor = backbone_processor(config.backbone)
+    return _training_data(
+        config, processor.at_size(config.data.size, mode=config.data.mode or None)
+    )
 
 
 def task(config: Any, loaded: GiveEncoder | None = None) -> GiveTask:

@@ -1,10 +1,13 @@
-"""Builds `assets/sprites.zip` and `assets/concepts.json` from five packages of emoji drawings.
+"""Builds the sprite archive and the table of concepts of scenes from five packages of drawings.
 
-    python -m perception_jax.data.scenes.build_sprites OUT [--packages DIR]
+    python -m tools.build_sprites OUT [--packages DIR]
 
-needs `npm` (or DIR with the five packages' .tgz files) and the wheel `resvg_py`, which renders SVG
-without a system library; neither is needed to use the library. The same packages give the same
-bytes. Hand-made choices are in `assets/curation.toml`.
+writes `sprites.zip` and `concepts.json` of `perception_jax/data/scenes/assets`. It needs `npm` (or
+DIR with the five packages' .tgz files) and the wheel `resvg_py`, which renders SVG without a system
+library. The same packages give the same bytes. Hand-made choices are in `curation.toml`. Colours
+are compared in CIELAB.
+
+Shape letters: H W image, N pixels, K names.
 """
 
 from __future__ import annotations
@@ -23,10 +26,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, UInt8
 from PIL import Image
 
 from perception_jax.data.scenes import palette
 from perception_jax.data.scenes.spec import STYLES
+from perception_jax.data.scenes.sprites import ARCHIVE
 from perception_jax.errors import DataError
 from perception_jax.files import write_whole
 
@@ -59,8 +64,70 @@ HELD_OUT_IN = 5
 MAX_BYTES = 5_000_000
 """Largest archive, bytes."""
 
-ASSETS = pathlib.Path(__file__).parent / "assets"
-"""Folder of the assets."""
+LICENCES = ARCHIVE.parent / "licences"
+"""Folder of the licence texts that the archive contains."""
+CURATION = pathlib.Path(__file__).with_name("curation.toml")
+"""File of the hand-made choices."""
+
+PLAIN = 1.25
+"""Smallest ratio of the distances to the second nearest and the nearest name of a clear colour."""
+DOMINANT = 0.5
+"""Smallest share of the pixels of a dominating colour."""
+
+_SHADES = {
+    "red": ((150, 20, 30), (240, 75, 65), (250, 60, 40)),
+    "orange": ((235, 110, 40), (255, 175, 90)),
+    "yellow": ((255, 235, 130), (245, 195, 50)),
+    "green": ((25, 90, 50), (150, 200, 70), (0, 205, 105)),
+    "blue": ((30, 50, 120), (10, 15, 120), (80, 185, 245), (25, 120, 165), (150, 205, 240)),
+    "purple": ((70, 40, 120), (175, 135, 220)),
+    "pink": ((240, 60, 145), (255, 195, 215)),
+    "brown": ((80, 50, 35), (180, 130, 90), (145, 68, 48)),
+    "black": ((48, 48, 52), (48, 40, 60)),
+    "grey": ((85, 88, 95), (185, 187, 192)),
+    "white": ((228, 231, 235),),
+}
+"""Further shades that go by the name, so that navy and sky blue are both nearest to "blue"."""
+
+
+_ANCHORS = [
+    palette.lab(np.array((palette.COLOURS[name], *_SHADES[name]), np.uint8))
+    for name in palette.NAMES
+]
+
+
+def distances(rgb: UInt8[np.ndarray, "*N 3"]) -> Float[np.ndarray, "*N K"]:
+    """CIELAB distance of each pixel to the nearest shade of each of the K names."""
+    pixels = palette.lab(rgb)[..., None, :]
+    each = [np.linalg.norm(pixels - shades, axis=-1).min(axis=-1) for shades in _ANCHORS]
+    return np.stack(each, axis=-1)
+
+
+def nearest_colour(rgb: tuple[int, int, int]) -> str:
+    """Returns the name of the colour nearest to an sRGB colour."""
+    return palette.NAMES[int(distances(np.array(rgb, np.uint8)).argmin())]
+
+
+def shares(sprite: UInt8[np.ndarray, "H W 4"]) -> dict[str, float]:
+    """Share of the sprite's pixels (alpha above one half) that plainly have each colour.
+
+    Pixels between two names count for neither, nor do glass and smoke (alpha up to three
+    quarters), so the shares may add up to less than 1.
+    """
+    alpha = sprite[..., 3]
+    distance = distances(sprite[alpha > 191][:, :3])
+    nearest, next_one = np.partition(distance, 1, axis=-1)[:, :2].T
+    names = distance.argmin(axis=-1)[next_one >= nearest * PLAIN]
+    counts = np.bincount(names, minlength=len(palette.NAMES))
+    total = max(1, int((alpha > 127).sum()))
+    return {name: float(count) / total for name, count in zip(palette.NAMES, counts, strict=True)}
+
+
+def dominating_colour(sprite: UInt8[np.ndarray, "H W 4"]) -> str | None:
+    """Returns the colour of most of the sprite's pixels, or None."""
+    found = shares(sprite)
+    name = max(found, key=found.__getitem__)
+    return name if found[name] >= DOMINANT else None
 
 
 def file_name(package: str) -> str:
@@ -205,7 +272,7 @@ def words(groups: Mapping[str, str]) -> dict[str, str]:
 
 
 class Curation:
-    """`assets/curation.toml` as lookups by icon name."""
+    """`curation.toml` as lookups by icon name."""
 
     def __init__(self, table: Mapping[str, Any]) -> None:
         self.dropped = set(words(table["dropped"]))
@@ -252,7 +319,7 @@ def check_icons(table: Mapping[str, Any], known: Iterable[str]) -> None:
     listed |= {icon for kind in table["counterparts"].values() for pair in kind for icon in pair}
     if unknown := sorted(listed - set(known)):
         raise DataError(
-            f"expected icons that all five packages draw, found {unknown} in assets/curation.toml; "
+            f"expected icons that all five packages draw, found {unknown} in {CURATION.name}; "
             "correct the spelling or remove them."
         )
 
@@ -261,7 +328,7 @@ def build(packages: pathlib.Path) -> tuple[bytes, list[dict[str, Any]]]:
     """The archive's bytes and the concept rows."""
     drawings = Drawings(packages)
     groups = drawings.groups()
-    table = tomllib.loads((ASSETS / "curation.toml").read_text(encoding="utf-8"))
+    table = tomllib.loads(CURATION.read_text(encoding="utf-8"))
     check_icons(table, groups)
     curation = Curation(table)
     rows, sprites = [], {}
@@ -270,9 +337,7 @@ def build(packages: pathlib.Path) -> tuple[bytes, list[dict[str, Any]]]:
             continue
         images = {style: trimmed(drawings.draw(icon, style)) for style in STYLES}
         colours = {
-            s: c
-            for s, image in images.items()
-            if (c := palette.dominating_colour(np.asarray(image)))
+            s: c for s, image in images.items() if (c := dominating_colour(np.asarray(image)))
         }
         rows.append(curation.row(icon, category, colours))
         for style, image in images.items():
@@ -284,9 +349,7 @@ def build(packages: pathlib.Path) -> tuple[bytes, list[dict[str, Any]]]:
 def pack(sprites: Mapping[str, bytes]) -> bytes:
     """A zip with licence texts and sprites, uncompressed (WebP is), with a fixed date."""
     out = io.BytesIO()
-    licences = {
-        f"licences/{p.name}": p.read_bytes() for p in sorted((ASSETS / "licences").iterdir())
-    }
+    licences = {f"licences/{p.name}": p.read_bytes() for p in sorted(LICENCES.iterdir())}
     with zipfile.ZipFile(out, "w") as archive:
         for name, data in [*licences.items(), *sorted(sprites.items())]:
             archive.writestr(zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0)), data)
