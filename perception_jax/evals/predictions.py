@@ -12,6 +12,7 @@ What a crash cut off is found and dropped when the files are opened to go on.
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import hashlib
 import json
@@ -62,7 +63,7 @@ class Prediction:
     Attributes:
       id: of the example, unique in its folder; an image with several questions gives several ids.
       prompt: the text that the model was given, "" for models without one.
-      output: the text that it gave.
+      output: the text that it gave, or a vector (`text_of`).
       model_id: which weights, e.g. "scenes-clip" or a checkpoint's path.
       detections: boxes, for models that give them.
       extras: JSON values that only a benchmark knows.
@@ -74,6 +75,26 @@ class Prediction:
     prompt: str = ""
     detections: Detections | None = None
     extras: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def text_of(vector: Float[np.ndarray, " d"]) -> str:
+    """A vector as an `output`: Base64 of its float32 numbers, the smallest byte first."""
+    return base64.b64encode(np.asarray(vector, "<f4").tobytes()).decode()
+
+
+def vector_of(output: str) -> Float[np.ndarray, " d"]:
+    """The vector of `text_of`, float32.
+
+    Raises:
+      DataError: the output is something else.
+    """
+    try:
+        return np.frombuffer(base64.b64decode(output, validate=True), "<f4").astype(np.float32)
+    except ValueError as error:
+        raise DataError(
+            f"expected a vector as Base64 of float32 numbers, found {output[:20]!r} ({error}); "
+            "delete the folder of predictions to make them again"
+        ) from error
 
 
 def prompt_hash(prompt: str) -> str:

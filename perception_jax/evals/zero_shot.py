@@ -58,50 +58,49 @@ class ZeroShotScores:
         return len(self.ranks)
 
 
-def class_embeddings(
-    encode_texts: EncodeTexts,
-    names: Sequence[str],
-    templates: Sequence[str] = ("{}",),
-    *,
-    batch_size: int = 256,
-) -> Float[np.ndarray, "c d"]:
-    """One unit embedding per class name: the renormalised mean over templates.
-
-    Args:
-      encode_texts: gets at most `batch_size` texts at a time.
-      names: distinct class names.
-      templates: texts with one "{}" where the name goes, e.g. "a drawing of a {}".
-      batch_size: the largest number of texts in one call.
+def fill_templates(names: Sequence[str], templates: Sequence[str]) -> list[str]:
+    """The prompts of all classes, name by name.
 
     Raises:
-      DataError: names repeat, a template lacks its "{}", or an embedding is zero or not finite.
+      DataError: names repeat, or a template lacks its "{}".
     """
-    names = list(names)
-    repeated = sorted({name for name in names if names.count(name) > 1})
+    repeated = sorted({name for name in names if list(names).count(name) > 1})
     if repeated or not names:
         raise DataError(
             f"expected distinct class names, found {repeated or 'none'} "
-            f"{'more than once ' if repeated else ''}in class_embeddings"
+            f"{'more than once ' if repeated else ''}to fill into templates"
         )
     unfit = [template for template in templates if template.count("{}") != 1]
     if unfit or not templates:
         raise DataError(
-            f"expected templates with one '{{}}' for the class name, found {unfit or 'none'} in "
-            "class_embeddings; write e.g. 'a photo of a {}'"
+            f"expected templates with one '{{}}' for the class name, found {unfit or 'none'}; "
+            "write e.g. 'a photo of a {}'"
         )
     # `replace`, not `format`: a template is data and must not reach into objects.
-    texts = [template.replace("{}", name) for name in names for template in templates]
-    parts = []
-    for start in range(0, len(texts), batch_size):
-        chunk = texts[start : start + batch_size]
-        part = np.asarray(encode_texts(chunk))
-        if part.ndim != 2 or len(part) != len(chunk):
-            raise DataError(
-                f"expected encode_texts to give one row for each of {len(chunk)} texts, found "
-                f"shape {part.shape}"
-            )
-        parts.append(ranking.unit_rows(part, "text embeddings"))
-    each = np.concatenate(parts).reshape(len(names), len(templates), -1)
+    return [template.replace("{}", name) for name in names for template in templates]
+
+
+def class_embeddings(
+    encode_texts: EncodeTexts, names: Sequence[str], templates: Sequence[str] = ("{}",)
+) -> Float[np.ndarray, "c d"]:
+    """One unit embedding per class name: the renormalised mean over templates.
+
+    Args:
+      encode_texts: called once with the prompts of all classes.
+      names: distinct class names.
+      templates: texts with one "{}" where the name goes, e.g. "a drawing of a {}".
+
+    Raises:
+      DataError: names repeat, a template lacks its "{}", or an embedding is zero or not finite.
+    """
+    texts = fill_templates(names, templates)
+    each = np.asarray(encode_texts(texts))
+    if each.ndim != 2 or len(each) != len(texts):
+        raise DataError(
+            f"expected encode_texts to give one row for each of {len(texts)} texts, found shape "
+            f"{each.shape}"
+        )
+    each = ranking.unit_rows(each, "text embeddings").reshape(len(names), len(templates), -1)
     return ranking.unit_rows(each.mean(axis=1), "class embeddings")
 
 

@@ -21,7 +21,8 @@ from perception_jax.evals.zero_shot import ZeroShotScores
 from perception_jax.nn import maps
 from perception_jax.ops.image import normalise
 from perception_jax.systems.contrastive.benchmark import Benchmark
-from perception_jax.systems.contrastive.evaluate import TEMPLATES, Matching, Naming
+from perception_jax.systems.contrastive.encode import Embeddings, take
+from perception_jax.systems.contrastive.evaluate import TEMPLATES, Matching, Naming, Retrieval
 from perception_jax.viz import Bar, Metric, Report, bar_chart, heatmap, line_chart, sections
 
 EXAMPLES = 24
@@ -87,13 +88,13 @@ class BenchmarkScores:
         return found
 
 
-def evaluate(model: nnx.Module, benchmark: Benchmark) -> BenchmarkScores:
-    """Runs the whole benchmark with its baselines."""
+def evaluate(benchmark: Benchmark, embeddings: Embeddings) -> BenchmarkScores:
+    """Scores the embeddings of the benchmark's inputs, and its baselines."""
     return BenchmarkScores(
-        naming={name: one.scores(model) for name, one in benchmark.naming.items()},
-        matching={name: one(model) for name, one in benchmark.matching.items()},
+        naming={name: one.scores(embeddings) for name, one in benchmark.naming.items()},
+        matching={name: one.numbers(embeddings) for name, one in benchmark.matching.items()},
         nearest_pixel={name: one.by_pixels() for name, one in benchmark.matching.items()},
-        retrieval=benchmark.retrieval.scores(model),
+        retrieval=benchmark.retrieval.scores(embeddings),
     )
 
 
@@ -102,6 +103,7 @@ def write(
     *,
     model: nnx.Module,
     benchmark: Benchmark,
+    embeddings: Embeddings,
     scores: BenchmarkScores,
     history: sections.History,
     config: Mapping[str, Any],
@@ -122,8 +124,8 @@ def write(
     _add_curves(report, history)
     if "naming" in benchmark.naming:
         _add_named(report, benchmark.naming["naming"], scores.naming["naming"])
-        _add_neighbours(report, model, benchmark.matching["naming"])
-    _add_captions(report, model, benchmark)
+        _add_neighbours(report, benchmark.matching["naming"], embeddings)
+    _add_captions(report, benchmark.retrieval, embeddings)
     _add_maps(report, model, benchmark)
     sections.add_run_settings(report, config)
     return report.write(path)
@@ -229,18 +231,14 @@ def _add_named(report: Report, naming: Naming, scores: ZeroShotScores) -> None:
     report.add_images(cards, width=110)
 
 
-def _add_neighbours(report: Report, model: nnx.Module, matching: Matching) -> None:
+def _add_neighbours(report: Report, matching: Matching, embeddings: Embeddings) -> None:
     report.add_section(
         "Nearest neighbours",
         "A drawing of the test artist, and the nearest drawings of the training artists.",
     )
-    queries, gallery, encoder = matching.images, matching.gallery, matching.encoder
+    queries, gallery = matching.images, matching.gallery
     chosen = np.random.default_rng(1).permutation(len(queries.labels))[:QUERIES]
-    found = nearest(
-        encoder.images(model, queries.pixels[chosen]),
-        encoder.images(model, gallery.pixels),
-        NEIGHBOURS,
-    )
+    found = nearest(take(embeddings, queries)[chosen], take(embeddings, gallery), NEIGHBOURS)
     rows = []
     for query, neighbours in zip(chosen, found.indices, strict=True):
         label = queries.labels[query]
@@ -253,10 +251,10 @@ def _add_neighbours(report: Report, model: nnx.Module, matching: Matching) -> No
     report.add_image_rows(rows)
 
 
-def _add_captions(report: Report, model: nnx.Module, benchmark: Benchmark) -> None:
+def _add_captions(report: Report, retrieval: Retrieval, embeddings: Embeddings) -> None:
     report.add_section("Captions", "Images with the nearest caption.")
-    images = benchmark.retrieval.images
-    found, texts = benchmark.retrieval.embeddings(model)
+    images = retrieval.images
+    found, texts = (take(embeddings, one) for one in retrieval.inputs)
     chosen = np.random.default_rng(2).permutation(len(images.captions))[: EXAMPLES // 2]
     best = nearest(found[chosen], texts, 1).indices[:, 0]
     cards = []
