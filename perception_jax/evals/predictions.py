@@ -7,7 +7,8 @@ A folder has, for each process that predicted, two files that grow by appending:
   only a benchmark knows) and `detections` (first row and number of rows in the other file);
 - `detections-00000-of-00001.bin`: rows of `DETECTION`, for models that give boxes.
 
-What a crash cut off is found and dropped when the files are opened to go on.
+What a crash cut off is left out when the files are read, and dropped when they are opened to go
+on.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import os
 import pathlib
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -127,9 +128,7 @@ class PredictionWriter:
             )
         except OSError as error:
             raise self._unwritable(error) from error
-        self.done: set[str] = set()
-        self._row = 0
-        self._keep_what_is_whole()
+        self._drop_what_is_cut_off()
         self._synced = time.monotonic()
 
     def __enter__(self) -> PredictionWriter:
@@ -190,22 +189,14 @@ class PredictionWriter:
             self._lines.close()
             self._rows.close()
 
-    def _keep_what_is_whole(self) -> None:
-        rows = os.path.getsize(self._rows_path) // DETECTION.itemsize
-        data = self._lines.read()
-        end = 0
-        for number, line in enumerate(data.splitlines(keepends=True), start=1):
-            if not line.endswith(b"\n"):
-                break
-            values = _parse(line, f"{self._path}, line {number}")
-            first, count = values.get("detections", (self._row, 0))
-            if first + count > rows:
-                break
-            self.done.add(values["id"])
-            self._row, end = first + count, end + len(line)
-        if end < len(data):
-            _log.warning("%s: dropped %d bytes that were cut off", self._path, len(data) - end)
-        for file, size in ((self._lines, end), (self._rows, self._row * DETECTION.itemsize)):
+    def _drop_what_is_cut_off(self) -> None:
+        shard = _read_shard(self._path, self._rows_path)
+        self.done = {prediction.id for prediction, _ in shard.found}
+        self._row = shard.rows
+        for file, size in (
+            (self._lines, shard.end),
+            (self._rows, shard.rows * DETECTION.itemsize),
+        ):
             file.truncate(size)
             file.seek(size)
 
@@ -216,24 +207,35 @@ class PredictionWriter:
         )
 
 
-def read_predictions(folder: str | os.PathLike[str]) -> list[Prediction]:
+def read_predictions(folder: str | os.PathLike[str], *, none_ok: bool = False) -> list[Prediction]:
     """Reads and checks all predictions of a folder, of all processes.
 
+    What a crash cut off at the end of a file is left out, and logged.
+
+    Args:
+      none_ok: whether the folder may be empty; otherwise that is an error.
+
     Raises:
-      DataError: there are none; a line is cut off, not JSON, lacks a key or holds a wrong value
-        (the message names file and line); an id comes twice, or models differ.
+      DataError: there are none; a line is not JSON, lacks a key or holds a wrong value (the message
+        names file and line); an id comes twice, or models differ.
     """
     folder = pathlib.Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"expected a folder of predictions, found no folder {folder}")
     found: dict[str, Prediction] = {}
-    for path in _shards(folder):
-        for prediction, where in _read_shard(path):
-            if prediction.id in found:
-                raise DataError(f"expected distinct ids, found {prediction.id!r} again in {where}")
-            found[prediction.id] = prediction
-    if not found:
+    for path in sorted(folder.iterdir()):
+        if host := _FILE.fullmatch(path.name):
+            for prediction, where in _read_shard(*_paths(folder, *map(int, host.groups()))).found:
+                if prediction.id in found:
+                    raise DataError(
+                        f"expected distinct ids, found {prediction.id!r} again in {where}"
+                    )
+                found[prediction.id] = prediction
+    if not (found or none_ok):
         raise DataError(
-            f"expected predictions in {folder}, found none; make them with `python -m "
-            "launch.evaluate` or check the path"
+            f"expected predictions in {folder}, found none that are whole (boxes are in the file "
+            "detections-*.bin beside each); make them with `python -m launch.evaluate` or check "
+            "the path"
         )
     models = sorted({one.model_id for one in found.values()})
     if len(models) > 1:
@@ -268,42 +270,50 @@ def _paths(folder: pathlib.Path, index: int, count: int) -> tuple[pathlib.Path, 
     return folder / f"predictions-{part}.jsonl", folder / f"detections-{part}.bin"
 
 
-def _shards(folder: pathlib.Path) -> list[pathlib.Path]:
-    if not folder.is_dir():
-        raise DataError(f"expected a folder of predictions, found no folder {folder}")
-    return sorted(path for path in folder.iterdir() if _FILE.fullmatch(path.name))
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Shard:
+    """What is whole in the files of one process.
+
+    Attributes:
+      found: predictions, and where each stands.
+      end: bytes of their lines.
+      rows: rows that they point to.
+    """
+
+    found: list[tuple[Prediction, str]]
+    end: int
+    rows: int
 
 
-def _read_shard(path: pathlib.Path) -> Iterator[tuple[Prediction, str]]:
-    index, count = map(int, _FILE.fullmatch(path.name).groups())
-    rows_path = _paths(path.parent, index, count)[1]
-    rows = np.fromfile(rows_path, DETECTION) if rows_path.exists() else np.zeros(0, DETECTION)
-    lines = path.read_bytes().split(b"\n")
-    for number, raw in enumerate(lines, start=1):
-        if not raw.strip():
-            continue
-        where = f"{path}, line {number}"
-        if number == len(lines):  # each line is written with its newline
-            raise DataError(f"expected a whole last line, found it cut off in {where}; predict on")
-        values = _parse(raw, where)
-        detections = None
-        if "detections" in values:
-            first, length = values["detections"]
-            part = rows[first : first + length]
-            if len(part) != length:
-                raise DataError(
-                    f"expected {first + length} rows in {rows_path}, found {len(rows)}; predict on"
-                )
-            detections = Detections(boxes=part["box"], scores=part["score"], labels=part["label"])
-        names = ("id", "prompt", "output", "model_id")
-        yield (
-            Prediction(
-                **{name: values[name] for name in names},
-                detections=detections,
-                extras=values.get("extras", {}),
-            ),
-            where,
-        )
+def _read_shard(path: pathlib.Path, rows_path: pathlib.Path) -> _Shard:
+    table = np.fromfile(rows_path, DETECTION) if rows_path.exists() else np.zeros(0, DETECTION)
+    data, found, end, rows = path.read_bytes(), [], 0, 0
+    for number, line in enumerate(data.splitlines(keepends=True), start=1):
+        if not line.endswith(b"\n"):
+            break
+        if line.strip():
+            where = f"{path}, line {number}"
+            values = _parse(line, where)
+            first, count = values.get("detections", (rows, 0))
+            if first + count > len(table):  # the system may have written the lines before the rows
+                break
+            rows = first + count
+            found.append((_from_values(values, table[first:rows]), where))
+        end += len(line)
+    if end < len(data):
+        _log.warning("%s: left out %d bytes that were cut off", path, len(data) - end)
+    return _Shard(found, end, rows)
+
+
+def _from_values(values: Mapping[str, Any], rows: np.ndarray) -> Prediction:
+    detections = None
+    if "detections" in values:
+        detections = Detections(boxes=rows["box"], scores=rows["score"], labels=rows["label"])
+    return Prediction(
+        **{name: values[name] for name in ("id", "prompt", "output", "model_id")},
+        detections=detections,
+        extras=values.get("extras", {}),
+    )
 
 
 def _to_values(prediction: Prediction, row: int) -> dict[str, Any]:
