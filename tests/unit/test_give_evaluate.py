@@ -29,7 +29,7 @@ from perception_jax.evals.conditioned.annotations import (
     Pairs,
 )
 from perception_jax.evals.conditioned.convert import read_labels
-from perception_jax.evals.conditioned.report import report
+from perception_jax.evals.conditioned.results import results
 from perception_jax.nn.adapters import AdapterParam
 from perception_jax.shard.mesh import make_mesh
 from perception_jax.systems.give.adapter import AdapterConfig
@@ -145,7 +145,7 @@ def whole(notes: Annotations, *, retrieval: bool = True) -> dict:
         accumulator.add(
             u, np.arange(COUNT), embedding[:-1], presence[:-1], embedding[-1], float(presence[-1])
         )
-    return report(accumulator.finish()).to_dict()
+    return results(accumulator.finish()).to_dict()
 
 
 def evaluation(notes: Annotations, fake: Fake, **config) -> Evaluation:

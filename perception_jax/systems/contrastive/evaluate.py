@@ -24,11 +24,12 @@ from perception_jax.errors import DataError
 from perception_jax.evals import runner
 from perception_jax.evals.baselines import nearest_labels, nearest_pixel_top
 from perception_jax.evals.predictions import Prediction, text_of, vector_of
-from perception_jax.evals.retrieval import RetrievalScores, retrieval
 from perception_jax.evals.zero_shot import (
+    RetrievalScores,
     ZeroShotScores,
     class_embeddings,
     fill_templates,
+    retrieval,
     zero_shot,
 )
 from perception_jax.interop.fingerprint import fingerprint
@@ -153,8 +154,7 @@ class Naming(Evaluator):
 
     def numbers(self, embeddings: Embeddings) -> dict[str, float]:
         """Top-1 and top-5 rates."""
-        scores = self.scores(embeddings)
-        return {"top1": scores.top1, "top5": scores.top5}
+        return {f"top{k}": rate for k, rate in self.scores(embeddings).recall.items()}
 
 
 class Matching(Evaluator):
@@ -242,5 +242,5 @@ class Retrieval(Evaluator):
     def numbers(self, embeddings: Embeddings) -> dict[str, float]:
         """Recall at 1 and 5 in both directions."""
         scores = self.scores(embeddings)
-        directions = {"image_to_text": scores.image_to_text, "text_to_image": scores.text_to_image}
-        return {f"{name}_r{k}": one.recall[k] for name, one in directions.items() for k in (1, 5)}
+        names = ("image_to_text", "text_to_image")
+        return {f"{name}_r{k}": getattr(scores, name).recall[k] for name in names for k in (1, 5)}

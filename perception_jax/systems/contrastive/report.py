@@ -16,8 +16,7 @@ from perception_jax.data.images import decode
 from perception_jax.data.records import Record
 from perception_jax.evals.intervals import wilson_interval
 from perception_jax.evals.ranking import nearest
-from perception_jax.evals.retrieval import RetrievalScores
-from perception_jax.evals.zero_shot import ZeroShotScores
+from perception_jax.evals.zero_shot import RetrievalScores, ZeroShotScores
 from perception_jax.nn import maps
 from perception_jax.ops.image import normalise
 from perception_jax.systems.contrastive.benchmark import Benchmark
@@ -73,11 +72,9 @@ class BenchmarkScores:
         for name, scores in self.naming.items():
             found |= {
                 f"{name}/names": len(scores.per_class),
-                f"{name}/images": scores.count,
-                f"{name}/top1": scores.top1,
-                f"{name}/top5": scores.top5,
-                f"{name}/chance_top1": scores.chance_top1,
-                f"{name}/chance_top5": scores.chance_top5,
+                f"{name}/images": scores.queries,
+                **{f"{name}/top{k}": v for k, v in scores.recall.items()},
+                **{f"{name}/chance_top{k}": v for k, v in scores.chance_recall.items()},
                 **{f"{name}/matching_{k}": v for k, v in self.matching[name].items()},
                 **{f"{name}/nearest_pixel_{k}": v for k, v in self.nearest_pixel[name].items()},
             }
@@ -139,16 +136,16 @@ def _add_metrics(report: Report, scores: BenchmarkScores) -> None:
             rows.append(
                 Metric(
                     name=f"{_TITLES[name]}: top-{k} of {len(one.per_class)}",
-                    value=getattr(one, f"top{k}"),
-                    interval=getattr(one, f"top{k}_interval"),
+                    value=one.recall[k],
+                    interval=one.recall_interval[k],
                     baselines={
-                        "chance": getattr(one, f"chance_top{k}"),
+                        "chance": one.chance_recall[k],
                         "nearest pixels": scores.nearest_pixel[name][f"top{k}"],
                     },
                     meaning=_MEANINGS[name] if k == 1 else "The right name is among the five.",
                 )
             )
-    rows += [_matching_row(scores, name, k) for name in scores.matching for k in ("top1", "top5")]
+    rows += [_matching_row(scores, name, k) for name in scores.matching for k in (1, 5)]
     for name, title in (
         ("image_to_text", "Image to caption"),
         ("text_to_image", "Caption to image"),
@@ -173,12 +170,12 @@ def _add_metrics(report: Report, scores: BenchmarkScores) -> None:
     bars = [
         Bar(
             _TITLES[name],
-            one.top1,
+            one.recall[1],
             baselines={
-                "chance": one.chance_top1,
+                "chance": one.chance_recall[1],
                 "nearest pixels": scores.nearest_pixel[name]["top1"],
             },
-            interval=one.top1_interval,
+            interval=one.recall_interval[1],
         )
         for name, one in scores.naming.items()
     ]
@@ -186,17 +183,17 @@ def _add_metrics(report: Report, scores: BenchmarkScores) -> None:
         report.add_chart(bar_chart({"": bars}, "Top-1 against the baselines", percent=True))
 
 
-def _matching_row(scores: BenchmarkScores, name: str, k: str) -> Metric:
-    naming, rate = scores.naming[name], scores.matching[name][k]
+def _matching_row(scores: BenchmarkScores, name: str, k: int) -> Metric:
+    naming, rate = scores.naming[name], scores.matching[name][f"top{k}"]
     return Metric(
-        name=f"{_MATCHING_TITLES[name]}: top-{k[3:]} of {len(naming.per_class)}",
+        name=f"{_MATCHING_TITLES[name]}: top-{k} of {len(naming.per_class)}",
         value=rate,
-        interval=wilson_interval(round(rate * naming.count), naming.count),
+        interval=wilson_interval(round(rate * naming.queries), naming.queries),
         baselines={
-            "chance": getattr(naming, f"chance_{k}"),
-            "nearest pixels": scores.nearest_pixel[name][k],
+            "chance": naming.chance_recall[k],
+            "nearest pixels": scores.nearest_pixel[name][f"top{k}"],
         },
-        meaning=_MATCHING_MEANINGS[name] if k == "top1" else "It is among the five closest.",
+        meaning=_MATCHING_MEANINGS[name] if k == 1 else "It is among the five closest.",
     )
 
 

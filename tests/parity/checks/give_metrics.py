@@ -15,7 +15,7 @@ from perception_jax.evals.conditioned import prompts
 from perception_jax.evals.conditioned.accumulate import Accumulator, Measured, Texts
 from perception_jax.evals.conditioned.annotations import Annotations, EvaluatedClass
 from perception_jax.evals.conditioned.convert import from_moinst
-from perception_jax.evals.conditioned.report import report
+from perception_jax.evals.conditioned.results import results
 from tests.parity.cases import Case, assert_close, check
 
 TOLERANCE = 1e-6
@@ -40,8 +40,15 @@ def every_number(case: Case) -> None:
         )
         # All images in the order of the instructions; then only those needed, in another order.
         for backwards in (False, True):
-            found = report(measure(notes, data, backwards), **ks).to_dict()
+            found = _in_percent(results(measure(notes, data, backwards), **ks).to_dict())
             _compare(json.loads(json.dumps(found)), expected, part["expected"])
+
+
+def _in_percent(found: Any, key: str = "") -> Any:
+    """With all fractions but cosines and AUC times 100."""
+    if isinstance(found, dict) and key != "diagnostics":
+        return {name: _in_percent(part, name) for name, part in found.items()}
+    return 100 * found if isinstance(found, float) else found
 
 
 def measure(notes: Annotations, data: Mapping[str, Any], backwards: bool) -> Measured:
