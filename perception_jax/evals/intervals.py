@@ -1,8 +1,8 @@
 """Confidence intervals: how much of a score is luck of the draw.
 
-The bootstrap (Efron, 1979; percentiles) resamples examples with replacement. Scores that are means
-over queries or classes take a resample as a weight of each image: one that is drawn twice counts
-twice, as a query, and in rankings of images as two items. Galleries of retrieval stay whole.
+The bootstrap (Efron, 1979; percentiles) draws images with replacement. A resample is a weight of
+each image: one that is drawn twice counts twice, as queries, and in rankings of images per class as
+two items. Galleries of retrieval stay whole.
 All values are fractions. Letters: N images, C classes, q queries, r resamples.
 """
 
@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import math
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -47,32 +46,6 @@ def wilson_interval(
     centre = (share + z * z / (2 * total)) / spread
     half = z / spread * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
     return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def bootstrap_interval(
-    values: Float[np.ndarray, " n"],
-    statistic: Callable[[np.ndarray], float],
-    *,
-    confidence: float = 0.95,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of any statistic of independent values.
-
-    Args:
-      values: one per example.
-      statistic: takes resampled values, gives a number.
-      confidence: share of resamples inside the interval.
-      resamples: number of draws with replacement.
-      seed: the same seed gives the same interval.
-
-    Raises:
-      DataError: no values.
-    """
-    if len(values) == 0:
-        raise DataError("expected at least one value, found none in bootstrap_interval")
-    draws = [statistic(values[rows]) for rows in _resamples(len(values), resamples, seed)]
-    return _percentiles(draws, confidence)
 
 
 @runtime_checkable
@@ -233,22 +206,13 @@ def paired_interval(
     value = float(first.under(whole)[0] - second.under(whole)[0])
     if np.isnan(value):
         raise DataError("expected two scores with queries to compare, found one without any")
-    rows, draws = _resamples(images, resamples, seed), []
-    while part := list(itertools.islice(rows, _AT_ONCE)):
-        counts = [np.bincount(drawn, minlength=images) for drawn in part]
+    rng, draws = np.random.default_rng(seed), []
+    for start in range(0, resamples, _AT_ONCE):
+        drawn = [rng.integers(0, images, images) for _ in range(min(_AT_ONCE, resamples - start))]
+        counts = [np.bincount(rows, minlength=images) for rows in drawn]
         weights = np.stack(counts).astype(np.float32)
         draws.append(first.under(weights) - second.under(weights))
     found = np.concatenate(draws)
     found = found[~np.isnan(found)]
-    return Difference(value, *_percentiles(found, confidence), len(found))
-
-
-def _resamples(count: int, resamples: int, seed: int) -> Iterator[Int[np.ndarray, " n"]]:
-    """Yields as many examples, drawn with replacement, as there are."""
-    rng = np.random.default_rng(seed)
-    return (rng.integers(0, count, count) for _ in range(resamples))
-
-
-def _percentiles(draws: Sequence[float] | np.ndarray, confidence: float) -> tuple[float, float]:
-    low, high = np.quantile(draws, [0.5 - confidence / 2, 0.5 + confidence / 2])
-    return float(low), float(high)
+    low, high = np.quantile(found, [0.5 - confidence / 2, 0.5 + confidence / 2])
+    return Difference(value, float(low), float(high), len(found))

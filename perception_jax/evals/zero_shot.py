@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int, Integer
 from perception_jax.errors import DataError
 from perception_jax.evals import ranking
 from perception_jax.evals.baselines import chance_recall, chance_top_k
-from perception_jax.evals.intervals import bootstrap_interval, wilson_interval
+from perception_jax.evals.intervals import wilson_interval
 
 EncodeTexts = Callable[[list[str]], np.ndarray]
 """Texts to float[len(texts), d]; their lengths do not matter."""
@@ -61,11 +61,6 @@ class RankScores:
     def median_rank(self) -> float:
         """Median over the queries."""
         return float(np.median(self.counted))
-
-    @property
-    def median_rank_interval(self) -> tuple[float, float]:
-        """The 95 % bootstrap interval of the median."""
-        return bootstrap_interval(self.counted.astype(np.float64), np.median)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perception_jax import viz
+from perception_jax.data.records import ObjectAnnotation, ObjectInstruction, Record
 from perception_jax.errors import ConfigError, DataError
 from perception_jax.evals import intervals, ranking
 from perception_jax.evals.conditioned import tables
@@ -19,8 +20,6 @@ from perception_jax.evals.conditioned.annotations import (
     STRATA,
     Annotations,
     EvaluatedClass,
-    EvaluatedImage,
-    EvaluatedObject,
 )
 from perception_jax.evals.conditioned.results import results, statistic
 from perception_jax.evals.ranking import area_under_curve
@@ -29,12 +28,9 @@ NAMES = ("traffic_light", "Bead_(jewelry)", "cup", "dog")
 CLASSES = tuple(EvaluatedClass(name=n, frequency=f) for n, f in zip(NAMES, "rcfr", strict=True))
 
 
-def thing(class_id: int, area: float | None = None, **more: object) -> EvaluatedObject:
-    return EvaluatedObject(class_id=class_id, area=area, **more)
-
-
-def image(name: int, *objects: EvaluatedObject, **more: object) -> EvaluatedImage:
-    return EvaluatedImage(**({"id": name, "area": 1000.0, "objects": objects} | more))
+def thing(class_id: int, area: float | None = None, **more: object) -> ObjectAnnotation:
+    box = None if area is None else (0.0, 0.0, area, 1.0)
+    return ObjectAnnotation(name=NAMES[class_id], box=box, **more)
 
 
 # --- Ranks --------------------------------------------------------------------------------------
@@ -85,7 +81,6 @@ def test_area_under_the_curve_counts_ties_half():
 class World:
     """Random data in which many scores tie: unit vectors with four coordinates of ±0.5."""
 
-    images: tuple[EvaluatedImage, ...]
     federated: bool
     notes: Annotations
     texts: Texts
@@ -105,12 +100,25 @@ def make_world(seed: int, *, federated: bool, captions: bool, count: int = 9) ->
                 int(rng.integers(4)),
                 float(rng.integers(1, 60)),
                 captions=tuple(f"text {k} {j} {n}" for n in range(rng.integers(3) * captions)),
-                instruction="the odd one" if rng.random() < 0.2 else None,
             )
             for j in range(rng.integers(0, 4))
         ]
-        lists = [tuple(np.flatnonzero(rng.random(4) < 0.4).tolist()) for _ in range(2)]
-        images.append(image(k, *objects, negative=lists[0], nonexhaustive=lists[1]))
+        lists = [tuple(NAMES[c] for c in np.flatnonzero(rng.random(4) < 0.4)) for _ in range(2)]
+        images.append(
+            Record(
+                id=str(k),
+                images=(np.zeros((2, 2, 3), np.uint8),),
+                size=(40, 25),
+                objects=tuple(objects),
+                instructions=tuple(
+                    ObjectInstruction(text="the odd one", target=j)
+                    for j in range(len(objects))
+                    if rng.random() < 0.2
+                ),
+                absent=lists[0],
+                not_exhaustive=lists[1],
+            )
+        )
     notes = Annotations.build(images, CLASSES, federated=federated)
 
     def draw(*shape: int) -> np.ndarray:
@@ -118,7 +126,6 @@ def make_world(seed: int, *, federated: bool, captions: bool, count: int = 9) ->
 
     u, n = len(notes.instructions), notes.count
     return World(
-        images=tuple(images),
         federated=federated,
         notes=notes,
         texts=Texts(prototypes=draw(4), captions=draw(len(notes.captions.texts))),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from perception_jax.errors import DataError
 from perception_jax.evals import ranking, zero_shot
-from perception_jax.evals.intervals import bootstrap_interval, wilson_interval
+from perception_jax.evals.intervals import wilson_interval
 
 
 def embeddings(rng: np.random.Generator, *shape: int) -> np.ndarray:
@@ -217,13 +217,3 @@ def test_wilson_interval():
     assert wilson_interval(5, 5)[1] == 1.0
     with pytest.raises(DataError, match="found 0 of 0"):
         wilson_interval(0, 0)
-
-
-def test_bootstrap_interval_of_a_mean_is_close_to_the_normal_one():
-    values = np.random.default_rng(0).normal(3.0, 1.0, 400)
-    low, high = bootstrap_interval(values, np.mean)
-    error = 1.96 * values.std() / 20
-    assert (low, high) == pytest.approx((values.mean() - error, values.mean() + error), abs=0.03)
-    assert bootstrap_interval(values, np.mean) == (low, high)
-    with pytest.raises(DataError, match="at least one value"):
-        bootstrap_interval(np.zeros(0), np.mean)
