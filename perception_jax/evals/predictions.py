@@ -28,7 +28,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from perception_jax.errors import DataError, did_you_mean
+from perception_jax.data.sources import fields
+from perception_jax.errors import DataError
 
 DETECTION = np.dtype([("box", "<f4", (4,)), ("score", "<f4"), ("label", "<i4")])
 """A row of detections: xyxy pixels of the original image, score, index of the class."""
@@ -36,9 +37,6 @@ SYNC_SECONDS = 5.0
 """At most so long predictions wait before they are safely on disk."""
 
 _FILE = re.compile(r"predictions-(\d+)-of-(\d+)\.jsonl")
-_REQUIRED = {"id": str, "prompt": str, "output": str, "prompt_hash": str, "model_id": str}
-_OPTIONAL = {"extras": dict, "detections": list}
-_JSON_NAMES = {str: "a string", list: "a list", dict: "an object"}
 _log = logging.getLogger(__name__)
 
 
@@ -145,7 +143,7 @@ class PredictionWriter:
         """
         where = f"a prediction for {self._path}"
         values = _to_values(prediction, self._row)
-        _check(values, where)
+        _checked(values, where)
         if prediction.id in self.done:
             raise DataError(
                 f"expected distinct ids, found {prediction.id!r} a second time in {where}; an id "
@@ -359,41 +357,31 @@ def _parse(raw: bytes, where: str) -> dict[str, Any]:
         values = json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise DataError(
-            f"expected one JSON object a line, found {error} in {where}; repair or remove the line"
+            f"{where}: expected one JSON object a line, found {error}; repair or remove the line"
         ) from error
-    if not isinstance(values, dict):
-        raise DataError(f"expected a JSON object, found {type(values).__name__} in {where}")
-    _check(values, where)
+    values = _checked(values, where)
     if values["prompt_hash"] != prompt_hash(values["prompt"]):
         raise DataError(
-            f"expected prompt_hash {prompt_hash(values['prompt'])!r} for the prompt, found "
-            f"{values['prompt_hash']!r} in {where}; the prompt was changed after prediction"
+            f"{where}: expected prompt_hash {prompt_hash(values['prompt'])!r} for the prompt, "
+            f"found {values['prompt_hash']!r}; the prompt was changed after prediction"
         )
     return values
 
 
-def _check(values: Mapping[str, Any], where: str) -> None:
-    """Known keys of the right types."""
-    known = _REQUIRED | _OPTIONAL
-    for key, value in values.items():
-        if key not in known:
-            raise DataError(
-                f"expected only known keys, found {key!r} in {where}{did_you_mean(key, known)} "
-                "Keys of your own belong under 'extras'."
-            )
-        if not isinstance(value, known[key]):
-            raise DataError(
-                f"expected {_JSON_NAMES[known[key]]}, found {value!r} in {where}, key {key!r}"
-            )
-    for key in _REQUIRED:
-        if key not in values:
-            raise DataError(f"expected the key {key!r}, found {sorted(values)} in {where}")
-    if not values["id"]:
-        raise DataError(f"expected a non-empty string, found '' in {where}, key 'id'")
-    place = values.get("detections", [0, 0])
-    if len(place) != 2 or not all(type(n) is int and n >= 0 for n in place):
-        raise DataError(f"expected [first row, rows], found {place!r} in {where}, key 'detections'")
-
-
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name}, which JSON does not have")
+
+
+def _row_numbers(value: Any, where: str) -> tuple[int, ...]:
+    found = fields.list_of(fields.integer)(value, where)
+    if len(found) != 2 or min(found) < 0:
+        raise fields.fail(where, "[first row, number of rows]", value)
+    return found
+
+
+_TEXTS = dict.fromkeys(("prompt", "output", "prompt_hash", "model_id"), fields.any_text)
+_KNOWN = {"id": fields.text, **_TEXTS, "extras": fields.plain_mapping, "detections": _row_numbers}
+
+
+def _checked(values: Any, where: str) -> dict[str, Any]:
+    return fields.entries(values, where, _KNOWN, required=("id", *_TEXTS))
