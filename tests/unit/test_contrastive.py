@@ -11,8 +11,6 @@ import pytest
 from flax import nnx
 
 from perception_jax.data.processors import ImageProcessor
-from perception_jax.data.records import ObjectAnnotation, Record
-from perception_jax.errors import DataError
 from perception_jax.evals.predictions import PredictionWriter, read_predictions
 from perception_jax.models.clip.modeling import Clip
 from perception_jax.nn import maps
@@ -21,7 +19,6 @@ from perception_jax.ops.losses import unit
 from perception_jax.systems.contrastive.encode import Encoder
 from perception_jax.systems.contrastive.evaluate import (
     CaptionedImages,
-    LabelledImages,
     Retrieval,
     embeddings_on_disk,
 )
@@ -193,14 +190,6 @@ def test_embeddings_of_something_else_are_not_used(evaluated, tmp_path, other):
     embeddings_on_disk(one.encoder, second, inputs, tmp_path, settings=settings)
     assert sum(rows["_image"]) == 24
     assert len(list(tmp_path.iterdir())) == 2
-
-
-def test_naming_needs_known_names():
-    item = ObjectAnnotation(name="cat", box=(0.0, 0.0, 4.0, 4.0))
-    source = [Record(id="one", images=(np.zeros((16, 16, 3), np.uint8),), objects=(item,))]
-    with pytest.raises(DataError, match=r"'one'.*'cat'"):
-        LabelledImages.from_source(source, PROCESSOR, ["dog"])
-    assert LabelledImages.from_source(source, PROCESSOR, ["dog", "cat"]).labels.tolist() == [1]
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from perception_jax.data.tokenization import PaddedTokenizer
 from perception_jax.systems.contrastive.encode import Encoder, Images, Texts
 from perception_jax.systems.contrastive.evaluate import (
     CaptionedImages,
-    Evaluator,
+    EmbeddingEvaluator,
     LabelledImages,
     Matching,
     Naming,
@@ -73,7 +73,7 @@ class Benchmark:
     matching: Mapping[str, Matching]
     pictures: tuple[Record, ...]
 
-    def evaluators(self) -> dict[str, Evaluator]:
+    def evaluators(self) -> dict[str, EmbeddingEvaluator]:
         """By the names under which their numbers are logged."""
         matching = {f"{name}_matching": one for name, one in self.matching.items()}
         return {**self.naming, **matching, "retrieval": self.retrieval}

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Int, UInt8
+from jaxtyping import Int
 
 from perception_jax.data import images as image_files
 from perception_jax.data.processors import ImageProcessor
@@ -40,7 +40,7 @@ TEMPLATES = ("a drawing of a {}", "a picture of a {}", "a {}")
 """Prompts whose embeddings are averaged into one class vector (arXiv 2103.00020, §3.1.4)."""
 
 
-class Evaluator(abc.ABC):
+class EmbeddingEvaluator(abc.ABC):
     """Numbers of a model, from the embeddings of its inputs.
 
     Attributes:
@@ -95,15 +95,6 @@ def embeddings_on_disk(
     return {one.id: vector_of(one.output) for one in runner.predicted(ids, folder)}
 
 
-def read_images(
-    source: Source, processor: ImageProcessor
-) -> tuple[list[Record], tuple[str, ...], UInt8[np.ndarray, "N S S 3"]]:
-    """The records of a source, an id of each, and their processed images."""
-    records = [source[k] for k in range(len(source))]
-    pixels = [processor(image_files.decode(one.image, name=one.id)).pixels for one in records]
-    return records, tuple(f"{k} {one.id}" for k, one in enumerate(records)), np.stack(pixels)
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class LabelledImages(Images):
     """Processed images with a class each.
@@ -116,29 +107,8 @@ class LabelledImages(Images):
     labels: Int[np.ndarray, " N"]
     names: tuple[str, ...]
 
-    @classmethod
-    def from_source(
-        cls, source: Source, processor: ImageProcessor, names: Sequence[str]
-    ) -> LabelledImages:
-        """The images of a source, each labelled by the name of its first object.
 
-        Raises:
-          DataError: a record without an object, or with a name that is no candidate.
-        """
-        index, labels = {name: k for k, name in enumerate(names)}, []
-        records, ids, pixels = read_images(source, processor)
-        for record in records:
-            name = record.objects[0].name if record.objects else None
-            if name not in index:
-                raise DataError(
-                    f"record {record.id!r}: expected an object whose name is a candidate, found "
-                    f"{name!r}. Give all class names, or leave the record out."
-                )
-            labels.append(index[name])
-        return cls(ids, pixels, np.asarray(labels), tuple(names))
-
-
-class Naming(Evaluator):
+class Naming(EmbeddingEvaluator):
     """Names each image by the nearest of the candidates' text embeddings."""
 
     def __init__(self, encoder: Encoder, images: LabelledImages):
@@ -157,7 +127,7 @@ class Naming(Evaluator):
         return {f"top{k}": rate for k, rate in self.scores(embeddings).recall.items()}
 
 
-class Matching(Evaluator):
+class Matching(EmbeddingEvaluator):
     """Recognises each image by the closest picture of a gallery: no text takes part.
 
     So it also measures names that the text tower never read.
@@ -201,8 +171,13 @@ class CaptionedImages(Images):
         Raises:
           DataError: a record without a caption.
         """
-        records, ids, pixels = read_images(source, processor)
-        return cls(ids, pixels, tuple(map(first_caption, records)))
+        ids, pixels, captions = [], [], []
+        for k in range(len(source)):
+            record = source[k]
+            captions.append(first_caption(record))
+            pixels.append(processor(image_files.decode(record.image, name=record.id)).pixels)
+            ids.append(f"{k} {record.id}")
+        return cls(tuple(ids), np.stack(pixels), tuple(captions))
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -227,7 +202,7 @@ def first_caption(record: Record) -> str:
     return record.captions[0]
 
 
-class Retrieval(Evaluator):
+class Retrieval(EmbeddingEvaluator):
     """Finds the caption of an image and the image of a caption."""
 
     def __init__(self, encoder: Encoder, images: CaptionedImages):
