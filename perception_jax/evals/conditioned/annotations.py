@@ -9,7 +9,7 @@ Letters: N images, C classes, P pairs, K captions, U instructions, n objects of 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Int, Int8
@@ -112,7 +112,7 @@ class Annotations:
         overlooked_share: float = OVERLOOKED_SHARE,
         shown: Callable[[Record], Bool[np.ndarray, " n"]] | None = None,
     ) -> Annotations:
-        """From records, each taken once, e.g. of scenes, LVIS, COCO or MOInst.
+        """Builds annotations from records of any data set, each of which is read once.
 
         Objects of other classes, crowds and objects that are not shown are left out. Of a class
         that loses its last object nothing is known.
@@ -139,34 +139,31 @@ class Annotations:
             if record.id in image_ids:
                 raise DataError(f"expected distinct image ids, found {record.id!r} twice")
             image_ids[record.id] = None
-            objects = record.objects
-            named = [k for k, one in enumerate(objects) if one.name in ids]
-            single = [k for k in named if not objects[k].crowd]
-            mask = np.ones(len(objects), bool) if shown is None else shown(record)
-            kept = [k for k in single if mask[k]]
+            class_of = [ids.get(one.name) for one in record.objects]
+            single = [
+                k for k, c in enumerate(class_of) if c is not None and not record.objects[k].crowd
+            ]
+            mask = np.ones(len(class_of), bool) if shown is None else shown(record)
+            kept = {k: class_of[k] for k in single if mask[k]}
             cropped += len(single) - len(kept)
             own = {one.target: one.text for one in reversed(record.instructions)}
             number = {
-                k: instructions.setdefault(own[k], len(instructions))
-                if k in own
-                else of_class[ids[objects[k].name]]
-                for k in kept
+                k: instructions.setdefault(own[k], len(instructions)) if k in own else of_class[c]
+                for k, c in kept.items()
             }
             place: dict[int, int] = {}
-            for k, stratum in _standing(record, kept, ids, overlooked_share):
-                class_id = ids[objects[k].name]
-                place[class_id] = len(pairs)
-                pairs.append((row, class_id, stratum, number[k]))
+            for k, stratum in _standing(record, kept, overlooked_share):
+                place[kept[k]] = len(pairs)
+                pairs.append((row, kept[k], stratum, number[k]))
             captions += [
-                (text, place[ids[objects[k].name]], number[k])
-                for k in kept
-                for text in objects[k].captions
+                (text, place[c], number[k])
+                for k, c in kept.items()
+                for text in record.objects[k].captions
             ]
-            lost = {ids[objects[k].name] for k in named} - place.keys()
-            known = _known(record, ids, len(classes), federated)
-            known[list(lost)] = UNKNOWN
-            known[list(place)] = PRESENT
-            labels.append(known)
+            lost = set(class_of) - {None} - place.keys()
+            labels.append(_labels(record, ids, len(classes), federated))
+            labels[-1][list(lost)] = UNKNOWN
+            labels[-1][list(place)] = PRESENT
         if not labels or not classes:
             raise DataError(
                 f"expected images and classes to evaluate, found {len(labels)} images and "
@@ -195,7 +192,7 @@ class Annotations:
         processor: ImageProcessor,
         overlooked_share: float = OVERLOOKED_SHARE,
     ) -> Annotations:
-        """Of every record of a source; images are not decoded.
+        """Builds annotations from all records of a source; images are not decoded.
 
         The same objects are left out for every model with this processor, the static one included.
 
@@ -240,25 +237,26 @@ class Annotations:
 
 
 def _standing(
-    record: Record, kept: Sequence[int], ids: dict[str, int], overlooked_share: float
+    record: Record, kept: Mapping[int, int], overlooked_share: float
 ) -> Iterator[tuple[int, int]]:
     """Yields, by class, the object that stands for it (the largest, the first of equal ones), and
     the index of its stratum.
 
     Without the image's size only what is not the largest is known.
+
+    Args:
+      kept: objects that count, and their classes.
     """
-    objects = record.objects
-    areas = {k: _area(objects[k]) for k in kept}
-    by_class: dict[int, list[int]] = {}
-    for k in kept:
-        by_class.setdefault(ids[objects[k].name], []).append(k)
-    leading = {objects[k].name for k in kept if objects[k].salient}
-    if kept and all(objects[k].salient is None for k in kept):
-        leading = {objects[max(kept, key=areas.__getitem__)].name}
+    areas = {k: _area(record.objects[k]) for k in kept}
+    marks = {k: record.objects[k].salient for k in kept}
+    leading = {kept[k] for k, mark in marks.items() if mark}
+    if kept and set(marks.values()) == {None}:
+        leading = {kept[max(kept, key=areas.__getitem__)]}
     whole = None if record.size is None else float(record.size[0] * record.size[1])
-    for _, members in sorted(by_class.items()):
-        k, stratum = max(members, key=areas.__getitem__), "all"
-        if areas[k] >= 0 and objects[k].name not in leading:
+    for class_id in sorted(set(kept.values())):
+        k = max((k for k, c in kept.items() if c == class_id), key=areas.__getitem__)
+        stratum = "all"
+        if areas[k] >= 0 and class_id not in leading:
             stratum = "overlooked"
         elif areas[k] >= 0 and whole is not None:
             stratum = "overlooked" if areas[k] < overlooked_share * whole else "salient"
@@ -274,7 +272,7 @@ def _area(one: ObjectAnnotation) -> float:
     return round((right - left) * (bottom - top), 6)
 
 
-def _known(
+def _labels(
     record: Record, ids: dict[str, int], classes: int, federated: bool
 ) -> Int8[np.ndarray, " C"]:
     """What the record says of classes without an object."""
