@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import fcntl
 import hashlib
 import json
 import logging
@@ -115,7 +116,8 @@ class PredictionWriter:
           host: index and number of the processes that predict.
 
         Raises:
-          DataError: the files cannot be written, or hold something else.
+          DataError: the files cannot be written, hold something else, or are being written by
+            another process.
         """
         self._path, self._rows_path = _paths(pathlib.Path(folder), *host)
         try:
@@ -126,7 +128,18 @@ class PredictionWriter:
             )
         except OSError as error:
             raise self._unwritable(error) from error
-        self._drop_what_is_cut_off()
+        try:
+            fcntl.flock(self._lines, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process
+            self._drop_what_is_cut_off()
+        except BlockingIOError as error:
+            self._close_files()
+            raise DataError(
+                f"{self._path}: another process is writing these predictions. Wait until it has "
+                "ended, or give another folder."
+            ) from error
+        except BaseException:
+            self._close_files()
+            raise
         self._synced = time.monotonic()
 
     def __enter__(self) -> PredictionWriter:
@@ -184,8 +197,11 @@ class PredictionWriter:
         try:
             self.sync()
         finally:
-            self._lines.close()
-            self._rows.close()
+            self._close_files()
+
+    def _close_files(self) -> None:
+        self._lines.close()
+        self._rows.close()
 
     def _drop_what_is_cut_off(self) -> None:
         shard = _read_shard(self._path, self._rows_path)

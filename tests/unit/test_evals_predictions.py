@@ -181,6 +181,15 @@ def test_a_full_disk_is_one_error(tmp_path, monkeypatch):
         write(tmp_path, FULL)
 
 
+def test_two_processes_cannot_write_the_same_predictions(tmp_path):
+    with PredictionWriter(tmp_path) as writer:
+        with pytest.raises(DataError, match="another process is writing"):
+            PredictionWriter(tmp_path)
+        writer.add(PLAIN)
+    write(tmp_path, LAST)
+    assert [one.id for one in read_predictions(tmp_path)] == ["b", "c"]
+
+
 def test_align_orders_and_names_what_is_missing():
     assert align([FULL, PLAIN], ["b", "a/1"]) == [PLAIN, FULL]
     with pytest.raises(DataError, match=r"1 without one \(first: \['c'\]\) and 1 predictions"):
