@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int, Int32
 
 from perception_jax.data.object_index import index_objects
 from perception_jax.data.records import ObjectAnnotation, Record
-from perception_jax.evals.conditioned.diagnostics import area_under_curve
+from perception_jax.evals.ranking import area_under_curve
 from perception_jax.models.clip.config import VisionConfig
 from perception_jax.models.clip.modeling import ClipVisionTower
 from perception_jax.nn import stack

@@ -13,7 +13,7 @@ from flax import nnx
 
 from configs.give.common import ABLATIONS, ablation
 from perception_jax.data.processors import ImageProcessor
-from perception_jax.data.records import ObjectAnnotation, Record
+from perception_jax.data.records import ObjectAnnotation, ObjectInstruction, Record
 from perception_jax.errors import ConfigError, DataError
 from perception_jax.evals.conditioned import prompts
 from perception_jax.evals.conditioned.accumulate import Accumulator, Needs, Texts
@@ -24,12 +24,9 @@ from perception_jax.evals.conditioned.annotations import (
     Annotations,
     Captions,
     EvaluatedClass,
-    EvaluatedImage,
-    EvaluatedObject,
     Pairs,
 )
-from perception_jax.evals.conditioned.convert import read_labels
-from perception_jax.evals.conditioned.report import report
+from perception_jax.evals.conditioned.results import results
 from perception_jax.nn.adapters import AdapterParam
 from perception_jax.shard.mesh import make_mesh
 from perception_jax.systems.give.adapter import AdapterConfig
@@ -94,25 +91,31 @@ class Fake:
         return (flat @ model.kernel[...] % 11 - 5.5).astype(jnp.float32)
 
 
-def make_images(seed: int = 0) -> list[EvaluatedImage]:
+def make_records(seed: int = 0) -> list[Record]:
     rng = np.random.default_rng(seed)
+    names = [one.name for one in CLASSES]
 
-    def thing(image: int, number: int) -> EvaluatedObject:
-        own = f"the one of {image}" if rng.random() < 0.2 else None
-        texts = (f"text {image} {number}",)
-        area = float(rng.integers(1, 90))
-        return EvaluatedObject(
-            class_id=int(rng.integers(5)), area=area, captions=texts, instruction=own
+    def thing(image: int, number: int) -> ObjectAnnotation:
+        return ObjectAnnotation(
+            name=names[rng.integers(5)],
+            box=(0.0, 0.0, float(rng.integers(1, 90)), 1.0),
+            captions=(f"text {image} {number}",),
         )
 
     return [
-        EvaluatedImage(
-            id=k,
-            area=100.0,
-            objects=tuple(thing(k, j) for j in range(rng.integers(1, 4))),
-            negative=tuple(np.flatnonzero(rng.random(5) < 0.5).tolist()),
+        Record(
+            id=str(k),
+            images=(np.zeros((2, 2, 3), np.uint8),),
+            size=(10, 10),
+            objects=tuple(thing(k, j) for j in range(count)),
+            instructions=tuple(
+                ObjectInstruction(text=f"the one of {k}", target=j)
+                for j in range(count)
+                if rng.random() < 0.2
+            ),
+            absent=tuple(name for name in names if rng.random() < 0.5),
         )
-        for k in range(COUNT)
+        for k, count in enumerate(rng.integers(1, 4, COUNT))
     ]
 
 
@@ -123,7 +126,7 @@ BLANK = blank_image(PROCESSOR)
 
 @pytest.fixture(params=[False, True], ids=["complete", "federated"])
 def notes(request) -> Annotations:
-    return Annotations.build(make_images(), CLASSES, federated=request.param)
+    return Annotations.build(make_records(), CLASSES, federated=request.param)
 
 
 def whole(notes: Annotations, *, retrieval: bool = True) -> dict:
@@ -145,7 +148,7 @@ def whole(notes: Annotations, *, retrieval: bool = True) -> dict:
         accumulator.add(
             u, np.arange(COUNT), embedding[:-1], presence[:-1], embedding[-1], float(presence[-1])
         )
-    return report(accumulator.finish()).to_dict()
+    return results(accumulator.finish()).to_dict()
 
 
 def evaluation(notes: Annotations, fake: Fake, **config) -> Evaluation:
@@ -238,7 +241,7 @@ def test_a_large_evaluation_never_holds_its_galleries():
     none = np.zeros(0, int)
     notes = Annotations(
         classes=tuple(EvaluatedClass(name=f"name {k}") for k in range(1200)),
-        image_ids=tuple(range(20_000)),
+        image_ids=tuple(map(str, range(20_000))),
         labels=labels,
         pairs=Pairs(image, class_id, np.ones(len(image), np.int8), class_id),
         captions=Captions((), none, none),
@@ -253,7 +256,7 @@ def test_a_large_evaluation_never_holds_its_galleries():
 
 
 def test_images_of_a_step_are_counted():
-    needs = Needs(Annotations.build(make_images(), CLASSES, federated=True))
+    needs = Needs(Annotations.build(make_records(), CLASSES, federated=True))
     rows = block_rows(needs, needs.made.tolist(), COUNT)
     assert np.all(np.diff(rows.image) >= 0)
     for batch in (1, 3, 7, 100):
@@ -276,7 +279,7 @@ class Pictures:
 
 
 def test_images_are_read_from_their_source_for_every_block():
-    notes = Annotations.build(make_images(), CLASSES, federated=True)
+    notes = Annotations.build(make_records(), CLASSES, federated=True)
     config = EvaluationConfig(batch_size=4, block_bytes=2000, top=4)
     pixels = PixelsOfSource(Pictures(), PROCESSOR)
     one = Evaluation(Fake(), notes, pixels, blank=BLANK, config=config, log=lambda line: None)
@@ -298,17 +301,17 @@ def test_objects_that_the_crop_cuts_away_are_left_out_and_counted():
     record = Record(id="0", images=(np.zeros((20, 40, 3), np.uint8),), objects=objects)
     names = ("cup", "dog", "kite", "sock", "tv", "cat")
     classes = [EvaluatedClass(name=name) for name in names]
-    found = read_labels([record], classes, federated=False, processor=PROCESSOR)
+    found = Annotations.read([record], classes, federated=False, processor=PROCESSOR)
     assert found.cropped == 3  # the cup, the kite and one of the dogs
-    assert found.annotations.labels[0].tolist() == [-1, 1, -1, -1, 1, 0]
+    assert found.labels[0].tolist() == [-1, 1, -1, -1, 1, 0]
     # Half of an object is enough.
     half = Record(id="0", images=(record.image,), objects=(at(8.0, "cup"),))
     exact = ImageProcessor(size=20)
-    assert read_labels([half], classes, federated=False, processor=exact).cropped == 0
+    assert Annotations.read([half], classes, federated=False, processor=exact).cropped == 0
 
 
 def test_what_does_not_fit_is_refused_before_anything_runs():
-    notes = Annotations.build(make_images(), CLASSES, federated=True)
+    notes = Annotations.build(make_records(), CLASSES, federated=True)
     with pytest.raises(ConfigError, match="13 annotated ones, found 12"):
         Evaluation(Fake(), notes, PixelsInMemory(PIXELS[:12]), blank=BLANK)
     with pytest.raises(ConfigError, match="4 batch shards"):

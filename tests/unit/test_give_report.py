@@ -67,7 +67,7 @@ def test_the_chart_of_decisions_shows_the_plateau_and_its_end():
 
 def test_a_lone_evaluation_is_no_curve():
     key = "evaluate/test/p_acc1_conditioned"
-    once, twice = [{"step": 10, key: 40.0}], [{"step": 10, key: 40.0}, {"step": 20, key: 50.0}]
+    once, twice = [{"step": 10, key: 0.4}], [{"step": 10, key: 0.4}, {"step": 20, key: 0.5}]
     assert curves.naming_chart(once, "test") is None
     assert curves.naming_chart(twice, "other") is None
     assert "50 %" in curves.naming_chart(twice, "test")
@@ -244,7 +244,7 @@ def test_no_number_stands_without_what_it_is_compared_to(tmp_path, evaluated, pi
     def rate(part, *path: str) -> str:
         for key in path:
             part = part[key]
-        return shown(part / 100)
+        return shown(part)
 
     found = scores.diagnostics
     assert metric(text, "Overlooked objects: present or absent") == (
@@ -260,13 +260,13 @@ def test_no_number_stands_without_what_it_is_compared_to(tmp_path, evaluated, pi
             scores.l_protocol[s][stratum]["map"] for s in ("presence", "static", "blank")
         )
         assert metric(text, f"{what} objects: finding the images that show one (mAP)") == (
-            shown(steered / 100),
+            shown(steered),
             [
-                f"without an instruction {shown(static / 100)}",
-                f"an image of one colour {shown(blank / 100)}",
+                f"without an instruction {shown(static)}",
+                f"an image of one colour {shown(blank)}",
             ],
         )
-        assert f"{steered - static:+.1f} points against the same backbone" in text
+        assert f"{100 * (steered - static):+.1f} points against the same backbone" in text
     value, baselines = metric(text, "Own caption among those of the same class (R@1)")
     assert value == rate(scores.image_to_text, "conditioned", "all", "same_class_r@1")
     assert baselines[0].endswith(rate(scores.image_to_text, "static", "all", "same_class_r@1"))

@@ -16,12 +16,12 @@ from perception_jax.data.images import decode
 from perception_jax.data.records import Record
 from perception_jax.evals.intervals import wilson_interval
 from perception_jax.evals.ranking import nearest
-from perception_jax.evals.retrieval import RetrievalScores
-from perception_jax.evals.zero_shot import ZeroShotScores
+from perception_jax.evals.zero_shot import RetrievalScores, ZeroShotScores
 from perception_jax.nn import maps
 from perception_jax.ops.image import normalise
 from perception_jax.systems.contrastive.benchmark import Benchmark
-from perception_jax.systems.contrastive.evaluate import TEMPLATES, Matching, Naming
+from perception_jax.systems.contrastive.encode import Embeddings, take
+from perception_jax.systems.contrastive.evaluate import TEMPLATES, Matching, Naming, Retrieval
 from perception_jax.viz import Bar, Metric, Report, bar_chart, heatmap, line_chart, sections
 
 EXAMPLES = 24
@@ -72,11 +72,9 @@ class BenchmarkScores:
         for name, scores in self.naming.items():
             found |= {
                 f"{name}/names": len(scores.per_class),
-                f"{name}/images": scores.count,
-                f"{name}/top1": scores.top1,
-                f"{name}/top5": scores.top5,
-                f"{name}/chance_top1": scores.chance_top1,
-                f"{name}/chance_top5": scores.chance_top5,
+                f"{name}/images": scores.queries,
+                **{f"{name}/top{k}": v for k, v in scores.recall.items()},
+                **{f"{name}/chance_top{k}": v for k, v in scores.chance_recall.items()},
                 **{f"{name}/matching_{k}": v for k, v in self.matching[name].items()},
                 **{f"{name}/nearest_pixel_{k}": v for k, v in self.nearest_pixel[name].items()},
             }
@@ -87,13 +85,13 @@ class BenchmarkScores:
         return found
 
 
-def evaluate(model: nnx.Module, benchmark: Benchmark) -> BenchmarkScores:
-    """Runs the whole benchmark with its baselines."""
+def evaluate(benchmark: Benchmark, embeddings: Embeddings) -> BenchmarkScores:
+    """Scores the embeddings of the benchmark's inputs, and its baselines."""
     return BenchmarkScores(
-        naming={name: one.scores(model) for name, one in benchmark.naming.items()},
-        matching={name: one(model) for name, one in benchmark.matching.items()},
+        naming={name: one.scores(embeddings) for name, one in benchmark.naming.items()},
+        matching={name: one.numbers(embeddings) for name, one in benchmark.matching.items()},
         nearest_pixel={name: one.by_pixels() for name, one in benchmark.matching.items()},
-        retrieval=benchmark.retrieval.scores(model),
+        retrieval=benchmark.retrieval.scores(embeddings),
     )
 
 
@@ -102,6 +100,7 @@ def write(
     *,
     model: nnx.Module,
     benchmark: Benchmark,
+    embeddings: Embeddings,
     scores: BenchmarkScores,
     history: sections.History,
     config: Mapping[str, Any],
@@ -122,8 +121,8 @@ def write(
     _add_curves(report, history)
     if "naming" in benchmark.naming:
         _add_named(report, benchmark.naming["naming"], scores.naming["naming"])
-        _add_neighbours(report, model, benchmark.matching["naming"])
-    _add_captions(report, model, benchmark)
+        _add_neighbours(report, benchmark.matching["naming"], embeddings)
+    _add_captions(report, benchmark.retrieval, embeddings)
     _add_maps(report, model, benchmark)
     sections.add_run_settings(report, config)
     return report.write(path)
@@ -137,16 +136,16 @@ def _add_metrics(report: Report, scores: BenchmarkScores) -> None:
             rows.append(
                 Metric(
                     name=f"{_TITLES[name]}: top-{k} of {len(one.per_class)}",
-                    value=getattr(one, f"top{k}"),
-                    interval=getattr(one, f"top{k}_interval"),
+                    value=one.recall[k],
+                    interval=one.recall_interval[k],
                     baselines={
-                        "chance": getattr(one, f"chance_top{k}"),
+                        "chance": one.chance_recall[k],
                         "nearest pixels": scores.nearest_pixel[name][f"top{k}"],
                     },
                     meaning=_MEANINGS[name] if k == 1 else "The right name is among the five.",
                 )
             )
-    rows += [_matching_row(scores, name, k) for name in scores.matching for k in ("top1", "top5")]
+    rows += [_matching_row(scores, name, k) for name in scores.matching for k in (1, 5)]
     for name, title in (
         ("image_to_text", "Image to caption"),
         ("text_to_image", "Caption to image"),
@@ -171,12 +170,12 @@ def _add_metrics(report: Report, scores: BenchmarkScores) -> None:
     bars = [
         Bar(
             _TITLES[name],
-            one.top1,
+            one.recall[1],
             baselines={
-                "chance": one.chance_top1,
+                "chance": one.chance_recall[1],
                 "nearest pixels": scores.nearest_pixel[name]["top1"],
             },
-            interval=one.top1_interval,
+            interval=one.recall_interval[1],
         )
         for name, one in scores.naming.items()
     ]
@@ -184,17 +183,17 @@ def _add_metrics(report: Report, scores: BenchmarkScores) -> None:
         report.add_chart(bar_chart({"": bars}, "Top-1 against the baselines", percent=True))
 
 
-def _matching_row(scores: BenchmarkScores, name: str, k: str) -> Metric:
-    naming, rate = scores.naming[name], scores.matching[name][k]
+def _matching_row(scores: BenchmarkScores, name: str, k: int) -> Metric:
+    naming, rate = scores.naming[name], scores.matching[name][f"top{k}"]
     return Metric(
-        name=f"{_MATCHING_TITLES[name]}: top-{k[3:]} of {len(naming.per_class)}",
+        name=f"{_MATCHING_TITLES[name]}: top-{k} of {len(naming.per_class)}",
         value=rate,
-        interval=wilson_interval(round(rate * naming.count), naming.count),
+        interval=wilson_interval(round(rate * naming.queries), naming.queries),
         baselines={
-            "chance": getattr(naming, f"chance_{k}"),
-            "nearest pixels": scores.nearest_pixel[name][k],
+            "chance": naming.chance_recall[k],
+            "nearest pixels": scores.nearest_pixel[name][f"top{k}"],
         },
-        meaning=_MATCHING_MEANINGS[name] if k == "top1" else "It is among the five closest.",
+        meaning=_MATCHING_MEANINGS[name] if k == 1 else "It is among the five closest.",
     )
 
 
@@ -229,18 +228,14 @@ def _add_named(report: Report, naming: Naming, scores: ZeroShotScores) -> None:
     report.add_images(cards, width=110)
 
 
-def _add_neighbours(report: Report, model: nnx.Module, matching: Matching) -> None:
+def _add_neighbours(report: Report, matching: Matching, embeddings: Embeddings) -> None:
     report.add_section(
         "Nearest neighbours",
         "A drawing of the test artist, and the nearest drawings of the training artists.",
     )
-    queries, gallery, encoder = matching.images, matching.gallery, matching.encoder
+    queries, gallery = matching.images, matching.gallery
     chosen = np.random.default_rng(1).permutation(len(queries.labels))[:QUERIES]
-    found = nearest(
-        encoder.images(model, queries.pixels[chosen]),
-        encoder.images(model, gallery.pixels),
-        NEIGHBOURS,
-    )
+    found = nearest(take(embeddings, queries)[chosen], take(embeddings, gallery), NEIGHBOURS)
     rows = []
     for query, neighbours in zip(chosen, found.indices, strict=True):
         label = queries.labels[query]
@@ -253,10 +248,10 @@ def _add_neighbours(report: Report, model: nnx.Module, matching: Matching) -> No
     report.add_image_rows(rows)
 
 
-def _add_captions(report: Report, model: nnx.Module, benchmark: Benchmark) -> None:
+def _add_captions(report: Report, retrieval: Retrieval, embeddings: Embeddings) -> None:
     report.add_section("Captions", "Images with the nearest caption.")
-    images = benchmark.retrieval.images
-    found, texts = benchmark.retrieval.embeddings(model)
+    images = retrieval.images
+    found, texts = (take(embeddings, one) for one in retrieval.inputs)
     chosen = np.random.default_rng(2).permutation(len(images.captions))[: EXAMPLES // 2]
     best = nearest(found[chosen], texts, 1).indices[:, 0]
     cards = []

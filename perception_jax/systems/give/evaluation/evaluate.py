@@ -1,7 +1,13 @@
 """GiVE's evaluation of a model: plan, encode block by block, score.
 
 Naming beside its copy floor, deciding per candidate, retrieval in all directions, copy diagnostics;
-all also for the backbone without instructions. Letters: N images, S image side, E embedding width.
+all also for the backbone without instructions.
+
+There is no predictions file (`evals.runner`): each image has an embedding under each instruction,
+512 million numbers for 1,000 images, 1,000 classes and a width of 512. They are scored block by
+block and not kept; an evaluation that was stopped begins anew.
+
+Letters: N images, S image side, E embedding width.
 """
 
 from __future__ import annotations
@@ -22,7 +28,12 @@ from perception_jax.errors import ConfigError
 from perception_jax.evals.conditioned import prompts
 from perception_jax.evals.conditioned.accumulate import TOP, Accumulator, Measured, Needs, Texts
 from perception_jax.evals.conditioned.annotations import OVERLOOKED_SHARE, Annotations
-from perception_jax.evals.conditioned.report import ACCURACY_KS, RECALL_KS, Report, report
+from perception_jax.evals.conditioned.results import (
+    ACCURACY_KS,
+    RECALL_KS,
+    ConditionedResults,
+    results,
+)
 from perception_jax.inference.batches import divisible
 from perception_jax.nn.adapters import AdapterParam
 from perception_jax.shard.mesh import mesh_of
@@ -97,7 +108,7 @@ class Cost:
 class Evaluated:
     """The scores, what they were made of, and what they took."""
 
-    report: Report
+    report: ConditionedResults
     measured: Measured
     plan: Plan
     cost: Cost
@@ -186,7 +197,7 @@ class Evaluation:
         cost = _cost(model, galleries, 1 if mesh is None else mesh.size)
         self._log(cost.describe())
         ks = {"recall_ks": self.config.recall_ks, "accuracy_ks": self.config.accuracy_ks}
-        scores = report(measured, **ks)
+        scores = results(measured, **ks)
         return Evaluated(report=scores, measured=measured, plan=plan, cost=cost)
 
     def __call__(self, model: nnx.Module, mesh: Mesh | None = None) -> Mapping[str, float]:
@@ -232,7 +243,7 @@ def encode_distinct(
     return np.asarray(encode(distinct.tolist()))[place]
 
 
-def main_numbers(scores: Report) -> dict[str, float]:
+def main_numbers(scores: ConditionedResults) -> dict[str, float]:
     """A few numbers of a report by flat name; those without a query are left out."""
     found: dict[str, Any] = {}
     for name in ("presence", "static", "blank"):

@@ -97,8 +97,7 @@ def naming_chart(history: History, name: str) -> str | None:
     """Chart of naming accuracy and its copy floor on the test images."""
     shown = {"p_acc1_conditioned": "image", "p_acc1_copy_floor": "image of one colour (copy floor)"}
     found = _evaluations(history, name, shown)
-    shares = {key: (steps, values / 100) for key, (steps, values) in found.items()}
-    return _chart(shares, "Naming the object of the instruction", "top-1 accuracy", percent=True)
+    return _chart(found, "Naming the object of the instruction", "top-1 accuracy", percent=True)
 
 
 def deciding_chart(history: History, name: str, static: Mapping[str, float | None]) -> str | None:

@@ -15,9 +15,10 @@ import numpy as np
 
 from perception_jax.evals.conditioned.accumulate import Measured
 from perception_jax.evals.conditioned.annotations import ABSENT
-from perception_jax.evals.conditioned.bootstrap import paired_interval, statistic
-from perception_jax.evals.conditioned.report import Report as Scores
+from perception_jax.evals.conditioned.results import ConditionedResults as Scores
+from perception_jax.evals.conditioned.results import statistic
 from perception_jax.evals.conditioned.tables import PAPER, tables
+from perception_jax.evals.intervals import paired_interval
 from perception_jax.nn import stack
 from perception_jax.systems.give.evaluation.evaluate import Evaluated
 from perception_jax.systems.give.model import Give
@@ -173,13 +174,13 @@ def _compared(
         measured.annotations.count,
     )
     gain = (
-        f"{found.value:+.1f} points against the same backbone {STATIC}, 95 % interval over images "
-        f"{found.low:+.1f} to {found.high:+.1f}."
+        f"{100 * found.value:+.1f} points against the same backbone {STATIC}, 95 % interval over "
+        f"images {100 * found.low:+.1f} to {100 * found.high:+.1f}."
     )
     return Metric(
         name=name,
-        value=values[0] / 100,
-        baselines={STATIC: values[1] / 100, BLANK: values[2] / 100, **(baselines or {})},
+        value=values[0],
+        baselines={STATIC: values[1], BLANK: values[2], **(baselines or {})},
         meaning=f"{meaning} {gain}",
     )
 
@@ -202,8 +203,8 @@ def _naming_row(scores: Scores) -> Metric | None:
         return None
     return Metric(
         name="Naming what the instruction names",
-        value=part["conditioned"]["all"]["acc@1"] / 100,
-        baselines={title: value / 100 for title, value in values.items()},
+        value=part["conditioned"]["all"]["acc@1"],
+        baselines=values,
         meaning="The instruction contains the answer: an image of one colour reaches the copy "
         "floor. Only what exceeds the floor comes from the image (P-protocol).",
     )
@@ -234,15 +235,12 @@ def _bars(scores: Scores) -> dict[str, list[Bar]]:
 def _by_stratum(
     scores: Scores, task: str, conditioned: str, metric: str
 ) -> dict[str, tuple[float | None, float | None]]:
-    """A number with and without the instruction, as fractions; {} if the task was left out."""
+    """A number with and without the instruction; {} if the task was left out."""
     part = getattr(scores, task)
     if part is None:
         return {}
     return {
-        stratum: tuple(
-            None if part[one][stratum][metric] is None else part[one][stratum][metric] / 100
-            for one in (conditioned, "static")
-        )
+        stratum: tuple(part[one][stratum][metric] for one in (conditioned, "static"))
         for stratum in part[conditioned]
     }
 
@@ -329,7 +327,7 @@ def _add_copying(page: Report, scores: Scores, run: RunInfo) -> None:
     text = f"At the end, the cosine with the object's name: {', '.join(cosines)}."
     named = [floor[name]["all"]["acc@1"] for name in ("conditioned", "copy_floor")]
     if None not in named:
-        text += f" Named right: {named[0]:.1f} %; the copy floor is {named[1]:.1f} %."
+        text += f" Named right: {100 * named[0]:.1f} %; the copy floor is {100 * named[1]:.1f} %."
     page.add_text(text)
     history = run.history
     charts = (
