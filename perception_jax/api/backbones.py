@@ -21,7 +21,7 @@ from perception_jax.api.locate import find
 from perception_jax.data.processors import ImageProcessor
 from perception_jax.errors import ConfigError
 from perception_jax.interop.checkpoint_source import open_source
-from perception_jax.interop.load import LoadedParams, load_params
+from perception_jax.interop.load import Convert, LoadedParams, load_params
 from perception_jax.models.architecture import Files
 from perception_jax.models.clip.architecture import read_tokenizer
 from perception_jax.models.clip.config import ClipConfig
@@ -149,9 +149,13 @@ class _PairedWeights:
         dtype: np.dtype | None = None,
         shardings: Mapping[str, jax.sharding.Sharding] | None = None,
         targets: Mapping[str, jax.ShapeDtypeStruct] | None = None,
+        convert: Mapping[str, Convert] | None = None,
     ) -> LoadedParams:
         placed, wanted = _by_tower(shardings), _by_tower(targets)
-        vision = self.vision.read(dtype=dtype, shardings=placed[0], targets=wanted[0])
+        converts = _by_tower(convert)
+        vision = self.vision.read(
+            dtype=dtype, shardings=placed[0], targets=wanted[0], convert=converts[0]
+        )
         text = load_params(
             text_table(),
             self.text,
@@ -159,6 +163,7 @@ class _PairedWeights:
             dtype=dtype,
             shardings=placed[1],
             targets=wanted[1],
+            convert=converts[1],
         )
         params = text.params | {f"{_VISION}{path}": leaf for path, leaf in vision.params.items()}
         return LoadedParams(params, text.report)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -17,9 +17,11 @@ from perception_jax.data.views import at_size
 from perception_jax.errors import CheckpointError, ConfigError
 from perception_jax.interop.dtypes import floating_dtype
 from perception_jax.interop.key_report import KeyReport
-from perception_jax.interop.load import LoadedParams
+from perception_jax.interop.load import Convert, LoadedParams
 from perception_jax.models.architecture import Tokenizer
 from perception_jax.models.params import flatten, unflatten
+from perception_jax.nn.int8 import quantize_linear, quantized
+from perception_jax.nn.lora import linear_layers
 from perception_jax.ops.image import normalise
 from perception_jax.shard.rules import shardings as make_shardings
 
@@ -112,6 +114,7 @@ class LazyWeights(Protocol):
         dtype: np.dtype | None = None,
         shardings: Mapping[str, jax.sharding.Sharding] | None = None,
         targets: Mapping[str, jax.ShapeDtypeStruct] | None = None,
+        convert: Mapping[str, Convert] | None = None,
     ) -> LoadedParams:
         """Reads leaves by path; arguments and errors as in `interop.load.load_params`."""
 
@@ -137,7 +140,11 @@ class Loaded:
     weights: LazyWeights | None = None
 
     def load_weights(
-        self, *, dtype: np.typing.DTypeLike | None = None, mesh: jax.sharding.Mesh | None = None
+        self,
+        *,
+        dtype: np.typing.DTypeLike | None = None,
+        mesh: jax.sharding.Mesh | None = None,
+        int8: bool = False,
     ) -> Loaded:
         """Returns a copy with the weights read tensor by tensor straight to their shards.
 
@@ -145,13 +152,16 @@ class Loaded:
         """
         if self.weights is None:
             raise CheckpointError(f"{self.name}: its weights have been read already.")
+        model = nnx.eval_shape(quantize_linear, self.model) if int8 else self.model
         placed = None
         if mesh is not None:
-            placed = make_shardings(flatten(self.model), self.weights.rules, mesh)
+            placed = make_shardings(flatten(model), self.weights.rules, mesh)
+        convert = _quantizers(linear_layers(model), placed) if int8 else None
         dtype = None if dtype is None else floating_dtype(dtype)
-        read = self.weights.read(dtype=dtype, shardings=placed)
-        model = unflatten(self.model, read.params)
-        return dataclasses.replace(self, model=model, report=read.report, weights=None)
+        read = self.weights.read(dtype=dtype, shardings=placed, convert=convert)
+        return dataclasses.replace(
+            self, model=unflatten(model, read.params), report=read.report, weights=None
+        )
 
     def read(self, targets: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
         """Some leaves by path, with the dtype and sharding of their targets: from `weights`, or
@@ -181,3 +191,16 @@ class Loaded:
         Args: as of `Processor.at_size`.
         """
         return dataclasses.replace(self, processor=self.processor.at_size(size, mode=mode))
+
+
+def _quantizers(
+    layers: Iterable[str], placed: Mapping[str, jax.sharding.Sharding] | None
+) -> dict[str, Convert]:
+    """For the kernel of each layer the function that replaces it by an int8 one and its scale."""
+
+    def quantizer(layer: str) -> Convert:
+        names = ("kernel", "scale")
+        shardings = None if placed is None else tuple(placed[f"{layer}/{n}"] for n in names)
+        return lambda kernel: dict(zip(names, quantized(layer, kernel, shardings), strict=True))
+
+    return {f"{layer}/kernel": quantizer(layer) for layer in layers}

@@ -27,7 +27,7 @@ from perception_jax.interop.checkpoint_source import (
     read_settings,
 )
 from perception_jax.interop.dtypes import floating_dtype
-from perception_jax.interop.load import LoadedParams, load_params
+from perception_jax.interop.load import Convert, LoadedParams, load_params
 from perception_jax.interop.rules import RuleTable
 from perception_jax.models.architecture import Files, Tokenizer
 from perception_jax.models.identify import Identified, identify
@@ -48,6 +48,7 @@ def load(
     prefix: Any = "",
     dtype: Any = None,
     mesh: Any = None,
+    int8: Any = False,
 ) -> Loaded:
     """Loads a checkpoint.
 
@@ -65,17 +66,24 @@ def load(
       dtype: of the floating leaves, by name ("bfloat16", "bf16", "torch.float16") or as a NumPy,
         JAX or torch dtype; None keeps what the file stores.
       mesh: places each leaf on it by the model's sharding rules, tensor by tensor.
+      int8: quantizes the kernels of all linear layers (`nn.quantize_linear`), each from the stored
+        dtype as soon as it is read: devices never hold more than the int8 model and one floating
+        leaf. `dtype` is then that of the other leaves. For inference: such a model is neither
+        trained nor exported.
 
     Raises:
       CheckpointError: nothing to load there, damaged or refused files, or names and shapes that do
         not fit.
       ConfigError: an architecture that is not supported, settings that make no sense, or a dtype
-        in which models do not run.
+        in which models do not run; with `int8`, a model without linear layers, or weights of one
+        that are integers, NaN or infinite.
     """
     _check_arguments(config, section, prefix, mesh)
     dtype = None if dtype is None else floating_dtype(dtype)
+    if not isinstance(int8, bool):
+        raise ConfigError(f"int8: expected True or False, found {shown(int8)}.")
     opened = prepare(source, config=config, section=section, prefix=prefix)
-    return opened.load_weights(dtype=dtype, mesh=mesh)
+    return opened.load_weights(dtype=dtype, mesh=mesh, int8=int8)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,6 +110,7 @@ class _Weights:
         dtype: np.dtype | None = None,
         shardings: Mapping[str, jax.sharding.Sharding] | None = None,
         targets: Mapping[str, jax.ShapeDtypeStruct] | None = None,
+        convert: Mapping[str, Convert] | None = None,
     ) -> LoadedParams:
         loaded = load_params(
             self.table,
@@ -110,6 +119,7 @@ class _Weights:
             dtype=dtype,
             shardings=shardings,
             targets=targets,
+            convert=convert,
         )
         report = dataclasses.replace(
             loaded.report,

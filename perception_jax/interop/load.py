@@ -12,7 +12,7 @@ import concurrent.futures
 import dataclasses
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -29,13 +29,17 @@ from perception_jax.interop.rules import RuleTable
 from perception_jax.interop.tensors import Shape, TensorFiles, tensor_specs
 from perception_jax.interop.transforms import Constant
 
+Convert = Callable[[jax.Array], Mapping[str, jax.Array]]
+"""Function from a leaf to the leaves that replace it, by their names in the same module."""
+
 
 @dataclasses.dataclass(frozen=True)
 class LoadedParams:
     """Parameters read from a checkpoint, with a report on all names.
 
     Attributes:
-      params: leaves by path, in the order of the abstract ones.
+      params: leaves by path, in the order of the abstract ones; converted leaves in the place of
+        those that they replace.
       report: what happened to every name.
     """
 
@@ -51,6 +55,7 @@ def load_params(
     dtype: Any = None,
     shardings: Mapping[str, jax.sharding.Sharding] | None = None,
     targets: Mapping[str, jax.ShapeDtypeStruct] | None = None,
+    convert: Mapping[str, Convert] | None = None,
 ) -> LoadedParams:
     """Fills every leaf of a model from a checkpoint.
 
@@ -63,6 +68,8 @@ def load_params(
       shardings: where each leaf goes; None puts all on the default device.
       targets: reads these leaves alone, each in the dtype and, if it has one, to the sharding that
         its target has; `dtype` and `shardings` then say nothing. All names are still matched.
+      convert: functions for some leaves by path, each called as soon as its leaf is read, in the
+        stored dtype whatever `dtype` is. The leaf is freed before the next one is read.
 
     Raises:
       CheckpointError: names or shapes do not fit (all reported together), or a tensor's bytes do
@@ -75,7 +82,9 @@ def load_params(
         path: jax.dtypes.issubdtype(leaf.dtype, np.floating) for path, leaf in abstract.items()
     }
     matched = match(table, bindings, files, floating)
-    leaves = _leaves(bindings, matched, files, abstract, dtype)
+    convert = convert or {}
+    dtypes = {path: None if path in convert else dtype for path in abstract}
+    leaves = _leaves(bindings, matched, files, abstract, dtypes)
     if shardings is not None and (missing := abstract.keys() - shardings.keys()):
         raise CheckpointError(f"Expected a sharding for every leaf, found none for {missing}.")
     leaves = {path: leaves[path] for path in abstract}
@@ -88,13 +97,23 @@ def load_params(
             for path, target in targets.items()
         }
         places = {path: target.sharding for path, target in targets.items()}
-    params = {}
+    params: dict[str, jax.Array] = {}
     with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for path, leaf in leaves.items():
             if jax.process_count() == 1:
                 leaf.check(pool)
-            params[path] = _place(leaf, places[path], pool)
+            placed = _place(leaf, places[path], pool)
+            params |= _converted(path, placed, convert.get(path))
     return LoadedParams(params, _report(leaves, matched))
+
+
+def _converted(path: str, leaf: jax.Array, convert: Convert | None) -> dict[str, jax.Array]:
+    if convert is None:
+        return {path: leaf}
+    new = jax.block_until_ready(convert(leaf))
+    leaf.delete()
+    module = path.rpartition("/")[0]
+    return {f"{module}/{name}" if module else name: value for name, value in new.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +171,7 @@ def _leaves(
     matched: Match,
     files: Mapping[str, np.ndarray],
     abstract: Mapping[str, jax.ShapeDtypeStruct],
-    dtype: np.dtype | None,
+    dtypes: Mapping[str, np.dtype | None],
 ) -> dict[str, _Leaf]:
     specs = tensor_specs(files)
     leaves = {}
@@ -163,6 +182,7 @@ def _leaves(
         stored = _common_dtype({specs[name].dtype for layer in names for name in layer})
         for part, path in enumerate(binding.targets):
             leaf = abstract[path]
+            own = np.dtype(leaf.dtype) if stored is None else stored
             leaves[path] = _Leaf(
                 files=files,
                 binding=binding,
@@ -170,7 +190,9 @@ def _leaves(
                 names=names,
                 shape=tuple(leaf.shape),
                 stored=stored,
-                dtype=_loaded_dtype(np.dtype(leaf.dtype) if stored is None else stored, dtype),
+                dtype=_loaded_dtype(
+                    np.dtype(leaf.dtype) if stored is None else stored, dtypes[path]
+                ),
                 default=binding.rule.default if absent else None,
             )
     return leaves
