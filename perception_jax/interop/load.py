@@ -190,9 +190,7 @@ def _leaves(
                 names=names,
                 shape=tuple(leaf.shape),
                 stored=stored,
-                dtype=_loaded_dtype(
-                    np.dtype(leaf.dtype) if stored is None else stored, dtypes[path]
-                ),
+                dtype=_loaded_dtype(own, dtypes[path]),
                 default=binding.rule.default if absent else None,
             )
     return leaves
