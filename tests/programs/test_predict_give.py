@@ -14,9 +14,9 @@ from launch import common, predict
 from perception_jax.data.images import decode
 from perception_jax.errors import ConfigError
 from perception_jax.evals.conditioned.prompts import TEMPLATES
+from perception_jax.inference.pixels import blank_image
 from perception_jax.nn import maps
 from perception_jax.nn.taps import Taps
-from perception_jax.systems.give.encoding.galleries import blank_image
 from perception_jax.systems.give.maps import PRESENT, PresenceTower
 from perception_jax.systems.give.model import ConditionedTower
 from perception_jax.systems.give.picture import draw
@@ -192,7 +192,7 @@ def test_a_predictor_compiles_once_for_images_of_all_sizes(place, encoder):
     shapes = [see(place / f"photos/{name}.png").attention.shape for name in ("one", "two")]
     assert shapes == [(4, 4)] * 2
     assert see._maps._cache_size() == see._static._cache_size() == 1
-    assert see._galleries._steered._cache_size() == 1
+    assert see._pairs._on(None)._cache_size() == 1
 
 
 def test_a_backbone_alone_is_seen_without_steering(place, encoder, tmp_path):

@@ -15,7 +15,7 @@ from perception_jax.api import Loaded
 from perception_jax.data.records import ObjectAnnotation, Record
 from perception_jax.evals.conditioned.tables import tables
 from perception_jax.systems.give.adapter import AdapterConfig
-from perception_jax.systems.give.encoding.encode import ConditionedEncoder
+from perception_jax.systems.give.encode import ConditionedEncoder
 from perception_jax.systems.give.evaluation.benchmark import evaluation_of
 from perception_jax.systems.give.evaluation.evaluate import Evaluated, EvaluationConfig
 from perception_jax.systems.give.model import GiveConfig

@@ -21,17 +21,12 @@ from perception_jax.data.instructions import instruction_for
 from perception_jax.data.records import Image
 from perception_jax.errors import ConfigError
 from perception_jax.evals.conditioned import prompts
+from perception_jax.inference.pairs import BatchedPairs, ImageTextPairs
+from perception_jax.inference.pixels import PixelsInMemory, blank_image
 from perception_jax.nn import maps, stack
 from perception_jax.nn.text_tower import SIGLIP_END, text_mask
 from perception_jax.systems.give.adapter import AdapterConfig, InstructionFeatures
-from perception_jax.systems.give.encoding.encode import ConditionedEncoder, take_rows
-from perception_jax.systems.give.encoding.galleries import (
-    Galleries,
-    PixelsInMemory,
-    Steered,
-    blank_image,
-)
-from perception_jax.systems.give.encoding.plan import Rows
+from perception_jax.systems.give.encode import Conditioned, ConditionedEncoder, take_rows
 from perception_jax.systems.give.maps import ConditionedMaps, conditioned_maps
 from perception_jax.systems.give.model import Give, GiveConfig
 from perception_jax.systems.give.prediction import (
@@ -108,8 +103,9 @@ class Predictor:
         self._features = self._encoder.instructions(self._model, self._texts)
         self._word_mask = _word_mask(self._encoder, self._model, self._texts, self._features)
         self._maps, self._static = jax.jit(self._compute_maps), jax.jit(self._compute_static)
-        self._galleries = Galleries(self._encoder, batch_size=min(BATCH, len(self._texts)))
-        self._blank = self._steered(blank_image(image), range(len(self._texts))).embedding
+        size = min(BATCH, len(self._texts))
+        self._pairs = BatchedPairs(self._encoder.conditioned, batch_size=size)
+        self._blank = self._conditioned(blank_image(image), range(len(self._texts))).embedding
         self._prototypes = prompts.prototypes(self._embed, self._names) if self._names else None
         self._caption_rows = self._embed(self._captions) if self._captions else None
 
@@ -138,7 +134,7 @@ class Predictor:
             attention_of=self._attention_of,
             attention=attention,
             instructions=tuple(
-                self._conditioned(text, view.pixels, static)
+                self._under(text, view.pixels, static)
                 for text in dict.fromkeys([*self._instructions, *best])
             ),
             candidates=candidates,
@@ -180,18 +176,16 @@ class Predictor:
         attention = maps.class_attention(model.backbone.vision, normal)[0]
         return attention, model(normal).embedding[0]
 
-    def _steered(self, pixels: UInt8[np.ndarray, "S S 3"], numbers: Iterable[int]) -> Steered:
+    def _conditioned(
+        self, pixels: UInt8[np.ndarray, "S S 3"], numbers: Iterable[int]
+    ) -> Conditioned:
         """Encodes one image under some of the instructions."""
         chosen = np.fromiter(numbers, np.int32)
-        return self._galleries.steered(
-            self._model,
-            PixelsInMemory(pixels[None]),
-            self._features,
-            Rows(np.zeros_like(chosen), chosen),
-            images_per_step=1,
-        )
+        pairs = ImageTextPairs(np.zeros_like(chosen), chosen)
+        image = PixelsInMemory(pixels[None])
+        return self._pairs(self._model, image, self._features, pairs, images_per_call=1)
 
-    def _conditioned(
+    def _under(
         self, text: str, pixels: UInt8[np.ndarray, "S S 3"], static: Float[np.ndarray, " E"]
     ) -> InstructionPrediction:
         number = self._texts.index(text)
@@ -228,7 +222,7 @@ class Predictor:
         if not self._names:
             return ()
         numbers = [self._texts.index(instruction_for(name)) for name in self._names]
-        out = self._steered(pixels, numbers)
+        out = self._conditioned(pixels, numbers)
         gained = np.sum((out.embedding - self._blank[numbers]) * self._prototypes, axis=1)
         return tuple(
             Candidate(

@@ -42,7 +42,7 @@ from perception_jax.systems.give.checkpoint import (
     save_give,
     trained_on,
 )
-from perception_jax.systems.give.encoding.encode import ConditionedEncoder
+from perception_jax.systems.give.encode import ConditionedEncoder
 from perception_jax.systems.give.model import ConditionedTower, Give, GiveConfig, GiveOutput
 
 SHIPPED = ("scenes-give",)

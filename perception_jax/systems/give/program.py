@@ -57,7 +57,7 @@ def task(config: Any, loaded: GiveEncoder | None = None) -> GiveTask:
 def task_config(config: Any) -> GiveTaskConfig:
     """The settings of the task, whatever its data are."""
     from perception_jax.systems.give.adapter import AdapterConfig
-    from perception_jax.systems.give.encoding.encode import InstructionConfig
+    from perception_jax.systems.give.encode import InstructionConfig
     from perception_jax.systems.give.losses import LossConfig
     from perception_jax.systems.give.model import GiveConfig
     from perception_jax.systems.give.plus import PlusConfig

@@ -28,7 +28,7 @@ from perception_jax.ops.image import normalise
 from perception_jax.ops.losses import unit
 from perception_jax.shard.rules import shardings
 from perception_jax.systems.give.adapter import InstructionFeatures
-from perception_jax.systems.give.encoding.encode import (
+from perception_jax.systems.give.encode import (
     GENERIC,
     ConditionedEncoder,
     InstructionConfig,

@@ -20,7 +20,7 @@ from perception_jax.evals.conditioned.accumulate import Measured
 from perception_jax.evals.conditioned.annotations import ABSENT
 from perception_jax.nn import maps
 from perception_jax.systems.give.adapter import InstructionFeatures
-from perception_jax.systems.give.encoding.encode import ConditionedEncoder, take_rows
+from perception_jax.systems.give.encode import ConditionedEncoder, take_rows
 from perception_jax.systems.give.maps import conditioned_maps
 from perception_jax.systems.give.model import ConditionedTower, Give
 from perception_jax.viz import ImageCard, draw_boxes, patch_maps

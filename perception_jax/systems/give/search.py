@@ -13,17 +13,17 @@ from flax import nnx
 from jaxtyping import Float
 
 from perception_jax.evals.ranking import Neighbours, nearest
-from perception_jax.systems.give.encoding.galleries import Galleries, Pixels
-from perception_jax.systems.give.encoding.plan import Rows
+from perception_jax.inference.pairs import BatchedPairs, ImageTextPairs
+from perception_jax.inference.pixels import Pixels
 
 
 def search(
-    galleries: Galleries,
+    encode: BatchedPairs,
     model: nnx.Module,
     pixels: Pixels,
     static: Float[np.ndarray, "N E"],
     query: Float[np.ndarray, " E"],
-    states: Any,
+    instructions: Any,
     instruction: int,
     *,
     top: int = 100,
@@ -31,9 +31,10 @@ def search(
     """The images that fit a text best, best first.
 
     Args:
+      encode: of `ConditionedEncoder.conditioned`.
       static: embeddings of all images without an instruction, computed once.
       query: embedding of the text.
-      states, instruction: from the encoder's `instructions`, and which of them steers.
+      instructions, instruction: features of instructions, and the number of one of them.
       top: candidates that are encoded again.
 
     Returns:
@@ -41,7 +42,7 @@ def search(
       order of the images.
     """
     candidates = np.sort(nearest(query[None], static, min(top, len(pixels))).indices[0])
-    rows = Rows(candidates, np.full(len(candidates), instruction))
-    steered = galleries.steered(model, pixels, states, rows, images_per_step=galleries.batch_size)
-    found = nearest(query[None], np.asarray(steered.embedding), len(candidates))
+    pairs = ImageTextPairs(candidates, np.full(len(candidates), instruction))
+    out = encode(model, pixels, instructions, pairs, images_per_call=encode.batch_size)
+    found = nearest(query[None], np.asarray(out.embedding), len(candidates))
     return Neighbours(candidates[found.indices], found.scores)

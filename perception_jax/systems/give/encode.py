@@ -1,4 +1,4 @@
-"""Many texts and images through a `Give`, in calls of fixed shapes so that nothing recompiles.
+"""Encodes texts, and images with and without instructions.
 
 Letters: n texts, T text tokens, B rows, Q images, S image side, E embedding width.
 """
@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, UInt8
 
@@ -20,7 +23,6 @@ from perception_jax.nn.text_tower import TextTower
 from perception_jax.ops.image import normalise
 from perception_jax.ops.losses import unit
 from perception_jax.systems.give.adapter import InstructionFeatures
-from perception_jax.systems.give.encoding.galleries import Steered
 from perception_jax.systems.give.model import Give, instruct
 
 GENERIC = "the image"
@@ -41,8 +43,51 @@ class InstructionConfig:
     informed: bool = True
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Conditioned:
+    """Outputs for images under instructions.
+
+    Attributes:
+      embedding: conditioned embeddings of any length.
+      presence: logit that the named object is in the image.
+    """
+
+    embedding: Float[Array | np.ndarray, "B E"]
+    presence: Float[Array | np.ndarray, " B"]
+
+
+@runtime_checkable
+class InstructionEncoder(Protocol):
+    """What an evaluation needs of a model; `static` and `conditioned` are traced by `jax.jit`."""
+
+    def texts(
+        self, model: nnx.Module, texts: Sequence[str], mesh: Mesh | None = None
+    ) -> Float[np.ndarray, "n E"]:
+        """Embeddings of captions and prompts; see `inference.Batched` for `mesh`."""
+
+    def instructions(
+        self, model: nnx.Module, texts: Sequence[str], mesh: Mesh | None = None
+    ) -> Any:
+        """Features of instructions, a pytree; `conditioned` picks from it by number."""
+
+    def static(self, model: nnx.Module, pixels: UInt8[Array, "B S S 3"]) -> Float[Array, "B E"]:
+        """Embeddings without an instruction."""
+
+    def conditioned(
+        self,
+        model: nnx.Module,
+        pixels: UInt8[Array, "Q S S 3"],
+        image: Int[Array, " B"],
+        instructions: Any,
+        instruction: Int[Array, " B"],
+    ) -> Conditioned:
+        """Row b is image `image[b]` of `pixels` under instruction `instruction[b]`; a function for
+        `inference.BatchedPairs`."""
+
+
 class ConditionedEncoder:
-    """Encodes texts, and images with and without instructions; a `galleries.SteeredEncoder`.
+    """Encodes texts, and images with and without instructions; an `InstructionEncoder`.
 
     Attributes:
       processor: mean and standard deviation of the pixels, tokenizer of the texts; images passed in
@@ -112,17 +157,17 @@ class ConditionedEncoder:
         """Unit embeddings of images without an instruction."""
         return model(self.normalised(pixels)).embedding
 
-    def steered(
+    def conditioned(
         self,
         model: Give,
         pixels: UInt8[Array, "Q S S 3"],
-        rows: Int[Array, " B"],
-        states: InstructionFeatures,
+        image: Int[Array, " B"],
+        instructions: InstructionFeatures,
         instruction: Int[Array, " B"],
-    ) -> Steered:
-        """Row b is image `rows[b]` of `pixels` under instruction `instruction[b]` of `states`."""
-        out = model(self.normalised(pixels)[rows], take_rows(states, instruction))
-        return Steered(embedding=out.embedding, presence=out.presence_logit)
+    ) -> Conditioned:
+        """Row b is image `image[b]` of `pixels` under instruction `instruction[b]`."""
+        out = model(self.normalised(pixels)[image], take_rows(instructions, instruction))
+        return Conditioned(embedding=out.embedding, presence=out.presence_logit)
 
     def normalised(self, pixels: UInt8[Array, "B S S 3"]) -> Float[Array, "B S S 3"]:
         """Normalises pixels for the image tower."""
