@@ -1,4 +1,4 @@
-"""Maps over the patches of an image: drawn over the image in grey, or as lists of numbers.
+"""Maps over the patches of an image, drawn over the image in grey.
 
 Letters: C side of a panel, h w patch grid, H W image.
 """
@@ -39,8 +39,3 @@ def blurred(values: Float[np.ndarray, "H W"], radius: Number) -> Float[np.ndarra
     # Pillow blurs bytes alone; 255 levels are more than the eye tells apart in a map.
     levels = Image.fromarray(np.round(255 * colormap.normalise(values)).astype(np.uint8))
     return np.asarray(levels.filter(ImageFilter.GaussianBlur(radius)), np.float32)
-
-
-def listed(values: Float[np.ndarray, "h w"]) -> list[list[float]]:
-    """Converts a map to nested lists for JSON, rows from the top, numbers of five digits."""
-    return [[float(f"{value:.5g}") for value in row] for row in values]

@@ -12,6 +12,7 @@ import pytest
 
 from launch import common, predict
 from perception_jax.data.images import decode
+from perception_jax.data.views import View
 from perception_jax.errors import ConfigError
 from perception_jax.evals.conditioned.prompts import TEMPLATES
 from perception_jax.inference.pixels import blank_image
@@ -275,10 +276,12 @@ def prediction(
         for k in map(float, range(candidates))
     ]
     return GivePrediction(
-        picture=np.full((PANEL, PANEL, 3), 128, np.uint8),
-        image_size=(40, 40),
-        input_size=(32, 32),
-        region=(0.0, 0.0, 40.0, 40.0),
+        view=View(
+            pixels=np.zeros((32, 32, 3), np.uint8),
+            picture=np.full((PANEL, PANEL, 3), 128, np.uint8),
+            region=(0.0, 0.0, 40.0, 40.0),
+            original_size=(40, 40),
+        ),
         alpha=alpha,
         attention_of="class token, layer 1 of 1",
         attention=hot,

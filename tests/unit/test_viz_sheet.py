@@ -62,7 +62,3 @@ def test_lines_wrap_within_their_width():
     assert len(long) > 2 * len(short)
     assert (long[:, : sheet.GAP + 50] == 255).all()
     assert (long[:, 300 - sheet.GAP :] == 255).all()
-
-
-def test_numbers_of_a_map_have_five_digits():
-    assert patch_maps.listed(np.array([[1 / 3, 12345.678]])) == [[0.33333, 12346.0]]

@@ -46,8 +46,7 @@ def draw(prediction: EncoderPrediction, name: str) -> UInt8[np.ndarray, "_ _ 3"]
 
 def _own(prediction: EncoderPrediction, name: str) -> list[sheet.Panel]:
     """The panels that need no text."""
-    # The font has no multiplication sign.
-    original, given = (f"{w} x {h}" for w, h in (prediction.image_size, prediction.input_size))
+    original, given = prediction.sizes()
     shown, rgb = prediction.picture, prediction.components
     colours = np.stack([patch_maps.enlarged(rgb[..., k], sheet.PANEL) for k in range(3)], axis=-1)
     features = 0.75 * np.clip(colours, 0, 1) * 255 + 0.25 * patch_maps.grey(shown)

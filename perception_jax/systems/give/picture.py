@@ -41,8 +41,7 @@ def draw(prediction: GivePrediction, name: str) -> UInt8[np.ndarray, "_ _ 3"]:
 
 
 def _title(prediction: GivePrediction, name: str) -> str:
-    # The font has no multiplication sign.
-    original, given = (f"{w} x {h}" for w, h in (prediction.image_size, prediction.input_size))
+    original, given = prediction.sizes()
     strength = "" if prediction.alpha == 1 else f", strength {prediction.alpha:g}"
     return f"{name}: {original} pixels, model input {given}{strength}"
 

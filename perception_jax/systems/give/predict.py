@@ -6,6 +6,7 @@ S input side.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterable, Sequence
 
@@ -14,16 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, UInt8
 
-from perception_jax.api import Processor
-from perception_jax.data import images as image_files
-from perception_jax.data import views
 from perception_jax.data.instructions import instruction_for
 from perception_jax.data.records import Image
 from perception_jax.errors import ConfigError
 from perception_jax.evals.conditioned import prompts
 from perception_jax.inference.pairs import BatchedPairs, ImageTextPairs
 from perception_jax.inference.pixels import PixelsInMemory, blank_image
-from perception_jax.nn import maps, stack
+from perception_jax.inference.single_image import Viewer
+from perception_jax.nn import maps
 from perception_jax.nn.text_tower import SIGLIP_END, text_mask
 from perception_jax.systems.give.adapter import AdapterConfig, InstructionFeatures
 from perception_jax.systems.give.encode import Conditioned, ConditionedEncoder, take_rows
@@ -89,13 +88,11 @@ class Predictor:
         self._instructions, self._names = tuple(instructions), tuple(candidates)
         self._captions, self._alpha = tuple(captions), float(alpha)
         self._check()
-        tower = encoder.model.backbone.vision
-        self._patch, depth = tower.patch_embed.patch, stack.depth_of(tower.blocks)
-        self._attention_of = (
-            f"class token, layer {depth} of {depth}" if tower.prefix else "pooling head"
-        )
-        image = views.scaled(encoder.processor.image, scale, self._patch)
-        processor = Processor(image=image, tokenizer=encoder.processor.tokenizer)
+        tower, processor = encoder.model.backbone.vision, encoder.processor
+        self._attention_of = maps.attention_source(tower)
+        patch = tower.patch_embed.patch
+        self._view = Viewer(processor.image, patch=patch, side=PANEL, scale=scale)
+        processor = dataclasses.replace(processor, image=self._view.processor)
         self._encoder = ConditionedEncoder(processor, strength=self._alpha)
         self._texts = tuple(
             dict.fromkeys([*self._instructions, *map(instruction_for, self._names)])
@@ -105,31 +102,20 @@ class Predictor:
         self._maps, self._static = jax.jit(self._compute_maps), jax.jit(self._compute_static)
         size = min(BATCH, len(self._texts))
         self._pairs = BatchedPairs(self._encoder.conditioned, batch_size=size)
-        self._blank = self._conditioned(blank_image(image), range(len(self._texts))).embedding
+        self._blank = self._conditioned(
+            blank_image(processor.image), range(len(self._texts))
+        ).embedding
         self._prototypes = prompts.prototypes(self._embed, self._names) if self._names else None
         self._caption_rows = self._embed(self._captions) if self._captions else None
 
     def __call__(self, image: Image, *, name: str = "") -> GivePrediction:
-        """Predicts for one image.
-
-        Args:
-          image: uint8[height, width, 3], an encoded file's bytes, or a path.
-          name: what to call it in an error; a path names itself.
-
-        Raises:
-          ImageError: the image cannot be decoded.
-        """
-        original = image_files.decode(image, name=name)
-        processor = self._encoder.processor.image
-        view = views.view(processor, original, patch=self._patch, side=PANEL)
+        """Predicts for one image. Args, Raises: as of `Viewer`."""
+        view = self._view(image, name=name)
         attention, static = jax.device_get(self._static(self._model, view.pixels[None]))
         candidates = self._ranked(view.pixels)
         best = [one.instruction for one in candidates[:SHOWN]]
         return GivePrediction(
-            picture=view.picture,
-            image_size=view.original_size,
-            input_size=(processor.size, processor.size),
-            region=view.region,
+            view=view,
             alpha=self._alpha,
             attention_of=self._attention_of,
             attention=attention,

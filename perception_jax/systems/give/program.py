@@ -240,9 +240,10 @@ def define_flags(values: flags.FlagValues) -> None:
 def predictor(values: flags.FlagValues) -> Callable[[pathlib.Path], ImageResult]:
     """Gives what `launch.predict give` does with each image."""
     from perception_jax.data.text_lines import read_lines
-    from perception_jax.inference.images import ImageResult
+    from perception_jax.inference.single_image import results_of
     from perception_jax.systems.give.picture import draw
     from perception_jax.systems.give.predict import Predictor, load_encoder
+    from perception_jax.systems.give.prediction import GivePrediction
 
     candidates, captions = (
         () if file is None else read_lines(pathlib.Path(file))
@@ -257,17 +258,12 @@ def predictor(values: flags.FlagValues) -> Callable[[pathlib.Path], ImageResult]
         alpha=values.alpha,
         scale=values.scale,
     )
+
+    def summary(prediction: GivePrediction) -> list[str]:
+        return [f"{name}: {chance:.0%}" for name, chance in prediction.presences()[:5]]
+
     facts = {"model": values.model, "backbone": encoder.backbone.name}
-
-    def result(image: pathlib.Path) -> ImageResult:
-        prediction = predict(image)
-        return ImageResult(
-            picture=draw(prediction, image.name),
-            facts={**facts, "image": str(image), **prediction.to_json()},
-            line="".join(f"  {name}: {chance:.0%}" for name, chance in prediction.presences()[:5]),
-        )
-
-    return result
+    return results_of(predict, draw, summary, facts)
 
 
 def _backbone(config: Any, loaded: GiveEncoder | None = None) -> Loaded:
