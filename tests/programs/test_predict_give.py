@@ -192,7 +192,7 @@ def test_a_predictor_compiles_once_for_images_of_all_sizes(place, encoder):
     see = Predictor(encoder, TOLD[:1], candidates=NAMES[:2], scale=2.0)
     shapes = [see(place / f"photos/{name}.png").attention.shape for name in ("one", "two")]
     assert shapes == [(4, 4)] * 2
-    assert see._maps._cache_size() == see._static._cache_size() == 1
+    assert see._maps._conditioned._cache_size() == see._maps._static._cache_size() == 1
     assert see._pairs._on(None)._cache_size() == 1
 
 

@@ -36,7 +36,7 @@ from perception_jax.inference.pixels import PixelsInMemory, PixelsOfSource, blan
 from perception_jax.nn.adapters import AdapterParam
 from perception_jax.shard.mesh import make_mesh
 from perception_jax.systems.give.adapter import AdapterConfig
-from perception_jax.systems.give.encode import Conditioned
+from perception_jax.systems.give.encode import Conditioned, ConditionedEncoder
 from perception_jax.systems.give.evaluation.evaluate import (
     Evaluation,
     EvaluationConfig,
@@ -59,7 +59,7 @@ class Weights(nnx.Module):
         self.adapter = AdapterParam(jnp.ones((3, 5)))
 
 
-class Fake:
+class Fake(ConditionedEncoder):
     """Embeds exactly; notes what it was asked."""
 
     def __init__(self):

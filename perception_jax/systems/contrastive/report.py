@@ -22,7 +22,7 @@ from perception_jax.nn import maps
 from perception_jax.ops.image import normalise
 from perception_jax.systems.contrastive.benchmark import Benchmark
 from perception_jax.systems.contrastive.evaluate import TEMPLATES, Matching, Naming
-from perception_jax.viz import Bar, Metric, Report, bar_chart, heatmap, line_chart, sections
+from perception_jax.viz import Bar, Metric, Report, bar_chart, heatmap, sections
 
 EXAMPLES = 24
 """Number of examples shown, half of them right."""
@@ -125,7 +125,9 @@ def write(
         _add_neighbours(report, model, benchmark.matching["naming"])
     _add_captions(report, model, benchmark)
     _add_maps(report, model, benchmark)
-    sections.add_run_settings(report, config)
+    train = config["train"]
+    rows = [("batch", f"{train['batch_size']} images with a caption each")]
+    sections.add_run_settings(report, config, rows=[*rows, *sections.training_rows(train)])
     return report.write(path)
 
 
@@ -201,13 +203,11 @@ def _matching_row(scores: BenchmarkScores, name: str, k: str) -> Metric:
 def _add_curves(report: Report, history: sections.History) -> None:
     loss = sections.curves(history, {"loss": "training loss"})
     top1 = sections.curves(history, _CURVES, least=2)
-    charts = []
-    if loss:
-        title = "Contrastive loss in training"
-        charts.append(line_chart(loss, title, x_label="step", y_label="nats"))
-    if top1:
-        title = "Drawings of the test artist during training"
-        charts.append(line_chart(top1, title, x_label="step", y_label="top-1", percent=True))
+    title = "Drawings of the test artist during training"
+    charts = (
+        sections.step_chart(loss, "Contrastive loss in training", "nats"),
+        sections.step_chart(top1, title, "top-1", percent=True),
+    )
     sections.add_learning_curves(report, charts)
 
 

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, UInt8
 
@@ -24,6 +22,7 @@ from perception_jax.ops.image import normalise
 from perception_jax.ops.losses import unit
 from perception_jax.systems.give.adapter import InstructionFeatures
 from perception_jax.systems.give.model import Give, instruct
+from perception_jax.systems.give.prediction import CaptionScore
 
 GENERIC = "the image"
 """An instruction that names no object, for ablations and the "plus" profile."""
@@ -57,37 +56,10 @@ class Conditioned:
     presence: Float[Array | np.ndarray, " B"]
 
 
-@runtime_checkable
-class InstructionEncoder(Protocol):
-    """What an evaluation needs of a model; `static` and `conditioned` are traced by `jax.jit`."""
-
-    def texts(
-        self, model: nnx.Module, texts: Sequence[str], mesh: Mesh | None = None
-    ) -> Float[np.ndarray, "n E"]:
-        """Embeddings of captions and prompts; see `inference.Batched` for `mesh`."""
-
-    def instructions(
-        self, model: nnx.Module, texts: Sequence[str], mesh: Mesh | None = None
-    ) -> Any:
-        """Features of instructions, a pytree; `conditioned` picks from it by number."""
-
-    def static(self, model: nnx.Module, pixels: UInt8[Array, "B S S 3"]) -> Float[Array, "B E"]:
-        """Embeddings without an instruction."""
-
-    def conditioned(
-        self,
-        model: nnx.Module,
-        pixels: UInt8[Array, "Q S S 3"],
-        image: Int[Array, " B"],
-        instructions: Any,
-        instruction: Int[Array, " B"],
-    ) -> Conditioned:
-        """Row b is image `image[b]` of `pixels` under instruction `instruction[b]`; a function for
-        `inference.BatchedPairs`."""
-
-
 class ConditionedEncoder:
-    """Encodes texts, and images with and without instructions; an `InstructionEncoder`.
+    """Encodes texts, and images with and without instructions.
+
+    `static` and `conditioned` are functions for `inference.Batched` and `inference.BatchedPairs`.
 
     Attributes:
       processor: mean and standard deviation of the pixels, tokenizer of the texts; images passed in
@@ -176,6 +148,24 @@ class ConditionedEncoder:
 
     def _ids(self, texts: Sequence[str]) -> Int[np.ndarray, "n T"]:
         return np.asarray(self.processor.texts(list(texts)))
+
+
+class CaptionTable:
+    """Captions with their embeddings, to list the nearest of an image; may be empty."""
+
+    def __init__(self, model: Give, encoder: ConditionedEncoder, captions: Sequence[str]):
+        self._captions = tuple(captions)
+        self._rows = encoder.texts(model, self._captions) if self._captions else None
+
+    def nearest(self, embedding: Float[np.ndarray, " E"], count: int) -> tuple[CaptionScore, ...]:
+        """The nearest captions, best first."""
+        if self._rows is None:
+            return ()
+        cosines = self._rows @ embedding
+        best = np.argsort(-cosines, kind="stable")[:count]
+        return tuple(
+            CaptionScore(caption=self._captions[k], cosine=float(cosines[k])) for k in best
+        )
 
 
 def take_rows(instructions: InstructionFeatures, index: Int[Array, " B"]) -> InstructionFeatures:

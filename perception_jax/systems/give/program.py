@@ -145,18 +145,16 @@ def report(config: Any, task: GiveTask, model: nnx.Module, folder: pathlib.Path)
         folder / "report.html",
         evaluated=evaluated,
         pictures=Pictures(model, task.encoder, evaluation.records, evaluated.measured),
-        run=page.RunInfo(
-            title=config.report.title,
-            subtitle=sections.subtitle(
-                history, rows=config.train.batch_size, measured_on=config.report.measured_on
-            ),
-            evaluator=name,
-            history=history,
-            settings=[
-                ("training images", _training_images(config)),
-                *page.settings_rows(task, model, settings),
-            ],
-            config=settings,
+        evaluator=name,
+        history=history,
+        settings=[
+            ("training images", _training_images(config)),
+            *page.settings_rows(task, model, settings),
+        ],
+        config=settings,
+        title=config.report.title,
+        subtitle=sections.subtitle(
+            history, rows=config.train.batch_size, measured_on=config.report.measured_on
         ),
     )
     print(f"report      {path}")

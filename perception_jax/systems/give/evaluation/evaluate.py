@@ -27,7 +27,7 @@ from perception_jax.inference.pairs import BatchedPairs, ImageTextPairs
 from perception_jax.inference.pixels import Pixels
 from perception_jax.nn.adapters import AdapterParam
 from perception_jax.shard.mesh import mesh_of
-from perception_jax.systems.give.encode import Conditioned, InstructionEncoder
+from perception_jax.systems.give.encode import Conditioned, ConditionedEncoder
 from perception_jax.systems.give.evaluation.plan import Plan, block_pairs, make_plan
 
 
@@ -100,7 +100,7 @@ class Evaluated:
 
 
 class Evaluation:
-    """Evaluates any model that its encoder can run; an evaluator of a training task.
+    """Evaluates a model with and without instructions; an evaluator of a training task.
 
     Attributes:
       annotations: of the images.
@@ -110,7 +110,7 @@ class Evaluation:
 
     def __init__(
         self,
-        encoder: InstructionEncoder,
+        encoder: ConditionedEncoder,
         annotations: Annotations,
         pixels: Pixels,
         *,
