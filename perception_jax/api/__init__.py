@@ -11,6 +11,7 @@ Four layouts are read and written:
   of what else the architecture has.
 """
 
+from perception_jax.api.adapters import find_adapters, image_metadata, load_backbone_of
 from perception_jax.api.backbones import load_backbone, open_backbone, published_backbone
 from perception_jax.api.exporting import export, table_of
 from perception_jax.api.loaded import Loaded, Processor
@@ -25,8 +26,11 @@ __all__ = [
     "Processor",
     "export",
     "find",
+    "find_adapters",
+    "image_metadata",
     "load",
     "load_backbone",
+    "load_backbone_of",
     "open_backbone",
     "prepare",
     "published_backbone",

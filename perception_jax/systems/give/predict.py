@@ -47,8 +47,8 @@ def load_encoder(
     Raises:
       PerceptionError: as `GiveEncoder.from_pretrained`.
     """
-    is_file = os.fspath(source).endswith(".safetensors") or find_adapters(source).is_file()
-    if is_file or backbone is not None:
+    named = backbone is not None or os.fspath(source).endswith(".safetensors")
+    if named or find_adapters(source, missing_ok=True).is_file():
         return GiveEncoder.from_pretrained(source, backbone=backbone)
     config = GiveConfig(adapter=AdapterConfig(heads=1))  # fits any width
     return GiveEncoder.from_pretrained(backbone=source, config=config)
