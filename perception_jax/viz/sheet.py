@@ -134,6 +134,13 @@ def stacked(
     return np.concatenate([_widened(part, width) for part in parts])
 
 
+def padded_above(
+    part: UInt8[np.ndarray, "_ w 3"], height: int
+) -> UInt8[np.ndarray, "{height} w 3"]:
+    """A strip with paper above it, as high as others beside it."""
+    return np.pad(part, ((height - len(part), 0), (0, 0), (0, 0)), constant_values=PAPER[0])
+
+
 def _widened(part: UInt8[np.ndarray, "h _ 3"], width: int) -> UInt8[np.ndarray, "h {width} 3"]:
     missing = width - part.shape[1]
     return np.pad(part, ((0, 0), (0, missing), (0, 0)), constant_values=PAPER[0])

@@ -29,7 +29,9 @@ from perception_jax.evals.conditioned.annotations import (
     Pairs,
 )
 from perception_jax.evals.conditioned.convert import read_labels
+from perception_jax.evals.conditioned.plan import block_pairs, make_plan
 from perception_jax.evals.conditioned.report import report
+from perception_jax.evals.two_stage import search
 from perception_jax.inference.batches import Batched
 from perception_jax.inference.pairs import BatchedPairs
 from perception_jax.inference.pixels import PixelsInMemory, PixelsOfSource, blank_image
@@ -42,9 +44,7 @@ from perception_jax.systems.give.evaluation.evaluate import (
     EvaluationConfig,
     main_numbers,
 )
-from perception_jax.systems.give.evaluation.plan import block_pairs, make_plan
 from perception_jax.systems.give.losses import LossConfig
-from perception_jax.systems.give.search import search
 
 SIDE, WIDTH, COUNT = 2, 8, 13
 PROCESSOR = ImageProcessor(size=SIDE)
@@ -221,7 +221,7 @@ def test_the_plan_is_what_happens(notes):
     expected = {(i, u) for u in needs.made.tolist() for i in needs.images[u].tolist()}
     blank = {(COUNT, u) for u in needs.made.tolist()}
     assert set(seen) == expected | blank
-    assert plan.blank_passes == len(blank)
+    assert plan.instructions == len(blank)
     assert len(fake.asked) == len(set(fake.asked))
     assert "conditioned" in plan.describe()
 

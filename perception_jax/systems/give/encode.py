@@ -170,12 +170,8 @@ class CaptionTable:
 
 def take_rows(instructions: InstructionFeatures, index: Int[Array, " B"]) -> InstructionFeatures:
     """Selects rows of instruction features."""
-    return dataclasses.replace(
-        instructions,
-        states=jnp.asarray(instructions.states)[index],
-        mask=jnp.asarray(instructions.mask)[index],
-        embedding=jnp.asarray(instructions.embedding)[index],
-    )
+    rows = {name: jnp.asarray(x)[index] for name, x in as_arrays(instructions).items()}
+    return dataclasses.replace(instructions, **rows)
 
 
 def as_arrays(instructions: InstructionFeatures) -> dict[str, Array | np.ndarray]:

@@ -21,6 +21,7 @@ from perception_jax.errors import ConfigError
 from perception_jax.evals.conditioned import prompts
 from perception_jax.evals.conditioned.accumulate import TOP, Accumulator, Measured, Needs, Texts
 from perception_jax.evals.conditioned.annotations import OVERLOOKED_SHARE, Annotations
+from perception_jax.evals.conditioned.plan import Plan, block_pairs, make_plan
 from perception_jax.evals.conditioned.report import ACCURACY_KS, RECALL_KS, Report, report
 from perception_jax.inference.batches import Batched, divisible, in_parts
 from perception_jax.inference.pairs import BatchedPairs, ImageTextPairs
@@ -28,7 +29,6 @@ from perception_jax.inference.pixels import Pixels
 from perception_jax.nn.adapters import AdapterParam
 from perception_jax.shard.mesh import mesh_of
 from perception_jax.systems.give.encode import Conditioned, ConditionedEncoder
-from perception_jax.systems.give.evaluation.plan import Plan, block_pairs, make_plan
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -32,9 +32,7 @@ class Plan:
       batch_size: rows of a step.
       images_per_call: images that a step is given, from which its rows are taken.
       images, classes, instructions: numbers of them; instructions that need a gallery.
-      static_passes: encoder passes without an instruction.
-      conditioned_passes: with one, blank images included.
-      blank_passes: of these, on the blank image.
+      conditioned_passes: encoder passes with an instruction, one of each on the blank image.
       padded_passes: rows that fill up the last step of a block.
       image_reads: how often an image is read, over all blocks.
       gallery_bytes: conditioned embeddings of the largest block.
@@ -50,9 +48,7 @@ class Plan:
     images: int
     classes: int
     instructions: int
-    static_passes: int
     conditioned_passes: int
-    blank_passes: int
     padded_passes: int
     image_reads: int
     gallery_bytes: int
@@ -69,8 +65,8 @@ class Plan:
             (
                 f"evaluation  {self.images:,} images x {self.classes:,} classes, "
                 f"{self.instructions:,} instructions",
-                f"passes      {self.static_passes:,} static, {self.conditioned_passes:,} "
-                f"conditioned ({self.blank_passes:,} of them blank), {self.padded_passes:,} "
+                f"passes      {self.images:,} static, {self.conditioned_passes:,} "
+                f"conditioned ({self.instructions:,} of them blank), {self.padded_passes:,} "
                 f"padding; {self.batch_size} a step, from up to {self.images_per_call} images",
                 f"blocks      {len(self.blocks):,}, so {self.image_reads:,} images read",
                 f"memory      {_size(sum(parts))} on the host: galleries {galleries}, scoring "
@@ -132,9 +128,7 @@ def make_plan(
         images=images,
         classes=classes,
         instructions=len(needs.made),
-        static_passes=images,
         conditioned_passes=sum(passes),
-        blank_passes=len(needs.made),
         padded_passes=sum(-count % batch_size for count in (*passes, images)),
         image_reads=images + sum(len(part.images()) - 1 for part in pairs),
         gallery_bytes=max(passes, default=0) * row,
