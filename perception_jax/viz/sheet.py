@@ -15,16 +15,12 @@ from PIL import Image, ImageDraw, ImageFont
 
 from perception_jax.viz import colormap
 from perception_jax.viz.formatting import Number
-from perception_jax.viz.grid import grid, wrap
+from perception_jax.viz.grid import INK, PAPER, grid, wrap
 
 PANEL = 288
 """Side of a panel, pixels."""
 GAP = 14
 """Gap between panels, pixels."""
-PAPER = (255, 255, 255)
-"""Background colour."""
-INK = (32, 34, 38)
-"""Text colour."""
 FONT = 15
 """Font size of captions, pixels."""
 HEADING = 19

@@ -39,6 +39,7 @@ _CURVES = {
     "evaluate/naming/top1": _TITLES["naming"],
     "evaluate/held_out_matching/top1": _MATCHING_TITLES["held_out"],
 }
+_DIRECTIONS = {"image_to_text": "Image to caption", "text_to_image": "Caption to image"}
 _MEANINGS = {
     "naming": "The right name ranks first among all training names.",
     "held_out": "Neither the drawing nor its name is in the training data; only the words of the "
@@ -80,7 +81,7 @@ class BenchmarkScores:
                 **{f"{name}/matching_{k}": v for k, v in self.matching[name].items()},
                 **{f"{name}/nearest_pixel_{k}": v for k, v in self.nearest_pixel[name].items()},
             }
-        for name in ("image_to_text", "text_to_image"):
+        for name in _DIRECTIONS:
             one = getattr(self.retrieval, name)
             found |= {f"retrieval/{name}_r{k}": one.recall[k] for k in (1, 5, 10)}
             found |= {f"retrieval/{name}_chance_r{k}": one.chance_recall[k] for k in (1, 5, 10)}
@@ -133,26 +134,9 @@ def write(
 
 def _add_metrics(report: Report, scores: BenchmarkScores) -> None:
     report.add_section("Results")
-    rows = []
-    for name, one in scores.naming.items():
-        for k in (1, 5):
-            rows.append(
-                Metric(
-                    name=f"{_TITLES[name]}: top-{k} of {len(one.per_class)}",
-                    value=getattr(one, f"top{k}"),
-                    interval=getattr(one, f"top{k}_interval"),
-                    baselines={
-                        "chance": getattr(one, f"chance_top{k}"),
-                        "nearest pixels": scores.nearest_pixel[name][f"top{k}"],
-                    },
-                    meaning=_MEANINGS[name] if k == 1 else "The right name is among the five.",
-                )
-            )
-    rows += [_matching_row(scores, name, k) for name in scores.matching for k in ("top1", "top5")]
-    for name, title in (
-        ("image_to_text", "Image to caption"),
-        ("text_to_image", "Caption to image"),
-    ):
+    rows = [_naming_row(scores, name, k) for name in scores.naming for k in (1, 5)]
+    rows += [_matching_row(scores, name, k) for name in scores.matching for k in (1, 5)]
+    for name, title in _DIRECTIONS.items():
         one = getattr(scores.retrieval, name)
         rows.append(
             Metric(
@@ -164,39 +148,44 @@ def _add_metrics(report: Report, scores: BenchmarkScores) -> None:
             )
         )
     report.add_metrics(rows)
-    if scores.naming:
-        report.add_text(
-            "“Nearest pixels” names a drawing by the most similar picture among all training "
-            "artists' drawings of the same names. Matching does the same in the model's embedding "
-            "space, so it also applies to names that are not in the training data."
-        )
+    if not scores.naming:
+        return
+    report.add_text(
+        "“Nearest pixels” names a drawing by the most similar picture among all training "
+        "artists' drawings of the same names. Matching does the same in the model's embedding "
+        "space, so it also applies to names that are not in the training data."
+    )
     bars = [
-        Bar(
-            _TITLES[name],
-            one.top1,
-            baselines={
-                "chance": one.chance_top1,
-                "nearest pixels": scores.nearest_pixel[name]["top1"],
-            },
-            interval=one.top1_interval,
-        )
+        Bar(_TITLES[name], one.top1, _baselines(scores, name, 1), one.top1_interval)
         for name, one in scores.naming.items()
     ]
-    if bars:
-        report.add_chart(bar_chart({"": bars}, "Top-1 against the baselines", percent=True))
+    report.add_chart(bar_chart({"": bars}, "Top-1 against the baselines", percent=True))
 
 
-def _matching_row(scores: BenchmarkScores, name: str, k: str) -> Metric:
-    naming, rate = scores.naming[name], scores.matching[name][k]
+def _baselines(scores: BenchmarkScores, name: str, k: int) -> dict[str, float]:
+    chance = getattr(scores.naming[name], f"chance_top{k}")
+    return {"chance": chance, "nearest pixels": scores.nearest_pixel[name][f"top{k}"]}
+
+
+def _naming_row(scores: BenchmarkScores, name: str, k: int) -> Metric:
+    one = scores.naming[name]
     return Metric(
-        name=f"{_MATCHING_TITLES[name]}: top-{k[3:]} of {len(naming.per_class)}",
+        name=f"{_TITLES[name]}: top-{k} of {len(one.per_class)}",
+        value=getattr(one, f"top{k}"),
+        interval=getattr(one, f"top{k}_interval"),
+        baselines=_baselines(scores, name, k),
+        meaning=_MEANINGS[name] if k == 1 else "The right name is among the five.",
+    )
+
+
+def _matching_row(scores: BenchmarkScores, name: str, k: int) -> Metric:
+    naming, rate = scores.naming[name], scores.matching[name][f"top{k}"]
+    return Metric(
+        name=f"{_MATCHING_TITLES[name]}: top-{k} of {len(naming.per_class)}",
         value=rate,
         interval=wilson_interval(round(rate * naming.count), naming.count),
-        baselines={
-            "chance": getattr(naming, f"chance_{k}"),
-            "nearest pixels": scores.nearest_pixel[name][k],
-        },
-        meaning=_MATCHING_MEANINGS[name] if k == "top1" else "It is among the five closest.",
+        baselines=_baselines(scores, name, k),
+        meaning=_MATCHING_MEANINGS[name] if k == 1 else "It is among the five closest.",
     )
 
 
@@ -212,10 +201,6 @@ def _add_curves(report: Report, history: sections.History) -> None:
 
 
 def _add_named(report: Report, naming: Naming, scores: ZeroShotScores) -> None:
-    report.add_section(
-        "Right and wrong names",
-        "Drawings of the test artist with the name that the model predicts.",
-    )
     images = naming.images
     rng = np.random.default_rng(0)
     cards = []
@@ -226,7 +211,8 @@ def _add_named(report: Report, naming: Naming, scores: ZeroShotScores) -> None:
             predicted = images.names[scores.predictions[index]]
             text = name if wanted else f"{predicted} (right: {name})"
             cards.append((_enlarged(images.pixels[index]), text, "ok" if wanted else "wrong"))
-    report.add_images(cards, width=110)
+    intro = "Drawings of the test artist with the name that the model predicts."
+    sections.add_examples(report, "Right and wrong names", intro, [cards], width=110)
 
 
 def _add_neighbours(report: Report, model: nnx.Module, matching: Matching) -> None:
