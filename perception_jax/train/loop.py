@@ -154,16 +154,7 @@ def run(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Program:
-    """The training step before it is compiled, and the model and state that it runs on.
-
-    Attributes:
-      model: shapes of the model, and what of it trains.
-      optimizer: the gradient transformation.
-      state: shapes of the state.
-      shardings: of the state.
-      step: the step function.
-      mesh: of the run.
-    """
+    """The training step before it is compiled; `model` and `state` have shapes for leaves."""
 
     model: AbstractModel
     optimizer: optax.GradientTransformation

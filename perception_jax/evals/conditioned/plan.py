@@ -1,7 +1,7 @@
-"""Which encoder passes an evaluation takes, in which blocks, and what it holds in memory.
+"""The encoder passes of an evaluation, in blocks, and the memory that they take.
 
-A block is a set of instructions whose galleries are made in one pass over the images; its
-conditioned embeddings are the only ones that are held. Letters: p passes of a block.
+A block is a set of instructions whose galleries are made in one pass over the images; only its
+conditioned embeddings are in memory at that time. Letters: p passes of a block.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class Plan:
 
     Attributes:
       blocks: instructions of each block.
-      batch_size: rows of a step.
-      images_per_call: images that a step is given, from which its rows are taken.
+      batch_size: rows of a call.
+      images_per_call: images of a call, which its rows share.
       images, classes, instructions: numbers of them; instructions that need a gallery.
       conditioned_passes: encoder passes with an instruction, one of each on the blank image.
-      padded_passes: rows that fill up the last step of a block.
+      padded_passes: rows that fill up the last call of a block.
       image_reads: how often an image is read, over all blocks.
       gallery_bytes: conditioned embeddings of the largest block.
       scoring_bytes: what is held while the largest gallery is scored.
@@ -102,7 +102,7 @@ def make_plan(
     Args:
       needs: which images each instruction needs.
       width: of an embedding.
-      batch_size: rows of a step.
+      batch_size: rows of a call.
       block_bytes: for the conditioned embeddings of a block; one gallery always fits.
 
     Raises:
