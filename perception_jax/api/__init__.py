@@ -12,14 +12,21 @@ Four layouts are read and written:
 """
 
 from perception_jax.api.adapters import find_adapters, image_metadata, load_backbone_of
-from perception_jax.api.backbones import load_backbone, open_backbone, published_backbone
+from perception_jax.api.backbones import (
+    PUBLISHED,
+    load_backbone,
+    open_backbone,
+    published_backbone,
+)
 from perception_jax.api.exporting import export, table_of
 from perception_jax.api.loaded import Loaded, Processor
 from perception_jax.api.loading import load, prepare
 from perception_jax.api.locate import SHIPPED, find, shipped_folder
+from perception_jax.api.lora import load_lora, save_lora
 from perception_jax.interop.checkpoint_source import Layout
 
 __all__ = [
+    "PUBLISHED",
     "SHIPPED",
     "Layout",
     "Loaded",
@@ -31,9 +38,11 @@ __all__ = [
     "load",
     "load_backbone",
     "load_backbone_of",
+    "load_lora",
     "open_backbone",
     "prepare",
     "published_backbone",
+    "save_lora",
     "shipped_folder",
     "table_of",
 ]

@@ -9,13 +9,19 @@ from __future__ import annotations
 from jax.sharding import PartitionSpec as P
 
 SHARDINGS = (
-    (r"blocks/(base/)?attention/[qkv]_proj/kernel$", P(None, "fsdp", "tensor")),
+    (r"blocks/(base/)?attention/[qkv]_proj/(kernel|lora/b)$", P(None, "fsdp", "tensor")),
     (r"blocks/(base/)?attention/[qkv]_proj/bias$", P(None, "tensor")),
-    (r"blocks/(base/)?attention/out_proj/kernel$", P(None, "tensor", "fsdp")),
-    (r"blocks/(base/)?mlp/(fc1|gate|up)/kernel$", P(None, "fsdp", "tensor")),
+    (r"blocks/(base/)?attention/out_proj/(kernel|lora/a)$", P(None, "tensor", "fsdp")),
+    (r"blocks/(base/)?mlp/(fc1|gate|up)/(kernel|lora/b)$", P(None, "fsdp", "tensor")),
     (r"blocks/(base/)?mlp/(fc1|gate|up)/bias$", P(None, "tensor")),
-    (r"blocks/(base/)?mlp/(fc2|down)/kernel$", P(None, "tensor", "fsdp")),
+    (r"blocks/(base/)?mlp/(fc2|down)/(kernel|lora/a)$", P(None, "tensor", "fsdp")),
+    (r"blocks/.*/lora/a$", P(None, "fsdp")),
+    (r"blocks/.*/lora/b$", P(None, None, "fsdp")),
+    (r"/lora/a$", P("fsdp")),
+    (r"/lora/b$", P(None, "fsdp")),
     (r"head/([qkv]_proj|mlp/fc1)/kernel$", P("fsdp", "tensor")),
+    (r"/lora/a$", P("fsdp")),
+    (r"/lora/b$", P(None, "fsdp")),
     (r"head/([qkv]_proj|mlp/fc1)/bias$", P("tensor")),
     (r"head/(out_proj|mlp/fc2)/kernel$", P("tensor", "fsdp")),
     (r"text/token_embedding$", P("tensor", "fsdp")),

@@ -20,6 +20,9 @@ from perception_jax.ops.sharding import constrain
 class Linear(nnx.Module):
     """`x @ kernel + bias`; `kernel` is [in, out].
 
+    Two optional parts leave the paths of the others as they are: `lora`, a low-rank term that is
+    added (`nn.lora`), and `scale`, one factor per output of an int8 kernel (`nn.int8`).
+
     Args:
       gain: of the initial kernel: outputs start with `gain` times the inputs' standard deviation.
     """
@@ -30,10 +33,22 @@ class Linear(nnx.Module):
         scale = gain * inputs**-0.5
         self.kernel = nnx.Param(scale * jax.random.normal(rngs.params(), (inputs, outputs)))
         self.bias = nnx.Param(jnp.zeros((outputs,))) if bias else None
+        self.scale: nnx.Param | None = nnx.data(None)
+        self.lora: nnx.Module | None = nnx.data(None)
 
-    def __call__(self, x: Float[Array, "*B inputs"]) -> Float[Array, "*B outputs"]:
-        y = x @ self.kernel[...].astype(x.dtype)
-        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+    def __call__(
+        self, x: Float[Array, "*B inputs"], *, key: Array | None = None
+    ) -> Float[Array, "*B outputs"]:
+        """Args: key: for the dropout of `lora`; None drops nothing."""
+        kernel = self.kernel[...].astype(x.dtype)
+        if self.scale is None:
+            y = x @ kernel
+        else:  # scaled before it is rounded to the dtype of `x`
+            product = jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
+            y = (product * self.scale[...]).astype(x.dtype)
+        if self.bias is not None:
+            y = y + self.bias[...].astype(x.dtype)
+        return y if self.lora is None else y + self.lora(x, key)
 
 
 def lookup(

@@ -18,6 +18,7 @@ from perception_jax.nn.attention import core
 from perception_jax.nn.attention.cache import LayerCache
 from perception_jax.nn.attention.core import Bias
 from perception_jax.nn.attention.mask import AnyMask, as_conditions
+from perception_jax.nn.dropout import keys_of
 from perception_jax.nn.linear import Linear
 from perception_jax.nn.norms import LayerNorm
 from perception_jax.nn.rope import Rope
@@ -150,6 +151,7 @@ class Attention(nnx.Module):
         rope: Rope | None = None,
         tap: LayerTap | None = None,
         cache: LayerCache | None = None,
+        key: Array | None = None,
     ) -> AttentionOutput:
         """Attends from `x` to `keys`.
 
@@ -158,13 +160,15 @@ class Attention(nnx.Module):
           values: tokens to take from (DETR's keys have positions added, its values do not); None
             is `keys`.
           mask, bias, rope, tap, cache: see `multi_head`.
+          key: for the dropout of LoRA; None drops nothing.
         """
         keys = x if keys is None else keys
         values = keys if values is None else values
+        q_key, k_key, v_key, out_key = keys_of(key, 4)
         out = multi_head(
-            self.q_proj(x),
-            self.k_proj(keys),
-            self.v_proj(values),
+            self.q_proj(x, key=q_key),
+            self.k_proj(keys, key=k_key),
+            self.v_proj(values, key=v_key),
             heads=self.heads,
             kv_heads=self.kv_heads,
             mask=mask,
@@ -174,7 +178,7 @@ class Attention(nnx.Module):
             cache=cache,
         )
         y = out.x if self.inner_norm is None else self.inner_norm(out.x)
-        return dataclasses.replace(out, x=self.out_proj(y))
+        return dataclasses.replace(out, x=self.out_proj(y, key=out_key))
 
 
 def _split(x: Float[Array, "B T D"], heads: int) -> Float[Array, "B T N H"]:

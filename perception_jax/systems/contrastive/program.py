@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from perception_jax.systems.contrastive.benchmark import Benchmark
     from perception_jax.systems.contrastive.data import ContrastiveData
     from perception_jax.systems.contrastive.task import ContrastiveTask
+    from perception_jax.train.task import Batch
 
 SCENES = "scenes"
 """Value of `data.source` for drawn scenes instead of files."""
@@ -45,6 +46,18 @@ def task(config: Any, loaded: Loaded | None = None) -> ContrastiveTask:
         data=_data(config, processor),
         benchmark=functools.partial(_benchmark, config, processor),
     )
+
+
+def shapes(config: Any) -> tuple[ContrastiveTask, Batch]:
+    """The task and the shapes of its batch, without data."""
+    from perception_jax.systems.contrastive.data import ContrastiveData
+    from perception_jax.systems.contrastive.task import ContrastiveConfig, ContrastiveTask
+
+    data = ContrastiveData([], _processor(config), batch_size=config.train.batch_size, seed=0)
+    task = ContrastiveTask(
+        ContrastiveConfig(loss=config.loss), clip_config(config.model), data=data
+    )
+    return task, task.batch_shapes()
 
 
 def load(source: str, config: Any, mesh: Mesh | None = None) -> Loaded:

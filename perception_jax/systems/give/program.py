@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from perception_jax.systems.give.pretrained import GiveEncoder
     from perception_jax.systems.give.task import GiveTask, GiveTaskConfig
     from perception_jax.systems.give.training_data import TrainingData
+    from perception_jax.train.task import Batch
 
 SCENES = "scenes"
 """Value of `data.source` for drawn scenes instead of files."""
@@ -51,6 +52,20 @@ def task(config: Any, loaded: GiveEncoder | None = None) -> GiveTask:
         training,
         evaluators=functools.partial(evaluators, config, backbone.processor, training),
     )
+
+
+def shapes(config: Any) -> tuple[GiveTask, Batch]:
+    """The task and the shapes of its batch, without data and weights.
+
+    Published backbones need no files; of any other the headers of its weights are read.
+    """
+    from perception_jax import api
+    from perception_jax.systems.give.task import GiveTask
+
+    published = config.backbone in api.PUBLISHED
+    opened = (api.published_backbone if published else api.open_backbone)(config.backbone)
+    task = GiveTask(task_config(config), opened.at_size(config.data.size), data=None)
+    return task, task.batch_shapes()
 
 
 def task_config(config: Any) -> GiveTaskConfig:

@@ -44,6 +44,9 @@ from perception_jax.systems.give.plus import (
 from perception_jax.systems.give.training_data import TrainingData
 from perception_jax.train.task import Batch, Evaluator, Metrics
 
+INSTRUCTION_TOKENS = 16
+"""Length of instructions for which a step is planned; names of classes are shorter."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GiveTaskConfig:
@@ -160,6 +163,36 @@ class GiveTask:
             batch_size=self.config.batch_size, num_workers=self.config.workers
         )
         return {"train": loader.map(lookup)}
+
+    def batch_shapes(self) -> Batch:
+        """The shapes of a batch, with instructions of `INSTRUCTION_TOKENS` tokens."""
+        config, text = self.backbone.config, self.backbone.config.text
+        side = self.backbone.processor.image.size
+
+        def rows(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((self.config.batch_size, *shape), dtype)
+
+        tokens = min(INSTRUCTION_TOKENS, text.context)
+        instruction = {
+            "states": rows(tokens, text.width),
+            "mask": rows(tokens, dtype=jnp.bool_),
+            "embedding": rows(config.embed_dim),
+        }
+        shapes = {
+            "image": rows(side, side, 3, dtype=jnp.uint8),
+            **dict.fromkeys(("image_index", "label", "caption_index"), rows(dtype=jnp.int32)),
+            "ids": rows(text.context, dtype=jnp.int32),
+            "instruction": instruction,
+            "absent_instruction": instruction,
+        }
+        if self.config.plus.dense:
+            shapes["boxes"] = rows(1, 4)
+        if self.config.plus.altered:
+            shapes |= {
+                "altered_ids": rows(text.context, dtype=jnp.int32),
+                "altered": rows(dtype=jnp.bool_),
+            }
+        return shapes
 
     def evaluators(self) -> Mapping[str, Evaluator]:
         """The evaluators by name, made when they are first needed."""
