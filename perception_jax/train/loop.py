@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
-import optax
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -27,19 +26,11 @@ from perception_jax.train.config import TrainConfig
 from perception_jax.train.feed import BatchFeed
 from perception_jax.train.interrupt import Interrupt, Stopped
 from perception_jax.train.metrics import EVALUATE, Clock, Reporter
-from perception_jax.train.optim import make_optimizer
 from perception_jax.train.run_settings import RunSettings, require_same_everywhere
-from perception_jax.train.state import (
-    AbstractModel,
-    TrainState,
-    abstract_model,
-    abstract_state,
-    init_state,
-    state_shardings,
-    with_shardings,
-)
-from perception_jax.train.step import FINITE_METRICS, VOTE, CompiledStep, compile_step, make_step
+from perception_jax.train.state import TrainState, with_shardings
+from perception_jax.train.step import FINITE_METRICS, VOTE, CompiledStep
 from perception_jax.train.task import Metrics, Task
+from perception_jax.train.task_step import TaskStep
 from perception_jax.train.workdir import Workdir, open_workdir
 from perception_jax.version import __version__
 
@@ -118,7 +109,7 @@ def run(
         stack.enter_context(jax.set_mesh(mesh))
         interrupt = stack.enter_context(Interrupt())
         kept = distributed.together("settings", lambda: _record_settings(home, settings))
-        program = _Program.of(task, config, mesh)
+        task_step = TaskStep.of(task, config, mesh)
         feed = distributed.together(
             "opening the data", lambda: _open_data(task, mesh, config, interrupt)
         )
@@ -126,14 +117,14 @@ def run(
         checkpoints = stack.enter_context(
             checkpoint.Checkpoints(home.checkpoints, keep=config.keep, keep_best=config.keep_best)
         )
-        restored = _restore(program, checkpoints, feed, settings.moved(kept))
+        restored = _restore(task_step, checkpoints, feed, settings.moved(kept))
         if restored is not None:
             _log.info("continuing %s from step %d", home.path, restored.step)
         trainer = _Trainer(
             task=task,
             config=config,
             mesh=mesh,
-            program=program,
+            task_step=task_step,
             feed=feed,
             checkpoints=checkpoints,
             home=home,
@@ -146,43 +137,10 @@ def run(
                 devices=mesh.size,
                 peak_flops=flops.peak_flops(mesh.devices.flat[0].device_kind),
             ),
-            state=program.init(task, config.seed) if restored is None else restored.state,
+            state=task_step.init(config.seed) if restored is None else restored.state,
             restored=restored,
         )
         return trainer.train()
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Program:
-    """The training step before it is compiled; `model` and `state` have shapes for leaves."""
-
-    model: AbstractModel
-    optimizer: optax.GradientTransformation
-    state: TrainState
-    shardings: TrainState
-    step: Callable[..., Any]
-    mesh: Mesh
-
-    @classmethod
-    def of(cls, task: Task, config: TrainConfig, mesh: Mesh) -> _Program:
-        model = abstract_model(task)
-        optimizer = make_optimizer(config.optim, config.steps, model.trainable)
-        ema = config.optim.ema
-        state = abstract_state(model, optimizer.transform, ema=ema is not None)
-        return cls(
-            model=model,
-            optimizer=optimizer.transform,
-            state=state,
-            shardings=state_shardings(state, task.shardings, mesh),
-            step=make_step(task, model, optimizer, compute_dtype=config.compute_dtype, ema=ema),
-            mesh=mesh,
-        )
-
-    def init(self, task: Task, seed: int) -> TrainState:
-        return init_state(task, self.optimizer, self.shardings, seed)
-
-    def compile(self, batch: Any) -> CompiledStep:
-        return compile_step(self.step, self.state, self.shardings, batch, self.mesh)
 
 
 def _record_settings(home: Workdir, settings: RunSettings) -> Mapping[str, Any]:
@@ -200,13 +158,15 @@ def _open_data(task: Task, mesh: Mesh, config: TrainConfig, interrupt: Interrupt
 
 
 def _restore(
-    program: _Program, checkpoints: checkpoint.Checkpoints, feed: BatchFeed, changed: Sequence[str]
+    step: TaskStep, checkpoints: checkpoint.Checkpoints, feed: BatchFeed, changed: Sequence[str]
 ) -> checkpoint.Restored | None:
     """The newest checkpoint that can be used, with the data set to its position; None for a new
     run. If settings have changed, the data must have the same records as before."""
     if changed:
         _log.warning("settings that may change have changed:\n  %s", "\n  ".join(changed))
-    restored = checkpoints.restore(with_shardings(program.state, program.shardings), feed.iterator)
+    restored = checkpoints.restore(
+        with_shardings(task_step.state, task_step.shardings), feed.iterator
+    )
     first = [] if restored is None else restored.meta.get("first_ids")
     if changed and first:
         distributed.together(
@@ -231,7 +191,7 @@ class _Trainer:
     task: Task
     config: TrainConfig
     mesh: Mesh
-    program: _Program
+    task_step: TaskStep
     feed: BatchFeed
     checkpoints: checkpoint.Checkpoints
     home: Workdir
@@ -309,7 +269,7 @@ class _Trainer:
         batch, ids = self._next_batch()
         if self._compiled is None:
             with self.interrupt.leaving(0.0 if self._alone else math.inf):
-                self._compiled = self.program.compile(batch)
+                self._compiled = self.task_step.trace(batch).compile()
             self.clock.model_flops = self._compiled.model_flops
             self.clock.hardware_flops = self._compiled.hardware_flops
             self.clock.restart()
@@ -406,7 +366,7 @@ class _Trainer:
     def _current_model(self) -> nnx.Module:
         averaged = self.state.ema
         trainable = self.state.trainable if averaged is None else averaged
-        return self.program.model.merge(trainable, self.state.frozen)
+        return self.task_step.model.merge(trainable, self.state.frozen)
 
     def _not_finite(self, pending: _Pending, values: Mapping[str, float]) -> TrainingError:
         file = self.home.path / f"not_finite_step_{pending.step}_host_{jax.process_index()}.json"
