@@ -164,9 +164,7 @@ def _restore(
     run. If settings have changed, the data must have the same records as before."""
     if changed:
         _log.warning("settings that may change have changed:\n  %s", "\n  ".join(changed))
-    restored = checkpoints.restore(
-        with_shardings(task_step.state, task_step.shardings), feed.iterator
-    )
+    restored = checkpoints.restore(with_shardings(step.state, step.shardings), feed.iterator)
     first = [] if restored is None else restored.meta.get("first_ids")
     if changed and first:
         distributed.together(
