@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from perception_jax.systems.give.prediction import Candidate, GivePrediction, InstructionPrediction
-from perception_jax.viz import patch_maps, sheet
+from perception_jax.viz import overlay, sheet
 from perception_jax.viz.sheet import ShareBar, share_bars
 
 COLUMNS = 4
@@ -53,7 +53,7 @@ def _block(
     shown = prediction.picture
     rows = _rows(prediction, instructions)
     blank = (np.full_like(shown, sheet.PAPER[0]), "")
-    own = (patch_maps.over(shown, prediction.attention), "Without an instruction")
+    own = (overlay.over_grey(shown, prediction.attention), "Without an instruction")
     left = [(shown, "The image, as far as patches cover it"), *[blank] * (len(rows) - 2), own]
     parts = [_headers(instructions)]
     for (text, panels), first in zip(rows, left, strict=True):
@@ -77,7 +77,7 @@ def _rows(prediction: GivePrediction, instructions: Sequence[InstructionPredicti
     first = next(iter(types))
 
     def panel(one: InstructionPrediction, name: str) -> sheet.Panel:
-        shown = patch_maps.over(prediction.picture, getattr(one, name))
+        shown = overlay.over_grey(prediction.picture, getattr(one, name))
         return shown, _scores(one) if name == first else ""
 
     return [(text, [panel(one, name) for one in instructions]) for name, text in types.items()]

@@ -24,7 +24,7 @@ from perception_jax.systems.give.adapter import InstructionFeatures
 from perception_jax.systems.give.encode import CaptionTable, ConditionedEncoder
 from perception_jax.systems.give.maps import MapComputer
 from perception_jax.systems.give.model import ConditionedTower, Give
-from perception_jax.viz import ImageCard, draw_boxes, patch_maps
+from perception_jax.viz import ImageCard, draw_boxes, overlay
 from perception_jax.viz.sheet import PANEL
 
 SCENES = 6
@@ -110,7 +110,7 @@ class Pictures:
         plain = f"No instruction: attention\n{self._nearest(static, queries)}"
         cards = [
             ImageCard(boxed, f"The image: {shown}"),
-            ImageCard(patch_maps.over(view.picture, attention), plain.strip()),
+            ImageCard(overlay.over_grey(view.picture, attention), plain.strip()),
         ]
         for query in queries:
             cards += [self._conditioned(view, query), self._static(view, image, query)]
@@ -123,7 +123,7 @@ class Pictures:
         decision = f"“{self._instruction(query)}”: {'present' if present else 'absent'}"
         lines = [f"{decision}, {percent(chance)}", self._nearest(found.embedding, [query])]
         return ImageCard(
-            patch_maps.over(view.picture, found.relevance),
+            overlay.over_grey(view.picture, found.relevance),
             "\n".join(filter(None, lines)),
             "ok" if present == (query.pair is not None) else "wrong",
         )
@@ -134,7 +134,7 @@ class Pictures:
         text = f"“{self._instruction(query)}”, unconditioned"
         if query.pair is not None:
             text += f"\n{self._ahead(image, query.class_id)}"
-        return ImageCard(patch_maps.over(view.picture, np.asarray(relevance)), text)
+        return ImageCard(overlay.over_grey(view.picture, np.asarray(relevance)), text)
 
     def _card(self, pair: int, present: bool) -> ImageCard:
         notes = self._measured.annotations
