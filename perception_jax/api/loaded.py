@@ -185,6 +185,26 @@ class Loaded:
         placed = {path: target.sharding for path, target in targets.items()}
         return jax.jit(copied, out_shardings=placed)()
 
+    def part(self, name: str, mesh: jax.sharding.Mesh | None = None) -> nnx.Module:
+        """Returns a part of the model ("text"), with its weights read if the model has none yet.
+
+        Args:
+          mesh: places each leaf that is read on it.
+        """
+        part = getattr(self.model, name)
+        if self.weights is None:
+            return part
+        leaves = {f"{name}/{path}": leaf for path, leaf in flatten(part).items()}
+        placed = dict.fromkeys(leaves)
+        if mesh is not None:
+            placed = make_shardings(leaves, self.weights.rules, mesh)
+        targets = {
+            path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed[path])
+            for path, leaf in leaves.items()
+        }
+        read = self.read(targets)
+        return unflatten(part, {path.removeprefix(f"{name}/"): x for path, x in read.items()})
+
     def at_size(self, size: int, *, mode: Mode | None = None) -> Loaded:
         """Returns a copy whose processor makes images of another size; the towers accept any.
 
