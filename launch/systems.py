@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import ml_collections
@@ -18,11 +18,14 @@ from perception_jax import systems
 from perception_jax.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
+    import jax
     from flax import nnx
     from jax.sharding import Mesh
 
     from perception_jax.data.loader import Examples
     from perception_jax.inference.images import ImageResult
+    from perception_jax.shard.plan import ProgramPlan
+    from perception_jax.shard.slices import Slice
     from perception_jax.train.task import Batch, Task
 
 
@@ -72,6 +75,16 @@ class Plans(Protocol):
 
 
 @runtime_checkable
+class Serves(Protocol):
+    """Protocol of the program of a system whose steps of serving `launch.plan` compiles."""
+
+    def serving_plans(
+        self, config: ml_collections.ConfigDict, found: Slice, devices: Sequence[jax.Device]
+    ) -> Sequence[ProgramPlan]:
+        """Compiles the steps for a slice, without weights."""
+
+
+@runtime_checkable
 class Predicts(Protocol):
     """Protocol of the program of a system that `launch.predict` runs on images."""
 
@@ -94,24 +107,25 @@ def training_program(config: ml_collections.ConfigDict) -> Trains:
     Raises:
       ConfigError: it names none, or one that does not train.
     """
-    name = config.get("system")
-    program = _program(name) if name in names() else None
-    if not isinstance(program, Trains):
-        known = [other for other in names() if isinstance(_program(other), Trains)]
-        hint = did_you_mean(str(name), known)
-        raise ConfigError(f"config.system: there is no system {name!r} that trains{hint}")
-    return program
+    return _named(config, (Trains,), "that trains")
 
 
-def planning_program(config: ml_collections.ConfigDict) -> Plans:
+def planning_program(config: ml_collections.ConfigDict) -> Plans | Serves:
     """The program that `config.system` names.
 
     Raises:
-      ConfigError: it names none, or one whose step cannot be planned.
+      ConfigError: it names none, or one without steps that can be planned.
     """
-    program = training_program(config)
-    if not isinstance(program, Plans):
-        raise ConfigError(f"config.system: the step of {config.system!r} cannot be planned.")
+    return _named(config, (Plans, Serves), "whose steps can be planned")
+
+
+def _named(config: ml_collections.ConfigDict, kinds: tuple[type, ...], which: str) -> Any:
+    name = config.get("system")
+    program = _program(name) if name in names() else None
+    if not isinstance(program, kinds):
+        known = [other for other in names() if isinstance(_program(other), kinds)]
+        hint = did_you_mean(str(name), known)
+        raise ConfigError(f"config.system: there is no system {name!r} {which}{hint}")
     return program
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int, Key
 from perception_jax.errors import ConfigError
 from perception_jax.generate.model import LanguageModel
 from perception_jax.generate.sampling import Chosen, Sampling, choose
-from perception_jax.generate.state import State
+from perception_jax.generate.state import State, marked
 from perception_jax.nn.taps import Taps
 
 
@@ -123,11 +123,10 @@ def _appended(
     out = model(model.embed(ids[:, None]), cache=state.cache, taps=taps, head=False)
     logits = model.logits(out.tokens[:, 0])
     ends = (ids[:, None] == jnp.asarray(sampling.end_ids, jnp.int32)).any(axis=1)
-    place = (jnp.arange(len(ids)), jnp.where(active, ids, model.vocab_size))
     after = State(
         cache=out.cache.with_lengths(state.cache.lengths + active),
         logits=jnp.where(active[:, None], logits, state.logits),
-        seen=state.seen.at[place].set(True, mode="drop"),
+        seen=marked(state.seen, ids[:, None], active[:, None]),
         done=state.done | (active & ends),
     )
     return after, out.attention

@@ -97,13 +97,12 @@ def prefill(
             f"and at most {model.context}, the model's context; found {capacity}."
         )
     empty = State(
-        cache=model.empty_cache(batch, count, _dtype(inputs)),
+        cache=model.empty_cache(batch, capacity, _dtype(inputs)),
         logits=jnp.zeros((batch, model.vocab_size), jnp.float32),
         seen=jnp.zeros((batch, model.vocab_size), bool),
         done=jnp.zeros((batch,), bool),
     )
-    out = extend(model, empty, inputs, mask, taps=taps)
-    return dataclasses.replace(out, state=out.state.grown(capacity))
+    return extend(model, empty, inputs, mask, taps=taps)
 
 
 def extend(
@@ -131,8 +130,7 @@ def extend(
     embeddings = inputs
     if inputs.ndim == 2:
         embeddings = model.embed(inputs)
-        place = (jnp.arange(batch)[:, None], jnp.where(mask, inputs, model.vocab_size))
-        seen = seen.at[place].set(True, mode="drop")
+        seen = marked(seen, inputs, mask)
     out = model(embeddings, cache=state.cache, taps=taps, head=False)
     last = jnp.maximum(counts - 1, 0)[:, None, None]
     logits = model.logits(jnp.take_along_axis(out.tokens, last, axis=1)[:, 0])
@@ -144,6 +142,17 @@ def extend(
         done=state.done & ~some,
     )
     return Appended(state=state, attention=out.attention, hidden=out.hidden)
+
+
+def marked(
+    seen: Bool[Array, "B V"], ids: Int[Array, "B T"], mask: Bool[Array, "B T"]
+) -> Bool[Array, "B V"]:
+    """Marks the ids of a mask as seen.
+
+    Written for one text and mapped, so that chips that split the batch exchange no ids.
+    """
+    ids = jnp.where(mask, ids, seen.shape[1])
+    return jax.vmap(lambda row, places: row.at[places].set(True, mode="drop"))(seen, ids)
 
 
 def _in_front(inputs: Inputs, mask: Bool[Array, "B T"]) -> tuple[Inputs, Bool[Array, "B T"]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-import jax
 from flax import nnx
 
 Model = TypeVar("Model", bound=nnx.Module)
@@ -33,8 +32,9 @@ def with_inserts(path: str, stack: str) -> str:
     return path if inside == path else f"{stack}/base/{inside}"
 
 
-def unflatten(model: Model, params: Mapping[str, jax.Array]) -> Model:
-    """Returns the model with its leaves replaced by `params`, which must contain all of them."""
+def unflatten(model: Model, params: Mapping[str, Any]) -> Model:
+    """Returns the model with its leaves (arrays or shapes) replaced by `params`, which must contain
+    all of them."""
     graphdef, state = nnx.split(model)
     nested = nnx.to_pure_dict(state)
     for path, value in params.items():

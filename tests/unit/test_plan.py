@@ -13,13 +13,13 @@ import jax
 import ml_collections
 import pytest
 
-from launch import common, plan, systems
+from launch import common, plan, plan_text, systems
 from perception_jax.errors import ConfigError
 from perception_jax.shard import slices
+from perception_jax.shard.plan import compiled
 from perception_jax.testing import tiny_clip
 from perception_jax.train.config import TrainConfig
-from perception_jax.train.plan import _compile, make_plan
-from perception_jax.train.step import TracedStep
+from perception_jax.train.plan import make_plan
 
 ROWS = 40
 SLICE = slices.Slice(
@@ -50,7 +50,7 @@ def split():
 
 def test_numbers_of_a_plan(split):
     assert (split.slice, split.mesh) == ("eight", {"replica": 1, "fsdp": 4, "tensor": 2})
-    assert (split.fits, split.frozen, split.whole_batch) == (True, 0, [])
+    assert (split.fits, split.frozen, split.whole) == (True, 0, [])
     one = planned(found=dataclasses.replace(SLICE, chips=1))
     assert one.model_flops == split.model_flops
     assert split.hardware_flops >= split.model_flops
@@ -89,19 +89,19 @@ class Gathering:
 def test_a_batch_that_is_whole_on_a_chip_is_named(split):
     found = planned(Gathering(), fsdp=8)
     side = tiny_clip.SIZE
-    assert any(f"[{ROWS}, {side}, {side}, 3]" in array for array in found.whole_batch)
-    text = "\n".join(plan.details({"remat": None, **found.to_json()}, 10, None))
-    assert "WHOLE BATCH  on every chip: " in text
-    assert "WHOLE BATCH" not in "\n".join(plan.details({"remat": None, **split.to_json()}, 10, 1.5))
+    assert any(f"[{ROWS}, {side}, {side}, 3]" in array for array in found.whole)
+    text = "\n".join(plan_text.details({"remat": None, **found.to_json()}, 10, None))
+    assert "WHOLE        on every chip: " in text
+    assert "WHOLE" not in "\n".join(plan_text.details({"remat": None, **split.to_json()}, 10, 1.5))
 
 
-def test_an_axis_as_long_as_the_batch_is_no_whole_batch():
+def test_an_axis_as_long_as_the_batch_is_no_whole():
     """Only with another number of rows can the two be told apart."""
     rows = 32  # the towers' width
     task = tiny_clip.task(batch_size=rows)
     settings = TrainConfig.from_mapping({"steps": 1, "batch_size": rows, "mesh": {"fsdp": 8}})
     found = make_plan(task, settings, task.batch_shapes(), SLICE, jax.devices())
-    assert found.whole_batch == []
+    assert found.whole == []
 
 
 def test_what_does_not_fit_is_said_with_advice(split):
@@ -109,19 +109,19 @@ def test_what_does_not_fit_is_said_with_advice(split):
     found = planned(found=small, fsdp=4, tensor=2)
     assert not found.fits
     lines = {"remat": False, **found.to_json()}
-    text = plan.advice(lines, 8)
+    text = plan_text.advice(lines, 8)
     assert "--config.remat=True" in text
     assert "or a larger slice." in text
     assert "a batch of about" in text
-    assert "state alone" in plan.advice({**lines, "available_bytes": found.state_bytes - 1}, 8)
-    assert " NO " in plan.row(lines)
+    assert "state alone" in plan_text.advice({**lines, "available_bytes": found.state_bytes - 1}, 8)
+    assert " NO " in plan_text.row(lines)
 
 
-class Refused(TracedStep):
-    """A step that the compiler refuses."""
+class Refused(jax.stages.Lowered):
+    """A program that the compiler refuses."""
 
     def __init__(self, message: str):
-        object.__setattr__(self, "message", message)
+        self.message = message
 
     def compile(self):
         raise jax.errors.JaxRuntimeError(self.message)
@@ -132,10 +132,10 @@ def test_the_compilers_refusal_is_read():
         "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory "
         "required for HLO temporaries (72.05G) exceeds available HBM (15.75G). HLO module: jit_f."
     )
-    compiled, refusal = _compile(Refused(message))
-    assert (compiled, refusal.required) == (None, int(72.05 * 2**30))
+    done = compiled(Refused(message))
+    assert (done.program, done.required) == (None, int(72.05 * 2**30))
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
-        _compile(Refused("INTERNAL: a fault of the compiler (1.00G)"))
+        compiled(Refused("INTERNAL: a fault of the compiler (1.00G)"))
 
 
 def test_slices_have_googles_names():
@@ -171,7 +171,10 @@ def test_systems_that_train_can_be_planned():
     ("flags", "message"),
     [
         (["--slice=v5e-17"], "expected a TPU slice, found 'v5e-17'"),
-        (["--slice=v5e-16", "--config.system=clip"], "there is no system 'clip' that trains"),
+        (
+            ["--slice=v5e-16", "--config.system=clip"],
+            "there is no system 'clip' whose steps can be planned",
+        ),
         ([], "--slice"),
     ],
 )
@@ -194,7 +197,7 @@ def test_a_step_is_compiled_for_a_slice(tmp_path, capsys):
     assert common.main(plan.PROGRAM, plan.run, words) == 0
     (found,) = json.loads((tmp_path / "plan.json").read_text())
     assert found["fits"]
-    assert found["whole_batch"] == []
+    assert found["whole"] == []
     assert found["temporary_bytes"] > 0
     assert "all-gather" in found["collective_bytes"]
     assert "at least 0.00 h for 12 steps" in capsys.readouterr().out

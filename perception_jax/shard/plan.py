@@ -1,0 +1,189 @@
+"""What a program needs on a mesh, from shapes alone: memory, FLOPs, traffic.
+
+Nothing runs and no array is made, so that the mesh may be that of a TPU slice that is not there
+(`shard.slices`). Plans of training and of serving are subclasses of `ProgramPlan`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+from jax.sharding import Mesh
+
+from perception_jax.shard import program, traffic
+from perception_jax.shard.slices import Slice
+
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)([KMGT])")
+_SHOWN = 8
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProgramPlan:
+    """A program compiled for a slice. Bytes are those of one chip, FLOPs of all together.
+
+    Attributes:
+      kind: of the step.
+      slice: name of the slice.
+      mesh: sizes of the mesh's axes.
+      batch_size: rows of the global batch.
+      state_bytes: weights and what else stays on the chip from step to step.
+      argument_bytes: of all arrays that the program is given.
+      temporary_bytes: intermediate arrays and copies; what the compiler reports.
+      total_bytes: of the program; None where it did not fit and the compiler gave no total.
+      available_bytes: memory of a chip.
+      fits: whether the compiler placed the program.
+      hardware_flops: that the program computes.
+      collective_bytes: sent by a chip, by kind of collective.
+      collectives: the largest of them, for reading.
+      replicated: path and bytes of the largest leaf of which every chip holds all.
+      whole: arrays on one chip that should be split: rows of the global batch, and others that the
+        kind of plan names.
+      compute_seconds: hardware FLOPs at the chips' peak.
+      memory_seconds: what has to be read and written at the memory's peak: a lower bound.
+      communication_seconds: collectives at the interconnect's peak.
+      compile_seconds: of this plan.
+    """
+
+    kind: Literal["training", "prefill", "decode"]
+    slice: str
+    mesh: Mapping[str, int]
+    batch_size: int
+    state_bytes: int
+    argument_bytes: int
+    temporary_bytes: int
+    total_bytes: int | None
+    available_bytes: int
+    fits: bool
+    hardware_flops: int
+    collective_bytes: Mapping[str, int]
+    collectives: Sequence[str]
+    replicated: tuple[str, int]
+    whole: Sequence[str]
+    compute_seconds: float
+    memory_seconds: float
+    communication_seconds: float
+    compile_seconds: float
+
+    @property
+    def step_seconds(self) -> float:
+        """Roofline of a step: the slowest of the three, as if they overlapped completely."""
+        return max(self.compute_seconds, self.memory_seconds, self.communication_seconds)
+
+    def to_json(self) -> dict[str, Any]:
+        """All numbers, those of properties among them."""
+        return dataclasses.asdict(self) | {"step_seconds": self.step_seconds}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compiled:
+    """A compiled program, or how much memory one would need that the compiler refused.
+
+    Attributes:
+      program: None if it was refused.
+      required: bytes that a refused program needs, else 0.
+      seconds: of the compilation.
+    """
+
+    program: jax.stages.Compiled | None
+    required: int
+    seconds: float
+
+
+def compiled(lowered: jax.stages.Lowered) -> Compiled:
+    """Compiles a program for the devices of its mesh."""
+    start = time.perf_counter()
+    try:
+        found, required = lowered.compile(), 0
+    except jax.errors.JaxRuntimeError as error:
+        message = str(error)
+        size = _SIZE.search(message)
+        if "RESOURCE_EXHAUSTED" not in message or size is None:
+            raise
+        found, required = None, int(float(size[1]) * _UNITS[size[2]])
+    return Compiled(program=found, required=required, seconds=time.perf_counter() - start)
+
+
+def measured(
+    done: Compiled, found: Slice, mesh: Mesh, *, arguments: int, flops: int, moved: int
+) -> dict[str, Any]:
+    """The fields of a `ProgramPlan` that follow from its program.
+
+    Args:
+      arguments: bytes of the arrays that it is given, for a program that was refused.
+      flops: that it computes, all chips together.
+      moved: bytes of a chip's memory that it has to read or write.
+    """
+    sent = [] if done.program is None else traffic.traffic(done.program, mesh.size)
+    memory = None if done.program is None else done.program.memory_analysis()
+    if memory is None:
+        temporary, total = done.required, None
+    else:
+        arguments = memory.argument_size_in_bytes
+        temporary = memory.temp_size_in_bytes
+        kept = memory.output_size_in_bytes - memory.alias_size_in_bytes
+        total = arguments + temporary + kept + memory.generated_code_size_in_bytes
+    return {
+        "slice": found.name,
+        "mesh": dict(mesh.shape),
+        "argument_bytes": arguments,
+        "temporary_bytes": temporary,
+        "total_bytes": total,
+        "available_bytes": found.hbm,
+        "fits": total is not None and total <= found.hbm,
+        "hardware_flops": flops,
+        "collective_bytes": traffic.by_kind(sent),
+        "collectives": [_described(item) for item in sent[:_SHOWN]],
+        "compute_seconds": flops / (mesh.size * found.flops),
+        "memory_seconds": moved / found.hbm_bandwidth,
+        "communication_seconds": sum(item.bytes for item in sent) / found.ici_bandwidth,
+        "compile_seconds": done.seconds,
+    }
+
+
+def whole_batch(done: Compiled, rows: int) -> list[str]:
+    """Arrays of three or more axes on one chip of which one is as long as the global batch."""
+    if done.program is None:
+        return []
+    found = set(program.results(done.program))
+    return listed(r for r in found if len(r.shape) >= 3 and rows in r.shape)
+
+
+def listed(results: Any) -> list[str]:
+    """Operations, dtypes and shapes of `program.Result`s, for reading."""
+    return sorted({f"{r.operation} {r.dtype}{list(r.shape)}" for r in results})
+
+
+def shard_bytes(tree: Any, shardings: Any) -> int:
+    """Bytes of a pytree of shapes on one device."""
+
+    def size(leaf: Any, sharding: jax.sharding.Sharding) -> int:
+        return math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+
+    return sum(jax.tree.leaves(jax.tree.map(size, tree, shardings)))
+
+
+def largest_replicated(
+    leaves: Mapping[str, Any], shardings: Mapping[str, jax.sharding.Sharding]
+) -> tuple[str, int]:
+    """Path and bytes of the largest leaf that is whole on every device; ("", 0) if none is."""
+    sizes = {
+        path: math.prod(leaf.shape) * leaf.dtype.itemsize
+        for path, leaf in leaves.items()
+        if shardings[path].is_fully_replicated
+    }
+    return max(sizes.items(), key=lambda item: item[1], default=("", 0))
+
+
+def _described(item: traffic.Traffic) -> str:
+    shape = ",".join(map(str, item.result.shape))
+    return (
+        f"{item.kind} {item.result.dtype}[{shape}] over {item.group}, {item.times} times: "
+        f"{item.bytes / 1e6:.1f} MB"
+    )
