@@ -205,8 +205,11 @@ def test_trainer_block_holds_exactly_the_fields_of_train_config():
 )
 def test_every_config_file_is_one(file):
     config = common.parse([f"--config={file}", "--workdir=w"], PROGRAM).config
-    TrainConfig.from_mapping(config.to_dict()["train"])
-    assert isinstance(systems.training_program(config), systems.Trains)
+    if "train" in config:
+        TrainConfig.from_mapping(config.to_dict()["train"])
+        assert isinstance(systems.training_program(config), systems.Trains)
+    else:
+        assert isinstance(systems.planning_program(config), systems.Serves)
     assert json.loads(config.to_json())  # so it can be kept with the run
     with pytest.raises(ConfigError):
         common.parse([f"--config={file}:no_such_argument", "--workdir=w"], PROGRAM)

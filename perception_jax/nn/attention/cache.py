@@ -17,6 +17,16 @@ from jaxtyping import Array, Bool, Float, Int
 from perception_jax.errors import ConfigError
 from perception_jax.ops.sharding import constrain
 
+_PLACES = jax.lax.ScatterDimensionNumbers(
+    update_window_dims=(3,),
+    inserted_window_dims=(0, 3),
+    scatter_dims_to_operand_dims=(0, 3),
+    operand_batching_dims=(1, 2),
+    scatter_indices_batching_dims=(0, 1),
+)
+"""Layer and place of each token of each example and head. These two are batch dimensions, so that
+chips that split them exchange nothing; indexing with arrays (`.at`) would gather all new tokens."""
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,20 +125,23 @@ class LayerCache:
         Raises:
           ConfigError: more new tokens than the capacity.
         """
-        batch, count = k.shape[:2]
+        count = k.shape[1]
         if count > self.stack.capacity:
             raise ConfigError(
                 f"a cache for {self.stack.capacity} tokens cannot take {count} at once: make it "
                 "with the capacity of the longest text and all that is generated."
             )
-        example, head = jnp.ix_(jnp.arange(batch), jnp.arange(k.shape[2]))
-        place = (self.layer, example[..., None], head[..., None], self.positions(count)[:, None])
 
         def written(old: Array, new: Array) -> Array:
             new = new.swapaxes(1, 2).astype(old.dtype)
             if self.stack.fresh:  # all at the same place: one slice
                 return jax.lax.dynamic_update_slice(old, new[None], (self.layer, 0, 0, 0, 0))
-            return old.at[place].set(new, mode="drop")
+            layers = jnp.broadcast_to(self.layer, new.shape[:3])
+            places = jnp.broadcast_to(self.positions(count)[:, None], new.shape[:3])
+            indices = jnp.stack([layers, places], axis=-1)
+            return jax.lax.scatter(
+                old, indices, new, _PLACES, mode=jax.lax.GatherScatterMode.FILL_OR_DROP
+            )
 
         keys = _placed(written(self.stack.keys, k))
         values = _placed(written(self.stack.values, v))
