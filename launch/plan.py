@@ -1,7 +1,7 @@
 """Compiles the steps of a config for TPU slices that are not there, and prints what they need.
 
     python -m launch.plan --config=configs/clip/scenes.py --slice=v5e-16,v5p-128 --sweep --price=1.2
-    python -m launch.plan --config=configs/text/serve.py:vicuna_7b --slice=v5e-4,v5e-8
+    python -m launch.plan --config=configs/text/serve.py --slice=v5e-4,v5e-8
 
 A config of training has one step, one of serving two: the prefill and a step of the decode loop.
 For each slice: bytes per chip, FLOPs, traffic between chips, the roofline of a step, arrays that

@@ -166,7 +166,12 @@ def test_published_sizes_fit_their_slices(tmp_path):
     rows = (("vicuna_7b", "v5e-1", True, 7.5), ("vicuna_13b", "v5e-4", False, 6.6))
     for name, slice_, int8, most in rows:
         file = tmp_path / f"{name}.json"
-        words = [f"--config=configs/text/serve.py:{name}", f"--slice={slice_}", f"--json={file}"]
+        words = [
+            "--config=configs/text/serve.py",
+            f"--config.model={name}",
+            f"--slice={slice_}",
+            f"--json={file}",
+        ]
         assert common.main(plan.PROGRAM, plan.run, [*words, f"--config.int8={int8}"]) == 0
         prefill, decode = json.loads(file.read_text())
         assert decode["total_bytes"] < most * 2**30
