@@ -1,12 +1,14 @@
 """Tokens per second of a language model, against transformers on torch, on CPU in float32.
 
 python tests/bench/generation.py [--size=160m,1b] [--batches=1,8] [--prompt=128] [--tokens=32]
-    [--rounds=5] [--compile] [--out=FILE.json]
+    [--rounds=5] [--compile] [--torch-threads=N] [--out=FILE.json]
 
 Both sides have the same random weights: ours are exported as a Hugging Face folder that
 transformers reads. All decode greedily without an end token. The sides take turns call by call, so
-that a busy machine slows both, and the median counts. The time to the first token is that of
-`generate` with one token, that of decoding what further tokens take on top.
+that a busy machine slows both, and the median counts. On a busy machine torch's threads wait for
+each other in every operation, so that one is faster than two: try `--torch-threads=1` too. The time
+to the first token is that of `generate` with one token, that of decoding what further tokens take
+on top.
 
 Each step reads all weights but the embedding table, and the cache: decoding is bound by memory. The
 machine's bandwidth is measured in the same turns, by copies of a large array (bytes read and
@@ -221,8 +223,11 @@ def main() -> None:
     parser.add_argument("--tokens", default=32, type=int)
     parser.add_argument("--rounds", default=5, type=int)
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--torch-threads", type=int)
     parser.add_argument("--out", type=pathlib.Path)
     given = parser.parse_args()
+    if given.torch_threads:
+        torch.set_num_threads(given.torch_threads)
     rows = []
     for size in given.size:
         with tempfile.TemporaryDirectory() as folder:

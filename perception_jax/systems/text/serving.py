@@ -249,8 +249,8 @@ class _Served:
         return plan.shard_bytes(table, {path: self.shardings[path] for path in table})
 
     def _whole(self, done: plan.Compiled, kind: Literal["prefill", "decode"]) -> list[str]:
-        """Arrays that hold the global batch, the vocabulary or all heads of a layer's cache, where
-        the mesh divides them."""
+        """Arrays that hold the global batch, more of a layer's cache than the chip's part, or
+        (floating ones) the whole vocabulary, where the mesh divides them."""
         rows, config = self.serving.batch_size, self.config
         found = []
         shards = mesh_lib.batch_shards(self.mesh)
@@ -264,8 +264,8 @@ class _Served:
         if config.kv_heads % self.mesh.shape[TENSOR] == 0:
             found += plan.listed(array for array in arrays if self._more_than_a_layer(array))
         if config.vocab_size % self.mesh.shape[TENSOR] == 0:
-            words = (array for array in arrays if config.vocab_size in array.shape)
-            found += plan.listed(array for array in words if array.dtype != "pred")
+            floating = (array for array in arrays if array.dtype.startswith(("f", "bf")))
+            found += plan.listed(one for one in floating if config.vocab_size in one.shape)
         return found
 
     def _more_than_a_layer(self, array: program.Result) -> bool:
