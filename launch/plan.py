@@ -100,7 +100,8 @@ def compiled(
     paths = [str(pathlib.Path.cwd()), str(libtpu), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | slices.ENVIRONMENT
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+    for name in ("JAX_COMPILATION_CACHE_DIR", "XLA_FLAGS"):  # libtpu ends at flags of others
+        environment.pop(name, None)
     try:
         done = subprocess.run(
             [sys.executable, "-c", "from launch import plan; plan.work()"],
