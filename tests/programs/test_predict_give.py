@@ -192,7 +192,7 @@ def test_a_predictor_compiles_once_for_images_of_all_sizes(place, encoder):
     shapes = [see(place / f"photos/{name}.png").attention.shape for name in ("one", "two")]
     assert shapes == [(4, 4)] * 2
     assert see._maps._cache_size() == see._static._cache_size() == 1
-    assert see._galleries._steered._cache_size() == 1
+    assert see._galleries._steered.jitted._cache_size() == 1
 
 
 def test_a_backbone_alone_is_seen_without_steering(place, encoder, tmp_path):

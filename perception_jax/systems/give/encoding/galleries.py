@@ -23,7 +23,15 @@ from perception_jax.data.processors import ImageProcessor
 from perception_jax.data.records import Record, Source
 from perception_jax.data.sources.combine import Subset
 from perception_jax.errors import ConfigError
-from perception_jax.inference.batches import Batched, current_mesh, fetched, fill, in_parts, place
+from perception_jax.inference.batches import (
+    Batched,
+    Call,
+    current_mesh,
+    fetched,
+    fill,
+    in_parts,
+    place,
+)
 from perception_jax.shard import mesh as mesh_lib
 from perception_jax.systems.give.encoding.plan import Rows
 
@@ -187,8 +195,7 @@ class Galleries:
         self._whole = None if mesh is None else mesh_lib.replicated(mesh)
         self._mesh = mesh
         self._static = Batched(encoder.static, batch_size=batch_size)
-        # Replicated results can be fetched on every host.
-        self._steered = jax.jit(encoder.steered, out_shardings=self._whole)
+        self._steered = Call(encoder.steered, mesh)
 
     def width(self, model: nnx.Module, size: int) -> int:
         """Length of an embedding, without running anything. Args: size: image side."""
