@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
@@ -21,7 +22,10 @@ from perception_jax.interop.load import LoadedParams
 from perception_jax.models.architecture import Tokenizer
 from perception_jax.models.params import flatten, unflatten
 from perception_jax.ops.image import normalise
+from perception_jax.settings import shown
 from perception_jax.shard.rules import shardings as make_shardings
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,6 +71,8 @@ class Processor:
     def texts(self, texts: Any) -> Int[Array, "B T"]:
         """Token ids of one text or several, padded to the context length.
 
+        A text that is too long keeps its beginning; the log names the first such text.
+
         Args:
           texts: a string or a list of strings.
 
@@ -81,7 +87,25 @@ class Processor:
                 "tokenizer.json, or vocab.json and merges.txt) or SigLIP's (tokenizer.json or "
                 "spiece.model) in its folder. Add the files and load again, or pass token ids."
             )
-        return jax.numpy.asarray(self.tokenizer(items).ids)
+        tokens = self.tokenizer(items)
+        # Texts that differ behind the cut alone get one embedding.
+        full = [items[k] for k in np.flatnonzero(tokens.mask.all(axis=1))]
+        cut = [text for text in full if _is_cut(text, self.tokenizer)]
+        if cut:
+            _log.warning(
+                "%d of %d texts are longer than the %d tokens of the text tower and lose their "
+                "end, the first of them %s",
+                len(cut),
+                len(items),
+                tokens.ids.shape[1],
+                shown(cut[0]),
+            )
+        return jax.numpy.asarray(tokens.ids)
+
+
+def _is_cut(text: str, tokenizer: Tokenizer) -> bool:
+    """Whether a text that fills its row has further tokens."""
+    return bool(tokenizer.encode(text).offsets[-1, 1] > tokenizer.offsets([text])[0, :, 1].max())
 
 
 @runtime_checkable

@@ -69,13 +69,15 @@ def retrieval(
       ks: cut-offs of recall.
 
     Raises:
-      DataError: an embedding is zero or not finite, widths differ, no pairs, or an index is out of
-        range.
+      DataError: an embedding is zero or not finite, widths differ, no pairs, an index that is out
+        of range or no integer, or a cut-off below 1.
     """
     ranking.check_widths(image_embeddings, text_embeddings, "image and text")
     images = ranking.unit_rows(image_embeddings, "image embeddings")
     texts = ranking.unit_rows(text_embeddings, "text embeddings")
     check_pairs(pairs, len(images), len(texts))
+    if any(k < 1 for k in ks):
+        raise DataError(f"expected cut-offs of 1 or more, found ks = {tuple(ks)}")
     pairs = np.unique(pairs.astype(np.int64), axis=0)
     return RetrievalScores(
         image_to_text=_direction(images, texts, pairs, ks),
@@ -108,6 +110,8 @@ def check_pairs(pairs: np.ndarray, images: int, texts: int) -> None:
         raise DataError(
             f"expected at least one (image, text) index pair, found pairs of shape {pairs.shape}"
         )
+    if not np.issubdtype(pairs.dtype, np.integer):
+        raise DataError(f"expected pairs of integers, found an array of {pairs.dtype}")
     outside = (pairs < 0) | (pairs >= np.array([images, texts]))
     if outside.any():
         row = int(np.argmax(outside.any(axis=1)))

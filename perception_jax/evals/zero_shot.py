@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Int, Integer
 
+from perception_jax.data.inputs import as_texts
 from perception_jax.errors import DataError
 from perception_jax.evals import ranking
 from perception_jax.evals.baselines import chance_top_k
@@ -74,9 +75,10 @@ def class_embeddings(
       batch_size: the largest number of texts in one call.
 
     Raises:
+      ConfigError: names or templates that are no strings.
       DataError: names repeat, a template lacks its "{}", or an embedding is zero or not finite.
     """
-    names = list(names)
+    names, templates = as_texts(names, "names"), as_texts(templates, "templates")
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated or not names:
         raise DataError(
@@ -161,6 +163,8 @@ def check_labels(labels: np.ndarray, images: int, classes: int) -> None:
         raise DataError(
             f"expected one label for each of {images} images, found labels of shape {labels.shape}"
         )
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise DataError(f"expected labels as integers, found an array of {labels.dtype}")
     outside = (labels < 0) | (labels >= classes)
     if outside.any():
         index = int(np.argmax(outside))

@@ -13,8 +13,8 @@ from perception_jax.inference.batches import Batched, divisible
 from perception_jax.models.clip.modeling import Clip
 from perception_jax.models.params import flatten, unflatten
 from perception_jax.models.shardings import SHARDINGS
-from perception_jax.shard import mesh as mesh_lib
 from perception_jax.shard import distributed, program, rules
+from perception_jax.shard import mesh as mesh_lib
 from perception_jax.systems.contrastive.encode import Encoder
 from perception_jax.testing import tiny_clip
 from perception_jax.train import loop
