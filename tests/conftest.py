@@ -71,13 +71,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: session.place_in_order(item.path))
 
 
+_PHASE_START = pytest.StashKey[float]()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> None:
+    item.stash[_PHASE_START] = session.processor_seconds()
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Called behind each of setup, call and teardown."""
     report = yield
+    start, now = item.stash[_PHASE_START], session.processor_seconds()
+    item.stash[_PHASE_START] = now
     if report.passed and item.config.getoption("--limit"):
         slow = item.get_closest_marker("slow") is not None
-        load = session.load_per_core()
-        why = session.over_limit(report.duration, slow=slow, load_per_core=load)
+        why = session.over_limit(report.duration, now - start, slow=slow)
         if why:
             report.outcome, report.longrepr = "failed", f"{item.nodeid} {why}"
     return report
