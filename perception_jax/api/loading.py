@@ -34,6 +34,8 @@ _PROCESSOR = "processor_config.json"
 """File of transformers 5, with the image processor's settings under "image_processor"."""
 _PREPROCESSOR = "preprocessor_config.json"
 """File of the image processor's settings of older transformers."""
+_PEFT = "adapter_config.json"
+"""File with which transformers finds adapters and applies them."""
 
 
 def load(
@@ -133,6 +135,13 @@ def prepare(source: Any, *, config: Any = None, section: Any = None, prefix: Any
             f"{', '.join(list(shapes)[:3])}) do not identify the model. Give the settings as "
             "`config`."
         )
+    for folder in found.folders:
+        if (folder / _PEFT).is_file():
+            _log.warning(
+                "%s: adapters of PEFT are next to the weights and are not applied, as transformers "
+                "does. Merge them into the weights first (`merge_and_unload`).",
+                folder / _PEFT,
+            )
     image, image_from = _read_image_processor(found, model)
     tokenizer = _read_tokenizer(found, model)
     arch = model.architecture

@@ -152,6 +152,15 @@ def test_an_image_size_that_is_not_the_models_is_said(folder, caplog):
     assert "makes images of 6 pixels, the settings of the model are for 4" in caplog.text
 
 
+def test_adapters_of_peft_are_not_left_out_in_silence(folder, caplog):
+    save(folder / "model.safetensors", tensors(1.0))
+    gain(folder)
+    assert not caplog.text
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
+    gain(folder)
+    assert "adapter_config.json: adapters of PEFT are next to the weights" in caplog.text
+
+
 def test_siglip_is_squashed_where_no_file_says(folder):
     from perception_jax.models.siglip.architecture import ARCHITECTURES
     from perception_jax.models.siglip.config import SiglipConfig
