@@ -56,7 +56,7 @@ def test_b(long): pass
 
 
 def test_a_phase_over_the_limit_fails(root, tmp_path):
-    """In a session of its own under this one's settings: the fixtures of two tests take too long."""
+    """In a session of its own with this one's settings: the fixtures of two tests are too long."""
     (tmp_path / "test_it.py").write_text(_OVER)
     options = ["-q", "--limit", "-c", root / "pyproject.toml", "--rootdir", root]
     options += ["-p", "no:cacheprovider", "-p", "tests.conftest", tmp_path / "test_it.py"]
