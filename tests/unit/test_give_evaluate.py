@@ -31,6 +31,7 @@ from perception_jax.evals.conditioned.annotations import (
 from perception_jax.evals.conditioned.convert import read_labels
 from perception_jax.evals.conditioned.report import report
 from perception_jax.nn.adapters import AdapterParam
+from perception_jax.shard import distributed
 from perception_jax.shard.mesh import make_mesh
 from perception_jax.systems.give.adapter import AdapterConfig
 from perception_jax.systems.give.encoding.galleries import (
@@ -180,6 +181,22 @@ def test_blocks_batches_and_devices_change_nothing(notes, devices, config):
     assert len(one.lines) == 2
     numbers = main_numbers(found.report)
     assert numbers["p_acc1_copy_floor"] == found.report.p_protocol["copy_floor"]["all"]["acc@1"]
+
+
+def test_an_evaluation_on_several_processes_can_be_left_in_any_call(notes):
+    """`needed` stands for the other processes."""
+    mesh, one, model = make_mesh(2, 2, 2), evaluation(notes, Fake(), batch_size=16), Weights()
+    answers: collections.deque[bool] = collections.deque([False] * 1000)
+    ballots = distributed.Ballots(mesh, needed=True)
+    with distributed.polling(distributed.Poll(ballots, answers.popleft, KeyboardInterrupt)):
+        assert one.run(model, mesh).report.to_dict() == whole(notes)
+        made = 1000 - len(answers)
+        for before in (0, made - 1):  # without an instruction, and under the last one
+            answers = collections.deque([False] * before + [True])
+            poll = distributed.Poll(ballots, answers.popleft, KeyboardInterrupt)
+            with distributed.polling(poll), pytest.raises(KeyboardInterrupt):
+                answers.extend([False] * 5)
+                one.run(model, mesh)
 
 
 class Counting:

@@ -244,7 +244,7 @@ class Galleries:
             presence=np.concatenate([out.presence[:count] for out, count in found]),
         )
 
-    def _run(self, model: nnx.Module, states: Any, step: _Step) -> Steered:
+    def _run(self, model: nnx.Module, states: Any, step: _Step) -> Any:
         return self._steered(
             model,
             place(step.pixels, self._whole),
