@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
+import functools
+import itertools
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -186,17 +190,19 @@ def test_blocks_batches_and_devices_change_nothing(notes, devices, config):
 def test_an_evaluation_on_several_processes_can_be_left_in_any_call(notes):
     """`needed` stands for the other processes."""
     mesh, one, model = make_mesh(2, 2, 2), evaluation(notes, Fake(), batch_size=16), Weights()
-    answers: collections.deque[bool] = collections.deque([False] * 1000)
     ballots = distributed.Ballots(mesh, needed=True)
-    with distributed.polling(distributed.Poll(ballots, answers.popleft, KeyboardInterrupt)):
+
+    def poll(answers: Iterator[bool]) -> contextlib.AbstractContextManager[None]:
+        asked = functools.partial(next, answers)
+        return distributed.polling(distributed.Poll(ballots, asked, KeyboardInterrupt))
+
+    numbers = itertools.count()
+    with poll(number < 0 for number in numbers):
         assert one.run(model, mesh).report.to_dict() == whole(notes)
-        made = 1000 - len(answers)
-        for before in (0, made - 1):  # without an instruction, and under the last one
-            answers = collections.deque([False] * before + [True])
-            poll = distributed.Poll(ballots, answers.popleft, KeyboardInterrupt)
-            with distributed.polling(poll), pytest.raises(KeyboardInterrupt):
-                answers.extend([False] * 5)
-                one.run(model, mesh)
+    calls = next(numbers)
+    for last in (0, calls - 1):  # without an instruction, and under the last one
+        with poll(number == last for number in range(calls)), pytest.raises(KeyboardInterrupt):
+            one.run(model, mesh)
 
 
 class Counting:
