@@ -209,8 +209,8 @@ def _read_image_processor(
             image = ImageProcessor.from_hf(read_json(file), default)
             if image.size != default.size:
                 _log.warning(
-                    "%s makes images of %d pixels, the settings of the model are for %d: its "
-                    "position embeddings are resized. `Loaded.at_size` chooses.",
+                    "%s makes images of %d pixels, usual for this model are %d; its position "
+                    "embeddings are resized where they differ. `Loaded.at_size` chooses.",
                     file,
                     image.size,
                     default.size,

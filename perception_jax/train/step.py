@@ -113,8 +113,8 @@ def compile_step(
 ) -> CompiledStep:
     """Compiles `step` for the shapes of `state` and `batch` (arrays or shapes).
 
-    A batch with the key `VOTE` (int[devices], see `shard.distributed.Vote`) gets the sum of it as a
-    metric of that name.
+    A batch with the key `VOTE` (int[devices], see `shard.distributed.Ballots`) gets the sum of it
+    as a metric of that name.
     """
     split: Any = mesh_lib.batch_sharding(mesh)
     examples = {key: batch[key] for key in batch if key != VOTE}

@@ -149,7 +149,7 @@ def test_an_image_size_that_is_not_the_models_is_said(folder, caplog):
     (folder / "preprocessor_config.json").write_text(json.dumps(other.to_hf()))
     _, loaded = gain(folder)
     assert loaded.processor.image.size == 6
-    assert "makes images of 6 pixels, the settings of the model are for 4" in caplog.text
+    assert "makes images of 6 pixels, usual for this model are 4" in caplog.text
 
 
 def test_adapters_of_peft_are_not_left_out_in_silence(folder, caplog):
