@@ -45,7 +45,7 @@ def run(parsed: common.Parsed) -> int:
         raise ConfigError(f"--count: expected at least 1, found {count}.")
     data = training_program(parsed.config).data(parsed.config)
     examples = data.examples(seed)
-    report = Report("Data check", f"`{parsed.config_path}`, {len(examples):,} records")
+    report = Report("Data check", f"`{parsed.config_path}`, {examples.record_count:,} records")
     rng = np.random.default_rng(seed)
     chosen = rng.choice(len(examples), min(count, len(examples)), replace=False).tolist()
     bad = []

@@ -6,7 +6,8 @@
         --out=runs/eval
 
 Splits the work over all devices, prints the numbers and writes them to OUT/results.json, with
-OUT/report.html.
+OUT/report.html. A contrastive model's embeddings are kept in OUT/predictions (`evals.runner`): an
+evaluation that was stopped goes on from there.
 """
 
 from __future__ import annotations

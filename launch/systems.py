@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from perception_jax.data.loader import Examples
     from perception_jax.inference.images import ImageResult
-    from perception_jax.train.task import Task
+    from perception_jax.train.task import Batch, Task
 
 
 class TrainingRecords(Protocol):
@@ -64,6 +64,14 @@ class Trains(Protocol):
 
 
 @runtime_checkable
+class Plans(Protocol):
+    """Protocol of the program of a system whose training step `launch.plan` compiles."""
+
+    def shapes(self, config: ml_collections.ConfigDict) -> tuple[Task, Batch]:
+        """Returns the task and the shapes of its global batch, without data and weights."""
+
+
+@runtime_checkable
 class Predicts(Protocol):
     """Protocol of the program of a system that `launch.predict` runs on images."""
 
@@ -92,6 +100,18 @@ def training_program(config: ml_collections.ConfigDict) -> Trains:
         known = [other for other in names() if isinstance(_program(other), Trains)]
         hint = did_you_mean(str(name), known)
         raise ConfigError(f"config.system: there is no system {name!r} that trains{hint}")
+    return program
+
+
+def planning_program(config: ml_collections.ConfigDict) -> Plans:
+    """The program that `config.system` names.
+
+    Raises:
+      ConfigError: it names none, or one whose step cannot be planned.
+    """
+    program = training_program(config)
+    if not isinstance(program, Plans):
+        raise ConfigError(f"config.system: the step of {config.system!r} cannot be planned.")
     return program
 
 

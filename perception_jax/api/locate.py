@@ -44,6 +44,13 @@ def find(source: Any) -> pathlib.Path:
     return hub.fetch(name)
 
 
+def is_repository(source: Any) -> bool:
+    """Whether `find` would fetch the whole checkpoint of a hub id, `owner/name`."""
+    if not isinstance(source, str) or source in SHIPPED or pathlib.Path(source).exists():
+        return False
+    return ":" not in source and hub.is_hub_id(source)
+
+
 def shipped_folder(name: str) -> pathlib.Path:
     """Returns the folder of weights in the package."""
     return pathlib.Path(str(importlib.resources.files("perception_jax") / "weights" / name))

@@ -9,7 +9,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "images": ("decode", "read_size"),
         "image_paths": ("find_images",),
         "loader": ("RecordExamples", "RecordTransform", "make_eval_loader", "make_loader"),
-        "planned": ("BatchPlan", "PlannedData", "Planner", "Row", "RowTransform"),
+        "planned": ("BatchPlan", "BatchTransform", "PlannedData", "Planner", "Row", "RowTransform"),
         "processors": ("ImageProcessor", "ProcessedImage"),
         "records": (
             "Box",
@@ -26,5 +26,5 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "sources": ("open_source",),
         "transforms": ("Augment", "ImageTextTransform"),
     },
-    submodules=("moinst", "scenes", "sources", "tokenization"),
+    submodules=("conversation", "moinst", "scenes", "sources", "tokenization"),
 )

@@ -36,7 +36,7 @@ def draw_other_class(
 ) -> Int[np.ndarray, "*N"]:
     """Draws a pair of another class of the same image, uniformly; -1 where there is none."""
     image = index.pair_images[pair]
-    start, count = index.pairs.starts[image], index.pairs.counts()[image]
+    start, count = index.pairs.starts[image], index.pairs.counts(image)
     other = start + rng.integers(np.maximum(count - 1, 1))
     other += other >= pair
     return np.where(count > 1, other, -1)
@@ -81,7 +81,7 @@ def _absent_candidates(
     """Draws absent classes of each row's image, with replacement."""
     draws = rng.random((len(image), CANDIDATES))
     negative, _ = index.negative.padded(image)
-    verified = index.negative.counts()[image]
+    verified = index.negative.counts(image)
     listed = np.take_along_axis(negative, _scaled(draws, np.maximum(verified, 1)), axis=1)
     # The n-th class that is not excluded: n, moved up past the excluded ones before it.
     excluded, valid = index.excluded.padded(image)

@@ -18,7 +18,6 @@ other so that those in memory stay within `pixel_budget`.
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import functools
 import logging
@@ -109,11 +108,10 @@ def make_loader(
     if epochs is not None:
         order = order[: len(order) // batch_size * batch_size]
     examples = LoadedExamples(
-        order.random_map(_Load(source, transform, count), seed=seed),
+        order.random_map(_Load(source, transform, count), seed=seed)[place.host :: place.hosts],
         place,
         identity={"records": count, "seed": seed, "shuffle": int(shuffle)},
         watch=Watch(count, max_bad_fraction, on_skip),
-        keep_places=False,
     )
     return examples.batch(place.batch_size, drop_remainder=True, batch_fn=stack)
 
@@ -138,8 +136,9 @@ def make_eval_loader(
     count = _count(source)
     load = _Load(source, transform, count)
     padded = -(-count // batch_size) * batch_size
+    elements = grain.MapDataset.range(padded).random_map(load, seed=seed)
     examples = LoadedExamples(
-        grain.MapDataset.range(padded).random_map(load, seed=seed),
+        elements[place.host :: place.hosts],
         place,
         identity={"records": count, "seed": seed, "shuffle": 0},
         watch=Watch(-(-count // place.hosts), max_bad_fraction, on_skip),
@@ -168,12 +167,16 @@ def stack(examples: Sequence[Example]) -> Example:
                     f"{name!r}, found {np.shape(first[name])} and {np.shape(value)}. Make the "
                     "transform pad to a fixed size."
                 )
-    return {name: np.stack([example[name] for example in examples]) for name in first}
+    return {name: np.array([example[name] for example in examples]) for name in first}
 
 
 @runtime_checkable
 class Examples(Protocol):
     """Training examples by index, for inspection."""
+
+    @property
+    def record_count(self) -> int:
+        """Number of records that the examples are made of."""
 
     def __len__(self) -> int:
         """Number of examples."""
@@ -194,8 +197,13 @@ class RecordExamples:
     transform: RecordTransform
     seed: int = 0
 
-    def __len__(self) -> int:
+    @property
+    def record_count(self) -> int:
+        """Number of records of the source."""
         return len(self.source)
+
+    def __len__(self) -> int:
+        return self.record_count
 
     def __getitem__(self, index: int) -> tuple[records.Record, Example]:
         record = self.source[index]
@@ -248,11 +256,11 @@ class Crash:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Redrawn:
-    """An example that replaces planned records that could not be used (see `planned`).
+    """An example, or a stack of them, with replacements of planned records that cannot be used.
 
     Attributes:
       skipped: these records.
-      example: None if there is no other that may take the place.
+      example: with the replacements; None if there is none for a place.
     """
 
     skipped: tuple[Skipped, ...]
@@ -298,25 +306,22 @@ class LoadedExamples(grain.IterDataset):
         *,
         identity: Mapping[str, int],
         watch: Watch,
-        keep_places: bool,
-        chunk: int = 1,
+        keep_places: bool = False,
+        rows: int = 1,
         unit: int = 1,
     ) -> None:
         """Configures the loading of examples.
 
         Args:
-          chunk: elements that a thread loads at once, a divisor of the host's batch size; more than
-            1 where an element takes less time than handing it over.
-          unit: elements that are never separated: a saved position is rounded down to it.
+          elements: those of this host.
+          keep_places: also yield what stands for a bad or missing record.
+          rows: examples in an element, stacked, if more than 1: where an example takes less time
+            than handing it over.
+          unit: examples that are never separated: a saved position is rounded down to it.
         """
         super().__init__()
-        self.chunk, self.unit = chunk, unit
-        own = elements[place.host :: place.hosts]
-        self.elements = own.batch(chunk, drop_remainder=True, batch_fn=list)
-        self.place = place
-        self.identity = identity
-        self.watch = watch
-        self.keep_places = keep_places
+        self.elements, self.place, self.identity, self.watch = elements, place, identity, watch
+        self.keep_places, self.rows, self.unit = keep_places, rows, unit
 
     def __iter__(self) -> _ExampleIterator:
         workers.configure_grain()
@@ -327,30 +332,27 @@ class LoadedExamples(grain.IterDataset):
 
 
 class _ExampleIterator(grain.DatasetIterator):
-    """Yields examples; with `keep_places`, also what stands for a bad or missing record."""
-
     def __init__(self, examples: LoadedExamples) -> None:
         super().__init__()
         self._examples = examples
         self._watch = examples.watch.fresh()
         self._position = 0
-        self._loaded: collections.deque[Any] = collections.deque()
         self._stream: workers.ClosableIterator | None = None
 
     def __next__(self) -> Example | Skipped | _Padding:
         self._assert_not_closed()
         while True:
             self.start_prefetch()
-            if not self._loaded:
-                self._loaded.extend(next(self._stream))
-            element = self._loaded.popleft()
-            self._position += 1
+            element = next(self._stream)
+            self._position += self._examples.rows
             if isinstance(element, Crash):
                 raise DataError(f"the transform failed on {element.text}")
             if isinstance(element, Redrawn):
                 element = self._accept(element)
             if not isinstance(element, _Padding):
-                self._watch.check(element if isinstance(element, Skipped) else None)
+                bad = element if isinstance(element, Skipped) else None
+                for _ in range(self._examples.rows):
+                    self._watch.check(bad)
             if self._examples.keep_places or isinstance(element, dict):
                 return element
 
@@ -366,9 +368,9 @@ class _ExampleIterator(grain.DatasetIterator):
 
     def start_prefetch(self) -> None:
         if self._stream is None:
-            chunk = self._examples.chunk
-            rest = self._examples.elements[self._position // chunk :]
-            self._stream = workers.prefetch(rest, self._examples.place.num_workers, chunk)
+            rows = self._examples.rows
+            rest = self._examples.elements[self._position // rows :]
+            self._stream = workers.prefetch(rest, self._examples.place.num_workers, rows)
 
     def get_state(self) -> dict[str, Any]:
         place = self._examples.place
@@ -401,7 +403,6 @@ class _ExampleIterator(grain.DatasetIterator):
         if self._stream is not None:
             self._stream.close()
             self._stream = None
-        self._loaded.clear()
 
 
 def _stack_valid(load: _Load, elements: Sequence[Example | Skipped | _Padding]) -> Example:

@@ -223,12 +223,9 @@ class _Annotations:
             (images, len(names)),
         )
         entry = np.array(self._entry, np.int64).reshape(-1, 2)
-        usable = _Usable(
-            visible=np.array(self._visible, bool),
-            captioned=np.isin(np.arange(len(label)), entry[:, 0]),
-            lacking=labels.lacking(annotated)[image],
-        )
-        used = usable.used
+        visible = np.array(self._visible, bool)
+        captioned = np.isin(np.arange(len(label)), entry[:, 0])
+        used = visible & captioned & labels.lacking(annotated)[image]
         pairs = RaggedRows.distinct(image[used], label[used], labels.shape)
         pair_of = np.searchsorted(
             pairs.rows() * len(names) + pairs.values, image * len(names) + label
@@ -253,7 +250,16 @@ class _Annotations:
             excluded=labels.excluded,
             negative=labels.negative,
             together=_together(labels.present, len(names)),
-            counts=dataclasses.replace(usable.counts(pairs), unnamed=self._unnamed),
+            counts=Counts(
+                images=int((pairs.counts() > 0).sum()),
+                annotations=int(used.sum()),
+                pairs=len(pairs.values),
+                classes=len(np.unique(pairs.values)),
+                cropped=int((~visible).sum()),
+                uncaptioned=int((visible & ~captioned).sum()),
+                never_absent=int((visible & captioned & ~used).sum()),
+                unnamed=self._unnamed,
+            ),
         )
 
     def _class_order(self) -> list[int]:
@@ -274,30 +280,6 @@ class _Annotations:
             return objects_kept(record, self._geometry)
         except ImageError:
             return np.ones(len(record.objects), bool)
-
-
-@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class _Usable:
-    """Masks of annotations that the crop shows, that have a caption, whose image lacks a class."""
-
-    visible: Bool[np.ndarray, " N"]
-    captioned: Bool[np.ndarray, " N"]
-    lacking: Bool[np.ndarray, " N"]
-
-    @property
-    def used(self) -> Bool[np.ndarray, " N"]:
-        return self.visible & self.captioned & self.lacking
-
-    def counts(self, pairs: RaggedRows) -> Counts:
-        return Counts(
-            images=int((pairs.counts() > 0).sum()),
-            annotations=int(self.used.sum()),
-            pairs=len(pairs.values),
-            classes=len(np.unique(pairs.values)),
-            cropped=int((~self.visible).sum()),
-            uncaptioned=int((self.visible & ~self.captioned).sum()),
-            never_absent=int((self.visible & self.captioned & ~self.lacking).sum()),
-        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

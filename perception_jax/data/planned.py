@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import itertools
 import threading
 import traceback
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import grain
@@ -23,7 +24,15 @@ import numpy as np
 from jaxtyping import Int
 
 from perception_jax.data import pixel_budget, records
-from perception_jax.data.loader import Crash, Example, LoadedExamples, Redrawn, host_share, stack
+from perception_jax.data.loader import (
+    Crash,
+    Example,
+    HostShare,
+    LoadedExamples,
+    Redrawn,
+    host_share,
+    stack,
+)
 from perception_jax.data.skipping import MAX_BAD_FRACTION, OnSkip, Skipped, Watch
 from perception_jax.errors import ConfigError, DataError
 
@@ -52,6 +61,15 @@ class Row:
     seed: tuple[int, ...]
     shape: Hashable = None
     values: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def plan(self) -> BatchPlan:
+        """Returns the plan of a batch of this row alone."""
+        return BatchPlan(
+            record=np.array([self.record]),
+            group=np.array([self.group]),
+            columns={name: np.asarray(value)[None] for name, value in self.values.items()},
+            shape=self.shape,
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -82,6 +100,16 @@ class BatchPlan:
             seed=seed,
             shape=self.shape,
             values={name: values[place] for name, values in self.columns.items()},
+        )
+
+    def part(self, share: HostShare) -> BatchPlan:
+        """Returns the rows that a host loads."""
+        own = slice(share.host, None, share.hosts)
+        return BatchPlan(
+            record=self.record[own],
+            group=self.group[own],
+            columns={name: values[own] for name, values in self.columns.items()},
+            shape=self.shape,
         )
 
 
@@ -124,12 +152,25 @@ class RowTransform(Protocol):
         """The record with what the row asks about it for inspection."""
 
 
+@runtime_checkable
+class BatchTransform(RowTransform, Protocol):
+    """A `RowTransform` that can make the arrays of many rows at once, which data in memory need to
+    be fast; without random numbers of the rows' seeds."""
+
+    def batch(self, read: Sequence[Any], plan: BatchPlan) -> dict[str, np.ndarray]:
+        """Stacked arrays of all rows of a plan, from what was read of the record of each."""
+
+
 class PlannedData:
     """The rows that a planner makes from a source, as training batches or one by one for
     inspection.
 
     `data[k]` is the record of row k of all batches in order, with its arrays; it raises `DataError`
     if the planned record cannot be used.
+
+    Attributes:
+      planner: of the batches.
+      record_count: number of records of the source.
     """
 
     def __init__(
@@ -150,9 +191,10 @@ class PlannedData:
           max_bad_fraction: of records that may be unusable; see `data.skipping`.
           on_skip: called once per unusable record, besides the log.
         """
-        self.planner, self._in_memory = planner, in_memory
+        self.planner, self.record_count = planner, len(source)
+        self._in_memory = in_memory
         self._load = _RowLoader(source, planner, transform, in_memory)
-        self._watch = Watch(len(source), max_bad_fraction, on_skip)
+        self._watch = Watch(self.record_count, max_bad_fraction, on_skip)
 
     def __len__(self) -> int:
         return BATCHES * self.planner.batch_size
@@ -195,16 +237,23 @@ class PlannedData:
                 "Change it, or the planner's settings."
             )
         share = host_share(planned, 0 if self._in_memory else num_workers, host)
-        rows = LoadedExamples(
-            grain.MapDataset.range(len(self)).map(self._load),
+        if self._in_memory:
+            whole = functools.partial(self._load.batch, share)
+            elements, rows = grain.MapDataset.range(BATCHES).map(whole), share.batch_size
+        else:
+            every_row = grain.MapDataset.range(len(self)).map(self._load)
+            elements, rows = every_row[share.host :: share.hosts], 1
+        loaded = LoadedExamples(
+            elements,
             share,
             identity={"records": len(self), "seed": self.planner.seed, "shuffle": 0},
             watch=self._watch,
-            keep_places=False,
-            chunk=share.batch_size if self._in_memory else 1,
+            rows=rows,
             unit=share.batch_size,
         )
-        return rows.batch(share.batch_size, drop_remainder=True, batch_fn=stack)
+        if self._in_memory:
+            return loaded
+        return loaded.batch(share.batch_size, drop_remainder=True, batch_fn=stack)
 
 
 class _RowLoader:
@@ -216,6 +265,7 @@ class _RowLoader:
         self._parts = source, planner, transform, in_memory
         self._source, self._planner, self._transform, self._in_memory = self._parts
         self._plans: collections.OrderedDict[int, BatchPlan] = collections.OrderedDict()
+        self._whole = transform.batch if isinstance(transform, BatchTransform) else None
         self._lock = threading.Lock()
         self._kept: dict[tuple[int, Hashable], tuple[str, Any]] = {}
         self._bad: dict[int, Skipped] = {}
@@ -237,6 +287,37 @@ class _RowLoader:
             return Crash(f"planned row {index}{number}: {traceback.format_exc()}")
         return Redrawn(tuple(skipped), None)
 
+    def batch(self, share: HostShare, number: int) -> Example | Redrawn | Crash:
+        """This host's rows of a batch, stacked; row by row where a record cannot be used."""
+        if self._whole is not None:
+            try:
+                plan = self._plan(number).part(share)
+                names, read = zip(
+                    *(self._read(record, plan.shape) for record in plan.record.tolist()),
+                    strict=True,
+                )
+                return {**self._whole(read, plan), "id": np.array(names)}
+            except DataError:
+                pass
+            except Exception:
+                return Crash(f"planned batch {number}: {traceback.format_exc()}")
+        size, rows, skipped = self._planner.batch_size, [], []
+        for place in range(share.host, size, share.hosts):
+            row = self(number * size + place)
+            if isinstance(row, Crash):
+                return row
+            if isinstance(row, Redrawn):
+                skipped += row.skipped
+                row = row.example
+            if row is None:
+                return Redrawn(tuple(skipped), None)
+            rows.append(row)
+        try:
+            example = stack(rows)
+        except DataError as error:
+            return Crash(f"planned batch {number}: {error}")
+        return Redrawn(tuple(skipped), example)
+
     def shown(self, index: int) -> tuple[records.Record, Example]:
         """The record of a row, with what the row asks about it, and its arrays."""
         row = self._planned(index)
@@ -254,15 +335,19 @@ class _RowLoader:
         return *divmod(batch, self._planner.batches_per_epoch), place
 
     def _planned(self, index: int) -> Row:
-        """Neighbouring rows, in several threads, ask for one plan."""
         epoch, step, place = self._place(index)
-        batch = index // self._planner.batch_size
+        plan = self._plan(index // self._planner.batch_size)
+        return plan.row(place, (self._planner.seed, epoch, step, place))
+
+    def _plan(self, batch: int) -> BatchPlan:
+        """The plan of a batch, for which neighbouring rows in several threads ask."""
         with self._lock:
             if batch not in self._plans:
-                self._plans[batch] = self._planner.plan(epoch, step)
+                epoch_step = divmod(batch, self._planner.batches_per_epoch)
+                self._plans[batch] = self._planner.plan(*epoch_step)
                 while len(self._plans) > _PLANS_KEPT:
                     self._plans.popitem(last=False)
-            return self._plans[batch].row(place, (self._planner.seed, epoch, step, place))
+            return self._plans[batch]
 
     def _example(self, row: Row, skipped: list[Skipped]) -> Example | None:
         """A row's arrays; None if its record cannot be used, which is added to `skipped`."""
@@ -270,15 +355,33 @@ class _RowLoader:
         try:
             if row.record not in self._bad:
                 with pixel_budget.scope():
-                    name, read = self._kept.get((row.record, row.shape), ("", None))
-                    if not name:
-                        record = self._source[row.record]
-                        name = record.id
-                        read = self._transform.read(record, row.shape)
-                        if self._in_memory:
-                            self._kept[row.record, row.shape] = name, read
+                    name, read = self._read(row.record, row.shape)
                     return {**self._transform(read, row), "id": name}
         except DataError as error:
-            self._bad[row.record] = Skipped(row.record, name, str(error))
+            self._bad.setdefault(row.record, Skipped(row.record, name, str(error)))
         skipped.append(self._bad[row.record])
         return None
+
+    def _read(self, number: int, shape: Hashable) -> tuple[str, Any]:
+        """Id of a record and what was read of it.
+
+        Raises:
+          DataError: it cannot be used.
+        """
+        found = self._kept.get((number, shape))
+        if found is not None:
+            return found
+        if number in self._bad:
+            raise DataError(self._bad[number].reason)
+        name = ""
+        try:
+            with pixel_budget.scope():
+                record = self._source[number]
+                name = record.id
+                found = name, self._transform.read(record, shape)
+        except DataError as error:
+            self._bad[number] = Skipped(number, name, str(error))
+            raise
+        if self._in_memory:
+            self._kept[number, shape] = found
+        return found

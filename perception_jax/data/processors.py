@@ -29,10 +29,9 @@ import PIL.Image
 from jaxtyping import UInt8
 
 from perception_jax import settings
-from perception_jax.data import processor_hf, records
+from perception_jax.data import records
 from perception_jax.data.geometry import Geometry
 from perception_jax.data.images import MAX_PIXELS, decode, read_picture
-from perception_jax.data.processor_hf import Alpha
 from perception_jax.errors import ConfigError, ImageError
 from perception_jax.ops.image import CLIP_MEAN, CLIP_STD
 from perception_jax.settings import FLAG, MEAN, STD, Choice
@@ -41,6 +40,9 @@ Mode = Literal["hf_crop", "tv_crop", "squash", "llava_pad", "whole"]
 """Preprocessing mode; see `ImageProcessor`."""
 Resample = Literal["bicubic", "bilinear"]
 """Interpolation of the resizing."""
+
+Alpha = Literal["white", "drop", "drop_resized"]
+"""How transparency is handled."""
 
 _MAX_RESIZED = 2**25
 """Pixels of a resized image above which only the part that the crop keeps is computed."""
@@ -232,10 +234,8 @@ class ImageProcessor:
             return -((self.size - side) // 2)
         return (side - self.size) // 2
 
-    @classmethod
-    def from_hf(
-        cls, config: Mapping[str, Any], default: ImageProcessor | None = None
-    ) -> ImageProcessor:
+    @staticmethod
+    def from_hf(config: Mapping[str, Any], default: ImageProcessor | None = None) -> ImageProcessor:
         """Reads a Hugging Face `preprocessor_config.json` or `processor_config.json`.
 
         Reads what CLIP's, SigLIP's, DINOv2's (`BitImageProcessor`) and LLaVA's processors write.
@@ -246,7 +246,9 @@ class ImageProcessor:
         Raises:
           ConfigError: a setting that this class cannot reproduce.
         """
-        return cls(**processor_hf.read(config, None if default is None else default.size))
+        from perception_jax.data import processor_formats
+
+        return processor_formats.from_hf(config, default)
 
     def to_hf(self, *, ours: bool = False) -> dict[str, Any]:
         """The content of a `preprocessor_config.json` that makes `transformers` do the same.
@@ -261,7 +263,9 @@ class ImageProcessor:
         Raises:
           ConfigError: a padding that Hugging Face would not do.
         """
-        return processor_hf.write(self, ours=ours)
+        from perception_jax.data import processor_formats
+
+        return processor_formats.to_hf(self, ours=ours)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -311,6 +315,8 @@ def _shortest_side(
     return int(side * width / height), side
 
 
+ALPHA = Choice(typing.get_args(Alpha))
+"""Setting type of `ImageProcessor.alpha`."""
 _SIDE = settings.IMAGE_SIZE
 _COLOUR = settings.Several(settings.Integer(0, 255), 3, 3)
 _KINDS = {
@@ -321,7 +327,7 @@ _KINDS = {
     "longest": settings.Optional(_SIDE),
     "multiple": _SIDE,
     "exif": FLAG,
-    "alpha": Choice(typing.get_args(Alpha)),
+    "alpha": ALPHA,
     "resample": Choice(typing.get_args(Resample)),
     "mean": MEAN,
     "std": STD,

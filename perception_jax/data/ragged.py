@@ -37,9 +37,11 @@ class RaggedRows:
     def __len__(self) -> int:
         return len(self.starts) - 1
 
-    def counts(self) -> Int[np.ndarray, "_"]:
-        """Length of each list."""
-        return np.diff(self.starts)
+    def counts(self, rows: Int[np.ndarray, "*R"] | None = None) -> Int[np.ndarray, "..."]:
+        """Lengths of the lists of some rows, or of all."""
+        if rows is None:
+            return np.diff(self.starts)
+        return self.starts[rows + 1] - self.starts[rows]
 
     def rows(self) -> Int[np.ndarray, "_"]:
         """The row of each value."""
@@ -53,7 +55,7 @@ class RaggedRows:
         self, rows: Int[np.ndarray, " R"]
     ) -> tuple[Int32[np.ndarray, "R _"], Bool[np.ndarray, "R _"]]:
         """The lists of some rows, padded to the same length, and a mask of the valid places."""
-        counts = self.starts[rows + 1] - self.starts[rows]
+        counts = self.counts(rows)
         places = np.arange(max(1, int(counts.max(initial=0))))
         valid = places < counts[:, None]
         if not len(self.values):

@@ -8,6 +8,7 @@ r"""Text files: one reader for annotation files, captions, names and prompts.
 
 from __future__ import annotations
 
+import array
 import codecs
 import dataclasses
 import io
@@ -34,7 +35,7 @@ class Line:
 
     Attributes:
       number: from 1, blank lines counted.
-      offset: of its first byte in the file; see `line_at`.
+      offset: of its first byte in the file.
       text: without the line end.
     """
 
@@ -73,19 +74,38 @@ def lines(path: str | os.PathLike) -> Iterator[Line]:
                 yield Line(number, offset, text)
 
 
-def line_at(path: str | os.PathLike, offset: int, number: int) -> str:
-    """The text of a line that `lines` found.
+class IndexedLines:
+    """Random access to the lines of a file that are not blank: they are read again on request, so
+    that a large file takes little memory."""
 
-    Args:
-      number: for the message.
+    def __init__(self, path: str | os.PathLike) -> None:
+        self._path = path
+        self._numbers, self._offsets = array.array("q"), array.array("q")
 
-    Raises:
-      DataError: as `lines`.
-    """
-    with _opened(path) as file:
-        file.seek(offset)
-        _, content = next(_raw_lines(file, path, offset), (offset, b""))
-        return _decoded(content, path, number)
+    def scan(self) -> Iterator[Line]:
+        """Yields all lines and notes where they are; to be finished before any other access.
+
+        Raises:
+          DataError: as `lines`; also if there is none.
+        """
+        for line in lines(self._path):
+            self._numbers.append(line.number)
+            self._offsets.append(line.offset)
+            yield line
+        if not self._numbers:
+            raise DataError(f"{self._path}: expected at least one line, found none.")
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, index: int) -> Line:
+        if not 0 <= index < len(self):
+            raise IndexError(f"line {index} of {len(self)}")
+        number, offset = self._numbers[index], self._offsets[index]
+        with _opened(self._path) as file:
+            file.seek(offset)
+            _, content = next(_raw_lines(file, self._path, offset), (offset, b""))
+            return Line(number, offset, _decoded(content, self._path, number))
 
 
 def read_lines(path: pathlib.Path) -> tuple[str, ...]:

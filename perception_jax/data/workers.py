@@ -42,16 +42,16 @@ def configure_grain() -> None:
         grain.config.update("py_traceback_filtering", "off")
 
 
-def prefetch(elements: grain.MapDataset, num_workers: int, chunk: int = 1) -> ClosableIterator:
+def prefetch(elements: grain.MapDataset, num_workers: int, rows: int = 1) -> ClosableIterator:
     """Yields elements in order, computed ahead.
 
     Args:
       elements: picklable if there are workers.
       num_workers: 0 for threads of this process.
-      chunk: examples in an element: of large ones threads keep fewer.
+      rows: examples in an element: of large ones threads keep fewer.
     """
     if num_workers == 0:
-        ahead = max(_THREADS, _THREADS_BUFFER // chunk)
+        ahead = max(_THREADS, _THREADS_BUFFER // rows)
         options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=ahead)
         return ClosableIterator(iter(elements.to_iter_dataset(options)))
     options = grain.MultiprocessingOptions(

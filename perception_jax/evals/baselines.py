@@ -1,4 +1,4 @@
-"""What a score must beat: chance, random answers, and the nearest training image by pixels.
+"""What a score must beat: chance, and the nearest training image by pixels.
 
 Letters: n training images, m test images, H W pixels, q queries.
 """
@@ -28,16 +28,6 @@ def chance_recall(rights: Integer[np.ndarray, " q"], gallery: int, k: int) -> fl
     # A random order misses when all of the first k are among the wrong items.
     misses = [math.comb(gallery - c, k) / math.comb(gallery, k) for c in counts.tolist()]
     return float(1.0 - np.dot(misses, queries) / len(rights))
-
-
-def majority_rate(labels: Integer[np.ndarray, " n"]) -> float:
-    """Top-1 rate of always answering the most frequent label."""
-    return float(np.unique(labels, return_counts=True)[1].max() / len(labels))
-
-
-def random_predictions(count: int, classes: int, *, seed: int = 0) -> Int[np.ndarray, " n"]:
-    """Uniform random labels in [0, classes)."""
-    return np.random.default_rng(seed).integers(0, classes, count)
 
 
 def pixel_features(
@@ -101,17 +91,6 @@ def nearest_labels(
         closeness = np.maximum.reduceat(test[block] @ train.T, starts, axis=1)
         best.append(np.argsort(-closeness, axis=1, kind="stable")[:, :k])
     return labels[np.concatenate(best)].astype(np.int64)
-
-
-def nearest_pixel(
-    train_images: UInt8[np.ndarray, "n H W 3"],
-    train_labels: Integer[np.ndarray, " n"],
-    test_images: UInt8[np.ndarray, "m H2 W2 3"],
-    *,
-    size: int = 16,
-) -> Int[np.ndarray, " m"]:
-    """The label of the training image that is closest by `pixel_features`."""
-    return nearest_pixel_top(train_images, train_labels, test_images, k=1, size=size)[:, 0]
 
 
 def check_training(images: np.ndarray, labels: np.ndarray, k: int) -> None:

@@ -7,12 +7,15 @@ A folder has, for each process that predicted, two files that grow by appending:
   only a benchmark knows) and `detections` (first row and number of rows in the other file);
 - `detections-00000-of-00001.bin`: rows of `DETECTION`, for models that give boxes.
 
-What a crash cut off is found and dropped when the files are opened to go on.
+What a crash cut off is left out when the files are read, and dropped when they are opened to go
+on.
 """
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import fcntl
 import hashlib
 import json
 import logging
@@ -20,13 +23,14 @@ import os
 import pathlib
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from perception_jax.errors import DataError, did_you_mean
+from perception_jax.data.sources import fields
+from perception_jax.errors import DataError
 
 DETECTION = np.dtype([("box", "<f4", (4,)), ("score", "<f4"), ("label", "<i4")])
 """A row of detections: xyxy pixels of the original image, score, index of the class."""
@@ -34,9 +38,6 @@ SYNC_SECONDS = 5.0
 """At most so long predictions wait before they are safely on disk."""
 
 _FILE = re.compile(r"predictions-(\d+)-of-(\d+)\.jsonl")
-_REQUIRED = {"id": str, "prompt": str, "output": str, "prompt_hash": str, "model_id": str}
-_OPTIONAL = {"extras": dict, "detections": list}
-_JSON_NAMES = {str: "a string", list: "a list", dict: "an object"}
 _log = logging.getLogger(__name__)
 
 
@@ -62,7 +63,7 @@ class Prediction:
     Attributes:
       id: of the example, unique in its folder; an image with several questions gives several ids.
       prompt: the text that the model was given, "" for models without one.
-      output: the text that it gave.
+      output: the text that it gave, or a vector (`text_of`).
       model_id: which weights, e.g. "scenes-clip" or a checkpoint's path.
       detections: boxes, for models that give them.
       extras: JSON values that only a benchmark knows.
@@ -74,6 +75,26 @@ class Prediction:
     prompt: str = ""
     detections: Detections | None = None
     extras: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def text_of(vector: Float[np.ndarray, " d"]) -> str:
+    """A vector as an `output`: Base64 of its float32 numbers, the smallest byte first."""
+    return base64.b64encode(np.asarray(vector, "<f4").tobytes()).decode()
+
+
+def vector_of(output: str) -> Float[np.ndarray, " d"]:
+    """The vector of `text_of`, float32.
+
+    Raises:
+      DataError: the output is something else.
+    """
+    try:
+        return np.frombuffer(base64.b64decode(output, validate=True), "<f4").astype(np.float32)
+    except ValueError as error:
+        raise DataError(
+            f"expected a vector as Base64 of float32 numbers, found {output[:20]!r} ({error}); "
+            "delete the folder of predictions to make them again"
+        ) from error
 
 
 def prompt_hash(prompt: str) -> str:
@@ -95,7 +116,8 @@ class PredictionWriter:
           host: index and number of the processes that predict.
 
         Raises:
-          DataError: the files cannot be written, or hold something else.
+          DataError: the files cannot be written, hold something else, or are being written by
+            another process.
         """
         self._path, self._rows_path = _paths(pathlib.Path(folder), *host)
         try:
@@ -106,9 +128,18 @@ class PredictionWriter:
             )
         except OSError as error:
             raise self._unwritable(error) from error
-        self.done: set[str] = set()
-        self._row = 0
-        self._keep_what_is_whole()
+        try:
+            fcntl.flock(self._lines, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process
+            self._drop_what_is_cut_off()
+        except BlockingIOError as error:
+            self._close_files()
+            raise DataError(
+                f"{self._path}: another process is writing these predictions. Wait until it has "
+                "ended, or give another folder."
+            ) from error
+        except BaseException:
+            self._close_files()
+            raise
         self._synced = time.monotonic()
 
     def __enter__(self) -> PredictionWriter:
@@ -125,7 +156,7 @@ class PredictionWriter:
         """
         where = f"a prediction for {self._path}"
         values = _to_values(prediction, self._row)
-        _check(values, where)
+        _checked(values, where)
         if prediction.id in self.done:
             raise DataError(
                 f"expected distinct ids, found {prediction.id!r} a second time in {where}; an id "
@@ -166,25 +197,20 @@ class PredictionWriter:
         try:
             self.sync()
         finally:
-            self._lines.close()
-            self._rows.close()
+            self._close_files()
 
-    def _keep_what_is_whole(self) -> None:
-        rows = os.path.getsize(self._rows_path) // DETECTION.itemsize
-        data = self._lines.read()
-        end = 0
-        for number, line in enumerate(data.splitlines(keepends=True), start=1):
-            if not line.endswith(b"\n"):
-                break
-            values = _parse(line, f"{self._path}, line {number}")
-            first, count = values.get("detections", (self._row, 0))
-            if first + count > rows:
-                break
-            self.done.add(values["id"])
-            self._row, end = first + count, end + len(line)
-        if end < len(data):
-            _log.warning("%s: dropped %d bytes that were cut off", self._path, len(data) - end)
-        for file, size in ((self._lines, end), (self._rows, self._row * DETECTION.itemsize)):
+    def _close_files(self) -> None:
+        self._lines.close()
+        self._rows.close()
+
+    def _drop_what_is_cut_off(self) -> None:
+        shard = _read_shard(self._path, self._rows_path)
+        self.done = {prediction.id for prediction, _ in shard.found}
+        self._row = shard.rows
+        for file, size in (
+            (self._lines, shard.end),
+            (self._rows, shard.rows * DETECTION.itemsize),
+        ):
             file.truncate(size)
             file.seek(size)
 
@@ -195,24 +221,35 @@ class PredictionWriter:
         )
 
 
-def read_predictions(folder: str | os.PathLike[str]) -> list[Prediction]:
+def read_predictions(folder: str | os.PathLike[str], *, none_ok: bool = False) -> list[Prediction]:
     """Reads and checks all predictions of a folder, of all processes.
 
+    What a crash cut off at the end of a file is left out, and logged.
+
+    Args:
+      none_ok: whether the folder may be empty; otherwise that is an error.
+
     Raises:
-      DataError: there are none; a line is cut off, not JSON, lacks a key or holds a wrong value
-        (the message names file and line); an id comes twice, or models differ.
+      DataError: there are none; a line is not JSON, lacks a key or holds a wrong value (the message
+        names file and line); an id comes twice, or models differ.
     """
     folder = pathlib.Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"expected a folder of predictions, found no folder {folder}")
     found: dict[str, Prediction] = {}
-    for path in _shards(folder):
-        for prediction, where in _read_shard(path):
-            if prediction.id in found:
-                raise DataError(f"expected distinct ids, found {prediction.id!r} again in {where}")
-            found[prediction.id] = prediction
-    if not found:
+    for path in sorted(folder.iterdir()):
+        if host := _FILE.fullmatch(path.name):
+            for prediction, where in _read_shard(*_paths(folder, *map(int, host.groups()))).found:
+                if prediction.id in found:
+                    raise DataError(
+                        f"expected distinct ids, found {prediction.id!r} again in {where}"
+                    )
+                found[prediction.id] = prediction
+    if not (found or none_ok):
         raise DataError(
-            f"expected predictions in {folder}, found none; make them with `python -m "
-            "launch.evaluate` or check the path"
+            f"expected predictions in {folder}, found none that are whole (boxes are in the file "
+            "detections-*.bin beside each); make them with `python -m launch.evaluate` or check "
+            "the path"
         )
     models = sorted({one.model_id for one in found.values()})
     if len(models) > 1:
@@ -247,42 +284,50 @@ def _paths(folder: pathlib.Path, index: int, count: int) -> tuple[pathlib.Path, 
     return folder / f"predictions-{part}.jsonl", folder / f"detections-{part}.bin"
 
 
-def _shards(folder: pathlib.Path) -> list[pathlib.Path]:
-    if not folder.is_dir():
-        raise DataError(f"expected a folder of predictions, found no folder {folder}")
-    return sorted(path for path in folder.iterdir() if _FILE.fullmatch(path.name))
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Shard:
+    """What is whole in the files of one process.
+
+    Attributes:
+      found: predictions, and where each stands.
+      end: bytes of their lines.
+      rows: rows that they point to.
+    """
+
+    found: list[tuple[Prediction, str]]
+    end: int
+    rows: int
 
 
-def _read_shard(path: pathlib.Path) -> Iterator[tuple[Prediction, str]]:
-    index, count = map(int, _FILE.fullmatch(path.name).groups())
-    rows_path = _paths(path.parent, index, count)[1]
-    rows = np.fromfile(rows_path, DETECTION) if rows_path.exists() else np.zeros(0, DETECTION)
-    lines = path.read_bytes().split(b"\n")
-    for number, raw in enumerate(lines, start=1):
-        if not raw.strip():
-            continue
-        where = f"{path}, line {number}"
-        if number == len(lines):  # each line is written with its newline
-            raise DataError(f"expected a whole last line, found it cut off in {where}; predict on")
-        values = _parse(raw, where)
-        detections = None
-        if "detections" in values:
-            first, length = values["detections"]
-            part = rows[first : first + length]
-            if len(part) != length:
-                raise DataError(
-                    f"expected {first + length} rows in {rows_path}, found {len(rows)}; predict on"
-                )
-            detections = Detections(boxes=part["box"], scores=part["score"], labels=part["label"])
-        names = ("id", "prompt", "output", "model_id")
-        yield (
-            Prediction(
-                **{name: values[name] for name in names},
-                detections=detections,
-                extras=values.get("extras", {}),
-            ),
-            where,
-        )
+def _read_shard(path: pathlib.Path, rows_path: pathlib.Path) -> _Shard:
+    table = np.fromfile(rows_path, DETECTION) if rows_path.exists() else np.zeros(0, DETECTION)
+    data, found, end, rows = path.read_bytes(), [], 0, 0
+    for number, line in enumerate(data.splitlines(keepends=True), start=1):
+        if not line.endswith(b"\n"):
+            break
+        if line.strip():
+            where = f"{path}, line {number}"
+            values = _parse(line, where)
+            first, count = values.get("detections", (rows, 0))
+            if first + count > len(table):  # the system may have written the lines before the rows
+                break
+            rows = first + count
+            found.append((_from_values(values, table[first:rows]), where))
+        end += len(line)
+    if end < len(data):
+        _log.warning("%s: left out %d bytes that were cut off", path, len(data) - end)
+    return _Shard(found, end, rows)
+
+
+def _from_values(values: Mapping[str, Any], rows: np.ndarray) -> Prediction:
+    detections = None
+    if "detections" in values:
+        detections = Detections(boxes=rows["box"], scores=rows["score"], labels=rows["label"])
+    return Prediction(
+        **{name: values[name] for name in ("id", "prompt", "output", "model_id")},
+        detections=detections,
+        extras=values.get("extras", {}),
+    )
 
 
 def _to_values(prediction: Prediction, row: int) -> dict[str, Any]:
@@ -328,41 +373,31 @@ def _parse(raw: bytes, where: str) -> dict[str, Any]:
         values = json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise DataError(
-            f"expected one JSON object a line, found {error} in {where}; repair or remove the line"
+            f"{where}: expected one JSON object a line, found {error}; repair or remove the line"
         ) from error
-    if not isinstance(values, dict):
-        raise DataError(f"expected a JSON object, found {type(values).__name__} in {where}")
-    _check(values, where)
+    values = _checked(values, where)
     if values["prompt_hash"] != prompt_hash(values["prompt"]):
         raise DataError(
-            f"expected prompt_hash {prompt_hash(values['prompt'])!r} for the prompt, found "
-            f"{values['prompt_hash']!r} in {where}; the prompt was changed after prediction"
+            f"{where}: expected prompt_hash {prompt_hash(values['prompt'])!r} for the prompt, "
+            f"found {values['prompt_hash']!r}; the prompt was changed after prediction"
         )
     return values
 
 
-def _check(values: Mapping[str, Any], where: str) -> None:
-    """Known keys of the right types."""
-    known = _REQUIRED | _OPTIONAL
-    for key, value in values.items():
-        if key not in known:
-            raise DataError(
-                f"expected only known keys, found {key!r} in {where}{did_you_mean(key, known)} "
-                "Keys of your own belong under 'extras'."
-            )
-        if not isinstance(value, known[key]):
-            raise DataError(
-                f"expected {_JSON_NAMES[known[key]]}, found {value!r} in {where}, key {key!r}"
-            )
-    for key in _REQUIRED:
-        if key not in values:
-            raise DataError(f"expected the key {key!r}, found {sorted(values)} in {where}")
-    if not values["id"]:
-        raise DataError(f"expected a non-empty string, found '' in {where}, key 'id'")
-    place = values.get("detections", [0, 0])
-    if len(place) != 2 or not all(type(n) is int and n >= 0 for n in place):
-        raise DataError(f"expected [first row, rows], found {place!r} in {where}, key 'detections'")
-
-
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name}, which JSON does not have")
+
+
+def _row_numbers(value: Any, where: str) -> tuple[int, ...]:
+    found = fields.list_of(fields.integer)(value, where)
+    if len(found) != 2 or min(found) < 0:
+        raise fields.fail(where, "[first row, number of rows]", value)
+    return found
+
+
+_TEXTS = dict.fromkeys(("prompt", "output", "prompt_hash", "model_id"), fields.any_text)
+_KNOWN = {"id": fields.text, **_TEXTS, "extras": fields.plain_mapping, "detections": _row_numbers}
+
+
+def _checked(values: Any, where: str) -> dict[str, Any]:
+    return fields.entries(values, where, _KNOWN, required=("id", *_TEXTS))

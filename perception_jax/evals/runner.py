@@ -79,14 +79,9 @@ def predicted(ids: Sequence[str], folder: str | os.PathLike[str]) -> list[Predic
 
 def _done(folder: pathlib.Path, known: dict[str, int], model_id: str) -> set[str]:
     """Ids that any process has predicted."""
-    try:
-        found = read_predictions(folder)
-    except DataError:
-        if any(path.stat().st_size for path in folder.glob("predictions-*.jsonl")):
-            raise
-        return set()
+    found = read_predictions(folder, none_ok=True)
     strange = [one.id for one in found if one.id not in known]
-    if strange or found[0].model_id != model_id:
+    if strange or any(one.model_id != model_id for one in found):
         what = f"of {found[0].model_id!r}" if not strange else f"of other examples ({strange[0]!r})"
         raise DataError(
             f"{folder} holds predictions {what}, expected those of {len(known)} examples by "

@@ -28,23 +28,19 @@ _IN_FLIGHT = 2
 """Calls on the device before the first one's result is fetched."""
 
 
-class Batched:
-    """A compiled function of a model over any number of rows.
-
-    On a mesh the rows of a call are split over its batch axes, and the results, one row each, are
-    replicated by the compiled program, so that every process can fetch them. Compiled once for each
-    mesh and shape.
+class CompiledPerMesh:
+    """A function that is compiled once for each mesh and shape, with results on every device.
 
     Attributes:
       batch_size: rows of a call; on a mesh, the next multiple of its batch shards.
     """
 
-    def __init__(self, function: Callable[[Any, Any], Any], *, batch_size: int):
+    def __init__(self, function: Callable[..., Any], *, batch_size: int):
         """Compiles nothing yet.
 
         Args:
-          function: of a model (any pytree or module) and B rows; gives a pytree of arrays with B
-            rows each. Traced by `jax.jit`.
+          function: of a model (any pytree or module) and further arrays; gives a pytree of arrays
+            with B rows each. Traced by `jax.jit`.
 
         Raises:
           ConfigError: a batch size below 1.
@@ -53,6 +49,14 @@ class Batched:
             raise ConfigError(f"batch_size: expected at least 1, found {batch_size}")
         self.batch_size = batch_size
         self._on = functools.lru_cache(maxsize=4)(functools.partial(Call, function))
+
+
+class Batched(CompiledPerMesh):
+    """A compiled function of a model over any number of rows.
+
+    On a mesh the rows of a call are split over its batch axes, and the results, one row each, are
+    on every device.
+    """
 
     def __call__(
         self, model: Any, rows: Shaped[np.ndarray, "N ..."], mesh: Mesh | None = None
@@ -83,10 +87,7 @@ class Batched:
                 yield run(model, place(fill(part, size), split)), len(part)
 
         with current_mesh(mesh):
-            found = [_first(count, out) for out, count in fetched(calls())]
-        if not found:
-            raise DataError("expected at least one row to run a model on, found none.")
-        return jax.tree.map(lambda *out: np.concatenate(out), *found)
+            return joined(fetched(calls()))
 
     def lower(
         self, model: Any, row: jax.ShapeDtypeStruct, mesh: Mesh | None = None
@@ -113,6 +114,7 @@ class Call:
         def counting(votes: jax.Array, *arguments: Any) -> tuple[Any, jax.Array]:
             return function(*arguments), jnp.sum(votes)
 
+        # Replicated results can be fetched by every process.
         whole = None if mesh is None else replicated(mesh)
         self.jitted = jax.jit(function, out_shardings=whole)
         self._counting = jax.jit(counting, out_shardings=whole)
@@ -170,6 +172,21 @@ def fetched(calls: Iterable[tuple[Any, int]]) -> Iterator[tuple[Any, int]]:
         yield _on_host(out), count
 
 
+def joined(results: Iterable[tuple[Any, int]]) -> Any:
+    """Concatenates the rows that count of the results of all calls.
+
+    Args:
+      results: as of `fetched`.
+
+    Raises:
+      DataError: there are none.
+    """
+    found = [jax.tree.map(lambda x, n=count: x[:n], out) for out, count in results]
+    if not found:
+        raise DataError("expected at least one row to run a model on, found none.")
+    return jax.tree.map(lambda *out: np.concatenate(out), *found)
+
+
 def in_parts(stream: Iterable[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
     """Yields up to `size` consecutive rows at a time."""
     rows = iter(stream)
@@ -190,7 +207,3 @@ def _on_host(out: Any) -> Any:
             raise out.error
         out = out.out
     return gathered(out)
-
-
-def _first(count: int, out: Any) -> Any:
-    return jax.tree.map(lambda x: x[:count], out)

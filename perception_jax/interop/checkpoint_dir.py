@@ -16,6 +16,7 @@ import numpy as np
 
 from perception_jax import settings
 from perception_jax.errors import CheckpointError
+from perception_jax.interop.gguf_file import GgufFile
 from perception_jax.interop.safetensors_io import SafetensorsFile
 from perception_jax.interop.tensors import TensorFiles
 from perception_jax.interop.torch_reader import open_torch
@@ -32,7 +33,9 @@ OPEN_CLIP_SINGLE = "open_clip_model.safetensors"
 OPEN_CLIP = (OPEN_CLIP_SINGLE, "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
 """Weights of open_clip, which may be next to those of Hugging Face or timm."""
 _TORCH_SUFFIXES = (".bin", ".pth", ".pt", ".ckpt")
-WEIGHT_SUFFIXES = (".safetensors", *_TORCH_SUFFIXES)
+GGUF_SUFFIX = ".gguf"
+"""Suffix of llama.cpp's files."""
+WEIGHT_SUFFIXES = (".safetensors", *_TORCH_SUFFIXES, GGUF_SUFFIX)
 """Suffixes of files with weights."""
 INDEX_SUFFIX = ".index.json"
 """Suffix of an index of sharded weights."""
@@ -200,8 +203,10 @@ def _open_file(path: pathlib.Path, section: str | None) -> TensorFiles:
         return SafetensorsFile(path)
     if path.suffix in _TORCH_SUFFIXES:
         return open_torch(path, section=section)
+    if path.suffix == GGUF_SUFFIX:
+        return GgufFile(path)
     raise CheckpointError(
-        f"Expected a file that ends in .safetensors or {', '.join(_TORCH_SUFFIXES)}, found {path}."
+        f"Expected a file that ends in one of {', '.join(WEIGHT_SUFFIXES)}, found {path}."
     )
 
 
@@ -212,7 +217,7 @@ def _weights_in(folder: pathlib.Path, prefer: Sequence[str]) -> WeightFiles | No
     for name in prefer:
         if name in weights:
             return _chosen(folder, name, weights)
-    for suffixes in ((".safetensors",), _TORCH_SUFFIXES):
+    for suffixes in ((".safetensors",), _TORCH_SUFFIXES, (GGUF_SUFFIX,)):
         found = [name for name in weights if name.endswith(suffixes)]
         if len(found) == 1:
             return _chosen(folder, found[0], weights)

@@ -5,7 +5,8 @@ The settings say in which format they are written, and so whose names to expect:
 - "hf": `config.json` of Hugging Face, with a `model_type`;
 - "timm": `config.json` of timm, with an `architecture`;
 - "reference": `open_clip_config.json`, or a model configuration of open_clip;
-- "jax": our own, marked by `perception_jax_layout`.
+- "jax": our own, marked by `perception_jax_layout`;
+- "gguf": the metadata of a GGUF file, whatever is next to it.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from perception_jax.interop.checkpoint_dir import (
     open_checkpoint,
     read_json,
 )
+from perception_jax.interop.gguf_file import GgufFile
 from perception_jax.interop.tensors import TensorFiles
 from perception_jax.settings import shown
 
@@ -41,28 +43,56 @@ _WEIGHTS = {"hf": PLAIN, "timm": PLAIN, "jax": PLAIN, "reference": (*OPEN_CLIP, 
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CheckpointSource:
+class CheckpointSettings:
+    """The settings of a checkpoint and the files they come from.
+
+    Attributes:
+      layout: of the settings, a `Layout` or "gguf"; None without any.
+      settings: as parsed; empty without any.
+      folders: where files for a processor may be, in order of preference.
+      read: "settings", and "weights" of a `CheckpointSource` → the files they come from.
+    """
+
+    layout: str | None
+    settings: Mapping[str, Any]
+    folders: tuple[pathlib.Path, ...]
+    read: Mapping[str, str]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointSource(CheckpointSettings):
     """An opened checkpoint: tensors, settings and the files they come from.
 
     Attributes:
       path: of the weights: a file, or the index of its shards.
       files: the tensors.
-      layout: of the settings; None without any.
-      settings: as parsed from JSON; empty without any.
-      folders: where files for a processor may be, in order of preference.
       aside: names outside the requested part.
-      read: "weights" and "settings" → the files they come from.
       left: files of weights or settings next to them → why they were not read.
     """
 
     path: pathlib.Path
     files: TensorFiles
-    layout: Layout | None
-    settings: Mapping[str, Any]
-    folders: tuple[pathlib.Path, ...]
     aside: tuple[str, ...]
-    read: Mapping[str, str]
     left: Mapping[str, str]
+
+
+def read_settings(folder: pathlib.Path) -> CheckpointSettings | None:
+    """Reads the settings in a folder that may have no weights; None if there are none, or several,
+    of which the weights would tell which to take.
+
+    Raises:
+      CheckpointError: a damaged file.
+    """
+    files = [folder / name for name in (CONFIG, OPEN_CLIP_CONFIG) if (folder / name).is_file()]
+    if len(files) != 1:
+        return None
+    settings = read_json(files[0])
+    return CheckpointSettings(
+        layout=_layout(settings, files[0]),
+        settings=settings,
+        folders=(folder,),
+        read={"settings": str(files[0])},
+    )
 
 
 def open_source(
@@ -91,6 +121,8 @@ def open_source(
         folder if path.is_dir() else path, prefer=_WEIGHTS.get(layout, (*PLAIN, *OPEN_CLIP))
     )
     files = open_checkpoint(weights.path, section=section)
+    if isinstance(files, GgufFile):
+        settings, layout, file = files.metadata, "gguf", weights.path
     aside: tuple[str, ...] = ()
     if prefix:
         files = Part(files, prefix)

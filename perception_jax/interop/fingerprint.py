@@ -8,6 +8,8 @@ A fingerprint is a digest of a CRC-32 of each layer of each leaf. It is the same
 - on any mesh, and for stacked layers (`blocks/…`), with inserts among them (`blocks/base/…`) or
   none, and layers with leaves of their own (`blocks/layers/K/…`);
 - for images of another size: position embeddings, which are resized, do not count.
+
+An exact one counts every bit of every leaf, to tell whether two models compute the same.
 """
 
 from __future__ import annotations
@@ -30,24 +32,25 @@ _RESIZED = "position_embedding"
 _CHUNK = 1 << 20
 
 
-def fingerprint(leaves: Mapping[str, jax.Array | np.ndarray]) -> str:
+def fingerprint(leaves: Mapping[str, jax.Array | np.ndarray], *, exact: bool = False) -> str:
     """16 hexadecimal digits for a model's weights, read one layer at a time.
 
     On several processes it is a collective: all of them must call it.
 
     Args:
       leaves: by "/"-joined path.
+      exact: whether dtypes, what bfloat16 rounds off and position embeddings count too.
     """
     lines = []
     for path, leaf in leaves.items():
-        if path.endswith(_RESIZED):
+        if path.endswith(_RESIZED) and not exact:
             continue
         place = _PLACE.search(path)
         name = _PLACE.sub(lambda found: found["kind"] or "", path)
         stacked = place is not None and place["layer"] is None
         first = int(place["layer"]) if place is not None and not stacked else 0
         for k, layer in enumerate(_layers(leaf, stacked)):
-            lines.append(f"{name} {first + k} {layer.shape} {_checksum(layer):08x}")
+            lines.append(f"{name} {first + k} {layer.shape} {_checksum(layer, exact)}")
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:16]
 
 
@@ -57,11 +60,12 @@ def _layers(leaf: jax.Array | np.ndarray, stacked: bool) -> Iterator[Shaped[np.n
     return (on_host(leaf, k) for k in (range(len(leaf)) if stacked else (...,)))
 
 
-def _checksum(layer: Shaped[np.ndarray, "..."]) -> int:
+def _checksum(layer: Shaped[np.ndarray, "..."], exact: bool) -> str:
     flat, total = np.ascontiguousarray(layer).reshape(-1), 0
     for start in range(0, flat.size, _CHUNK):
-        total = zlib.crc32(_rounded(flat[start : start + _CHUNK]).data, total)
-    return total
+        part = flat[start : start + _CHUNK]
+        total = zlib.crc32((part.view(np.uint8) if exact else _rounded(part)).data, total)
+    return f"{layer.dtype} {total:08x}" if exact else f"{total:08x}"
 
 
 def _rounded(values: Shaped[np.ndarray, " n"]) -> UInt16[np.ndarray, " n"]:

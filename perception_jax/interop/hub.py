@@ -52,6 +52,15 @@ def fetch(name: str) -> pathlib.Path:
     return _existing(name, _download(name, repository, patterns), inside)
 
 
+def fetch_settings(name: str) -> pathlib.Path:
+    """Downloads the files of a hub id `owner/name` without its weights; returns the local folder.
+
+    Raises:
+      CheckpointError: as `fetch`.
+    """
+    return _download(name, name, _SETTINGS)
+
+
 def _first_weights(name: str, repository: str, below: str) -> pathlib.Path:
     """Settings and weights below a folder; formats that need the restricted reader are fetched only
     if there are no safetensors."""

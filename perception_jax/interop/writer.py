@@ -32,6 +32,7 @@ def write_checkpoint(
     *,
     weights: str = SINGLE,
     max_shard_bytes: int = MAX_SHARD,
+    metadata: Mapping[str, str] | None = None,
     overwrite: bool = False,
 ) -> None:
     """Writes `model.safetensors` (or shards and their index), `config.json` and further files.
@@ -43,6 +44,7 @@ def write_checkpoint(
       extras: file name → contents; a mapping is written as JSON.
       weights: name of the weights' file where they are not split.
       max_shard_bytes: a larger checkpoint is split; a tensor is never split.
+      metadata: further entries of the header of each file of weights.
       overwrite: replace a folder that is not empty. The old one stays until the new one is whole.
 
     Raises:
@@ -59,7 +61,7 @@ def write_checkpoint(
             raise CheckpointError(f"Expected plain names of extra files, found {name!r}.")
     nbytes = sum(t.spec.nbytes for shard in shards for t in shard)
     with replacing_folder(target, nbytes=nbytes, overwrite=overwrite) as folder:
-        _write_shards(folder, shards, weights)
+        _write_shards(folder, shards, weights, metadata or {})
         for name, content in files.items():
             _write_file(folder / name, content)
 
@@ -176,10 +178,13 @@ def _umask() -> int:
 
 
 def _write_shards(
-    folder: pathlib.Path, shards: Sequence[Sequence[LazyTensor]], single: str
+    folder: pathlib.Path,
+    shards: Sequence[Sequence[LazyTensor]],
+    single: str,
+    metadata: Mapping[str, str],
 ) -> None:
     # transformers looks for this entry before it accepts a file.
-    metadata = {"format": "pt"}
+    metadata = {"format": "pt", **metadata}
     if len(shards) == 1:
         write_safetensors(folder / single, shards[0], metadata)
         return

@@ -11,5 +11,5 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "params": ("flatten", "unflatten"),
         "registry": ("architecture_of", "architectures", "register"),
     },
-    submodules=("clip", "dinov2", "eva", "registry", "siglip"),
+    submodules=("clip", "dinov2", "eva", "llama", "registry", "siglip"),
 )

@@ -13,7 +13,6 @@ from typing import Any
 
 from flax import nnx
 
-from perception_jax.data.processors import ImageProcessor
 from perception_jax.data.tokenization import PaddedTokenizer
 from perception_jax.interop.rules import RuleTable, identity_table
 from perception_jax.models.shardings import SHARDINGS
@@ -78,8 +77,9 @@ class Architecture:
       complete: configuration, table and shapes to a configuration with what only the tensors tell,
         such as whether a projection was saved.
       parts: names of the architectures that are parts of this one.
-      image_processor: configuration and layout to what the authors' code does with images, where a
-        checkpoint does not say; None for a model without images.
+      image_settings: configuration and layout to the fields of the `data.processors.ImageProcessor`
+        that does what the authors' code does with images, where a checkpoint does not say; None for
+        a model without images.
       read_tokenizer: files and configuration to the tokenizer, None if the checkpoint carries none
         that is read here; None for a model without texts.
       with_tokenizer: configuration and tokenizer to the configuration that is written next to the
@@ -98,7 +98,7 @@ class Architecture:
     read_names: Callable[[Shapes], tuple[str, Any] | None] | None = None
     complete: Callable[[Any, RuleTable, Shapes], Any] | None = None
     parts: tuple[str, ...] = ()
-    image_processor: Callable[[Any, str], ImageProcessor] | None = None
+    image_settings: Callable[[Any, str], dict[str, Any]] | None = None
     read_tokenizer: Callable[[Files, Any], Tokenizer | None] | None = None
     with_tokenizer: Callable[[Any, Tokenizer], Any] | None = None
     shardings: tuple[tuple[str, Any], ...] = SHARDINGS

@@ -44,7 +44,7 @@ def identify(
 
     Args:
       settings: a parsed JSON; empty if there is none.
-      layout: whose settings they are, "hf", "reference", "timm" or "jax"; None without any.
+      layout: whose settings they are, "hf", "reference", "timm", "jax" or "gguf"; None without any.
       shapes: of the checkpoint's tensors.
       part: the tensors are a part of what the settings describe, e.g. the image tower. Which part
         follows from their names.
@@ -99,7 +99,8 @@ def _claimed(settings: Settings, layout: str) -> Architecture:
         if claim.fits(settings):
             return arch
     inner = settings.get("model_cfg", settings)
-    found = settings["architecture"] if "architecture" in settings else inner["vision_cfg"]
+    named = [key for key in ("architecture", "general.architecture") if key in settings]
+    found = settings[named[0]] if named else inner["vision_cfg"]
     raise ConfigError(
         f"{layout}: the model of {shown(found)} is not supported; supported are "
         f"{', '.join(f'{arch.name} ({claim.expects})' for arch, claim in claims)}."

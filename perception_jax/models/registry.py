@@ -18,6 +18,7 @@ MODULES = [
     "perception_jax.models.siglip.architecture",
     "perception_jax.models.eva.architecture",
     "perception_jax.models.dinov2.architecture",
+    "perception_jax.models.llama.architecture",
 ]
 """Modules with a tuple `ARCHITECTURES`, in the order of lookup."""
 

@@ -52,6 +52,11 @@ def drop_path(
     return x * factor.astype(x.dtype)
 
 
+def keys_of(key: Array | None, count: int) -> list[Array | None]:
+    """Splits a key for several places that drop something; all None without one."""
+    return [None] * count if key is None else list(jax.random.split(key, count))
+
+
 def _check(rate: float) -> None:
     if not 0.0 <= rate < 1.0:
         raise ConfigError(f"dropout rate: expected a number in [0, 1), found {rate}.")

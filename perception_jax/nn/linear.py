@@ -20,6 +20,9 @@ from perception_jax.ops.sharding import constrain
 class Linear(nnx.Module):
     """`x @ kernel + bias`; `kernel` is [in, out].
 
+    Two optional parts leave the paths of the others as they are: `lora`, a low-rank term that is
+    added (`nn.lora`), and `scale`, one factor per output of an int8 kernel (`nn.int8`).
+
     Args:
       gain: of the initial kernel: outputs start with `gain` times the inputs' standard deviation.
     """
@@ -30,10 +33,32 @@ class Linear(nnx.Module):
         scale = gain * inputs**-0.5
         self.kernel = nnx.Param(scale * jax.random.normal(rngs.params(), (inputs, outputs)))
         self.bias = nnx.Param(jnp.zeros((outputs,))) if bias else None
+        self.scale: nnx.Param | None = nnx.data(None)
+        self.lora: nnx.Module | None = nnx.data(None)
 
-    def __call__(self, x: Float[Array, "*B inputs"]) -> Float[Array, "*B outputs"]:
-        y = x @ self.kernel[...].astype(x.dtype)
-        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+    def __call__(
+        self,
+        x: Float[Array, "*B inputs"],
+        *,
+        key: Array | None = None,
+        dtype: np.typing.DTypeLike | None = None,
+    ) -> Float[Array, "*B outputs"]:
+        """Applies the layer.
+
+        Args:
+          key: for the dropout of `lora`; None drops nothing.
+          dtype: of the output; None is that of `x`. float32 keeps the sums of bfloat16 products.
+        """
+        dtype = x.dtype if dtype is None else dtype
+        kernel = self.kernel[...].astype(x.dtype)
+        if self.scale is None:
+            y = jnp.matmul(x, kernel, preferred_element_type=dtype)
+        else:  # scaled before it is rounded
+            product = jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
+            y = (product * self.scale[...]).astype(dtype)
+        if self.bias is not None:
+            y = y + self.bias[...].astype(dtype)
+        return y if self.lora is None else y + self.lora(x, key).astype(dtype)
 
 
 def lookup(
@@ -42,10 +67,40 @@ def lookup(
     """Looks up rows of an embedding table, vocabulary-parallel on a mesh.
 
     The table is gathered over "fsdp" as any other weight; over "tensor" it stays split by rows,
-    each chip looks up its own and the results are summed.
+    each chip looks up its own and the results are summed. An id outside of the table gives NaN:
+    a compiled function cannot raise; see `check_ids`.
     """
-    table = constrain(table, "tensor")
-    return constrain(table[constrain(ids, "batch")].astype(dtype), "batch")
+    table, ids = constrain(table, "tensor"), constrain(ids, "batch")
+    known = (ids >= 0) & (ids < table.shape[0])
+    return constrain(jnp.where(known[..., None], table[ids].astype(dtype), jnp.nan), "batch")
+
+
+def check_ids(ids: Int[Array | np.ndarray, "B T"], rows: int, what: str) -> np.ndarray | None:
+    """Checks token ids outside of compiled functions, where their values are known.
+
+    Args:
+      rows: of the embedding table.
+      what: the model, for the message.
+
+    Returns:
+      The ids on the host; None in a compiled function, of arrays spread over processes, and
+      without any id.
+
+    Raises:
+      ConfigError: an id that the table lacks.
+    """
+    if isinstance(ids, jax.core.Tracer) or not ids.size:
+        return None
+    if isinstance(ids, jax.Array) and not ids.is_fully_addressable:
+        return None
+    values = np.asarray(ids)
+    if values.min() < 0 or values.max() >= rows:
+        wrong = values[(values < 0) | (values >= rows)]
+        raise ConfigError(
+            f"{what}: expected ids of 0 to {rows - 1}, found {wrong[0]} (one of {wrong.size}). Do "
+            "the ids come from this model's tokenizer?"
+        )
+    return values
 
 
 class PatchEmbed(nnx.Module):

@@ -17,9 +17,11 @@ from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jaxtyping import Array, Float
 
 from perception_jax.errors import ConfigError
+from perception_jax.nn import stack
 from perception_jax.nn.taps import Taps
 from perception_jax.nn.towers import TowerOutput
 from perception_jax.ops.losses import unit
@@ -75,6 +77,14 @@ def class_attention(
       ConfigError: the tower has no such layer; a tower with a pooling head has only the last.
     """
     return _attention(tower(pixels, taps=_taps(tower, layer)))
+
+
+def attention_source(tower: nnx.Module, *, layer: int = LAST_LAYER) -> str:
+    """Names the token or head whose attention `class_attention` computes, in words."""
+    if not tower.prefix:
+        return "pooling head"
+    depth = stack.depth_of(tower.blocks)
+    return f"class token, layer {layer % depth + 1} of {depth}"
 
 
 def text_relevance(

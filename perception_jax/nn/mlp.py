@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from perception_jax.nn.dropout import keys_of
 from perception_jax.nn.linear import Linear
 from perception_jax.nn.norms import LayerNorm
 
@@ -67,8 +68,12 @@ class Mlp(nnx.Module):
         self.fc1 = Linear(width, hidden, bias=bias, rngs=rngs)
         self.fc2 = Linear(hidden, width, bias=bias, gain=gain, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-        return self.fc2(ACTIVATIONS[self.act](self.fc1(x)))
+    def __call__(
+        self, x: Float[Array, "*B D"], *, key: Array | None = None
+    ) -> Float[Array, "*B D"]:
+        """Args: key: for the dropout of LoRA; None drops nothing."""
+        first, second = keys_of(key, 2)
+        return self.fc2(ACTIVATIONS[self.act](self.fc1(x, key=first)), key=second)
 
 
 class GatedMlp(nnx.Module):
@@ -96,6 +101,11 @@ class GatedMlp(nnx.Module):
         self.inner_norm = None if inner_eps is None else LayerNorm(hidden, eps=inner_eps)
         self.down = Linear(hidden, width, bias=bias, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-        hidden = ACTIVATIONS[self.act](self.gate(x)) * self.up(x)
-        return self.down(hidden if self.inner_norm is None else self.inner_norm(hidden))
+    def __call__(
+        self, x: Float[Array, "*B D"], *, key: Array | None = None
+    ) -> Float[Array, "*B D"]:
+        """Args: key: for the dropout of LoRA; None drops nothing."""
+        gate, up, down = keys_of(key, 3)
+        hidden = ACTIVATIONS[self.act](self.gate(x, key=gate)) * self.up(x, key=up)
+        hidden = hidden if self.inner_norm is None else self.inner_norm(hidden)
+        return self.down(hidden, key=down)

@@ -39,14 +39,45 @@ class Rope:
             turned = self.rotate(x[..., :count])
             return jnp.concatenate([turned, x[..., count:]], axis=-1)
         wide = x.astype(jnp.float32)
+        cos, sin = self.cos[..., None, :], self.sin[..., None, :]
         if self.interleaved:
             pairs = wide.reshape(*x.shape[:-1], -1, 2)
             turned = jnp.stack([-pairs[..., 1], pairs[..., 0]], axis=-1).reshape(x.shape)
-        else:
-            first, second = jnp.split(wide, 2, axis=-1)
-            turned = jnp.concatenate([-second, first], axis=-1)
-        y = x * self.cos[..., None, :] + turned * self.sin[..., None, :]
+            return (wide * cos + turned * sin).astype(x.dtype)
+        # By halves, without an array of turned channels: whether XLA writes it to memory decides
+        # which products become fused multiply-adds, so that a tap would change the last bits.
+        first, second = jnp.split(wide, 2, axis=-1)
+        (cos1, cos2), (sin1, sin2) = jnp.split(cos, 2, axis=-1), jnp.split(sin, 2, axis=-1)
+        y = jnp.concatenate([first * cos1 - second * sin1, second * cos2 + first * sin2], axis=-1)
         return y.astype(x.dtype)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RopeScaling:
+    """Longer wavelengths, for texts longer than those of pretraining.
+
+    Without `context`, all wavelengths are multiplied by `factor` (position interpolation, arXiv
+    2306.15595). With it, Llama 3.1's: those up to `context / high` stay, those from
+    `context / low` on are multiplied, and between them the frequency is interpolated.
+
+    Attributes:
+      factor: at least 1.
+      context: length of the texts of pretraining, tokens.
+      low, high: numbers of turns within `context`; `low` is below `high`.
+    """
+
+    factor: float
+    context: int | None = None
+    low: float = 1.0
+    high: float = 4.0
+
+    def apply(self, bands: Float[np.ndarray, "pairs"]) -> Float[np.ndarray, "pairs"]:
+        """Returns the scaled frequencies, radians a position."""
+        if self.context is None:
+            return bands / np.float32(self.factor)
+        turns = self.context * bands / np.float32(2 * np.pi)
+        kept = np.clip((turns - self.low) / (self.high - self.low), 0, 1)
+        return ((1 - kept) * bands / self.factor + kept * bands).astype(np.float32)
 
 
 def rotary(
@@ -55,6 +86,7 @@ def rotary(
     *,
     theta: float = 10000.0,
     interleaved: bool = False,
+    scaling: RopeScaling | None = None,
 ) -> Rope:
     """Rotary embedding of a sequence.
 
@@ -63,11 +95,15 @@ def rotary(
       width: R, channels of a head that are turned; even.
       theta: base of the wavelengths.
       interleaved: see `Rope`.
+      scaling: of the wavelengths; None has none.
 
     Raises:
       ConfigError: an odd width.
     """
-    return _rope(positions[..., None] * _bands(width, theta), interleaved)
+    bands = _bands(width, theta)
+    if scaling is not None:
+        bands = scaling.apply(bands)
+    return _rope(positions[..., None] * bands, interleaved)
 
 
 def rotary_sections(

@@ -15,7 +15,7 @@ from perception_jax import settings
 from perception_jax.errors import ConfigError
 from perception_jax.nn import stack
 from perception_jax.nn.attention import Attention
-from perception_jax.nn.linear import Linear, lookup
+from perception_jax.nn.linear import Linear, check_ids, lookup
 from perception_jax.nn.mlp import TOWER_ACTIVATIONS, Mlp
 from perception_jax.nn.norms import LayerNorm
 from perception_jax.nn.taps import Taps, refuse_pool
@@ -128,9 +128,7 @@ class TextTower(nnx.Module):
         self._check(ids)
         count = ids.shape[1]
         ids = jnp.asarray(ids)
-        known = (ids >= 0) & (ids < self.token_embedding.shape[0])
         x = lookup(self.token_embedding[...], ids, dtype)
-        x = jnp.where(known[..., None], x, jnp.nan)  # a lookup alone clamps
         x = x + self.position_embedding[...][:count].astype(dtype)
         causal = jnp.tril(jnp.ones((1, 1, count, count), bool)) if self.pool == "end" else None
         out = stack.run(self.blocks, x, mask=causal, taps=taps, remat=remat)
@@ -161,18 +159,8 @@ class TextTower(nnx.Module):
             raise ConfigError(
                 f"text tower: expected texts of at most {context} tokens, found {ids.shape[1]}."
             )
-        if isinstance(ids, jax.core.Tracer) or not ids.size:
-            return
-        if isinstance(ids, jax.Array) and not ids.is_fully_addressable:
-            return  # spread over processes
-        values = np.asarray(ids)
-        if values.min() < 0 or values.max() >= vocab_size:
-            wrong = values[(values < 0) | (values >= vocab_size)]
-            raise ConfigError(
-                f"text tower: expected ids of 0 to {vocab_size - 1}, found {wrong[0]} (one of "
-                f"{wrong.size}). Do the ids come from this model's tokenizer?"
-            )
-        if self.pool == "end" and self.end_id is not None:
+        values = check_ids(ids, vocab_size, "text tower")
+        if values is not None and self.pool == "end" and self.end_id is not None:
             without = np.flatnonzero(~(values == self.end_id).any(axis=1))
             if without.size:
                 raise ConfigError(

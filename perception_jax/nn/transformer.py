@@ -85,6 +85,7 @@ class Block(nnx.Module):
             rope=layer.rope,
             tap=layer.tap,
             cache=layer.cache,
+            key=_inner_key(layer, _ATTENTION),
         )
         x = self._added(x, out.x, self.norm1, self.scale1, layer, _ATTENTION)
         return StepOutput(x=x, attention=out.rows, cache=out.cache)
@@ -105,14 +106,16 @@ class Block(nnx.Module):
             keys=layer.memory,
             mask=layer.memory_mask,
             tap=layer.cross_tap,
+            key=_inner_key(layer, _CROSS),
         )
         x = self._added(x, out.x, self.norm_cross, self.scale_cross, layer, _CROSS)
         return StepOutput(x=x, cross=out.rows)
 
     def mlp_step(self, x: Float[Array, "B T D"], layer: Layer | None = None) -> StepOutput:
         """The MLP."""
-        y = self.mlp(self._before(x, self.norm2))
-        return StepOutput(x=self._added(x, y, self.norm2, self.scale2, layer or Layer(), _MLP))
+        layer = layer or Layer()
+        y = self.mlp(self._before(x, self.norm2), key=_inner_key(layer, _MLP))
+        return StepOutput(x=self._added(x, y, self.norm2, self.scale2, layer, _MLP))
 
     def _before(self, x: Float[Array, "B T D"], norm: nnx.Module) -> Float[Array, "B T D"]:
         """Returns the input of a sub-layer."""
@@ -133,3 +136,8 @@ class Block(nnx.Module):
         y = dropout(y, self.dropout, layer.key_of(2 * site))
         y = drop_path(y, layer.drop_path, layer.key_of(2 * site + 1))
         return norm(x + y) if self.norm == "post" else x + y
+
+
+def _inner_key(layer: Layer, site: int) -> Array | None:
+    """A key for what a step's module drops inside."""
+    return layer.key_of(2 * (_MLP + 1) + site)

@@ -57,10 +57,20 @@ def results(compiled: jax.stages.Compiled) -> Iterator[Result]:
         if found is None or found["name"] in ("parameter", "constant"):
             continue
         for array in _ARRAY.finditer(found["types"]):
-            shape = tuple(int(size) for size in array["shape"].split(",") if size)
-            yield Result(found["name"], array["dtype"], shape)
+            yield Result(found["name"], array["dtype"], _shape(array))
+
+
+def parse_result(line: str) -> Result | None:
+    """The array that a line of a program's text gives, the last of several; None without one."""
+    found = _OPERATION.match(line)
+    arrays = [] if found is None else list(_ARRAY.finditer(found["types"]))
+    return Result(found["name"], arrays[-1]["dtype"], _shape(arrays[-1])) if arrays else None
 
 
 def collectives(compiled: jax.stages.Compiled) -> Mapping[Result, int]:
     """Counts the collectives of the program by kind; one in a loop's body counts once."""
     return collections.Counter(found for found in results(compiled) if found.is_collective)
+
+
+def _shape(array: re.Match[str]) -> tuple[int, ...]:
+    return tuple(int(size) for size in array["shape"].split(",") if size)

@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int, Int32
 
 from perception_jax.data.object_index import index_objects
 from perception_jax.data.records import ObjectAnnotation, Record
-from perception_jax.evals.conditioned.diagnostics import area_under_curve
+from perception_jax.evals.ranking import area_under_curve
 from perception_jax.models.clip.config import VisionConfig
 from perception_jax.models.clip.modeling import ClipVisionTower
 from perception_jax.nn import stack
@@ -32,7 +32,7 @@ from perception_jax.nn.text_tower import TextConfig, TextTower
 from perception_jax.nn.towers import TowerOutput
 from perception_jax.ops.losses import softmax_contrastive, unit
 from perception_jax.systems.give.adapter import AdapterConfig, InstructionFeatures
-from perception_jax.systems.give.encoding.encode import take_rows
+from perception_jax.systems.give.encode import take_rows
 from perception_jax.systems.give.losses import LossConfig, RowLabels, all_losses
 from perception_jax.systems.give.model import Give, GiveConfig
 from perception_jax.systems.give.sampler import BatchPlanner, GroupConfig

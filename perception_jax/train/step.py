@@ -108,10 +108,28 @@ def make_step(
     return Step(step, loss)
 
 
-def compile_step(
+@dataclasses.dataclass(frozen=True)
+class TracedStep:
+    """A step for fixed shapes and a mesh, before it is compiled.
+
+    Attributes:
+      lowered: the program.
+      model_flops, hardware_flops: see `CompiledStep`.
+    """
+
+    lowered: jax.stages.Lowered
+    model_flops: int
+    hardware_flops: int
+
+    def compile(self) -> CompiledStep:
+        """Compiles the step for the devices of its mesh."""
+        return CompiledStep(self.lowered.compile(), self.model_flops, self.hardware_flops)
+
+
+def trace_step(
     step: Step, state: TrainState, shardings: TrainState, batch: Batch, mesh: Mesh
-) -> CompiledStep:
-    """Compiles `step` for the shapes of `state` and `batch` (arrays or shapes).
+) -> TracedStep:
+    """Traces `step` for the shapes of `state` and `batch` (arrays or shapes).
 
     A batch with the key `VOTE` (int[devices], see `shard.distributed.Ballots`) gets the sum of it
     as a metric of that name.
@@ -135,7 +153,14 @@ def compile_step(
     key = jax.eval_shape(lambda: jax.random.key(0))
     needed = flops.gradient_flops(step.loss, state.trainable, state.frozen, examples, key)
     computed = flops.count_jaxpr(traced.jaxpr.jaxpr)
-    return CompiledStep(traced.lower().compile(), model_flops=needed, hardware_flops=computed)
+    return TracedStep(traced.lower(), model_flops=needed, hardware_flops=computed)
+
+
+def compile_step(
+    step: Step, state: TrainState, shardings: TrainState, batch: Batch, mesh: Mesh
+) -> CompiledStep:
+    """Traces and compiles `step`; see `trace_step`."""
+    return trace_step(step, state, shardings, batch, mesh).compile()
 
 
 def _counting_votes(advance: Advance) -> Advance:

@@ -26,8 +26,7 @@ from perception_jax.data.records import Record
 from perception_jax.data.scenes import objects as scenes
 from perception_jax.data.scenes.sample import SceneConfig
 from perception_jax.data.scenes.source import ScenesSource
-from perception_jax.evals.conditioned.diagnostics import area_under_curve
-from perception_jax.evals.ranking import unit_rows
+from perception_jax.evals.ranking import area_under_curve, unit_rows
 from perception_jax.nn import stack
 from perception_jax.nn.taps import Taps
 from perception_jax.ops.image import normalise

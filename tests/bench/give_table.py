@@ -75,10 +75,12 @@ def row(title: str, runs: list[dict[str, float]], system: str) -> str:
 
 
 def cell(values: list[float], key: str) -> str:
-    """AUC with three decimals, percentages with one."""
+    """AUC with three decimals, the others as percentages with one."""
     if not values:
         return ""
     digits = 3 if "auc" in key else 1
+    if digits == 1:
+        values = [100 * value for value in values]
     mean = f"{statistics.mean(values):.{digits}f}"
     if len(values) < 2:
         return mean

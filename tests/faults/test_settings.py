@@ -9,7 +9,7 @@ import math
 
 import pytest
 
-from perception_jax.data import processor_hf
+from perception_jax.data import processor_formats
 from perception_jax.errors import PerceptionError
 from perception_jax.models.clip.config import ClipConfig
 from perception_jax.models.dinov2.config import Dinov2Config
@@ -84,7 +84,7 @@ def readers():
             settings = None if write is None else write(config)
             if settings:
                 yield pytest.param(read, settings, id=f"{name}-{layout}")
-    yield pytest.param(lambda one: processor_hf.read(one, None), PROCESSOR, id="processor")
+    yield pytest.param(lambda one: processor_formats.from_hf(one), PROCESSOR, id="processor")
 
 
 @pytest.mark.parametrize(("read", "settings"), list(readers()))

@@ -122,4 +122,8 @@ def test_the_data_of_a_config_need_no_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(Loaded, "read", lambda *_, **__: pytest.fail("weights were read"))
     words = ["--config=configs/give/scenes.py:runlocal", "--count=1", f"--out={tmp_path}/page.html"]
     assert common.main(check_data.PROGRAM, check_data.run, words) == 0
-    assert "image, 72×72" in html.unescape((tmp_path / "page.html").read_text())
+    page = html.unescape((tmp_path / "page.html").read_text())
+    assert "image, 72×72" in page
+    # Its planned batches have millions of rows, made of that many records.
+    [count] = re.findall(r"([\d,]+) records", page)
+    assert 0 < int(count.replace(",", "")) < 10_000

@@ -10,6 +10,7 @@ import pytest
 
 import perception_jax
 from launch import common, contact_sheet, evaluate, train
+from perception_jax.evals.predictions import PredictionWriter
 
 CONFIG = "--config=configs/clip/scenes.py:runlocal"
 
@@ -59,6 +60,30 @@ def test_evaluate_gives_the_numbers_of_the_run(workdir, photos, tmp_path, kind):
     assert common.main(evaluate.PROGRAM, evaluate.run, [*arguments, f"--out={tmp_path}"]) == 0
     found = json.loads((tmp_path / "results.json").read_text())
     assert found == pytest.approx(json.loads((workdir / "results.json").read_text()))
+
+
+def test_a_stopped_evaluation_goes_on_and_gives_the_same_numbers(
+    workdir, photos, tmp_path, monkeypatch, capsys
+):
+    arguments = [CONFIG, f"--config.data.source={photos}", f"--checkpoint={workdir}"]
+    added = PredictionWriter.add
+
+    def stopped(self, prediction):
+        if len(self.done) == 2:
+            raise KeyboardInterrupt
+        added(self, prediction)
+
+    parsed = common.parse([*arguments, f"--out={tmp_path}"], evaluate.PROGRAM)
+    with monkeypatch.context() as patch:
+        patch.setattr(PredictionWriter, "add", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate.run(parsed)
+    assert not (tmp_path / "results.json").exists()
+    assert common.main(evaluate.PROGRAM, evaluate.run, [*arguments, f"--out={tmp_path}"]) == 0
+    assert "(6 made, 2 of an earlier run)" in capsys.readouterr().out
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found == json.loads((workdir / "results.json").read_text())
+    assert not (workdir / "predictions").exists()
 
 
 def test_evaluate_says_what_is_missing(tmp_path, capsys):

@@ -24,6 +24,7 @@ from perception_jax.data.scenes.spec import (
     SceneSpec,
 )
 from perception_jax.data.scenes.sprites import load_sprite
+from tools import build_sprites
 
 CANVASES = ((32, 32), (64, 64), (48, 96), (128, 80))
 SEEDS = st.integers(0, 2**32 - 1)
@@ -108,7 +109,7 @@ def test_one_spec_at_every_canvas_size(name: str, x: float, y: float, size: floa
 @FEW
 @given(name=NAMES, style=st.sampled_from(TRAIN_STYLES), tint=st.sampled_from(palette.TINTS))
 def test_a_tinted_sprite_has_the_tints_colour(name: str, style: str, tint: str) -> None:
-    found = palette.shares(palette.tinted(load_sprite(name, style), tint))
+    found = build_sprites.shares(palette.tinted(load_sprite(name, style), tint))
     assert max(found, key=found.__getitem__) == tint
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from jax.sharding import PartitionSpec as P
 
-from perception_jax.data.processors import ImageProcessor
 from perception_jax.interop.rules import Rule, RuleTable, linear
 from perception_jax.models.architecture import Architecture, Shapes
 from perception_jax.models.shardings import SHARDINGS
@@ -29,7 +28,7 @@ ARCHITECTURES = (
         write_config={"hf": ToyConfig.to_hf, "reference": lambda _: None},
         tables={"hf": lambda _: TABLE, "reference": lambda _: TABLE},
         read_names=read_names,
-        image_processor=lambda config, _: ImageProcessor(size=config.size, mode="squash"),
+        image_settings=lambda config, _: {"size": config.size, "mode": "squash"},
         shardings=(*SHARDINGS, (r"gain$", P("fsdp")), (r"linear/kernel$", P(None, "fsdp"))),
     ),
 )

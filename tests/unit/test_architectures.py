@@ -81,8 +81,14 @@ CLIP = ClipConfig(
     text=TextConfig(vocab_size=20, context=5, **SIZES),
     embed_dim=4,
 )
-LLAMA = {"model_type": "llama", "hidden_size": 64}
+LLAMA = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 1}
 LLAVA = {"model_type": "llava", "vision_config": CLIP.vision.to_hf(), "text_config": LLAMA}
+OTHER = LLAVA | {"text_config": {"model_type": "opt"}}
+LANGUAGE = {
+    "model.embed_tokens.weight": (100, 64),
+    "model.layers.0.self_attn.q_proj.weight": (64, 64),
+    "lm_head.weight": (100, 64),
+}
 
 
 def names_of(config, layout: str = "hf") -> dict[str, tuple[int, ...]]:
@@ -113,13 +119,9 @@ def test_a_part_is_told_by_its_names(settings, layout, prefix, expected):
 
 
 def test_a_part_that_is_not_built_here_is_not_taken_for_another():
-    """A LLaVA's language model and projector."""
-    language = {
-        "model.embed_tokens.weight": (100, 64),
-        "model.layers.0.self_attn.q_proj.weight": (64, 64),
-        "lm_head.weight": (100, 64),
-    }
-    for names in (language, {"linear_1.weight": (4, 4), "linear_1.bias": (4,)}):
-        with pytest.raises(ConfigError, match=r"clip_vision_model.*called 'llama' here") as caught:
-            identify(LLAVA, "hf", names, part=True)
+    """A multimodal model's language model and projector."""
+    for names in (LANGUAGE, {"linear_1.weight": (4, 4), "linear_1.bias": (4,)}):
+        with pytest.raises(ConfigError, match=r"clip_vision_model.*called 'opt' here") as caught:
+            identify(OTHER, "hf", names, part=True)
         assert next(iter(names)) in str(caught.value)
+    assert identify(LLAVA, "hf", LANGUAGE, part=True).architecture.name == "llama"

@@ -2,38 +2,38 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pytest
 
-from perception_jax.data.moinst.record import from_json
 from perception_jax.data.records import ObjectAnnotation, ObjectInstruction, Record
 from perception_jax.errors import DataError
-from perception_jax.evals.conditioned import convert, prompts
+from perception_jax.evals.conditioned import prompts
 from perception_jax.evals.conditioned.annotations import (
     STRATA,
     Annotations,
     EvaluatedClass,
-    EvaluatedImage,
-    EvaluatedObject,
 )
 
 NAMES = ("traffic_light", "Bead_(jewelry)", "cup", "dog")
 CLASSES = tuple(EvaluatedClass(name=n, frequency=f) for n, f in zip(NAMES, "rcfr", strict=True))
 
 
-def thing(class_id: int, area: float | None = None, **more: object) -> EvaluatedObject:
-    return EvaluatedObject(class_id=class_id, area=area, **more)
+def thing(class_id: int, area: float | None = None, **more: object) -> ObjectAnnotation:
+    box = None if area is None else (0.0, 0.0, area, 1.0)
+    return ObjectAnnotation(name=NAMES[class_id], box=box, **more)
 
 
-def image(name: int, *objects: EvaluatedObject, **more: object) -> EvaluatedImage:
-    return EvaluatedImage(**({"id": name, "area": 1000.0, "objects": objects} | more))
+def image(name: str, *objects: ObjectAnnotation, **more: object) -> Record:
+    given = {"images": (np.zeros((2, 2, 3), np.uint8),), "size": (40, 25), "objects": objects}
+    return Record(id=name, **(given | more))
 
 
-def strata(*objects: EvaluatedObject, area: float | None = 1000.0) -> dict[int, str | None]:
-    notes = Annotations.build([image(0, *objects, area=area)], CLASSES, federated=False)
-    pairs = notes.pairs
+def build(*images: Record, federated: bool, **options: object) -> Annotations:
+    return Annotations.build(images, CLASSES, federated=federated, **options)
+
+
+def strata(*objects: ObjectAnnotation, size=(40, 25)) -> dict[int, str | None]:
+    pairs = build(image("0", *objects, size=size), federated=False).pairs
     return {
         int(c): STRATA[s] if s else None for c, s in zip(pairs.class_id, pairs.stratum, strict=True)
     }
@@ -50,7 +50,7 @@ def test_the_largest_object_is_salient_unless_it_is_small():
 
 def test_without_a_box_or_a_size_a_stratum_is_unknown():
     assert strata(thing(0), thing(1, 30.0)) == {0: None, 1: "salient"}
-    assert strata(thing(0, 40.0), thing(1, 30.0), area=None) == {0: None, 1: "overlooked"}
+    assert strata(thing(0, 40.0), thing(1, 30.0), size=None) == {0: None, 1: "overlooked"}
 
 
 def test_a_mark_replaces_the_largest_but_not_the_smallest_share():
@@ -62,72 +62,61 @@ def test_a_mark_replaces_the_largest_but_not_the_smallest_share():
 
 
 def test_what_is_known_of_an_image():
-    one = image(7, thing(0), negative=(1, 0), nonexhaustive=(2, 0))
-    labels = {f: Annotations.build([one], CLASSES, federated=f).labels[0] for f in (True, False)}
-    assert labels[True].tolist() == [1, 0, -1, -1]  # annotated beats both lists
-    assert labels[False].tolist() == [1, 0, -1, 0]
-    cropped = image(7, thing(0), thing(0), thing(3), negative=(1,)).keep([True, False, False])
-    notes = Annotations.build([cropped], CLASSES, federated=False)
-    assert notes.labels[0].tolist() == [1, 0, 0, -1]  # a class that was cut away is not absent
+    lists = {"absent": (NAMES[1], NAMES[0], "cow"), "not_exhaustive": (NAMES[2], NAMES[0], "cow")}
+    one = image("7", thing(0), **lists)
+    labels = {f: build(one, federated=f).labels[0].tolist() for f in (True, False)}
+    assert labels[True] == [1, 0, -1, -1]  # annotated beats both lists
+    assert labels[False] == [1, 0, -1, 0]
 
 
-def test_a_data_set_that_does_not_fit_its_classes_is_refused():
-    with pytest.raises(DataError, match=r"image 'a'.*\[0, 4\), found 4"):
-        Annotations.build([image("a", negative=(4,))], CLASSES, federated=True)
-    with pytest.raises(DataError, match="3 twice"):
-        Annotations.build([image(3), image(3)], CLASSES, federated=True)
+def test_what_is_not_shown_and_crowds_are_left_out_and_their_classes_unknown():
+    one = image("7", thing(0), thing(0), thing(3), thing(2, crowd=True), absent=NAMES[1:])
+    mask = np.array([True, False, False, True])
+    for federated, expected in ((False, [1, 0, -1, -1]), (True, [1, 0, -1, -1])):
+        notes = build(one, federated=federated, shown=lambda record: mask)
+        assert notes.labels[0].tolist() == expected  # a class that was cut away is not absent
+        assert notes.cropped == 2  # the crowd is none of them
 
 
-def test_a_record_and_its_canonical_line_agree():
-    line = {
-        "image_id": "8",
-        "file": "8.jpg",
-        "width": 40,
-        "height": 25,
-        "objects": [
-            {
-                "class": "cup",
-                "class_id": 2,
-                "captions": ["a blue cup", "it is full"],
-                "instruction": "the blue cup",
-                "bbox": [1.1, 2.0, 3.0, 4.0],
-                "salient": True,
-            },
-            {"class": "traffic_light", "class_id": 0, "captions": [], "salient": False},
-        ],
-        "neg_class_ids": [1],
-        "nonexhaustive_class_ids": [0],
-    }
-    theirs = convert.from_moinst(from_json(line, "line"))
-    record = Record(
-        id="8",
-        images=(np.zeros((2, 2, 3), np.uint8),),
-        objects=(
-            ObjectAnnotation(
-                name="cup",
-                box=(1.1, 2.0, 4.1, 6.0),
-                captions=("a blue cup", "it is full"),
-                salient=True,
-            ),
-            ObjectAnnotation(name="cow", box=(0.0, 0.0, 1.0, 1.0)),
-            ObjectAnnotation(name="dog", box=(0.0, 0.0, 1.0, 1.0), crowd=True),
-            ObjectAnnotation(name="light", box=None, salient=False),
-        ),
-        instructions=(
-            ObjectInstruction(text="the blue cup", target=0),
-            ObjectInstruction(text="not this", target=0),
-            ObjectInstruction(text="nothing", target=None),
-        ),
-        absent=("bead", "cow"),
-        not_exhaustive=("light",),
+def test_a_data_set_that_cannot_be_evaluated_is_refused():
+    with pytest.raises(DataError, match="'3' twice"):
+        build(image("3"), image("3"), federated=True)
+    with pytest.raises(DataError, match="found 0 images and 4 classes"):
+        build(federated=True)
+
+
+def test_captions_and_instructions_of_a_record():
+    cup = thing(2, 9.0, captions=("a blue cup", "it is full"))
+    cow = ObjectAnnotation(name="cow", box=(0.0, 0.0, 9.0, 9.0), captions=("a cow",))
+    instructions = (
+        ObjectInstruction(text="nothing", target=None),
+        ObjectInstruction(text="the cow", target=0),
+        ObjectInstruction(text="the blue cup", target=1),
+        ObjectInstruction(text="not this", target=1),
     )
-    kinds = {"light": 0, "bead": 1, "cup": 2, "dog": 3}
-    ours = convert.from_record(record, kinds, (40, 25))
-    assert ours == dataclasses.replace(theirs, nonexhaustive=(0, 3))  # the crowd of dogs
-    assert 4.1 - 1.1 != 3.0  # and yet the areas are equal
-    notes = Annotations.build([ours], CLASSES, federated=True)
-    assert notes.instructions[:2] == ("the traffic light", "the bead")
-    assert notes.instructions[notes.pairs.instruction[1]] == "the blue cup"
+    one = image("8", cow, cup, thing(0, captions=("a light",)), instructions=instructions)
+    notes = build(one, image("9", thing(2, captions=("again",))), federated=True)
+    assert notes.instructions == (
+        "the traffic light",
+        "the bead",
+        "the cup",
+        "the dog",
+        "the blue cup",
+    )
+    pairs, captions = notes.pairs, notes.captions
+    assert pairs.image.tolist() == [0, 0, 1]
+    assert pairs.class_id.tolist() == [0, 2, 2]
+    assert [notes.instructions[k] for k in pairs.instruction[1:]] == ["the blue cup", "the cup"]
+    assert captions.texts == ("a blue cup", "it is full", "a light", "again")
+    assert captions.pair.tolist() == [1, 1, 0, 2]
+
+
+def test_equal_boxes_have_equal_areas_wherever_they_are():
+    first = ObjectAnnotation(name=NAMES[0], box=(0.0, 0.0, 3.0, 4.0))
+    second = ObjectAnnotation(name=NAMES[1], box=(1.1, 2.0, 4.1, 6.0))
+    assert 4.1 - 1.1 != 3.0
+    assert strata(first, second, size=(10, 10)) == {0: "salient", 1: "overlooked"}
+    assert strata(second, first, size=(10, 10)) == {0: "overlooked", 1: "salient"}
 
 
 def test_prototypes_of_names_that_clean_alike_are_one():

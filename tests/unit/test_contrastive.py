@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,14 +11,17 @@ import pytest
 from flax import nnx
 
 from perception_jax.data.processors import ImageProcessor
-from perception_jax.data.records import ObjectAnnotation, Record
-from perception_jax.errors import DataError
+from perception_jax.evals.predictions import PredictionWriter, read_predictions
 from perception_jax.models.clip.modeling import Clip
 from perception_jax.nn import maps
 from perception_jax.nn.taps import Taps
 from perception_jax.ops.losses import unit
 from perception_jax.systems.contrastive.encode import Encoder
-from perception_jax.systems.contrastive.evaluate import CaptionedImages, LabelledImages, Retrieval
+from perception_jax.systems.contrastive.evaluate import (
+    CaptionedImages,
+    Retrieval,
+    embeddings_on_disk,
+)
 from perception_jax.systems.contrastive.task import SigmoidClip, batch_accuracy, equal_rows
 from perception_jax.testing import tiny_clip
 from tests.arrays import drawn, normal
@@ -48,7 +53,7 @@ def test_batch_accuracy_counts_equal_texts_as_right():
 def test_only_the_sigmoid_loss_has_a_logit_bias():
     softmax = nnx.eval_shape(lambda: tiny_clip.task("softmax").init(jax.random.key(0)))
     sigmoid = jax.jit(lambda: tiny_clip.task("sigmoid").init(jax.random.key(0)))()
-    assert not hasattr(softmax, "logit_bias")
+    assert softmax.logit_bias is None
     assert isinstance(sigmoid, SigmoidClip)
     assert float(sigmoid.logit_bias[...]) == -10.0
 
@@ -119,12 +124,72 @@ def test_retrieval_counts_equal_captions_as_right():
     assert 0 < numbers["image_to_text_r1"] < numbers["image_to_text_r5"] < 1
 
 
-def test_naming_needs_known_names():
-    item = ObjectAnnotation(name="cat", box=(0.0, 0.0, 4.0, 4.0))
-    source = [Record(id="one", images=(np.zeros((16, 16, 3), np.uint8),), objects=(item,))]
-    with pytest.raises(DataError, match=r"'one'.*'cat'"):
-        LabelledImages.from_source(source, PROCESSOR, ["dog"])
-    assert LabelledImages.from_source(source, PROCESSOR, ["dog", "cat"]).labels.tolist() == [1]
+@pytest.fixture
+def evaluated():
+    """Retrieval among 24 images, and the rows that its encoder runs, by kind of input."""
+    source = [tiny_clip.task().data.examples(0).source[k] for k in range(24)]
+    images = CaptionedImages.from_source(source, PROCESSOR)
+    one = Retrieval(Encoder(PROCESSOR, tiny_clip.PROCESSOR.tokenizer, batch_size=2), images)
+    rows = {"_image": [], "_text": []}
+    for name, seen in rows.items():
+        real = getattr(one.encoder, name)
+
+        def counted(model, part, mesh, real=real, seen=seen):
+            seen.append(len(part))
+            return real(model, part, mesh)
+
+        setattr(one.encoder, name, counted)
+    return one, rows
+
+
+def test_a_stopped_evaluation_goes_on_where_it_stopped(evaluated, tmp_path, monkeypatch):
+    one, rows = evaluated
+    model, settings = random_clip(), {"settings": "tiny"}
+    expected = one(model)
+    assert (sum(rows["_image"]), sum(rows["_text"])) == (24, 8)
+    added = PredictionWriter.add
+
+    def stopped(self, prediction):
+        if prediction.id.startswith("11 "):
+            raise KeyboardInterrupt
+        added(self, prediction)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PredictionWriter, "add", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            embeddings_on_disk(one.encoder, model, one.inputs, tmp_path, **settings)
+    (folder,) = tmp_path.iterdir()
+    shard = folder / "predictions-00000-of-00001.jsonl"
+    shard.write_bytes(shard.read_bytes()[:-9])  # what a kill cut off
+    for left in ((24 - 10, 8), (0, 0)):
+        rows["_image"].clear()
+        rows["_text"].clear()
+        found = embeddings_on_disk(one.encoder, model, one.inputs, tmp_path, **settings)
+        assert (sum(rows["_image"]), sum(rows["_text"])) == left
+        assert one.numbers(found) == expected
+    texts = [item.prompt for item in read_predictions(folder) if item.prompt]
+    assert tuple(texts) == one.images.texts
+    np.testing.assert_allclose(
+        found[f"text: {texts[0]}"], one.encoder.texts(model, texts)[0], atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("other", ["weights", "settings", "images"])
+def test_embeddings_of_something_else_are_not_used(evaluated, tmp_path, other):
+    one, rows = evaluated
+    first, second = random_clip(), random_clip()
+    embeddings_on_disk(one.encoder, first, one.inputs, tmp_path, settings="tiny")
+    rows["_image"].clear()
+    inputs, settings = one.inputs, "other" if other == "settings" else "tiny"
+    if other == "weights":  # a change that bfloat16 rounds off
+        second.vision.projection.kernel[...] *= 1 + 1e-6
+    if other == "images":
+        images = dataclasses.replace(one.images, pixels=one.images.pixels.copy())
+        images.pixels[3, 0, 0, 0] ^= 1
+        inputs = (images, one.inputs[1])
+    embeddings_on_disk(one.encoder, second, inputs, tmp_path, settings=settings)
+    assert sum(rows["_image"]) == 24
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from perception_jax.data.sources.combine import split
 from perception_jax.data.tokenization import ClipTokenizer
 from perception_jax.errors import ConfigError, DataError
 from perception_jax.systems.give.sampler import GroupConfig
-from perception_jax.systems.give.training_data import TrainingData
+from perception_jax.systems.give.training_data import ObjectRows, TrainingData
 
 DIGESTS = {
     "scenes": """
@@ -192,6 +192,25 @@ def test_batches_are_bit_by_bit_those_of_before(name, hold, tmp_path):
         next(iterator)
     assert iterator.get_state() == {**state, "shuffle": 0}
     iterator.close()
+
+
+def test_data_in_memory_make_whole_batches(tmp_path, monkeypatch):
+    """Once per batch and host; row by row only where a record cannot be used."""
+    made, single = collections.Counter(), ObjectRows.__call__
+    whole = ObjectRows.batch
+    monkeypatch.setattr(
+        ObjectRows,
+        "batch",
+        lambda self, read, plan: made.update([len(read)]) or whole(self, read, plan),
+    )
+    monkeypatch.setattr(ObjectRows, "__call__", lambda *args: made.update(["row"]) or single(*args))
+    data = scene_data(tmp_path, hold=True)
+    take(data.loader(), 10)
+    assert made.keys() == {data.planner.batch_size}
+    take(data.loader(host=(1, 2)), 10)
+    assert made.keys() == {data.planner.batch_size, data.planner.batch_size // 2}
+    take(training(Numbers(frozenset({2})), hold=True, max_bad_fraction=0.5).loader(), 20)
+    assert made["row"] > 0
 
 
 def test_workers_make_the_same_batches(tmp_path):

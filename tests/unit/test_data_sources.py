@@ -17,9 +17,9 @@ from perception_jax.data.records import (
 )
 from perception_jax.data.sources import open_source
 from perception_jax.data.sources.coco import CocoSource
+from perception_jax.data.sources.combine import InMemory
 from perception_jax.data.sources.folder import ImageFolder
 from perception_jax.data.sources.jsonl import JsonlSource
-from perception_jax.data.sources.memory import InMemory
 from perception_jax.data.sources.names import display_names
 from perception_jax.data.sources.objects import ObjectLines
 from perception_jax.errors import ConfigError, DataError, ImageError

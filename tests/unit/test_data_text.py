@@ -104,16 +104,15 @@ def test_other_encodings_are_refused_by_name(folder, read, encoding, message):
 def test_lines_are_found_again_by_their_offset(tmp_path):
     path = tmp_path / "x"
     path.write_bytes("\ufeffone\r\r\ntwo\u2028\n\n\ufeffthr\xe9e\rfour".encode())
-    found = list(text_lines.lines(path))
+    indexed = text_lines.IndexedLines(path)
+    found = list(indexed.scan())
     assert [(line.number, line.text) for line in found] == [
         (1, "one"),
         (3, "two\u2028"),
         (5, "thr\xe9e"),
         (6, "four"),
     ]
-    assert [text_lines.line_at(path, line.offset, line.number) for line in found] == [
-        line.text for line in found
-    ]
+    assert [indexed[k] for k in range(len(indexed))] == found
     path.write_bytes(b"x" * (text_lines.MAX_LINE + 1))
     with pytest.raises(DataError, match="longer one at byte 0"):
         list(text_lines.lines(path))

@@ -20,6 +20,8 @@ from perception_jax.evals.predictions import (
     align,
     prompt_hash,
     read_predictions,
+    text_of,
+    vector_of,
 )
 
 LINES = "predictions-00000-of-00001.jsonl"
@@ -72,7 +74,7 @@ def test_round_trip(tmp_path):
 
 
 @settings(deadline=None, max_examples=40)
-@given(st.text(min_size=1), st.text(), st.text())
+@given(st.text().filter(str.strip), st.text(), st.text())
 def test_any_text_survives(tmp_path_factory, name, prompt, output):
     folder = tmp_path_factory.mktemp("p")
     one = Prediction(id=name, prompt=prompt, output=output, model_id="m")
@@ -85,8 +87,7 @@ def test_what_a_crash_cut_off_is_dropped_and_predicted_again(tmp_path, cut, capl
     write(tmp_path, FULL, PLAIN, LAST)
     data = (tmp_path / LINES).read_bytes()
     (tmp_path / LINES).write_bytes(data[:-cut])
-    with pytest.raises(DataError, match="last line, found it cut off"):
-        read_predictions(tmp_path)
+    assert [one.id for one in read_predictions(tmp_path)] == ["a/1", "b"]
     with PredictionWriter(tmp_path) as writer:
         assert writer.done == {"a/1", "b"}
         writer.add(LAST)
@@ -100,8 +101,7 @@ def test_lines_whose_rows_were_lost_are_dropped(tmp_path):
     write(tmp_path, FULL, PLAIN, LAST)
     rows = (tmp_path / ROWS).read_bytes()
     (tmp_path / ROWS).write_bytes(rows[:-1])
-    with pytest.raises(DataError, match="expected 3 rows"):
-        read_predictions(tmp_path)
+    assert [one.id for one in read_predictions(tmp_path)] == ["a/1", "b"]
     with PredictionWriter(tmp_path) as writer:
         assert writer.done == {"a/1", "b"}
         writer.add(LAST)
@@ -111,14 +111,14 @@ def test_lines_whose_rows_were_lost_are_dropped(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"output": ...}, "the key 'output'.*line 1"),
-        ({"output": 3}, "a string, found 3 in .*line 1, key 'output'"),
-        ({"id": ""}, "non-empty string, .*key 'id'"),
-        ({"extra": {}}, "known keys, found 'extra' .*Did you mean extras"),
-        ({"extras": []}, r"an object, found \[\].*key 'extras'"),
+        ({"output": ...}, "line 1: expected the key 'output'"),
+        ({"output": 3}, "line 1: output: expected a text, found 3"),
+        ({"id": ""}, "line 1: id: expected a text that is not blank"),
+        ({"extra": {}}, "line 1: unknown key 'extra'.*extras"),
+        ({"extras": []}, r"line 1: extras: expected an object"),
         ({"extras": {"x": float("nan")}}, "NaN, which JSON does not have"),
-        ({"detections": [0, -1]}, r"\[first row, rows\], found \[0, -1\]"),
-        ({"detections": [0, 1]}, "expected 1 rows in .*found 0"),
+        ({"detections": [0, -1]}, r"\[first row, number of rows\], found \[0, -1\]"),
+        ({"detections": [0, 1]}, "found none that are whole .*detections-"),
         ({"prompt": "changed"}, "the prompt was changed"),
     ],
 )
@@ -133,9 +133,9 @@ def test_wrong_values_name_line_and_key(tmp_path, changes, message):
 
 def test_damaged_lines_and_missing_files(tmp_path):
     for data, message in (
-        (b"\xff\n", r"utf-8.*line 1"),
-        (b"\n \n[1]\n", r"JSON object, found list in .*line 3"),
-        (b"{\n", r"one JSON object a line, .*line 1"),
+        (b"\xff\n", r"line 1: .*utf-8"),
+        (b"\n \n[1]\n", r"line 3: expected an object"),
+        (b"{\n", r"line 1: expected one JSON object a line"),
     ):
         (tmp_path / LINES).write_bytes(data)
         with pytest.raises(DataError, match=message):
@@ -181,6 +181,15 @@ def test_a_full_disk_is_one_error(tmp_path, monkeypatch):
         write(tmp_path, FULL)
 
 
+def test_two_processes_cannot_write_the_same_predictions(tmp_path):
+    with PredictionWriter(tmp_path) as writer:
+        with pytest.raises(DataError, match="another process is writing"):
+            PredictionWriter(tmp_path)
+        writer.add(PLAIN)
+    write(tmp_path, LAST)
+    assert [one.id for one in read_predictions(tmp_path)] == ["b", "c"]
+
+
 def test_align_orders_and_names_what_is_missing():
     assert align([FULL, PLAIN], ["b", "a/1"]) == [PLAIN, FULL]
     with pytest.raises(DataError, match=r"1 without one \(first: \['c'\]\) and 1 predictions"):
@@ -213,6 +222,23 @@ def test_a_run_goes_on_where_it_stopped_also_on_other_processes(tmp_path):
     found = runner.predicted(IDS, tmp_path)
     assert [one.output for one in found] == [str(k * k) for k in range(7)]
     assert [float(one.detections.boxes[0, 2]) for one in found] == list(range(7))
+
+
+def test_what_other_processes_left_cut_off_is_predicted_again(tmp_path):
+    """Two processes were killed; one goes on with the work of both."""
+    for k in (0, 1):
+        runner.predict(IDS, outputs, tmp_path, model_id="m", host=(k, 2))
+        lines = tmp_path / f"predictions-0000{k}-of-00002.jsonl"
+        lines.write_bytes(lines.read_bytes()[:-7])
+    assert runner.predict(IDS, outputs, tmp_path, model_id="m") == 2
+    assert [one.output for one in runner.predicted(IDS, tmp_path)] == [str(k * k) for k in range(7)]
+
+
+def test_a_vector_is_kept_bit_by_bit():
+    vector = np.array([0.1, -3e-39, np.inf, np.pi], np.float32)
+    assert vector_of(text_of(vector)).tobytes() == vector.tobytes()
+    with pytest.raises(DataError, match="Base64 of float32 numbers, found 'AAA='"):
+        vector_of("AAA=")
 
 
 def test_predictions_of_other_weights_or_examples_are_refused(tmp_path):

@@ -205,7 +205,10 @@ def test_adapters_in_half_the_bytes_say_nearly_the_same(encoder, tmp_path):
 
 def test_a_folder_with_adapters_is_as_good_as_their_file(folder):
     assert find_adapters(folder) == folder / ADAPTERS_FILE
-    assert find_adapters(folder / "other.safetensors") == folder / "other.safetensors"
+    other = folder / "other.safetensors"
+    assert find_adapters(other, missing_ok=True) == other
+    with pytest.raises(CheckpointError, match=r"holds give\.safetensors, or shipped ones"):
+        find_adapters(other)
 
 
 def test_a_merged_folder_comes_back_bit_for_bit(encoder, tmp_path):

@@ -15,7 +15,7 @@ from perception_jax.api import Loaded
 from perception_jax.data.records import ObjectAnnotation, Record
 from perception_jax.evals.conditioned.tables import tables
 from perception_jax.systems.give.adapter import AdapterConfig
-from perception_jax.systems.give.encoding.encode import ConditionedEncoder
+from perception_jax.systems.give.encode import ConditionedEncoder
 from perception_jax.systems.give.evaluation.benchmark import evaluation_of
 from perception_jax.systems.give.evaluation.evaluate import Evaluated, EvaluationConfig
 from perception_jax.systems.give.model import GiveConfig
@@ -23,7 +23,7 @@ from perception_jax.systems.give.pretrained import GiveEncoder
 from perception_jax.systems.give.report import curves
 from perception_jax.systems.give.report import page as report_page
 from perception_jax.systems.give.report import pictures as report_pictures
-from perception_jax.systems.give.report.page import RunInfo, write
+from perception_jax.systems.give.report.page import write
 from perception_jax.systems.give.report.pictures import Pictures
 from perception_jax.viz.formatting import format_number
 from perception_jax.viz.sheet import PANEL
@@ -67,7 +67,7 @@ def test_the_chart_of_decisions_shows_the_plateau_and_its_end():
 
 def test_a_lone_evaluation_is_no_curve():
     key = "evaluate/test/p_acc1_conditioned"
-    once, twice = [{"step": 10, key: 40.0}], [{"step": 10, key: 40.0}, {"step": 20, key: 50.0}]
+    once, twice = [{"step": 10, key: 0.4}], [{"step": 10, key: 0.4}, {"step": 20, key: 0.5}]
     assert curves.naming_chart(once, "test") is None
     assert curves.naming_chart(twice, "other") is None
     assert "50 %" in curves.naming_chart(twice, "test")
@@ -207,7 +207,7 @@ def test_overlooked_objects_are_found_or_missed(pictures, presence, evaluated):
 
 def test_a_box_lies_over_its_object(pictures):
     one = RECORDS[0]
-    view = pictures._view(one)
+    view = pictures._view(one.image)
     changed = (report_pictures._boxed(view, one, [1], named=False) != view.picture).any(axis=2)
     rows, columns = np.flatnonzero(changed.any(axis=1)), np.flatnonzero(changed.any(axis=0))
     scale = PANEL / SIDE
@@ -216,15 +216,17 @@ def test_a_box_lies_over_its_object(pictures):
 
 
 def page(tmp_path, evaluated, pictures, history=()) -> str:
-    run = RunInfo(
-        title="A title",
-        subtitle="",
+    path = write(
+        tmp_path / "report.html",
+        evaluated=evaluated,
+        pictures=pictures,
         evaluator="test",
         history=history,
         settings=[("seed", "0")],
         config={"steps": 3},
+        title="A title",
+        subtitle="",
     )
-    path = write(tmp_path / "report.html", evaluated=evaluated, pictures=pictures, run=run)
     return html.unescape(path.read_text())
 
 
@@ -244,7 +246,7 @@ def test_no_number_stands_without_what_it_is_compared_to(tmp_path, evaluated, pi
     def rate(part, *path: str) -> str:
         for key in path:
             part = part[key]
-        return shown(part / 100)
+        return shown(part)
 
     found = scores.diagnostics
     assert metric(text, "Overlooked objects: present or absent") == (
@@ -260,13 +262,13 @@ def test_no_number_stands_without_what_it_is_compared_to(tmp_path, evaluated, pi
             scores.l_protocol[s][stratum]["map"] for s in ("presence", "static", "blank")
         )
         assert metric(text, f"{what} objects: finding the images that show one (mAP)") == (
-            shown(steered / 100),
+            shown(steered),
             [
-                f"without an instruction {shown(static / 100)}",
-                f"an image of one colour {shown(blank / 100)}",
+                f"without an instruction {shown(static)}",
+                f"an image of one colour {shown(blank)}",
             ],
         )
-        assert f"{steered - static:+.1f} points against the same backbone" in text
+        assert f"{100 * (steered - static):+.1f} points against the same backbone" in text
     value, baselines = metric(text, "Own caption among those of the same class (R@1)")
     assert value == rate(scores.image_to_text, "conditioned", "all", "same_class_r@1")
     assert baselines[0].endswith(rate(scores.image_to_text, "static", "all", "same_class_r@1"))

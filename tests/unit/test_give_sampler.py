@@ -21,7 +21,7 @@ from perception_jax.data.records import ObjectAnnotation, ObjectInstruction, Rec
 from perception_jax.data.scenes.sample import SceneConfig
 from perception_jax.data.scenes.source import ScenesSource
 from perception_jax.data.sources.coco import CocoSource
-from perception_jax.data.sources.memory import InMemory
+from perception_jax.data.sources.combine import InMemory
 from perception_jax.data.tokenization import ClipTokenizer
 from perception_jax.errors import ConfigError, DataError
 from perception_jax.systems.give.sampler import BatchPlanner, GroupConfig

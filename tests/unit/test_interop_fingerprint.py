@@ -96,6 +96,21 @@ def test_other_weights(loaded, expected):
     assert len({expected, *found.values()}) == 1 + len(found)
 
 
+def test_an_exact_one_counts_every_bit(loaded):
+    leaves = {path: np.array(leaf) for path, leaf in flatten(loaded.model).items()}
+    kernel, positions = "vision/projection/kernel", "vision/position_embedding"
+    for path in (kernel, positions):
+        changed = leaves[path].copy()
+        changed.reshape(-1)[3] += np.spacing(changed.reshape(-1)[3])
+        assert fingerprint(leaves | {path: changed}) == fingerprint(leaves)
+        assert fingerprint(leaves | {path: changed}, exact=True) != fingerprint(leaves, exact=True)
+    narrow = {path: jnp.asarray(leaf).astype(jnp.bfloat16) for path, leaf in leaves.items()}
+    wide = {path: np.asarray(leaf, np.float32) for path, leaf in narrow.items()}
+    assert fingerprint(narrow) == fingerprint(wide)
+    assert fingerprint(narrow, exact=True) != fingerprint(wide, exact=True)
+    assert fingerprint(flatten(loaded.model), exact=True) == fingerprint(leaves, exact=True)
+
+
 def test_numbers_at_the_edges_of_bfloat16():
     """Rounded as numpy and XLA round; a zero is a zero whatever its sign."""
     rng = np.random.default_rng(0)

@@ -166,5 +166,5 @@ def test_siglip_is_squashed_where_no_file_says(folder):
     from perception_jax.models.siglip.config import SiglipConfig
 
     for layout in ("hf", "reference"):
-        image = ARCHITECTURES[0].image_processor(SiglipConfig.base_224(), layout)
+        image = ImageProcessor(**ARCHITECTURES[0].image_settings(SiglipConfig.base_224(), layout))
         assert (image.mode, image.size, image.mean) == ("squash", 224, (0.5, 0.5, 0.5))

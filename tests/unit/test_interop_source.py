@@ -16,7 +16,7 @@ import pytest
 from flax import nnx
 
 import perception_jax
-from perception_jax.api import Loaded, Processor
+from perception_jax.api import Loaded, Processor, describe
 from perception_jax.data.processors import ImageProcessor
 from perception_jax.errors import CheckpointError, ConfigError
 from perception_jax.interop.checkpoint_dir import open_checkpoint
@@ -243,6 +243,21 @@ def test_the_hub_gives_bin_files_only_where_there_are_no_safetensors(clip, tmp_p
         perception_jax.load("owner/other")
     with pytest.raises(CheckpointError, match="neither a folder or file"):
         perception_jax.load("runs/missing.safetensors")
+
+
+def test_the_processor_of_a_hub_id_is_read_without_its_weights(clip, tmp_path, connect):
+    remote = tmp_path / "remote"
+    shutil.copytree(clip, remote)
+    expected = perception_jax.load(clip)
+    hub = connect(remote, "settings")
+    config, processor = describe("owner/name")
+    assert (config, processor.image) == (expected.config, expected.processor.image)
+    assert not [name for name in hub.files() if "safetensors" in name]
+    # Only the weights tell which of two files of settings is theirs.
+    (remote / "open_clip_config.json").write_text("{}")
+    hub = connect(remote, "both")
+    assert describe("owner/name")[0] == expected.config
+    assert "model.safetensors" in hub.files()
 
 
 def test_one_file_or_folder_of_a_hub_repository(clip, tmp_path, connect):

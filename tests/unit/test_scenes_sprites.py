@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from perception_jax.data.scenes import build_sprites, concepts, palette
+from perception_jax.data.scenes import concepts, palette
 from perception_jax.data.scenes.backgrounds import TONES, draw_background
 from perception_jax.data.scenes.concepts import by_name, colour_of, facing_of
 from perception_jax.data.scenes.render import render
@@ -18,6 +18,7 @@ from perception_jax.data.scenes.spec import STYLES, Background, DrawnText, Place
 from perception_jax.data.scenes.sprites import ARCHIVE, load_sprite
 from perception_jax.data.scenes.visibility import VisibilityMap
 from perception_jax.errors import DataError
+from tools import build_sprites
 
 ALL = concepts.concepts()
 HELD_OUT = """
@@ -139,23 +140,23 @@ def test_an_archive_without_the_drawing_is_refused(tmp_path: pathlib.Path) -> No
     ],
 )
 def test_nearest_colour(rgb: tuple[int, int, int], name: str) -> None:
-    assert palette.nearest_colour(rgb) == name
+    assert build_sprites.nearest_colour(rgb) == name
 
 
 def test_colours_and_background_tones_are_nearest_to_their_names() -> None:
     for name in palette.NAMES:
-        assert palette.nearest_colour(palette.COLOURS[name]) == name
-        assert palette.nearest_colour(TONES[name]) == name
+        assert build_sprites.nearest_colour(palette.COLOURS[name]) == name
+        assert build_sprites.nearest_colour(TONES[name]) == name
 
 
 def test_dominating_colour_needs_half_of_the_pixels() -> None:
     sprite = np.zeros((10, 10, 4), np.uint8)
     sprite[..., 3] = 255
     sprite[:6, :, 0] = 255
-    assert palette.dominating_colour(sprite) == "red"
+    assert build_sprites.dominating_colour(sprite) == "red"
     sprite[4:6, :, :3] = 255
-    assert palette.dominating_colour(sprite) is None
-    assert palette.dominating_colour(np.zeros((4, 4, 4), np.uint8)) is None
+    assert build_sprites.dominating_colour(sprite) is None
+    assert build_sprites.dominating_colour(np.zeros((4, 4, 4), np.uint8)) is None
 
 
 def test_colour_and_facing_of_a_placement() -> None:

@@ -99,7 +99,7 @@ def test_a_tokenizer_json_comes_before_the_pieces(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "none of them the unknown one"),
+        (b"", "expected 1 to 524288 pieces, found 0"),
         (spiece()[:-10], "Unigram kind"),
         (spiece(kind=2), r"model type 2, expected 1"),
         (spiece([p for p in PIECES if p[2] != UNKNOWN]), "none of them the unknown one"),

@@ -12,8 +12,6 @@ from perception_jax.data.sources import fields
 from perception_jax.data.sources.coco import read_tables
 from perception_jax.errors import DataError
 
-_SIDES = ("width", "height")
-
 
 class SourceBoxes:
     """Boxes and sizes of a COCO or LVIS file, by the ids that records refer to.
@@ -27,19 +25,23 @@ class SourceBoxes:
         self._boxes, self._sizes = {}, {}
         for k, entry in enumerate(content["images"]):
             where = f"{path}: images[{k}]"
-            image_id = fields.required(entry, "id", fields.identity, where)
-            sides = (fields.required(entry, side, fields.side, where) for side in _SIDES)
-            self._sizes[image_id] = tuple(sides)
+            image_id, *size = fields.values(
+                entry, where, id=fields.identity, width=fields.side, height=fields.side
+            )
+            self._sizes[image_id] = tuple(size)
         for k, entry in enumerate(content["annotations"]):
             where = f"{path}: annotations[{k}]"
-            own, image_id = (
-                fields.required(entry, key, fields.identity, where) for key in ("id", "image_id")
+            own, *known = fields.values(
+                entry,
+                where,
+                id=fields.identity,
+                image_id=fields.identity,
+                category_id=fields.identity,
+                bbox=fields.numbers(4),
             )
-            category = fields.required(entry, "category_id", fields.identity, where)
-            box = fields.required(entry, "bbox", fields.numbers(4), where)
             if own in self._boxes:
                 raise DataError(f"{where}: id: {own!r} is also that of another annotation.")
-            self._boxes[own] = (image_id, category, box)
+            self._boxes[own] = known
 
     def fill(self, images: Iterable[MoinstImage]) -> tuple[tuple[MoinstImage, ...], int]:
         """Records with sizes and boxes where they had none, and how many boxes were found.

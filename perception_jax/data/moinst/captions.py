@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 
-from perception_jax.data import text_lines
 from perception_jax.data.geometry import clip_boxes
 from perception_jax.data.moinst.names import clean_name, mentions
 from perception_jax.data.moinst.record import MoinstClass, MoinstImage, MoinstObject
@@ -102,13 +101,7 @@ def read_answers(path: str | os.PathLike) -> tuple[Answer, ...]:
     Raises:
       DataError: naming file, line and key.
     """
-    answers = []
-    for line in text_lines.lines(path):
-        where = f"{path}:{line.number}"
-        value = fields.parse_json(line.text, where)
-        found = fields.entries(value, where, _ANSWER, ("image_id", "object_id", "caption"))
-        answers.append(Answer(**found))
-    return tuple(answers)
+    return tuple(fields.json_lines(path, _answer))
 
 
 def add_captions(
@@ -202,6 +195,11 @@ def _without_the_others(image: MoinstImage, objects: Sequence[MoinstObject]) -> 
         objects=tuple(objects),
         nonexhaustive_class_ids=tuple(unsure) if gone else image.nonexhaustive_class_ids,
     )
+
+
+def _answer(value: Any, where: str) -> Answer:
+    required = ("image_id", "object_id", "caption")
+    return Answer(**fields.entries(value, where, _ANSWER, required))
 
 
 def _number(value: Any, where: str) -> float:

@@ -16,6 +16,7 @@ from typing import Any
 
 from perception_jax.data.moinst.names import clean_name
 from perception_jax.data.moinst.record import MoinstClass, MoinstImage, MoinstObject
+from perception_jax.data.moinst.tables import parse_categories
 from perception_jax.data.sources import fields
 from perception_jax.errors import ConfigError, DataError
 
@@ -139,39 +140,26 @@ def choose_classes(
     Raises:
       DataError: an entry without "id", "name" or "image_count".
     """
-    entries = [fields.mapping(one, f"{where}: categories[{k}]") for k, one in enumerate(categories)]
-    places = [f"{where}: categories[{k}]" for k in range(len(entries))]
-    names = [
-        fields.required(one, "name", fields.text, at)
-        for one, at in zip(entries, places, strict=True)
-    ]
-    shared = collections.Counter(map(clean_name, names))
-    numbers = [
-        fields.required(one, "id", fields.integer, at)
-        for one, at in zip(entries, places, strict=True)
-    ]
-    if len(set(numbers)) < len(numbers):
-        raise DataError(f"{where}: categories: expected unique ids, found some twice.")
-    ranked = sorted(
-        (-fields.required(entries[k], "image_count", fields.integer, places[k]), numbers[k], k)
-        for k, name in enumerate(names)
-        if shared[clean_name(name)] == 1
-    )
-    chosen = sorted((number, k) for _, number, k in ranked[:count])
-    frequency, synonyms = fields.optional(fields.text), fields.list_of(fields.text)
+    counts, frequencies = {}, {}
+    known = parse_categories(categories, f"{where}: categories")
+    for k, number in enumerate(known):
+        at = f"{where}: categories[{k}]"
+        (counts[number],) = fields.values(categories[k], at, image_count=fields.integer)
+        frequencies[number] = fields.optional(fields.text)(
+            categories[k].get("frequency"), f"{at}: frequency"
+        )
+    shared = collections.Counter(clean_name(one.name) for one in known.values())
+    clear = [number for number, one in known.items() if shared[clean_name(one.name)] == 1]
+    chosen = sorted(sorted(clear, key=lambda number: (-counts[number], number))[:count])
     return tuple(
         MoinstClass(
             class_id=class_id,
             source_category_id=number,
-            name=names[k],
-            frequency=frequency(entries[k].get("frequency"), f"{places[k]}: frequency"),
-            synonyms=tuple(
-                other
-                for other in synonyms(entries[k].get("synonyms", []), f"{places[k]}: synonyms")
-                if other != names[k]
-            ),
+            name=known[number].name,
+            frequency=frequencies[number],
+            synonyms=known[number].synonyms,
         )
-        for class_id, (number, k) in enumerate(chosen)
+        for class_id, number in enumerate(chosen)
     )
 
 
@@ -237,9 +225,8 @@ def _boxes_by_image(
         at = f"{where}: annotations[{k}]"
         class_id = ids.get(fields.required(entry, "category_id", fields.integer, at))
         if class_id is not None:
-            box = fields.required(entry, "bbox", fields.numbers(4), at)
-            own, image_id = (
-                fields.required(entry, key, fields.integer, at) for key in ("id", "image_id")
+            box, own, image_id = fields.values(
+                entry, at, bbox=fields.numbers(4), id=fields.integer, image_id=fields.integer
             )
             found.setdefault(image_id, []).append(_Box(own, class_id, box))
     return found
@@ -313,4 +300,4 @@ def _file(entry: Mapping[str, Any], where: str) -> str:
 
 
 def _size(entry: Mapping[str, Any], where: str) -> tuple[int, int]:
-    return tuple(fields.required(entry, side, fields.side, where) for side in ("width", "height"))
+    return fields.values(entry, where, width=fields.side, height=fields.side)

@@ -125,23 +125,32 @@ def _choose_table(
     rows: Mapping[str, PublishedRows], categories: str
 ) -> tuple[str, Table, Mapping[str, float]]:
     """Name, table, and the shares if it was found by them."""
+    shares: Mapping[str, float] = {}
+    every = [row for found in rows.values() for row in found.rows if row.category is not None]
     if categories in tables.BUNDLED:
-        return _with_names(categories, tables.bundled(categories), rows, {})
-    if categories != "auto":
+        name, table = categories, tables.bundled(categories)
+    elif categories != "auto":
         if not pathlib.Path(categories).is_file():
             raise DataError(
                 f"categories: expected auto, {', '.join(tables.BUNDLED)} or a JSON file; found "
                 f"no file {categories!r}."
             )
-        return _with_names(categories, tables.read_categories(categories), rows, {})
-    beside = _tables_beside(rows)
-    if beside:
-        return _with_names("next to the records", beside, rows, {})
-    every = [row for found in rows.values() for row in found.rows if row.category is not None]
-    if all(isinstance(row.category, str) for row in every):
-        return "the records' own names", _named(rows, {}), {}
-    name, shares = tables.detect([(row.category, row.captions) for row in every])
-    return _with_names(name, tables.bundled(name), rows, shares)
+        name, table = categories, tables.read_categories(categories)
+    elif beside := _tables_beside(rows):
+        name, table = "next to the records", beside
+    elif all(isinstance(row.category, str) for row in every):
+        name, table = "the records' own names", {}
+    else:
+        name, shares = tables.detect([(row.category, row.captions) for row in every])
+        table = tables.bundled(name)
+    # Rows may also name their class: one of the known names, or any if none is known.
+    known = {one.name: one for one in table.values()}
+    texts = {row.category for row in every if isinstance(row.category, str)}
+    if known:
+        named = {text: known[text] for text in texts if text in known}
+    else:
+        named = {text: Category(id=text, name=text) for text in texts}
+    return name, {**table, **named}, shares
 
 
 def _tables_beside(rows: Mapping[str, PublishedRows]) -> dict[CategoryId, Category]:
@@ -159,27 +168,6 @@ def _tables_beside(rows: Mapping[str, PublishedRows]) -> dict[CategoryId, Catego
                     f"{table[number].name!r} in the other file. Give one file of categories."
                 )
     return table
-
-
-def _with_names(
-    name: str, table: Table, rows: Mapping[str, PublishedRows], shares: Mapping[str, float]
-) -> tuple[str, Table, Mapping[str, float]]:
-    return name, {**table, **_named(rows, {one.name: one for one in table.values()})}, shares
-
-
-def _named(
-    rows: Mapping[str, PublishedRows], known: Mapping[str, Category]
-) -> dict[CategoryId, Category]:
-    """For rows that name their class: of the known names, or any if none is known."""
-    texts = {
-        row.category
-        for found in rows.values()
-        for row in found.rows
-        if isinstance(row.category, str)
-    }
-    if known:
-        return {text: known[text] for text in texts if text in known}
-    return {text: Category(id=text, name=text) for text in texts}
 
 
 # --- Rows that can be used ----------------------------------------------------------------------

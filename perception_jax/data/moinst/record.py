@@ -19,10 +19,9 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
-from perception_jax.data import text_lines
 from perception_jax.data.moinst.tables import CategoryId
 from perception_jax.data.sources import fields
 from perception_jax.errors import DataError
@@ -42,8 +41,8 @@ class MoinstObject:
 
     name: str
     class_id: int
-    source_category_id: CategoryId | None
-    object_id: int | None
+    source_category_id: CategoryId | None = None
+    object_id: int | None = None
     captions: tuple[str, ...] = ()
     instruction: str | None = None
     bbox: tuple[float, float, float, float] | None = None
@@ -72,7 +71,7 @@ class MoinstClass:
     """One line of the class table; `frequency` is LVIS's "r", "c" or "f"."""
 
     class_id: int
-    source_category_id: CategoryId | None
+    source_category_id: CategoryId | None = None
     name: str
     frequency: str | None = None
     synonyms: tuple[str, ...] = ()
@@ -80,32 +79,18 @@ class MoinstClass:
 
 def to_json(image: MoinstImage) -> dict[str, Any]:
     """The JSON object of a line."""
-    line: dict[str, Any] = {
-        "image_id": image.image_id,
-        "file": image.file,
-        "width": image.width,
-        "height": image.height,
-        "objects": [_object_to_json(one) for one in image.objects],
-    }
-    for key in ("neg_class_ids", "nonexhaustive_class_ids"):
-        if getattr(image, key) is not None:
-            line[key] = list(getattr(image, key))
-    return line
+    objects = [_to_json(one, ("bbox", "salient")) for one in image.objects]
+    return _to_json(image, ("neg_class_ids", "nonexhaustive_class_ids")) | {"objects": objects}
 
 
-def _object_to_json(one: MoinstObject) -> dict[str, Any]:
-    entry: dict[str, Any] = {
-        "class": one.name,
-        "class_id": one.class_id,
-        "source_category_id": one.source_category_id,
-        "object_id": one.object_id,
-        "captions": list(one.captions),
-        "instruction": one.instruction,
-    }
-    if one.bbox is not None:
-        entry["bbox"] = list(one.bbox)
-    if one.salient is not None:
-        entry["salient"] = one.salient
+def _to_json(one: Any, left_out: Collection[str]) -> dict[str, Any]:
+    """The fields of a dataclass without those of `left_out` that are None."""
+    entry = {}
+    for field in dataclasses.fields(one):
+        value = getattr(one, field.name)
+        if value is not None or field.name not in left_out:
+            key = "class" if field.name == "name" else field.name
+            entry[key] = list(value) if isinstance(value, tuple) else value
     return entry
 
 
@@ -128,9 +113,7 @@ def read_images(path: str | os.PathLike) -> Iterator[MoinstImage]:
     Raises:
       DataError: naming file, line and key.
     """
-    for line in text_lines.lines(path):
-        where = f"{path}:{line.number}"
-        yield from_json(fields.parse_json(line.text, where), where)
+    return fields.json_lines(path, from_json)
 
 
 def write_images(path: pathlib.Path, images: Iterable[MoinstImage]) -> None:
@@ -142,19 +125,10 @@ def write_images(path: pathlib.Path, images: Iterable[MoinstImage]) -> None:
 
 def write_classes(path: pathlib.Path, classes: Iterable[MoinstClass]) -> None:
     """Writes a class table."""
-    lines = [json.dumps(_class_to_json(one), ensure_ascii=False) for one in classes]
+    entries = (_to_json(one, ("frequency",)) for one in classes)
+    entries = ({key: value for key, value in one.items() if value != []} for one in entries)
+    lines = [json.dumps(one, ensure_ascii=False) for one in entries]
     write_whole(path, "[\n" + ",\n".join(lines) + "\n]\n")
-
-
-def _class_to_json(one: MoinstClass) -> dict[str, Any]:
-    entry: dict[str, Any] = {
-        "class_id": one.class_id,
-        "source_category_id": one.source_category_id,
-        "class": one.name,
-    }
-    if one.frequency is not None:
-        entry["frequency"] = one.frequency
-    return {**entry, "synonyms": list(one.synonyms)} if one.synonyms else entry
 
 
 def read_classes(path: str | os.PathLike) -> tuple[MoinstClass, ...]:
@@ -171,19 +145,12 @@ def read_classes(path: str | os.PathLike) -> tuple[MoinstClass, ...]:
 
 def _class(value: Any, where: str) -> MoinstClass:
     found = fields.entries(value, where, _CLASS, required=("class_id", "class"))
-    return MoinstClass(
-        name=found.pop("class"), source_category_id=found.pop("source_category_id", None), **found
-    )
+    return MoinstClass(name=found.pop("class"), **found)
 
 
 def _object(value: Any, where: str) -> MoinstObject:
     found = fields.entries(value, where, _OBJECT, required=("class", "class_id"))
-    return MoinstObject(
-        name=found.pop("class"),
-        source_category_id=found.pop("source_category_id", None),
-        object_id=found.pop("object_id", None),
-        **found,
-    )
+    return MoinstObject(name=found.pop("class"), **found)
 
 
 def _class_id(value: Any, where: str) -> int:

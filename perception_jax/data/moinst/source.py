@@ -13,8 +13,6 @@ import os
 import pathlib
 from collections.abc import Iterable, Iterator
 
-import numpy as np
-
 from perception_jax.data import records, text_lines
 from perception_jax.data.moinst.record import (
     CLASSES_FILE,
@@ -27,11 +25,11 @@ from perception_jax.data.sources import fields, names, sizes
 from perception_jax.data.sources.fields import Outside
 from perception_jax.errors import DataError
 
+_ABSENT = ("neg_class_ids", "nonexhaustive_class_ids")
+
 
 class MoinstSource:
     """Random access to the records of a file; every line is checked at construction.
-
-    Lines are read again on request, so a large file takes little memory.
 
     Args:
       path: the JSONL file; `classes.json` next to it, if there is one, names all classes.
@@ -57,61 +55,48 @@ class MoinstSource:
         self._raw, given = {}, self._path.parent / CLASSES_FILE
         if given.is_file():
             self._raw = {one.class_id: one.name for one in read_classes(given)}
-        offsets, lines, seen = [], [], {}
-        for line in text_lines.lines(self._path):
-            number, image = line.number, self._parse(line.text, line.number)
-            first = seen.setdefault(image.image_id, number)
-            if first != number:
+        self._lines, seen, absent = text_lines.IndexedLines(self._path), {}, {}
+        for line in self._lines.scan():
+            where, image = self._parse(line)
+            first = seen.setdefault(image.image_id, line.number)
+            if first != line.number:
                 raise DataError(
-                    f"{self._where(number)}: image_id: {image.image_id!r} is already the image of "
-                    f"line {first}."
+                    f"{where}: image_id: {image.image_id!r} is already the image of line {first}."
                 )
-            self._learn_names(image, number)
-            offsets.append(line.offset)
-            lines.append(number)
-        if not offsets:
-            raise DataError(f"{path}: expected at least one line, found none.")
+            self._learn_names(image, where)
+            for key in _ABSENT:
+                for number in getattr(image, key) or ():
+                    absent.setdefault(number, f"{where}: {key}")
         self._names = names.display_names(self._raw)
-        self._offsets, self._lines = np.array(offsets, np.int64), np.array(lines, np.int64)
         if not given.is_file():
-            self._check_absent_names()
+            for number, where in absent.items():
+                self._names_of((number,), where)
 
     def __len__(self) -> int:
-        return len(self._offsets)
+        return len(self._lines)
 
     def __getitem__(self, index: int) -> records.Record:
         fields.check_index(index, len(self))
-        number = int(self._lines[index])
-        line = text_lines.line_at(self._path, int(self._offsets[index]), number)
-        return self._record(line, number)
+        return self._record(self._lines[index])
 
     def __iter__(self) -> Iterator[records.Record]:
         """Yields all records in one pass over the file."""
-        for line in text_lines.lines(self._path):
-            yield self._record(line.text, line.number)
+        return map(self._record, text_lines.lines(self._path))
 
-    def _where(self, number: int) -> str:
-        return f"{self._path}:{number}"
+    def _parse(self, line: text_lines.Line) -> tuple[str, MoinstImage]:
+        """File and line, for messages, and what the line says."""
+        where = f"{self._path}:{line.number}"
+        return where, from_json(fields.parse_json(line.text, where), where)
 
-    def _parse(self, line: str, number: int) -> MoinstImage:
-        where = self._where(number)
-        return from_json(fields.parse_json(line, where), where)
-
-    def _learn_names(self, image: MoinstImage, number: int) -> None:
+    def _learn_names(self, image: MoinstImage, where: str) -> None:
         for k, one in enumerate(image.objects):
             first = self._raw.setdefault(one.class_id, one.name)
             known, found = names.words(first), names.words(one.name)
             if known != found:
                 raise DataError(
-                    f"{self._where(number)}: objects[{k}]: class_id {one.class_id} is {known!r} "
-                    f"elsewhere, here {found!r}. Import the set again."
+                    f"{where}: objects[{k}]: class_id {one.class_id} is {known!r} elsewhere, here "
+                    f"{found!r}. Import the set again."
                 )
-
-    def _check_absent_names(self) -> None:
-        for line in text_lines.lines(self._path):
-            image = self._parse(line.text, line.number)
-            for key in ("neg_class_ids", "nonexhaustive_class_ids"):
-                self._names_of(getattr(image, key) or (), f"{self._where(line.number)}: {key}")
 
     def _names_of(self, ids: Iterable[int], where: str) -> tuple[str, ...]:
         for number in ids:
@@ -123,8 +108,8 @@ class MoinstSource:
                 )
         return tuple(self._names[number] for number in ids)
 
-    def _record(self, line: str, number: int) -> records.Record:
-        where, image = self._where(number), self._parse(line, number)
+    def _record(self, line: text_lines.Line) -> records.Record:
+        where, image = self._parse(line)
         size, path = _size(image), self._images / image.file
         placed = [
             (one, _box(one, size, self._outside, f"{where}: objects[{k}]: bbox"))
@@ -137,11 +122,7 @@ class MoinstSource:
         objects = [one for one, _ in kept]
         left_out = tuple(self._names[one.class_id] for one, box in placed if (one, box) not in kept)
         negative, not_exhaustive = (
-            self._names_of(ids or (), f"{where}: {key}")
-            for key, ids in (
-                ("neg_class_ids", image.neg_class_ids),
-                ("nonexhaustive_class_ids", image.nonexhaustive_class_ids),
-            )
+            self._names_of(getattr(image, key) or (), f"{where}: {key}") for key in _ABSENT
         )
         return records.Record(
             id=str(image.image_id),

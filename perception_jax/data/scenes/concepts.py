@@ -1,8 +1,8 @@
 """The concepts of scenes: names, plurals, categories, colours, orientations.
 
-The table is `assets/concepts.json`, written by `build_sprites` from the drawings and from the
-hand-made choices of `curation`. A name is a count noun phrase ("pair of scissors", "slice of
-pizza"), so "a", "two" and "the" fit before it (or its plural) without further knowledge.
+The table is `assets/concepts.json`, built with the sprite archive. A name is a count noun phrase
+("pair of scissors", "slice of pizza"), so "a", "two" and "the" fit before it (or its plural)
+without further knowledge.
 """
 
 from __future__ import annotations

@@ -120,7 +120,7 @@ def _faded(layout: PairLayout) -> PairSpec:
         changed=(0,),
         question=f"Is the {concept.name} solid or faded?",
         answers=answers,
-        statements=tuple(phrases.indefinite(f"{answer} {concept.name}") for answer in answers),
+        statements=_adjectives(answers, concept.name),
     )
 
 
@@ -186,16 +186,18 @@ def position(layout: PairLayout) -> PairSpec:
     if layout.draw.random() < 0.5 and len({c.family for c in layout.vocabulary}) > 1:
         anchor = layout.concept(lambda c: True, "another thing")
         others = [layout.place(anchor, (0.5, 0.5))]
-        noun, (question, answers) = anchor.name, _RELATIVE[axis]
-        ends = tuple(f"{words} {phrases.indefinite(noun)}" for words in _RELATIONS[axis])
+        relations, question, answers = phrases.RELATION_QUESTIONS[axis]
+        question = question.format(f"the {concept.name}", f"the {anchor.name}")
+        ends = tuple(f"{words} {phrases.indefinite(anchor.name)}" for words in relations)
     else:
         others = layout.bystanders(lane)
-        noun, (question, answers) = "", _ABSOLUTE[axis]
+        question, answers = phrases.SIDE_QUESTIONS[axis]
+        question = question.format(f"the {concept.name}")
         ends = tuple(phrases.place((side,)) for side in answers)
     return PairSpec(
         specs=_versions(layout, first, second, others),
         changed=(0,),
-        question=question.format(concept.name, noun),
+        question=question,
         answers=answers,
         statements=_both("{} {}", concept.name, ends),
     )
@@ -208,19 +210,6 @@ _LANES = MappingProxyType(
     }
 )
 """Axis → where the object starts, and the cells that it does not come near on either side."""
-_RELATIONS = MappingProxyType({"x": ("to the left of", "to the right of"), "y": ("above", "below")})
-_RELATIVE = MappingProxyType(
-    {
-        "x": ("Is the {} to the left or to the right of the {}?", ("left", "right")),
-        "y": ("Is the {} above or below the {}?", ("above", "below")),
-    }
-)
-_ABSOLUTE = MappingProxyType(
-    {
-        "x": ("Is the {} on the left or on the right of the picture?", ("left", "right")),
-        "y": ("Is the {} at the top or at the bottom of the picture?", ("top", "bottom")),
-    }
-)
 
 
 def colour(layout: PairLayout) -> PairSpec:
@@ -235,9 +224,7 @@ def colour(layout: PairLayout) -> PairSpec:
         changed=(0,),
         question=f"What colour is the {concept.name}?",
         answers=(first_colour, other),
-        statements=tuple(
-            phrases.indefinite(f"{tint} {concept.name}") for tint in (first_colour, other)
-        ),
+        statements=_adjectives((first_colour, other), concept.name),
     )
 
 
@@ -354,23 +341,19 @@ def _versions(
     return layout.scene([first, *others]), layout.scene([second, *others])
 
 
+def _adjectives(words: Sequence[str], name: str) -> tuple[str, str]:
+    """ "a {word} {name}" for each of two words."""
+    return phrases.indefinite(f"{words[0]} {name}"), phrases.indefinite(f"{words[1]} {name}")
+
+
 def _both(form: str, name: str, ends: Sequence[str]) -> tuple[str, str]:
     """The form with "a {name}" and with each of the two ends."""
     noun = phrases.indefinite(name)
     return form.format(noun, ends[0]), form.format(noun, ends[1])
 
 
+_ALL = (orientation, presence, state, count, position, colour, structure, text, viewpoint)
 EDITS: Mapping[str, Callable[[PairLayout], PairSpec]] = MappingProxyType(
-    {
-        "orientation": orientation,
-        "presence": presence,
-        "state": state,
-        "count": count,
-        "position": position,
-        "colour": colour,
-        "structure": structure,
-        "text": text,
-        "viewpoint": viewpoint,
-    }
+    {edit.__name__: edit for edit in _ALL}
 )
 """Functions that make pairs by pattern, in the paper's order."""

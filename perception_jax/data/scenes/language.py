@@ -2,7 +2,7 @@
 
 All of it follows from `facts`, so all of it is true. Object captions come with and without the
 class name, because a caption that repeats the instruction's class name can be matched without
-looking. Instructions are worded in several ways (`WORDINGS`).
+looking. Instructions have the forms of `data.instructions.FORMS`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from perception_jax.data.instructions import FORMS
 from perception_jax.data.records import ObjectInstruction, Question, ReferringExpression
 from perception_jax.data.scenes import captions
 from perception_jax.data.scenes.concepts import Concept
@@ -26,8 +27,6 @@ ABSENT_INSTRUCTIONS = 2
 """Number of instructions for absent objects."""
 REFERRING_PER_OBJECT = 2
 """Largest number of referring expressions of an object."""
-WORDINGS = ("the {}", "{}", "a photo of the {}", "focus on the {}")
-"""Templates of instructions for a class name; "{}" is omitted for longer phrases."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,9 +104,10 @@ def _instructions(
         named = [ref for ref in found if "name" in ref.uses]
         if named:
             ref = draw.choice(named)
-            wordings = WORDINGS if ref.uses == {"name"} else [w for w in WORDINGS if w != "{}"]
-            text = draw.choice(wordings).format(ref.text.removeprefix("the "))
+            # A longer phrase is not an instruction by itself.
+            forms = FORMS if ref.uses == {"name"} else [form for form in FORMS if form != "{}"]
+            text = draw.choice(forms).format(ref.text.removeprefix("the "))
             made.append(ObjectInstruction(text=text, target=ref.target))
     for concept in draw.sample(absent, min(len(absent), ABSENT_INSTRUCTIONS)):
-        made.append(ObjectInstruction(text=draw.choice(WORDINGS).format(concept.name), target=None))
+        made.append(ObjectInstruction(text=draw.choice(FORMS).format(concept.name), target=None))
     return made

@@ -10,7 +10,7 @@ from perception_jax.data.records import Record, Source
 from perception_jax.data.scenes.concepts import by_name, concepts, family_of
 from perception_jax.data.scenes.sample import SceneConfig
 from perception_jax.data.scenes.source import ScenesSource
-from perception_jax.data.sources.memory import InMemory
+from perception_jax.data.sources.combine import InMemory
 
 _KEPT_FIELDS = ("size", "objects", "absent", "not_exhaustive")
 TEST_SEED = 30_000

@@ -107,6 +107,22 @@ _PLACES = {
 }
 
 
+RELATION_QUESTIONS = {
+    "x": (
+        ("to the left of", "to the right of"),
+        "Is {} to the left or to the right of {}?",
+        ("left", "right"),
+    ),
+    "y": (("above", "below"), "Is {} above or below {}?", ("above", "below")),
+}
+"""Axis → two opposite relations, a question that tells them apart, and its answers."""
+SIDE_QUESTIONS = {
+    "x": ("Is {} on the left or on the right of the picture?", ("left", "right")),
+    "y": ("Is {} at the top or at the bottom of the picture?", ("top", "bottom")),
+}
+"""Axis → a question about the place of an object, and its answers."""
+
+
 def place(parts: tuple[Side, ...]) -> str:
     """ "at the top left", "on the left", "in the middle"."""
     return _PLACES[parts] if len(parts) == 1 else f"at the {' '.join(parts)}"

@@ -8,6 +8,7 @@ answer of a kind is the right one in most of its questions.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import random
 from collections.abc import Callable, Sequence
@@ -157,16 +158,9 @@ def _colour(asker: _Asker) -> _Draft | None:
     return None
 
 
-def _size(asker: _Asker) -> _Draft | None:
-    return _compared(asker, ("size",), _size_draft)
-
-
-def _relation(asker: _Asker) -> _Draft | None:
-    return _compared(asker, ("place", "relation"), _relation_draft)
-
-
 def _compared(
     asker: _Asker,
+    *,
     hidden: Sequence[str],
     make: Callable[[_Asker, int, int, str, str], _Draft | None],
 ) -> _Draft | None:
@@ -191,30 +185,15 @@ def _size_draft(asker: _Asker, first: int, second: int, subject: str, other: str
     return _Draft(f"Which is {word}, {subject} or {other}?", *answers)
 
 
-_RELATION_QUESTIONS = {
-    "to the left of": ("Is {} to the left or to the right of {}?", "left", "right"),
-    "to the right of": ("Is {} to the left or to the right of {}?", "right", "left"),
-    "above": ("Is {} above or below {}?", "above", "below"),
-    "below": ("Is {} above or below {}?", "below", "above"),
-}
-
-
 def _relation_draft(
     asker: _Asker, first: int, second: int, subject: str, other: str
 ) -> _Draft | None:
     words = facts.relation(asker.scene.objects[first], asker.scene.objects[second])
-    if words is None:
-        return None
-    text, answer, wrong = _RELATION_QUESTIONS[words]
-    return _Draft(text.format(subject, other), answer, wrong)
-
-
-_POSITION_QUESTIONS = {
-    "left": ("Is {} on the left or on the right of the picture?", "right"),
-    "right": ("Is {} on the left or on the right of the picture?", "left"),
-    "top": ("Is {} at the top or at the bottom of the picture?", "bottom"),
-    "bottom": ("Is {} at the top or at the bottom of the picture?", "top"),
-}
+    for relations, text, answers in phrases.RELATION_QUESTIONS.values():
+        if words in relations:
+            right = relations.index(words)
+            return _Draft(text.format(subject, other), answers[right], answers[1 - right])
+    return None
 
 
 def _position(asker: _Asker) -> _Draft | None:
@@ -224,8 +203,8 @@ def _position(asker: _Asker) -> _Draft | None:
         subject = asker.subject(k, "place", "relation")
         if clear and subject:
             side = asker.draw.choice(clear)
-            text, wrong = _POSITION_QUESTIONS[side]
-            return _Draft(text.format(subject), side, wrong)
+            text, sides = phrases.SIDE_QUESTIONS["x" if side == item.horizontal else "y"]
+            return _Draft(text.format(subject), side, sides[1 - sides.index(side)])
     return None
 
 
@@ -295,9 +274,9 @@ KINDS: dict[str, Callable[[_Asker], _Draft | None]] = {
     "presence": _presence,
     "count": _count,
     "colour": _colour,
-    "size": _size,
+    "size": functools.partial(_compared, hidden=("size",), make=_size_draft),
     "position": _position,
-    "relation": _relation,
+    "relation": functools.partial(_compared, hidden=("place", "relation"), make=_relation_draft),
     "facing": _facing,
     "text": _text,
     "category": _category,

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from perception_jax.data.records import ObjectAnnotation, Record
-from perception_jax.data.scenes import facts, language
+from perception_jax.data.scenes import facts, language, phrases
 from perception_jax.data.scenes.facts import Fact
 from perception_jax.data.scenes.render import Rendered, render
 from perception_jax.data.scenes.sample import SceneConfig, portrait_spec, sample_spec
@@ -154,9 +154,7 @@ def _annotation(fact: Fact, rendered: Rendered, captions: tuple[str, ...]) -> Ob
 
 def position(fact: Fact) -> str | None:
     """Returns "top left", "left", "top", "middle", ...; None if ambiguous."""
-    if facts.at(fact, "middle"):
-        return "middle"
-    return " ".join(side for side in (fact.vertical, fact.horizontal) if side) or None
+    return " ".join(phrases.sides(fact)) or None
 
 
 def portrait(

@@ -38,8 +38,7 @@ def _archive(path: pathlib.Path) -> dict[str, bytes]:
     except (OSError, zipfile.BadZipFile) as error:
         raise DataError(
             f"expected the sprite archive at {path}, found it missing or damaged ({error}); "
-            "reinstall the package or rebuild it with "
-            "`python -m perception_jax.data.scenes.build_sprites`."
+            "reinstall the package."
         ) from error
 
 
@@ -52,8 +51,7 @@ def _decoded(path: pathlib.Path, concept: str, style: str) -> UInt8[np.ndarray, 
     except (KeyError, OSError) as error:
         raise DataError(
             f"expected a WebP image {name!r} in {path}, found none that can be decoded; "
-            "reinstall the package or rebuild the archive with "
-            "`python -m perception_jax.data.scenes.build_sprites`."
+            "reinstall the package."
         ) from error
     sprite.flags.writeable = False
     return sprite

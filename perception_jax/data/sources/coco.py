@@ -32,8 +32,11 @@ from perception_jax.settings import shown
 
 _LOGGER = logging.getLogger(__name__)
 _FEDERATED = ("neg_category_ids", "not_exhaustive_category_ids")
-_SIDES = ("width", "height")
 _NO_ID = np.iinfo(np.int64).min
+_OBJECT = np.dtype(
+    [("row", "i8"), ("box", "f8", 4), ("area", "f8"), ("category", "i8"), ("crowd", "?")]
+)
+"""An object: the row of its image, its box, its area or NaN, its category id."""
 _PROBES = 8
 
 
@@ -124,8 +127,7 @@ class _Categories:
         first: dict[int, int] = {}
         for k, entry in enumerate(entries):
             where = f"{path}: categories[{k}]"
-            name = fields.required(entry, "name", fields.any_text, where)
-            number = fields.required(entry, "id", fields.integer, where)
+            name, number = fields.values(entry, where, name=fields.any_text, id=fields.integer)
             if number in first:
                 raise DataError(
                     f"{where}: id: expected one that no other category has, found {number}, the "
@@ -160,10 +162,11 @@ class _Images:
         sides = []
         for k, entry in enumerate(entries):
             where = f"{path}: images[{k}]"
-            self.ids.append(fields.required(entry, "id", fields.identity, where))
-            sides.append(
-                [fields.required(entry, side, fields.side, where) for side in ("width", "height")]
+            image_id, *size = fields.values(
+                entry, where, id=fields.identity, width=fields.side, height=fields.side
             )
+            self.ids.append(image_id)
+            sides.append(size)
             self.files.append(_file_names(entry, where))
             self.captions.append(_image_captions(entry, where))
             self.federated.append(
@@ -189,17 +192,13 @@ class _Annotations:
 
     Attributes:
       captions: of images, by row.
-      rows: the row of each object's image; the lists that follow are of the objects too.
+      objects: see `_OBJECT`; the lists that follow are of the objects too.
     """
 
     def __init__(self, images: _Images, categories: _Categories, outside: Outside) -> None:
         self._images, self._categories, self._outside = images, categories, outside
         self.captions: dict[int, tuple[str, ...]] = {}
-        self.rows: list[int] = []
-        self.boxes: list[records.Box] = []
-        self.areas: list[float] = []
-        self.classes: list[int] = []
-        self.crowds: list[bool] = []
+        self.objects: list[tuple[int, records.Box, float, int, bool]] = []
         self.ids: list[int | str | None] = []
         self.texts: list[str] = []
 
@@ -234,11 +233,7 @@ class _Annotations:
         crowd = fields.boolean(entry.get("iscrowd", 0), f"{where}: iscrowd")
         own_id = fields.optional(fields.identity)(entry.get("id"), f"{where}: id")
         if box is not None:
-            self.rows.append(row)
-            self.boxes.append(box)
-            self.areas.append(np.nan if area is None else area)
-            self.classes.append(number)
-            self.crowds.append(crowd)
+            self.objects.append((row, box, np.nan if area is None else area, number, crowd))
             self.ids.append(own_id)
             self.texts.append(text)
 
@@ -252,15 +247,13 @@ class _Annotations:
 
 
 class _Objects:
-    """The objects of all images as arrays sorted by image: small in memory, quick to pickle."""
+    """The objects of all images as an array sorted by image: small in memory, quick to pickle."""
 
     def __init__(self, found: _Annotations, images: int) -> None:
-        rows = np.array(found.rows, np.int64)
+        objects = np.array(found.objects, _OBJECT)
+        rows = objects["row"]
         order = np.argsort(rows, kind="stable")
-        self._boxes = np.array(found.boxes, np.float64).reshape(-1, 4)[order]
-        self._areas = np.array(found.areas, np.float64)[order]
-        self._classes = np.array(found.classes, np.int64)[order]
-        self._crowds = np.array(found.crowds, bool)[order]
+        self._objects = objects[order]
         self._ids = _sorted_ids(found.ids, order)
         self._texts = tuple(found.texts[k] for k in order) if any(found.texts) else None
         self._starts = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=images))])
@@ -279,17 +272,18 @@ class _Objects:
     def _object(
         self, k: int, categories: _Categories, frame: sizes.Frame
     ) -> records.ObjectAnnotation:
-        number, area, own_id = int(self._classes[k]), float(self._areas[k]), self._ids[k]
+        one, own_id = self._objects[k], self._ids[k]
+        number, area = int(one["category"]), float(one["area"])
         text = "" if self._texts is None else self._texts[k]
         return records.ObjectAnnotation(
             name=categories.display.get(number, ""),
             raw_name=categories.raw.get(number, ""),
-            box=frame.box(tuple(self._boxes[k].tolist())),
+            box=frame.box(tuple(one["box"].tolist())),
             area=None if np.isnan(area) else area,
             captions=(text,) if text else (),
             category_id=None if number == _NO_ID else number,
             object_id=_plain_id(own_id),
-            crowd=bool(self._crowds[k]),
+            crowd=bool(one["crowd"]),
         )
 
 

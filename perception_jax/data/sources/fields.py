@@ -11,7 +11,7 @@ import json
 import math
 import os
 import reprlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 from perception_jax.data import records, text_lines
@@ -155,6 +155,11 @@ def required(entry: Any, key: str, check: Check, where: str) -> Any:
     return check(entry[key], f"{where}: {key}")
 
 
+def values(entry: Any, where: str, **checks: Check) -> tuple[Any, ...]:
+    """The values of several keys that a JSON object must have, checked, in the order given."""
+    return tuple(required(entry, key, check, where) for key, check in checks.items())
+
+
 def optional(check: Check) -> Check:
     """Null, or what `check` asks for."""
     return lambda value, where: None if value is None else check(value, where)
@@ -242,6 +247,17 @@ def read_json(path: str | os.PathLike) -> Any:
       DataError: missing, not UTF-8, or not JSON; see `parse_json`.
     """
     return parse_json(text_lines.read_text(path), str(path), " Is the file complete?")
+
+
+def json_lines(path: str | os.PathLike, check: Check) -> Iterator[Any]:
+    """The JSON values of a file's lines, each checked; blank lines are allowed.
+
+    Raises:
+      DataError: naming file, line and key.
+    """
+    for line in text_lines.lines(path):
+        where = f"{path}:{line.number}"
+        yield check(parse_json(line.text, where), where)
 
 
 def parse_json(content: str, where: str, hint: str = "") -> Any:

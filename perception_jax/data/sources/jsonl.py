@@ -33,8 +33,6 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from perception_jax.data import images as image_files
 from perception_jax.data import records, text_lines
 from perception_jax.data.sources import fields, names, sizes
@@ -45,8 +43,8 @@ from perception_jax.errors import DataError
 class JsonlSource:
     """Random access to a JSONL file (see the module); every line is checked at construction.
 
-    Lines are read again on request, so a large file takes little memory. Boxes of lines without
-    "width" and "height" are compared with the image's header then.
+    Boxes of lines without "width" and "height" are compared with the image's header when the
+    record is read.
 
     Args:
       path: the file; blank lines are allowed.
@@ -70,41 +68,30 @@ class JsonlSource:
         if not self._path.is_file():
             raise DataError(f"{path}: expected a JSONL file, found no such file.")
         self._names: dict[str, str] = {}
-        offsets, lines, seen, raw = [], [], {}, set()
-        for line in text_lines.lines(self._path):
-            offsets.append(line.offset)
-            lines.append(line.number)
-            record = self._parse(line.text, line.number, read_image=False)
-            self._check_unique(record.id, line.number, seen)
+        self._lines, seen, raw = text_lines.IndexedLines(self._path), {}, set()
+        for line in self._lines.scan():
+            record = self._parse(line, read_image=False)
+            first = seen.setdefault(record.id, line.number)
+            if first != line.number:
+                raise DataError(
+                    f"{path}:{line.number}: id: {record.id!r} is already the id of line {first}."
+                )
             raw.update(one.raw_name for one in record.objects)
             # As they stand, while display names are not known.
             raw.update((*record.absent, *record.not_exhaustive))
             raw.update({record.class_name} - {""})
         self._names = names.display_names_of(raw)
-        if not offsets:
-            raise DataError(f"{path}: expected at least one line, found none.")
-        self._offsets = np.array(offsets, np.int64)
-        self._lines = np.array(lines, np.int64)
 
     def __len__(self) -> int:
-        return len(self._offsets)
+        return len(self._lines)
 
     def __getitem__(self, index: int) -> records.Record:
         fields.check_index(index, len(self))
-        number = int(self._lines[index])
-        line = text_lines.line_at(self._path, int(self._offsets[index]), number)
-        return self._parse(line, number, read_image=True)
+        return self._parse(self._lines[index], read_image=True)
 
-    def _check_unique(self, name: str, number: int, seen: dict[str, int]) -> None:
-        first = seen.setdefault(name, number)
-        if first != number:
-            raise DataError(
-                f"{self._path}:{number}: id: {name!r} is already the id of line {first}."
-            )
-
-    def _parse(self, line: str, number: int, *, read_image: bool) -> records.Record:
-        where = f"{self._path}:{number}"
-        content = fields.parse_json(line, where)
+    def _parse(self, line: text_lines.Line, *, read_image: bool) -> records.Record:
+        where = f"{self._path}:{line.number}"
+        content = fields.parse_json(line.text, where)
         known = fields.entries(content, where, _RECORD, required=())
         if not known.keys() & {"image", "images", "conversation"}:
             raise fields.fail_without(where, "image", known)
@@ -118,7 +105,7 @@ class JsonlSource:
         )
         raw = known.get("class_name", "")
         return records.Record(
-            id=known.get("id", f"{self._path.name}:{number}"),
+            id=known.get("id", f"{self._path.name}:{line.number}"),
             images=paths,
             size=size,
             image_id=known.get("image_id"),

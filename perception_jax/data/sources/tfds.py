@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -105,18 +105,18 @@ class FeatureMap:
           DataError: an unknown feature (naming the nearest), or only one of boxes and labels.
         """
         mapped = cls(**features)
-        info = data.dataset_info.features
+        known = _flat(data.dataset_info.features)
         for name in (mapped.image, mapped.captions, mapped.boxes, mapped.labels, mapped.id):
-            if name is not None and _feature(info, name) is None:
+            if name is not None and name not in known:
                 raise DataError(
                     f"{data.dataset_info.name}: there is no feature {name!r}"
-                    f"{did_you_mean(name, _flat_names(info))}"
+                    f"{did_you_mean(name, known)}"
                 )
         if (mapped.boxes is None) != (mapped.labels is None):
             raise DataError(f"{data.dataset_info.name}: expected boxes and labels, or neither.")
         if mapped.labels is None:
             return mapped
-        return dataclasses.replace(mapped, label_names=_feature(info, mapped.labels).names)
+        return dataclasses.replace(mapped, label_names=known[mapped.labels].names)
 
     def __call__(self, example: Example, index: int) -> records.Record:
         """The record of an example.
@@ -213,20 +213,37 @@ def _value(example: Example, name: str, where: str) -> Any:
     raise DataError(f"{where}: there is no feature {name!r}.")
 
 
-def _feature(features: Any, name: str) -> Any:
-    if not hasattr(features, "keys"):
-        return None
-    if name in features:
-        found = features[name]
-        return getattr(found, "feature", found)  # a sequence of plain features wraps one
-    first, _, rest = name.partition("/")
-    inner = features[first] if rest and first in features else None
-    return _feature(getattr(inner, "feature", inner), rest)
+@runtime_checkable
+class _Named(Protocol):
+    """Features by name, as TFDS's `FeaturesDict`."""
+
+    def keys(self) -> Iterable[str]:
+        """The names."""
+
+    def __iter__(self) -> Iterator[str]: ...
+
+    def __getitem__(self, name: str) -> Any: ...
 
 
-def _flat_names(features: Any, prefix: str = "") -> list[str]:
-    names = []
+@runtime_checkable
+class _Repeated(Protocol):
+    """A sequence of equal features, as TFDS's `Sequence`."""
+
+    @property
+    def feature(self) -> Any:
+        """What is repeated."""
+
+
+def _one(feature: Any) -> Any:
+    return feature.feature if isinstance(feature, _Repeated) else feature
+
+
+def _flat(features: _Named, prefix: str = "") -> dict[str, Any]:
+    """All features by name, those inside others included."""
+    found = {}
     for key in features:
-        inner = getattr(features[key], "feature", features[key])
-        names += _flat_names(inner, f"{prefix}{key}/") if hasattr(inner, "keys") else [prefix + key]
-    return names
+        inner = _one(features[key])
+        found[prefix + key] = inner
+        if isinstance(inner, _Named):
+            found |= _flat(inner, f"{prefix}{key}/")
+    return found

@@ -1,7 +1,13 @@
 """Tokenizers: texts to ids and back, with the place of every token in the text."""
 
 from perception_jax.data.tokenization.clip import ClipTokenizer
+from perception_jax.data.tokenization.decoding import TextStream
 from perception_jax.data.tokenization.files import AddedToken, ForeignVocabularyError
+from perception_jax.data.tokenization.language import (
+    MODES,
+    LanguageTokenizer,
+    read_tokenizer,
+)
 from perception_jax.data.tokenization.protocol import (
     Encoding,
     PaddedTokenizer,
@@ -12,13 +18,17 @@ from perception_jax.data.tokenization.protocol import (
 from perception_jax.data.tokenization.siglip import SiglipTokenizer
 
 __all__ = [
+    "MODES",
     "AddedToken",
     "ClipTokenizer",
     "Encoding",
     "ForeignVocabularyError",
+    "LanguageTokenizer",
     "PaddedTokenizer",
     "SiglipTokenizer",
+    "TextStream",
     "Tokenizer",
     "Tokens",
     "check_fits",
+    "read_tokenizer",
 ]

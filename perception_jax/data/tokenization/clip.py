@@ -30,7 +30,7 @@ from jaxtyping import Int, Int32
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from perception_jax.data.inputs import as_texts
-from perception_jax.data.tokenization import cleaning, files
+from perception_jax.data.tokenization import bpe, cleaning, files
 from perception_jax.data.tokenization.files import AddedToken, ForeignVocabularyError
 from perception_jax.data.tokenization.protocol import (
     Encoding,
@@ -128,7 +128,7 @@ class ClipTokenizer:
                 f"found {vocab_size}."
             )
         merges = _shipped_merges()[: vocab_size - _BYTES_AND_SPECIALS]
-        symbols = _byte_symbols()
+        symbols = bpe.byte_symbols()
         tokens = [*symbols, *(symbol + _WORD_END for symbol in symbols)]
         tokens += ["".join(pair) for pair in merges] + [START, END]
         vocab = {token: index for index, token in enumerate(tokens)}
@@ -357,22 +357,7 @@ def _pipeline(
 def _shipped_merges() -> tuple[tuple[str, str], ...]:
     packed = importlib.resources.files("perception_jax.data") / "assets" / "clip_merges.txt.gz"
     lines = gzip.decompress(packed.read_bytes()).decode("utf-8").split("\n")
-    return tuple(_pair(line) for line in lines if line)
-
-
-def _pair(line: str) -> tuple[str, str]:
-    left, _, right = line.partition(" ")
-    return left, right
-
-
-def _byte_symbols() -> list[str]:
-    """A printable character for each byte, in the order of CLIP's vocabulary.
-
-    Printable Latin-1 bytes stand for themselves and come first; the others follow, in order, as the
-    characters from 256 on.
-    """
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    return [chr(byte) for byte in printable] + [chr(256 + k) for k in range(256 - len(printable))]
+    return tuple(bpe.pair(line) for line in lines if line)
 
 
 def _read(found: Mapping[str, bytes], context: int | None, clean: str) -> dict[str, Any]:
@@ -424,7 +409,7 @@ def _read_merges(content: bytes) -> list[tuple[str, str]]:
     except UnicodeDecodeError as error:
         raise CheckpointError(f"merges.txt: expected UTF-8: {error}.") from error
     lines = [line.removesuffix("\r") for line in lines]
-    return [_pair(line) for line in lines if line and not line.startswith("#version")]
+    return [bpe.pair(line) for line in lines if line and not line.startswith("#version")]
 
 
 def _read_tokenizer_json(
@@ -437,14 +422,4 @@ def _read_tokenizer_json(
             f"{model.where}: expected a BPE model with end_of_word_suffix {_WORD_END!r} (CLIP's "
             f"kind), found type {shown(kind[0])} with suffix {shown(kind[1])}."
         )
-    pairs = model.content.get("merges")
-    if not isinstance(pairs, list):
-        raise CheckpointError(f"{model.where}: merges: expected a list, found {shown(pairs)}.")
-    merges = [_pair(pair) if isinstance(pair, str) else pair for pair in pairs]
-    for index, pair in enumerate(merges):
-        strings = isinstance(pair, list | tuple) and all(isinstance(x, str) for x in pair)
-        if not strings or len(pair) != 2:
-            raise CheckpointError(
-                f"{model.where}: merges[{index}]: expected two tokens, found {shown(pair)}."
-            )
-    return model.section("vocab").content, [(left, right) for left, right in merges]
+    return model.section("vocab").content, bpe.read_merges(model)

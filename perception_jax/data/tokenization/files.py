@@ -125,6 +125,23 @@ def named_tokens(files: Mapping[str, bytes]) -> dict[str, AddedToken | None]:
     return found
 
 
+def additional_tokens(files: Mapping[str, bytes]) -> list[tuple[AddedToken, bool]]:
+    """Special tokens without a name of their own (`additional_special_tokens`), with the id -1, and
+    whether the files give their text alone.
+
+    Raises:
+      CheckpointError: settings of another type.
+    """
+    found = []
+    for source in (read_object(files, SPECIALS), read_object(files, SETTINGS)):
+        where = f"{source.where}: additional_special_tokens"
+        values = source.content.get("additional_special_tokens") or []
+        if not isinstance(values, list) or len(values) > MAX_ADDED:
+            raise CheckpointError(f"{where}: expected a list of tokens, found {shown(values)}.")
+        found += [(_token(v, -1, where, special=True), isinstance(v, str)) for v in values]
+    return found
+
+
 def added_tokens(files: Mapping[str, bytes]) -> tuple[AddedToken, ...]:
     """The tokens that the files list besides the vocabulary, in order of their ids.
 

@@ -57,7 +57,7 @@ class Tokenizer(Protocol):
         """The tokens of one text with their places in it."""
 
     def decode(self, ids: Int[np.ndarray, "T"]) -> str:
-        """The text of ids, up to the first end token, without special tokens."""
+        """The text of ids without special tokens; a text tower's ends at the first end token."""
 
     def save(self, directory: str | os.PathLike) -> None:
         """Writes the files that `transformers` and this library read."""

@@ -1,69 +1,176 @@
-"""Reads a SentencePiece model file: a protocol buffer with pieces, scores and a normaliser.
+"""SentencePiece model files: a protocol buffer with pieces, scores and a normaliser.
 
-Only what a Unigram model (Kudo, arXiv 1804.10959) needs is read, by a parser of the wire format
-that is bounded by the file's size. `tokenizers` then does the encoding.
+Hand-written because `protobuf` is no dependency: a parser of the wire format that is bounded by the
+file's size, and the writer for vocabularies that come from elsewhere (GGUF). Unigram models (Kudo,
+arXiv 1804.10959) are encoded by `tokenizers`, BPE models too (`bpe`).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import struct
 from collections.abc import Iterator
 
-from perception_jax.data.tokenization.unigram import UnigramModel
+from perception_jax.data.tokenization.files import ForeignVocabularyError
+from perception_jax.data.tokenization.steps import check_charsmap
+from perception_jax.data.tokenization.unigram import UnigramModel, check_pieces
 from perception_jax.errors import CheckpointError
 
-_UNIGRAM, _UNKNOWN = 1, 2
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
+"""Kinds of pieces."""
+UNIGRAM, BPE = 1, 2
+"""Kinds of models."""
+_MODELS = {UNIGRAM: "Unigram", BPE: "BPE"}
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _MAX_FIELDS = 1 << 22
 """Of a whole file: a piece has three, and vocabularies up to half a million pieces."""
 
 
-def read_unigram(name: str, content: bytes) -> UnigramModel:
-    """Parses the content of a `spiece.model`; `name` is for messages.
+@dataclasses.dataclass(frozen=True)
+class SentencePieceModel:
+    """Content of a SentencePiece model file.
+
+    Attributes:
+      pieces: texts with their scores, in order of ids.
+      kinds: of the pieces: `NORMAL`, `UNKNOWN`, `CONTROL`, `USER_DEFINED`, `UNUSED` or `BYTE`.
+      model: `UNIGRAM` or `BPE`.
+      charsmap: compiled rules of the normaliser; empty for none.
+      dummy_prefix: whether a text is read as if it began with a space.
+      byte_fallback: whether unknown characters are spelt in bytes.
+      squeeze: whether white space at the ends and repeated spaces are removed.
+      suffix: whether a space belongs to the word before it.
 
     Raises:
-      CheckpointError: the file is damaged, no SentencePiece model, or not of the Unigram kind.
+      CheckpointError: pieces or rules that no training makes.
     """
+
+    pieces: tuple[tuple[str, float], ...]
+    kinds: tuple[int, ...]
+    model: int = BPE
+    charsmap: bytes = b""
+    dummy_prefix: bool = True
+    byte_fallback: bool = False
+    squeeze: bool = False
+    suffix: bool = False
+
+    def __post_init__(self) -> None:
+        check_pieces(self.pieces)
+        if self.charsmap:
+            check_charsmap(self.charsmap)
+        if not {*self.kinds} <= {*range(NORMAL, BYTE + 1)}:
+            raise CheckpointError(
+                f"expected kinds of pieces from {NORMAL} to {BYTE}, found others."
+            )
+        if self.kinds.count(UNKNOWN) != 1:
+            raise CheckpointError(
+                f"{len(self.pieces)} pieces: expected one unknown piece, found "
+                f"{self.kinds.count(UNKNOWN) or 'none of them the unknown one'}."
+            )
+
+    @property
+    def unknown(self) -> int:
+        """Id of the unknown piece."""
+        return self.kinds.index(UNKNOWN)
+
+
+def read_unigram(name: str, content: bytes) -> UnigramModel:
+    """Reads a `spiece.model` of the Unigram kind.
+
+    Raises:
+      CheckpointError: the file is damaged, no SentencePiece model, or of another kind.
+    """
+    found = read_sentencepiece(name, content, UNIGRAM)
+    return UnigramModel(
+        found.pieces, found.unknown, found.charsmap, found.dummy_prefix, found.byte_fallback
+    )
+
+
+def read_sentencepiece(name: str, content: bytes, model: int) -> SentencePieceModel:
+    """Parses the content of a SentencePiece file.
+
+    Args:
+      name: of the file, for messages.
+      content: the bytes.
+      model: the kind that is expected.
+
+    Raises:
+      CheckpointError: the file is damaged, no SentencePiece model, or of another kind.
+    """
+    what = f"Expected a SentencePiece model of the {_MODELS[model]} kind in {name}"
     try:
-        return _parse(content)
+        found = _parse(content)
+    except CheckpointError as error:
+        raise CheckpointError(f"{what}: {error}") from error
     except (ValueError, TypeError, KeyError, IndexError, struct.error) as error:
-        raise CheckpointError(
-            f"Expected a SentencePiece model of the Unigram kind in {name}: {error!r:.300}. Fetch "
-            "the file again."
-        ) from error
+        raise CheckpointError(f"{what}: {error!r:.300}. Fetch the file again.") from error
+    if found.model != model:
+        raise ForeignVocabularyError(
+            f"{what}: model type {found.model}, expected {model} ({_MODELS[model]})."
+        )
+    return found
 
 
-def _parse(content: bytes) -> UnigramModel:
+def write_sentencepiece(model: SentencePieceModel) -> bytes:
+    """The content of a model file that SentencePiece and `read_sentencepiece` read."""
+    parts = []
+    for (text, score), kind in zip(model.pieces, model.kinds, strict=True):
+        body = _field(1, text.encode()) + b"\x15" + struct.pack("<f", score) + _field(3, kind)
+        parts.append(_field(1, body))
+    trainer = {3: model.model, 24: model.suffix, 35: model.byte_fallback}
+    parts.append(_field(2, b"".join(_field(key, int(value)) for key, value in trainer.items())))
+    normaliser = _field(1, b"identity") + (_field(2, model.charsmap) if model.charsmap else b"")
+    for key, value in ((3, model.dummy_prefix), (4, model.squeeze), (5, True)):
+        normaliser += _field(key, int(value))
+    return b"".join([*parts, _field(3, normaliser)])
+
+
+def _parse(content: bytes) -> SentencePieceModel:
     pieces: list[tuple[str, float]] = []
-    unknown = None
-    kind, byte_fallback = _UNIGRAM, False
-    charsmap, dummy_prefix = b"", True
+    kinds: list[int] = []
+    trainer: dict[int, int | memoryview] = {}
+    normaliser: dict[int, int | memoryview] = {}
     reader = _Reader()
     for number, value in reader.fields(memoryview(content)):
         if number == 1:  # SentencePiece
             piece = dict(reader.fields(value))
-            if piece.get(3, 1) == _UNKNOWN:
-                unknown = len(pieces)
+            kinds.append(piece.get(3, NORMAL))
             (score,) = struct.unpack("<f", piece.get(2, bytes(4)))
             pieces.append((_blob(piece[1]).decode("utf-8"), score))
         elif number == 2:  # TrainerSpec
             trainer = dict(reader.fields(value))
-            kind, byte_fallback = trainer.get(3, _UNIGRAM), bool(trainer.get(35, 0))
         elif number == 3:  # NormalizerSpec
             normaliser = dict(reader.fields(value))
-            charsmap = _blob(normaliser.get(2, memoryview(b"")))
-            dummy_prefix = bool(normaliser.get(3, 1))
-    if kind != _UNIGRAM:
-        raise ValueError(f"model type {kind}, expected {_UNIGRAM} (Unigram)")
-    if unknown is None:
-        raise ValueError(f"{len(pieces)} pieces, none of them the unknown one")
-    return UnigramModel(tuple(pieces), unknown, charsmap, dummy_prefix, byte_fallback)
+    return SentencePieceModel(
+        pieces=tuple(pieces),
+        kinds=tuple(kinds),
+        model=trainer.get(3, UNIGRAM),
+        charsmap=_blob(normaliser.get(2, memoryview(b""))),
+        dummy_prefix=bool(normaliser.get(3, 1)),
+        byte_fallback=bool(trainer.get(35, 0)),
+        squeeze=bool(normaliser.get(4, 1)),
+        suffix=bool(trainer.get(24, 0)),
+    )
 
 
 def _blob(value: int | memoryview) -> bytes:
     if isinstance(value, int):
         raise ValueError("a number where text was expected")
     return bytes(value)
+
+
+def _field(number: int, value: int | bytes) -> bytes:
+    if isinstance(value, int):
+        return _number(number << 3 | _VARINT) + _number(value)
+    return _number(number << 3 | _BYTES) + _number(len(value)) + value
+
+
+def _number(value: int) -> bytes:
+    """A varint."""
+    result = bytearray()
+    while value > 0x7F:
+        result.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*result, value])
 
 
 class _Reader:

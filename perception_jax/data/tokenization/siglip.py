@@ -29,7 +29,7 @@ from perception_jax.data.tokenization.protocol import (
     padded_offsets,
 )
 from perception_jax.data.tokenization.sentencepiece import read_unigram
-from perception_jax.data.tokenization.unigram import SPACE
+from perception_jax.data.tokenization.steps import SPACE
 from perception_jax.errors import CheckpointError, ConfigError
 from perception_jax.settings import FLAG, Choice, shown
 

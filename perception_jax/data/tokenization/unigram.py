@@ -7,31 +7,23 @@ of a megabyte, ends the process. Everything is checked here before it is handed 
 
 from __future__ import annotations
 
-import base64
-import binascii
 import dataclasses
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+from perception_jax.data.tokenization import steps
 from perception_jax.data.tokenization.files import ForeignVocabularyError, guarded
+from perception_jax.data.tokenization.steps import SPACE
 from perception_jax.errors import CheckpointError
-from perception_jax.settings import FLAG, Choice, Integer, Settings, Text, shown
-
-SPACE = "▁"
-"""SentencePiece's symbol of a space."""
+from perception_jax.settings import FLAG, Integer, Settings, shown
 
 _MAX_PIECES, _MAX_PIECE, _MAX_TEXT = 1 << 19, 512, 1 << 23
 """Pieces, bytes of one, bytes of all."""
 _MAX_SCORE = 1e9
-_MAX_STEPS = 16
-_PATTERNS = (" {2,}", r"\s+", " +", "▁{2,}")
-"""Regular expressions in use; others can take exponential time."""
-_SCHEMES = Choice(("always", "never", "first"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +50,7 @@ class UnigramModel:
     def __post_init__(self) -> None:
         check_pieces(self.pieces)
         if self.charsmap:
-            check_charsmap(self.charsmap)
+            steps.check_charsmap(self.charsmap)
 
 
 def unigram_tokenizer(model: UnigramModel) -> Tokenizer:
@@ -95,23 +87,8 @@ def unigram_from_json(content: Settings) -> Tokenizer:
     check_pieces(pieces)
     unknown = model.get("unk_id", Integer(0, len(pieces) - 1))
     fallback = model.get("byte_fallback", FLAG, default=False)
-    steps = {
-        "normalizer": [_normalizer(x) for x in _steps(content, "normalizer", "normalizers")],
-        "pre_tokenizer": [
-            _pre_tokenizer(x) for x in _steps(content, "pre_tokenizer", "pretokenizers")
-        ],
-    }
-    if sum(step.get("type") == "Precompiled" for step in steps["normalizer"]) > 1:
-        raise CheckpointError(f"{content.where}: expected one table of the normaliser.")
     tokenizer = _backend(pieces, unknown, byte_fallback=fallback)
-    whole = json.loads(Tokenizer(models.WordLevel({}, unk_token="")).to_str()) | {
-        "normalizer": {"type": "Sequence", "normalizers": steps["normalizer"]},
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps["pre_tokenizer"]},
-    }
-    what = f"{content.where}: the steps before the model do not work"
-    parts = guarded(lambda: Tokenizer.from_str(json.dumps(whole)), what)
-    tokenizer.normalizer = parts.normalizer
-    tokenizer.pre_tokenizer = parts.pre_tokenizer
+    steps.install(tokenizer, content)
     tokenizer.decoder = decoders.Metaspace(SPACE, prepend_scheme="always")
     return tokenizer
 
@@ -155,43 +132,6 @@ def check_pieces(pieces: Sequence[tuple[Any, Any]]) -> None:
         raise CheckpointError(f"expected pieces of {_MAX_TEXT} bytes in all, found {total}.")
 
 
-def check_charsmap(content: bytes) -> None:
-    """Refuses a normaliser's table that would read outside of itself.
-
-    The table is a double array (Aoe, 1989, as in darts-clone): a unit at position i with a label
-    goes on to node n = i ^ offset, whose children are at n ^ byte, and whose value, if it has one,
-    is at n; the value is a position in the texts behind the array.
-
-    Raises:
-      CheckpointError: a damaged table.
-    """
-    size = int.from_bytes(content[:4], "little")
-    if len(content) < 8 or size % 4 or not 4 <= size <= len(content) - 4:
-        raise CheckpointError(
-            f"the normaliser's table: expected an array within {len(content)} bytes, found one of "
-            f"{size} bytes."
-        )
-    units = np.frombuffer(content, "<u4", size // 4, 4).astype(np.int64)
-    texts = np.frombuffer(content, np.uint8, offset=4 + size)
-    nodes = np.arange(len(units)) ^ ((units >> 10) << ((units & 0x200) >> 6))
-    used = units < 2**31  # the others are values
-    used[0] = True
-    leaves = nodes[used & (units >> 8 & 1 == 1)]
-    inside = bool(((nodes[used] | 0xFF) < len(units)).all())
-    if inside:
-        values = units[leaves] & 0x7FFFFFFF
-        inside = bool((values < len(texts)).all() and ((texts[values] & 0xC0) != 0x80).all())
-    try:
-        texts.tobytes().decode("utf-8")
-    except UnicodeDecodeError:
-        inside = False
-    if not inside:
-        raise CheckpointError(
-            "the normaliser's table: expected an array that stays within itself, found one that "
-            "points outside. Fetch the file again."
-        )
-
-
 def _backend(
     pieces: Sequence[tuple[str, float]], unknown: int, *, byte_fallback: bool
 ) -> Tokenizer:
@@ -199,80 +139,3 @@ def _backend(
         return Tokenizer(models.Unigram(list(pieces), unk_id=unknown, byte_fallback=byte_fallback))
 
     return guarded(make, "the vocabulary is of no Unigram model")
-
-
-def _steps(content: Settings, key: str, inner: str) -> Iterator[Settings]:
-    """The steps of a pipeline, without the sequences around them."""
-    pending, count = [content.content.get(key)], 0
-    while pending:
-        value = pending.pop(0)
-        if value is None:
-            continue
-        step = Settings(value, f"{content.where}: {key}", error=CheckpointError)
-        if step.content.get("type") == "Sequence":
-            items = step.content.get(inner)
-            if not isinstance(items, list):
-                raise CheckpointError(f"{step.where}: {inner}: expected a list.")
-            pending = [*items, *pending]
-        else:
-            yield step
-        count += 1
-        if count + len(pending) > _MAX_STEPS:
-            raise CheckpointError(f"{step.where}: expected at most {_MAX_STEPS} steps, found more.")
-
-
-def _normalizer(step: Settings) -> dict[str, Any]:
-    kind = step.get("type", Text(64))
-    if kind in ("NFC", "NFD", "NFKC", "NFKD", "Nmt", "Lowercase", "StripAccents"):
-        return {"type": kind}
-    if kind == "Strip":
-        sides = ("strip_left", "strip_right")
-        return {"type": kind} | {side: step.get(side, FLAG, default=True) for side in sides}
-    if kind == "Prepend":
-        return {"type": kind, "prepend": step.get("prepend", Text(1))}
-    if kind == "Precompiled":
-        text = step.get("precompiled_charsmap", Text(1 << 24))
-        try:
-            check_charsmap(base64.b64decode(text, validate=True))
-        except binascii.Error as error:
-            raise CheckpointError(f"{step.where}: expected base64: {error}.") from error
-        return {"type": kind, "precompiled_charsmap": text}
-    if kind == "Replace":
-        return {"type": kind, **_replacement(step)}
-    raise _unknown(step, kind)
-
-
-def _replacement(step: Settings) -> dict[str, Any]:
-    """A pattern and what replaces it, which is no longer: steps must not let texts grow."""
-    pattern, content = step.section("pattern").content, step.get("content", Text(64))
-    if pattern.keys() == {"Regex"} and pattern["Regex"] in _PATTERNS and len(content) <= 1:
-        return {"pattern": dict(pattern), "content": content}
-    text = pattern.get("String")
-    if pattern.keys() == {"String"} and isinstance(text, str) and len(content) <= len(text) <= 64:
-        return {"pattern": {"String": text}, "content": content}
-    raise _unknown(step, "Replace")
-
-
-def _pre_tokenizer(step: Settings) -> dict[str, Any]:
-    kind = step.get("type", Text(64))
-    if kind in ("WhitespaceSplit", "Whitespace"):
-        return {"type": kind}
-    if kind == "Metaspace":
-        prefix = step.get("add_prefix_space", FLAG, default=True)
-        replacement = step.get("replacement", Choice((SPACE,)))
-        scheme = step.get("prepend_scheme", _SCHEMES, default="always" if prefix else "never")
-        split = step.get("split", FLAG, default=True)
-        return {
-            "type": kind,
-            "replacement": replacement,
-            "prepend_scheme": scheme,
-            "split": split,
-        }
-    raise _unknown(step, kind)
-
-
-def _unknown(step: Settings, kind: str) -> ForeignVocabularyError:
-    found: Mapping[str, Any] = step.content
-    return ForeignVocabularyError(
-        f"{step.where}: expected a supported step, found {kind}: {shown(found)}."
-    )

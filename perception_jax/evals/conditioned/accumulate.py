@@ -18,7 +18,6 @@ from jaxtyping import Float, Float32, Int, Real
 from perception_jax.errors import DataError
 from perception_jax.evals.conditioned import retrieval
 from perception_jax.evals.conditioned.annotations import UNKNOWN, Annotations
-from perception_jax.evals.conditioned.ranks import similarity
 from perception_jax.evals.conditioned.retrieval import (
     SYSTEMS,
     TWO_STAGE,
@@ -26,7 +25,7 @@ from perception_jax.evals.conditioned.retrieval import (
     Outcomes,
     PairQueries,
 )
-from perception_jax.evals.ranking import unit_rows
+from perception_jax.evals.ranking import similarity, unit_rows
 
 TOP = 100
 """Images that the second stage of two-stage retrieval looks at."""
@@ -47,7 +46,7 @@ class Texts:
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Measured:
-    """All that the scores need; see `report.report`.
+    """All that the scores need; see `results.results`.
 
     Entries of pairs that no score looks at may be NaN.
 

@@ -3,18 +3,23 @@
 A pair is one (image, class) whose class is annotated. Of any other class an image either is known
 to lack it or nothing is known: federated labels (LVIS) name the classes that are absent, complete
 ones (MOInst) those that were not annotated exhaustively.
-Letters: N images, C classes, P pairs, K captions, U instructions.
+Letters: N images, C classes, P pairs, K captions, U instructions, n objects of an image.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Int, Int8
 
+from perception_jax.data import images
 from perception_jax.data.instructions import instruction_for
+from perception_jax.data.object_index import objects_kept
+from perception_jax.data.processors import ImageProcessor
+from perception_jax.data.records import ObjectAnnotation, Record, Source
+from perception_jax.data.views import require_square
 from perception_jax.errors import DataError
 
 PRESENT, ABSENT, UNKNOWN = 1, 0, -1
@@ -36,58 +41,6 @@ class EvaluatedClass:
 
     name: str
     frequency: str | None = None
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class EvaluatedObject:
-    """One object of an image.
-
-    Attributes:
-      class_id: index into the classes.
-      area: width times height of its box in original pixels, None without a box.
-      captions: sentences about it.
-      instruction: its own, or None for one made from the class name.
-      salient: a mark that replaces "largest of its image"; None if the data has no marks.
-    """
-
-    class_id: int
-    area: float | None = None
-    captions: tuple[str, ...] = ()
-    instruction: str | None = None
-    salient: bool | None = None
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class EvaluatedImage:
-    """One image.
-
-    Attributes:
-      id: unique.
-      area: width times height in pixels, None if unknown.
-      objects: in the record's order.
-      negative: classes known to be absent.
-      nonexhaustive: classes of which nothing is known unless they are annotated.
-    """
-
-    id: int | str
-    area: float | None
-    objects: tuple[EvaluatedObject, ...] = ()
-    negative: tuple[int, ...] = ()
-    nonexhaustive: tuple[int, ...] = ()
-
-    def keep(self, kept: Sequence[bool]) -> EvaluatedImage:
-        """Without the objects that a crop cut away.
-
-        Nothing is claimed of a class that loses its last object: it becomes nonexhaustive.
-        """
-        objects = tuple(o for o, stays in zip(self.objects, kept, strict=True) if stays)
-        lost = {o.class_id for o in self.objects} - {o.class_id for o in objects}
-        return dataclasses.replace(
-            self,
-            objects=objects,
-            negative=tuple(c for c in self.negative if c not in lost),
-            nonexhaustive=tuple(sorted({*self.nonexhaustive, *lost})),
-        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -128,73 +81,142 @@ class Captions:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Annotations:
-    """Labels, pairs, captions and instructions of a data set; make it with `build`.
+    """Labels, pairs, captions and instructions of a data set; `build` or `read` makes them.
 
     Attributes:
       classes: by class id.
-      image_ids: of each image.
+      image_ids: id of each record.
       labels: PRESENT, ABSENT or UNKNOWN.
       pairs, captions: see there.
       instructions: distinct strings; one gallery of conditioned images belongs to each.
       class_instruction: the instruction made from each class's name.
+      cropped: number of objects left out because the model's image shows less than half of them.
     """
 
     classes: tuple[EvaluatedClass, ...]
-    image_ids: tuple[int | str, ...]
+    image_ids: tuple[str, ...]
     labels: Int8[np.ndarray, "N C"]
     pairs: Pairs
     captions: Captions
     instructions: tuple[str, ...]
     class_instruction: Int[np.ndarray, " C"]
+    cropped: int = 0
 
     @classmethod
     def build(
         cls,
-        images: Sequence[EvaluatedImage],
+        records: Iterable[Record],
         classes: Sequence[EvaluatedClass],
         *,
         federated: bool,
         overlooked_share: float = OVERLOOKED_SHARE,
+        shown: Callable[[Record], Bool[np.ndarray, " n"]] | None = None,
     ) -> Annotations:
-        """From images and classes.
+        """Builds annotations from records of any data set, each of which is read once.
+
+        Objects of other classes, crowds and objects that are not shown are left out. Of a class
+        that loses its last object nothing is known.
 
         Args:
+          classes: named as the records' objects.
+          federated: True if only annotated classes and `Record.absent` are known of an image, False
+            if everything but `Record.not_exhaustive` is.
           overlooked_share: objects below this share of their image's area are overlooked.
-          federated: True if only annotated classes and `negative` are known of an image, False if
-            everything but `nonexhaustive` is.
+          shown: which objects the model's image shows; all by default.
 
         Raises:
-          DataError: no images or classes, an id that comes twice, or a class id out of range.
+          DataError: no records or classes, or an id that comes twice.
         """
-        _check(images, classes)
+        ids = {one.name: number for number, one in enumerate(classes)}
         instructions: dict[str, int] = {}
-        of_class = [_number(instructions, instruction_for(c.name)) for c in classes]
-        found = [
-            pair for k, image in enumerate(images) for pair in _pairs(k, image, overlooked_share)
+        of_class = [
+            instructions.setdefault(text, len(instructions))
+            for text in (instruction_for(one.name) for one in classes)
         ]
-        place = {(pair.image, pair.object.class_id): row for row, pair in enumerate(found)}
-        texts, owners, steered = [], [], []
-        for k, image in enumerate(images):
-            for item in image.objects:
-                number = _instruction(item, instructions, of_class)
-                for text in item.captions:
-                    texts.append(text)
-                    owners.append(place[k, item.class_id])
-                    steered.append(number)
-        pairs = Pairs(
-            np.array([pair.image for pair in found], np.int64),
-            np.array([pair.object.class_id for pair in found], np.int64),
-            np.array([pair.stratum for pair in found], np.int8),
-            np.array([_instruction(pair.object, instructions, of_class) for pair in found], int),
-        )
+        image_ids: dict[str, None] = {}
+        labels, pairs, captions, cropped = [], [], [], 0
+        for row, record in enumerate(records):
+            if record.id in image_ids:
+                raise DataError(f"expected distinct image ids, found {record.id!r} twice")
+            image_ids[record.id] = None
+            class_of = [ids.get(one.name) for one in record.objects]
+            single = [
+                k for k, c in enumerate(class_of) if c is not None and not record.objects[k].crowd
+            ]
+            mask = np.ones(len(class_of), bool) if shown is None else shown(record)
+            kept = {k: class_of[k] for k in single if mask[k]}
+            cropped += len(single) - len(kept)
+            own = {one.target: one.text for one in reversed(record.instructions)}
+            number = {
+                k: instructions.setdefault(own[k], len(instructions)) if k in own else of_class[c]
+                for k, c in kept.items()
+            }
+            place: dict[int, int] = {}
+            for k, stratum in _standing(record, kept, overlooked_share):
+                place[kept[k]] = len(pairs)
+                pairs.append((row, kept[k], stratum, number[k]))
+            captions += [
+                (text, place[c], number[k])
+                for k, c in kept.items()
+                for text in record.objects[k].captions
+            ]
+            lost = set(class_of) - {None} - place.keys()
+            labels.append(_labels(record, ids, len(classes), federated))
+            labels[-1][list(lost)] = UNKNOWN
+            labels[-1][list(place)] = PRESENT
+        if not labels or not classes:
+            raise DataError(
+                f"expected images and classes to evaluate, found {len(labels)} images and "
+                f"{len(classes)} classes"
+            )
+        image, class_id, strata, instruction = np.array(pairs, np.int64).reshape(-1, 4).T
+        texts, owners, steered = zip(*captions, strict=True) if captions else ((), (), ())
         return cls(
             classes=tuple(classes),
-            image_ids=tuple(image.id for image in images),
-            labels=_labels(images, len(classes), federated),
-            pairs=pairs,
-            captions=Captions(tuple(texts), np.array(owners, int), np.array(steered, int)),
+            image_ids=tuple(image_ids),
+            labels=np.stack(labels),
+            pairs=Pairs(image, class_id, strata.astype(np.int8), instruction),
+            captions=Captions(texts, np.array(owners, int), np.array(steered, int)),
             instructions=tuple(instructions),
             class_instruction=np.array(of_class, int),
+            cropped=cropped,
+        )
+
+    @classmethod
+    def read(
+        cls,
+        source: Source,
+        classes: Sequence[EvaluatedClass],
+        *,
+        federated: bool,
+        processor: ImageProcessor,
+        overlooked_share: float = OVERLOOKED_SHARE,
+    ) -> Annotations:
+        """Builds annotations from all records of a source; images are not decoded.
+
+        The same objects are left out for every model with this processor, the static one included.
+
+        Args:
+          classes, federated, overlooked_share: as of `build`.
+          processor: what makes the model's image.
+
+        Raises:
+          DataError: a size that cannot be read, or labels that do not fit.
+          ConfigError: the processor makes images of many sizes.
+        """
+        require_square(processor)
+
+        def sized() -> Iterator[Record]:
+            for record in (source[number] for number in range(len(source))):
+                size = record.size or images.read_size(record.image, name=record.id)
+                yield dataclasses.replace(record, size=size)
+
+        return cls.build(
+            sized(),
+            classes,
+            federated=federated,
+            overlooked_share=overlooked_share,
+            shown=lambda record: objects_kept(record, processor.geometry),
         )
 
     @property
@@ -214,84 +236,47 @@ class Annotations:
         return self.relevant(stratum) | (self.labels == ABSENT)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Pair:
-    """A present class of an image, the object that stands for it, and its stratum."""
+def _standing(
+    record: Record, kept: Mapping[int, int], overlooked_share: float
+) -> Iterator[tuple[int, int]]:
+    """Yields, by class, the object that stands for it (the largest, the first of equal ones), and
+    the index of its stratum.
 
-    image: int
-    object: EvaluatedObject
-    stratum: int
+    Without the image's size only what is not the largest is known.
 
-
-def _pairs(row: int, image: EvaluatedImage, overlooked_share: float) -> list[_Pair]:
-    """Pairs of an image by class, each stood for by its largest box, the first of equal ones."""
-    by_class: dict[int, list[EvaluatedObject]] = {}
-    for item in image.objects:
-        by_class.setdefault(item.class_id, []).append(item)
-    standing = {kind: max(items, key=_area) for kind, items in sorted(by_class.items())}
-    marked = any(item.salient is not None for item in image.objects)
-    if marked:
-        leading = {item.class_id for item in image.objects if item.salient}
-    else:
-        leading = {max(image.objects, key=_area).class_id} if image.objects else set()
-    return [
-        _Pair(row, item, _stratum(item, image.area, kind in leading, overlooked_share))
-        for kind, item in standing.items()
-    ]
-
-
-def _area(item: EvaluatedObject) -> float:
-    return -1.0 if item.area is None else item.area
+    Args:
+      kept: objects that count, and their classes.
+    """
+    areas = {k: _area(record.objects[k]) for k in kept}
+    marks = {k: record.objects[k].salient for k in kept}
+    leading = {kept[k] for k, mark in marks.items() if mark}
+    if kept and set(marks.values()) == {None}:
+        leading = {kept[max(kept, key=areas.__getitem__)]}
+    whole = None if record.size is None else float(record.size[0] * record.size[1])
+    for class_id in sorted(set(kept.values())):
+        k = max((k for k, c in kept.items() if c == class_id), key=areas.__getitem__)
+        stratum = "all"
+        if areas[k] >= 0 and class_id not in leading:
+            stratum = "overlooked"
+        elif areas[k] >= 0 and whole is not None:
+            stratum = "overlooked" if areas[k] < overlooked_share * whole else "salient"
+        yield k, STRATA.index(stratum)
 
 
-def _stratum(item: EvaluatedObject, image_area: float | None, leads: bool, share: float) -> int:
-    """Index into `STRATA`. Without the image's size only what is not the largest is known."""
-    if item.area is None:
-        return 0
-    if not leads:
-        return STRATA.index("overlooked")
-    if image_area is None:
-        return 0
-    small = item.area < share * image_area
-    return STRATA.index("overlooked" if small else "salient")
+def _area(one: ObjectAnnotation) -> float:
+    """Pixels of the original image; -1 without a box."""
+    if one.box is None:
+        return -1.0
+    left, top, right, bottom = one.box
+    # Corners of equal boxes differ in the last bits; equal areas must stay equal.
+    return round((right - left) * (bottom - top), 6)
 
 
-def _instruction(item: EvaluatedObject, known: dict[str, int], of_class: Sequence[int]) -> int:
-    if item.instruction is None:
-        return of_class[item.class_id]
-    return _number(known, item.instruction)
-
-
-def _number(known: dict[str, int], text: str) -> int:
-    return known.setdefault(text, len(known))
-
-
-def _labels(images: Sequence[EvaluatedImage], classes: int, federated: bool) -> np.ndarray:
-    labels = np.full((len(images), classes), UNKNOWN if federated else ABSENT, np.int8)
-    for row, image in enumerate(images):
-        if federated:
-            labels[row, list(image.negative)] = ABSENT
-        else:
-            labels[row, list(image.nonexhaustive)] = UNKNOWN
-        labels[row, [item.class_id for item in image.objects]] = PRESENT
+def _labels(
+    record: Record, ids: dict[str, int], classes: int, federated: bool
+) -> Int8[np.ndarray, " C"]:
+    """What the record says of classes without an object."""
+    labels = np.full(classes, UNKNOWN if federated else ABSENT, np.int8)
+    listed = record.absent if federated else record.not_exhaustive
+    labels[[ids[name] for name in listed if name in ids]] = ABSENT if federated else UNKNOWN
     return labels
-
-
-def _check(images: Sequence[EvaluatedImage], classes: Sequence[EvaluatedClass]) -> None:
-    if not images or not classes:
-        raise DataError(
-            f"expected images and classes to evaluate, found {len(images)} images and "
-            f"{len(classes)} classes"
-        )
-    seen: set[int | str] = set()
-    for image in images:
-        if image.id in seen:
-            raise DataError(f"expected distinct image ids, found {image.id!r} twice")
-        seen.add(image.id)
-        named = [*(o.class_id for o in image.objects), *image.negative, *image.nonexhaustive]
-        wrong = [c for c in named if not 0 <= c < len(classes)]
-        if wrong:
-            raise DataError(
-                f"image {image.id!r}: expected class ids in [0, {len(classes)}), found "
-                f"{wrong[0]}; use the class table that the records were made with"
-            )

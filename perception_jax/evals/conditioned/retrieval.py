@@ -17,7 +17,6 @@ import numpy as np
 from jaxtyping import Float, Float64, Int
 
 from perception_jax.evals import ranking
-from perception_jax.evals.conditioned import ranks
 from perception_jax.evals.conditioned.annotations import PRESENT, UNKNOWN, Annotations
 
 SYSTEMS = ("conditioned", "static", "blank")
@@ -83,7 +82,7 @@ def name_pairs(
     """Ranks all class prototypes for each (image, present class), whose class is the right one."""
     for system, rows, scores in _text_scores(queries, prototypes):
         right = np.arange(len(prototypes)) == annotations.pairs.class_id[rows, None]
-        into[system].first[rows] = ranks.first_ranks(scores, right)
+        into[system].first[rows] = ranking.first_ranks(scores, right)
 
 
 def image_to_text(
@@ -101,8 +100,8 @@ def image_to_text(
     for system, rows, scores in _text_scores(queries, captions):
         right = owner == rows[:, None]
         same = kinds[owner] == kinds[rows, None]
-        into[system].first[rows] = ranks.first_ranks(scores, right)
-        same_class[system].first[rows] = ranks.first_ranks(scores, right, same)
+        into[system].first[rows] = ranking.first_ranks(scores, right)
+        same_class[system].first[rows] = ranking.first_ranks(scores, right, same)
 
 
 def text_to_image(
@@ -124,13 +123,13 @@ def text_to_image(
         own = gallery.images == annotations.pairs.image[pairs, None]
         labels = annotations.labels.T[annotations.pairs.class_id[pairs]]
         known, everything = labels != UNKNOWN, np.ones_like(own)
-        static = ranks.similarity(texts[rows], gallery.static)
-        conditioned = ranks.similarity(texts[rows], gallery.conditioned)
+        static = ranking.similarity(texts[rows], gallery.static)
+        conditioned = ranking.similarity(texts[rows], gallery.conditioned)
         blank = np.zeros_like(static)
         for system, scorer in _scorers(conditioned, static, blank, top).items():
-            found = ranks.relevant_ranks(scorer(known), labels == PRESENT, known)
+            found = ranking.relevant_ranks(scorer(known), labels == PRESENT, known)
             into[system].precision[rows] = found.average_precision()
-            into[system].first[rows] = ranks.first_ranks(scorer(everything), own)
+            into[system].first[rows] = ranking.first_ranks(scorer(everything), own)
 
 
 def image_to_image(
@@ -150,12 +149,12 @@ def image_to_image(
         labels = annotations.labels[gallery.images][:, annotations.pairs.class_id[rows]].T
         allowed = (labels != UNKNOWN) & (gallery.images != images[:, None])
         own = gallery.rows(images)
-        static = ranks.similarity(gallery.static[own], gallery.static)
-        conditioned = ranks.similarity(gallery.conditioned[own], gallery.conditioned)
-        blank = ranks.similarity(gallery.blank, gallery.conditioned)
+        static = ranking.similarity(gallery.static[own], gallery.static)
+        conditioned = ranking.similarity(gallery.conditioned[own], gallery.conditioned)
+        blank = ranking.similarity(gallery.blank, gallery.conditioned)
         blank = np.broadcast_to(blank, conditioned.shape)
         for system, scorer in _scorers(conditioned, static, blank, top).items():
-            found = ranks.relevant_ranks(scorer(allowed), labels == PRESENT, allowed)
+            found = ranking.relevant_ranks(scorer(allowed), labels == PRESENT, allowed)
             into[system].precision[rows] = found.average_precision()
             into[system].first[rows] = found.first()
 
@@ -167,7 +166,7 @@ def _text_scores(
     for system, asked in queries.items():
         for rows in _blocks(np.argsort(asked.which, kind="stable"), len(texts)):
             distinct, place = np.unique(asked.which[rows], return_inverse=True)
-            yield system, rows, ranks.similarity(asked.vectors[distinct], texts)[place]
+            yield system, rows, ranking.similarity(asked.vectors[distinct], texts)[place]
 
 
 def _scorers(
@@ -177,7 +176,7 @@ def _scorers(
         "conditioned": lambda allowed: conditioned,
         "static": lambda allowed: static,
         "blank": lambda allowed: blank,
-        TWO_STAGE: lambda allowed: ranks.two_stage(static, conditioned, allowed, top),
+        TWO_STAGE: lambda allowed: ranking.two_stage(static, conditioned, allowed, top),
     }
 
 

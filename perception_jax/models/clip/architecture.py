@@ -6,7 +6,6 @@ import dataclasses
 import functools
 from typing import Any
 
-from perception_jax.data.processors import ImageProcessor
 from perception_jax.data.tokenization import (
     ClipTokenizer,
     ForeignVocabularyError,
@@ -22,9 +21,9 @@ from perception_jax.models.clip.params import TABLES, TOWER_TABLES
 from perception_jax.models.towers import TowerConfig
 
 
-def image_processor(config: Any, layout: str) -> ImageProcessor:
+def image_settings(config: Any, layout: str) -> dict[str, Any]:
     """Default image processor of CLIP and EVA-CLIP, also of the image tower alone."""
-    return ImageProcessor(size=config.vision.image_size, **image_code(layout))
+    return {"size": config.vision.image_size, **image_code(layout)}
 
 
 def read_tokenizer(files: Files, config: Any) -> ClipTokenizer | None:
@@ -98,7 +97,7 @@ ARCHITECTURES = (
             ("reference", ClipConfig.from_openai(shapes)) if ClipConfig.is_openai(shapes) else None
         ),
         parts=("clip_vision_model",),
-        image_processor=image_processor,
+        image_settings=image_settings,
         read_tokenizer=read_tokenizer,
         with_tokenizer=with_tokenizer,
     ),
@@ -123,7 +122,7 @@ ARCHITECTURES = (
             )
         },
         complete=towers.with_projection,
-        image_processor=image_processor,
+        image_settings=image_settings,
     ),
 )
 """The architectures of this module; see `models.registry`."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from perception_jax.data.processors import ImageProcessor
+from typing import Any
+
 from perception_jax.models import timm
 from perception_jax.models.architecture import Architecture, Claim, image_code
 from perception_jax.models.dinov2 import names
@@ -12,12 +13,12 @@ from perception_jax.models.dinov2.params import TABLES
 from perception_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD
 
 
-def _image_processor(_: Dinov2Config, layout: str) -> ImageProcessor:
+def _image_settings(_: Dinov2Config, layout: str) -> dict[str, Any]:
     # The published evaluation size, not that of the stored grid of positions.
     code = image_code(layout)
     if layout == "reference":
         code["alpha"] = "drop"  # torchvision's ImageFolder converts as it opens
-    return ImageProcessor(size=224, resize=256, mean=IMAGENET_MEAN, std=IMAGENET_STD, **code)
+    return {"size": 224, "resize": 256, "mean": IMAGENET_MEAN, "std": IMAGENET_STD, **code}
 
 
 ARCHITECTURES = (
@@ -45,7 +46,7 @@ ARCHITECTURES = (
             )
         },
         read_names=names.read,
-        image_processor=_image_processor,
+        image_settings=_image_settings,
     ),
 )
 """The architectures of this module; see `models.registry`."""

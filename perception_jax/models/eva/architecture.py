@@ -7,7 +7,7 @@ from typing import Any
 
 from perception_jax.models import open_clip, timm, towers
 from perception_jax.models.architecture import Architecture, Claim, Settings
-from perception_jax.models.clip.architecture import image_processor, read_tokenizer, with_tokenizer
+from perception_jax.models.clip.architecture import image_settings, read_tokenizer, with_tokenizer
 from perception_jax.models.eva.config import EvaConfig, EvaVisionConfig, is_eva
 from perception_jax.models.eva.modeling import Eva, EvaVisionTower
 from perception_jax.models.eva.params import TABLES, TOWER_TABLES
@@ -39,7 +39,7 @@ ARCHITECTURES = (
             )
         },
         parts=("eva_vision_model",),
-        image_processor=image_processor,
+        image_settings=image_settings,
         read_tokenizer=read_tokenizer,
         with_tokenizer=with_tokenizer,
     ),
@@ -56,7 +56,7 @@ ARCHITECTURES = (
             )
         },
         complete=towers.with_projection,
-        image_processor=image_processor,
+        image_settings=image_settings,
     ),
 )
 """The architectures of this module; see `models.registry`."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from perception_jax.data.processors import ImageProcessor
 from perception_jax.data.tokenization import (
     ForeignVocabularyError,
     PaddedTokenizer,
@@ -21,9 +20,9 @@ from perception_jax.models.towers import TowerConfig
 _HALF = (0.5, 0.5, 0.5)
 
 
-def _image_processor(config: Any, layout: str) -> ImageProcessor:
-    code = image_code(layout) | {"mode": "squash"}
-    return ImageProcessor(size=config.vision.image_size, mean=_HALF, std=_HALF, **code)
+def _image_settings(config: Any, layout: str) -> dict[str, Any]:
+    shown = {"size": config.vision.image_size, "mean": _HALF, "std": _HALF}
+    return {**shown, **image_code(layout), "mode": "squash"}
 
 
 def _read_tokenizer(files: Files, config: SiglipConfig) -> SiglipTokenizer | None:
@@ -60,7 +59,7 @@ ARCHITECTURES = (
             )
         },
         parts=("siglip_vision_model",),
-        image_processor=_image_processor,
+        image_settings=_image_settings,
         read_tokenizer=_read_tokenizer,
         with_tokenizer=_with_tokenizer,
     ),
@@ -89,7 +88,7 @@ ARCHITECTURES = (
                 "with attention pooling, e.g. vit_so400m_patch14_siglip_384",
             )
         },
-        image_processor=_image_processor,
+        image_settings=_image_settings,
     ),
 )
 """The architectures of this module; see `models.registry`."""

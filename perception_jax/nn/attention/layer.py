@@ -18,6 +18,7 @@ from perception_jax.nn.attention import core
 from perception_jax.nn.attention.cache import LayerCache
 from perception_jax.nn.attention.core import Bias
 from perception_jax.nn.attention.mask import AnyMask, as_conditions
+from perception_jax.nn.dropout import keys_of
 from perception_jax.nn.linear import Linear
 from perception_jax.nn.norms import LayerNorm
 from perception_jax.nn.rope import Rope
@@ -59,12 +60,12 @@ def multi_head(
     Args:
       q: queries of each example, or of one that all share (learned queries).
       heads, kv_heads: of queries, and of keys and values (None: as many).
-      mask, bias: see `attend`; with a cache they are over its whole capacity, and `start` and
-        `lengths` of an `AttentionMask` are the cache's unless they are given.
+      mask, bias: see `attend`; with a cache that is not fresh they are over its whole capacity,
+        and `start` and `lengths` of an `AttentionMask` are the cache's unless they are given.
       rope: turns queries and keys, which are then the same tokens.
       tap: what to record.
-      cache: holds the keys and values so far; `k` and `v` are put behind them. Where they do not
-        fit, the output of the example is NaN.
+      cache: holds the keys and values so far; `k` and `v` are put behind them. The output of a
+        token that does not fit is NaN.
     """
     kv_heads = heads if kv_heads is None else kv_heads
     q, k, v = (_split(x, n) for x, n in ((q, heads), (k, kv_heads), (v, kv_heads)))
@@ -74,17 +75,18 @@ def multi_head(
         q = q.repeat(k.shape[0], axis=0)
     new = k.shape[1]
     if cache is not None:
-        mask = as_conditions(mask).cached(cache.lengths, new)
         cache = cache.write(k, v)
-        k, v = (x.astype(q.dtype) for x in cache.read())
+        if not cache.stack.fresh:
+            mask = as_conditions(mask).cached(cache.lengths, new)
+            k, v = (x.astype(q.dtype) for x in cache.read())
     y = core.attend(q, k, v, mask, bias=bias)
     recorded = None
     if tap is not None:
         recorded = core.probabilities(q, k, mask, tap.rows, bias=bias)
         if tap.probe is not None:
             y = core.add_probe(y, v, tap.probe, tap.rows)
-    if cache is not None:
-        y = jnp.where(cache.overflows(new)[:, None, None, None], jnp.nan, y)
+    if cache is not None and not cache.stack.fresh:
+        y = jnp.where(cache.overflows(new)[:, :, None, None], jnp.nan, y)
     y = constrain(y, "batch", None, "tensor").reshape(*y.shape[:2], -1)
     return AttentionOutput(x=y, rows=recorded, cache=cache)
 
@@ -150,6 +152,7 @@ class Attention(nnx.Module):
         rope: Rope | None = None,
         tap: LayerTap | None = None,
         cache: LayerCache | None = None,
+        key: Array | None = None,
     ) -> AttentionOutput:
         """Attends from `x` to `keys`.
 
@@ -158,13 +161,15 @@ class Attention(nnx.Module):
           values: tokens to take from (DETR's keys have positions added, its values do not); None
             is `keys`.
           mask, bias, rope, tap, cache: see `multi_head`.
+          key: for the dropout of LoRA; None drops nothing.
         """
         keys = x if keys is None else keys
         values = keys if values is None else values
+        q_key, k_key, v_key, out_key = keys_of(key, 4)
         out = multi_head(
-            self.q_proj(x),
-            self.k_proj(keys),
-            self.v_proj(values),
+            self.q_proj(x, key=q_key),
+            self.k_proj(keys, key=k_key),
+            self.v_proj(values, key=v_key),
             heads=self.heads,
             kv_heads=self.kv_heads,
             mask=mask,
@@ -174,7 +179,7 @@ class Attention(nnx.Module):
             cache=cache,
         )
         y = out.x if self.inner_norm is None else self.inner_norm(out.x)
-        return dataclasses.replace(out, x=self.out_proj(y))
+        return dataclasses.replace(out, x=self.out_proj(y, key=out_key))
 
 
 def _split(x: Float[Array, "B T D"], heads: int) -> Float[Array, "B T N H"]:

@@ -21,12 +21,12 @@ from perception_jax.data.scenes.sample import SceneConfig
 from perception_jax.data.scenes.source import ScenesSource, portrait
 from perception_jax.data.scenes.spec import TEST_STYLE, TRAIN_STYLES
 from perception_jax.data.skipping import MAX_BAD_FRACTION, usable
-from perception_jax.data.sources.combine import Mixture
-from perception_jax.data.sources.memory import InMemory
+from perception_jax.data.sources.combine import InMemory, Mixture
 from perception_jax.data.tokenization import PaddedTokenizer
-from perception_jax.systems.contrastive.encode import Encoder
+from perception_jax.systems.contrastive.encode import Encoder, Images, Texts
 from perception_jax.systems.contrastive.evaluate import (
     CaptionedImages,
+    EmbeddingEvaluator,
     LabelledImages,
     Matching,
     Naming,
@@ -72,10 +72,15 @@ class Benchmark:
     matching: Mapping[str, Matching]
     pictures: tuple[Record, ...]
 
-    def evaluators(self) -> dict[str, Naming | Matching | Retrieval]:
+    def evaluators(self) -> dict[str, EmbeddingEvaluator]:
         """By the names under which their numbers are logged."""
         matching = {f"{name}_matching": one for name, one in self.matching.items()}
         return {**self.naming, **matching, "retrieval": self.retrieval}
+
+    @property
+    def inputs(self) -> tuple[Images | Texts, ...]:
+        """All that has to be embedded for it."""
+        return tuple(part for one in self.evaluators().values() for part in one.inputs)
 
 
 def scenes_benchmark(
@@ -143,10 +148,10 @@ def portraits(
     names: tuple[str, ...], styles: tuple[str, ...], processor: ImageProcessor
 ) -> LabelledImages:
     """One portrait of each name for each entry of `styles`, each over its own background."""
-    pixels = [
-        processor(portrait(name, style, processor.size, SEED + k)).pixels
+    pixels = {
+        f"{name}, {style} {k}": processor(portrait(name, style, processor.size, SEED + k)).pixels
         for name in names
         for k, style in enumerate(styles)
-    ]
+    }
     labels = np.repeat(np.arange(len(names)), len(styles))
-    return LabelledImages(np.stack(pixels), labels, names)
+    return LabelledImages(tuple(pixels), np.stack(list(pixels.values())), labels, names)

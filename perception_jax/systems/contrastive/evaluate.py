@@ -1,91 +1,133 @@
 """Evaluators of a contrastive model: zero-shot naming and image-text retrieval.
 
-Letters: N images, S image side, M texts.
+Scores are functions of embeddings by id (`encode.Embeddings`): of a model in memory while it
+trains, or of the predictions that `embeddings_on_disk` keeps. Letters: N images, S image side.
 """
 
 from __future__ import annotations
 
+import abc
 import dataclasses
-from collections.abc import Mapping, Sequence
+import os
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Int
 
 from perception_jax.data import images as image_files
 from perception_jax.data.processors import ImageProcessor
 from perception_jax.data.records import Record, Source
 from perception_jax.errors import DataError
+from perception_jax.evals import runner
 from perception_jax.evals.baselines import nearest_labels, nearest_pixel_top
-from perception_jax.evals.retrieval import RetrievalScores, retrieval
-from perception_jax.evals.zero_shot import ZeroShotScores, class_embeddings, zero_shot
-from perception_jax.systems.contrastive.encode import Encoder
+from perception_jax.evals.predictions import Prediction, text_of, vector_of
+from perception_jax.evals.zero_shot import (
+    RetrievalScores,
+    ZeroShotScores,
+    class_embeddings,
+    fill_templates,
+    retrieval,
+    zero_shot,
+)
+from perception_jax.interop.fingerprint import fingerprint
+from perception_jax.models.params import flatten
+from perception_jax.systems.contrastive.encode import Embeddings, Encoder, Images, Texts, take
 
 TEMPLATES = ("a drawing of a {}", "a picture of a {}", "a {}")
 """Prompts whose embeddings are averaged into one class vector (arXiv 2103.00020, §3.1.4)."""
 
 
+class EmbeddingEvaluator(abc.ABC):
+    """Numbers of a model, from the embeddings of its inputs.
+
+    Attributes:
+      encoder: embeds the inputs.
+      inputs: all images and texts whose embeddings the scores need.
+    """
+
+    def __init__(self, encoder: Encoder, *inputs: Images | Texts):
+        self.encoder, self.inputs = encoder, inputs
+
+    @abc.abstractmethod
+    def numbers(self, embeddings: Embeddings) -> dict[str, float]:
+        """The main numbers, to log while training; fractions."""
+
+    def __call__(self, model: nnx.Module, mesh: Mesh | None = None) -> Mapping[str, float]:
+        """The main numbers of a model; nothing is kept."""
+        return self.numbers(dict(self.encoder.embed(model, self.inputs, mesh)))
+
+
+def embeddings_on_disk(
+    encoder: Encoder,
+    model: nnx.Module,
+    inputs: Sequence[Images | Texts],
+    folder: str | os.PathLike[str],
+    *,
+    settings: str,
+) -> Embeddings:
+    """The embeddings of all inputs; what a stopped run has written is not computed again.
+
+    Args:
+      folder: of predictions; those of a model lie in a folder of it that is named after the
+        fingerprints of its weights and inputs, so that no other model's are ever read.
+      settings: what else the embeddings depend on, e.g. the model's configuration.
+
+    Raises:
+      DataError: the folder cannot be written, or its files are damaged.
+    """
+    model_id = f"{fingerprint(flatten(model), exact=True)}-{encoder.fingerprint(inputs, settings)}"
+    folder = pathlib.Path(folder) / model_id
+    prompts = {name: "" for one in inputs for name in one.ids}
+    for one in inputs:
+        if isinstance(one, Texts):
+            prompts |= dict(zip(one.ids, one.texts, strict=True))
+    ids = tuple(prompts)
+
+    def run(numbers: Sequence[int]) -> Iterator[Prediction]:
+        for name, row in encoder.embed(model, inputs, only={ids[k] for k in numbers}):
+            yield Prediction(id=name, prompt=prompts[name], output=text_of(row), model_id=model_id)
+
+    made = runner.predict(ids, run, folder, model_id=model_id)
+    print(f"predictions {folder} ({made:,} made, {len(ids) - made:,} of an earlier run)")
+    return {one.id: vector_of(one.output) for one in runner.predicted(ids, folder)}
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
-class LabelledImages:
+class LabelledImages(Images):
     """Processed images with a class each.
 
     Attributes:
-      pixels: processed images.
       labels: index into `names` of each image.
       names: the candidates.
     """
 
-    pixels: UInt8[np.ndarray, "N S S 3"]
     labels: Int[np.ndarray, " N"]
     names: tuple[str, ...]
 
-    @classmethod
-    def from_source(
-        cls, source: Source, processor: ImageProcessor, names: Sequence[str]
-    ) -> LabelledImages:
-        """The images of a source, each labelled by the name of its first object.
 
-        Raises:
-          DataError: a record without an object, or with a name that is no candidate.
-        """
-        index = {name: k for k, name in enumerate(names)}
-        pixels, labels = [], []
-        for k in range(len(source)):
-            record = source[k]
-            name = record.objects[0].name if record.objects else None
-            if name not in index:
-                raise DataError(
-                    f"record {record.id!r}: expected an object whose name is a candidate, found "
-                    f"{name!r}. Give all class names, or leave the record out."
-                )
-            pixels.append(processor(image_files.decode(record.image, name=record.id)).pixels)
-            labels.append(index[name])
-        return cls(np.stack(pixels), np.asarray(labels), tuple(names))
-
-
-class Naming:
+class Naming(EmbeddingEvaluator):
     """Names each image by the nearest of the candidates' text embeddings."""
 
     def __init__(self, encoder: Encoder, images: LabelledImages):
-        self.encoder = encoder
+        super().__init__(encoder, images, Texts(tuple(fill_templates(images.names, TEMPLATES))))
         self.images = images
 
-    def scores(self, model: nnx.Module, mesh: Mesh | None = None) -> ZeroShotScores:
+    def scores(self, embeddings: Embeddings) -> ZeroShotScores:
         """With predictions and ranks of every image."""
         names = class_embeddings(
-            lambda texts: self.encoder.texts(model, texts, mesh), self.images.names, TEMPLATES
+            lambda texts: take(embeddings, Texts(tuple(texts))), self.images.names, TEMPLATES
         )
-        found = self.encoder.images(model, self.images.pixels, mesh)
-        return zero_shot(found, names, self.images.labels)
+        return zero_shot(take(embeddings, self.images), names, self.images.labels)
 
-    def __call__(self, model: nnx.Module, mesh: Mesh | None = None) -> Mapping[str, float]:
+    def numbers(self, embeddings: Embeddings) -> dict[str, float]:
         """Top-1 and top-5 rates."""
-        scores = self.scores(model, mesh)
-        return {"top1": scores.top1, "top5": scores.top5}
+        return {f"top{k}": rate for k, rate in self.scores(embeddings).recall.items()}
 
 
-class Matching:
+class Matching(EmbeddingEvaluator):
     """Recognises each image by the closest picture of a gallery: no text takes part.
 
     So it also measures names that the text tower never read.
@@ -93,18 +135,15 @@ class Matching:
 
     def __init__(self, encoder: Encoder, images: LabelledImages, gallery: LabelledImages):
         """Both share one list of names."""
-        self.encoder = encoder
-        self.images = images
-        self.gallery = gallery
+        super().__init__(encoder, gallery, images)
+        self.images, self.gallery = images, gallery
 
-    def __call__(self, model: nnx.Module, mesh: Mesh | None = None) -> Mapping[str, float]:
+    def numbers(self, embeddings: Embeddings) -> dict[str, float]:
         """Top-1 and top-5 rates by the model's embeddings."""
-        gallery, queries = (
-            self.encoder.images(model, part.pixels, mesh) for part in (self.gallery, self.images)
-        )
+        gallery, queries = take(embeddings, self.gallery), take(embeddings, self.images)
         return self._rates(nearest_labels(gallery, self.gallery.labels, queries, k=5))
 
-    def by_pixels(self) -> Mapping[str, float]:
+    def by_pixels(self) -> dict[str, float]:
         """The baseline: the same by shrunken pixels."""
         return self._rates(
             nearest_pixel_top(self.gallery.pixels, self.gallery.labels, self.images.pixels, k=5)
@@ -116,15 +155,13 @@ class Matching:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class CaptionedImages:
+class CaptionedImages(Images):
     """Images with one caption each; equal captions count as right for each other.
 
     Attributes:
-      pixels: processed images.
       captions: one of each image.
     """
 
-    pixels: UInt8[np.ndarray, "N S S 3"]
     captions: tuple[str, ...]
 
     @classmethod
@@ -134,12 +171,13 @@ class CaptionedImages:
         Raises:
           DataError: a record without a caption.
         """
-        pixels, captions = [], []
+        ids, pixels, captions = [], [], []
         for k in range(len(source)):
             record = source[k]
             captions.append(first_caption(record))
             pixels.append(processor(image_files.decode(record.image, name=record.id)).pixels)
-        return cls(np.stack(pixels), tuple(captions))
+            ids.append(f"{k} {record.id}")
+        return cls(tuple(ids), np.stack(pixels), tuple(captions))
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -164,26 +202,20 @@ def first_caption(record: Record) -> str:
     return record.captions[0]
 
 
-class Retrieval:
+class Retrieval(EmbeddingEvaluator):
     """Finds the caption of an image and the image of a caption."""
 
     def __init__(self, encoder: Encoder, images: CaptionedImages):
-        self.encoder = encoder
+        super().__init__(encoder, images, Texts(images.texts))
         self.images = images
 
-    def embeddings(
-        self, model: nnx.Module, mesh: Mesh | None = None
-    ) -> tuple[Float[np.ndarray, "N E"], Float[np.ndarray, "M E"]]:
-        """Unit vectors of the images and of the distinct captions."""
-        images = self.encoder.images(model, self.images.pixels, mesh)
-        return images, self.encoder.texts(model, self.images.texts, mesh)
-
-    def scores(self, model: nnx.Module, mesh: Mesh | None = None) -> RetrievalScores:
+    def scores(self, embeddings: Embeddings) -> RetrievalScores:
         """Both directions, with ranks."""
-        return retrieval(*self.embeddings(model, mesh), self.images.pairs)
+        images, texts = (take(embeddings, one) for one in self.inputs)
+        return retrieval(images, texts, self.images.pairs)
 
-    def __call__(self, model: nnx.Module, mesh: Mesh | None = None) -> Mapping[str, float]:
+    def numbers(self, embeddings: Embeddings) -> dict[str, float]:
         """Recall at 1 and 5 in both directions."""
-        scores = self.scores(model, mesh)
-        directions = {"image_to_text": scores.image_to_text, "text_to_image": scores.text_to_image}
-        return {f"{name}_r{k}": one.recall[k] for name, one in directions.items() for k in (1, 5)}
+        scores = self.scores(embeddings)
+        names = ("image_to_text", "text_to_image")
+        return {f"{name}_r{k}": getattr(scores, name).recall[k] for name in names for k in (1, 5)}

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from perception_jax.models.clip.config import ClipConfig
     from perception_jax.systems.contrastive.benchmark import Benchmark
     from perception_jax.systems.contrastive.data import ContrastiveData
+    from perception_jax.systems.contrastive.encode import Embeddings
     from perception_jax.systems.contrastive.task import ContrastiveTask
+    from perception_jax.train.task import Batch
 
 SCENES = "scenes"
 """Value of `data.source` for drawn scenes instead of files."""
@@ -47,6 +49,18 @@ def task(config: Any, loaded: Loaded | None = None) -> ContrastiveTask:
     )
 
 
+def shapes(config: Any) -> tuple[ContrastiveTask, Batch]:
+    """The task and the shapes of its batch, without data."""
+    from perception_jax.systems.contrastive.data import ContrastiveData
+    from perception_jax.systems.contrastive.task import ContrastiveConfig, ContrastiveTask
+
+    data = ContrastiveData([], _processor(config), batch_size=config.train.batch_size, seed=0)
+    task = ContrastiveTask(
+        ContrastiveConfig(loss=config.loss), clip_config(config.model), data=data
+    )
+    return task, task.batch_shapes()
+
+
 def load(source: str, config: Any, mesh: Mesh | None = None) -> Loaded:
     """A checkpoint to evaluate."""
     import perception_jax
@@ -57,14 +71,35 @@ def load(source: str, config: Any, mesh: Mesh | None = None) -> Loaded:
 def report(config: Any, task: ContrastiveTask, model: nnx.Module, folder: pathlib.Path) -> None:
     """Evaluates and writes `results.json` and `report.html` into `folder`.
 
-    The learning curves come from `metrics.jsonl`, where `folder` is a training's workdir.
+    The embeddings are kept in `folder/predictions`, where a stopped evaluation goes on.
     """
+    from perception_jax.systems.contrastive.evaluate import embeddings_on_disk
+
+    benchmark = task.benchmark
+    embeddings = embeddings_on_disk(
+        benchmark.encoder,
+        model,
+        benchmark.inputs,
+        folder / "predictions",
+        settings=repr(task.clip),
+    )
+    _write_report(config, task, model, embeddings, folder)
+
+
+def _write_report(
+    config: Any,
+    task: ContrastiveTask,
+    model: nnx.Module,
+    embeddings: Embeddings,
+    folder: pathlib.Path,
+) -> None:
+    """The learning curves come from `metrics.jsonl`, where `folder` is a training's workdir."""
     from perception_jax.systems.contrastive import report as page
     from perception_jax.train.metrics import read_metrics
     from perception_jax.train.results import write_results
     from perception_jax.viz import sections
 
-    scores = page.evaluate(model, task.benchmark)
+    scores = page.evaluate(task.benchmark, embeddings)
     write_results(folder, scores.numbers())
     history = read_metrics(folder)
     own = "your images" if config.data.source != SCENES else "drawings"
@@ -72,6 +107,7 @@ def report(config: Any, task: ContrastiveTask, model: nnx.Module, folder: pathli
         folder / "report.html",
         model=model,
         benchmark=task.benchmark,
+        embeddings=embeddings,
         scores=scores,
         history=history,
         config=config.to_dict(),
@@ -88,6 +124,8 @@ def report(config: Any, task: ContrastiveTask, model: nnx.Module, folder: pathli
 def finish(config: Any, task: ContrastiveTask, model: nnx.Module, workdir: pathlib.Path) -> None:
     """After training: the report, and a Hugging Face folder `workdir/hf`, verified by loading it.
 
+    Embeddings stay in memory: predictions in a workdir that trains on would be of other weights.
+
     Raises:
       CheckpointError: the folder cannot be written, or its model gives other embeddings.
     """
@@ -97,9 +135,11 @@ def finish(config: Any, task: ContrastiveTask, model: nnx.Module, workdir: pathl
     from perception_jax.data.images import decode
     from perception_jax.interop.verify import export_verified
 
-    report(config, task, model, workdir)
+    benchmark = task.benchmark
+    embeddings = dict(benchmark.encoder.embed(model, benchmark.inputs))
+    _write_report(config, task, model, embeddings, workdir)
     loaded = api.Loaded(model=model, config=task.clip, processor=task.processor)
-    image = decode(task.benchmark.pictures[0].image)
+    image = decode(benchmark.pictures[0].image)
 
     def outputs(loaded: Loaded) -> dict[str, np.ndarray]:
         pixels = loaded.processor.images([image])

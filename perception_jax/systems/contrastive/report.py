@@ -16,13 +16,13 @@ from perception_jax.data.images import decode
 from perception_jax.data.records import Record
 from perception_jax.evals.intervals import wilson_interval
 from perception_jax.evals.ranking import nearest
-from perception_jax.evals.retrieval import RetrievalScores
-from perception_jax.evals.zero_shot import ZeroShotScores
+from perception_jax.evals.zero_shot import RetrievalScores, ZeroShotScores
 from perception_jax.nn import maps
 from perception_jax.ops.image import normalise
 from perception_jax.systems.contrastive.benchmark import Benchmark
-from perception_jax.systems.contrastive.evaluate import TEMPLATES, Matching, Naming
-from perception_jax.viz import Bar, Metric, Report, bar_chart, heatmap, line_chart, sections
+from perception_jax.systems.contrastive.encode import Embeddings, take
+from perception_jax.systems.contrastive.evaluate import TEMPLATES, Matching, Naming, Retrieval
+from perception_jax.viz import Bar, Metric, Report, bar_chart, heatmap, sections
 
 EXAMPLES = 24
 """Number of examples shown, half of them right."""
@@ -39,6 +39,7 @@ _CURVES = {
     "evaluate/naming/top1": _TITLES["naming"],
     "evaluate/held_out_matching/top1": _MATCHING_TITLES["held_out"],
 }
+_DIRECTIONS = {"image_to_text": "Image to caption", "text_to_image": "Caption to image"}
 _MEANINGS = {
     "naming": "The right name ranks first among all training names.",
     "held_out": "Neither the drawing nor its name is in the training data; only the words of the "
@@ -72,28 +73,26 @@ class BenchmarkScores:
         for name, scores in self.naming.items():
             found |= {
                 f"{name}/names": len(scores.per_class),
-                f"{name}/images": scores.count,
-                f"{name}/top1": scores.top1,
-                f"{name}/top5": scores.top5,
-                f"{name}/chance_top1": scores.chance_top1,
-                f"{name}/chance_top5": scores.chance_top5,
+                f"{name}/images": scores.queries,
+                **{f"{name}/top{k}": v for k, v in scores.recall.items()},
+                **{f"{name}/chance_top{k}": v for k, v in scores.chance_recall.items()},
                 **{f"{name}/matching_{k}": v for k, v in self.matching[name].items()},
                 **{f"{name}/nearest_pixel_{k}": v for k, v in self.nearest_pixel[name].items()},
             }
-        for name in ("image_to_text", "text_to_image"):
+        for name in _DIRECTIONS:
             one = getattr(self.retrieval, name)
             found |= {f"retrieval/{name}_r{k}": one.recall[k] for k in (1, 5, 10)}
             found |= {f"retrieval/{name}_chance_r{k}": one.chance_recall[k] for k in (1, 5, 10)}
         return found
 
 
-def evaluate(model: nnx.Module, benchmark: Benchmark) -> BenchmarkScores:
-    """Runs the whole benchmark with its baselines."""
+def evaluate(benchmark: Benchmark, embeddings: Embeddings) -> BenchmarkScores:
+    """Scores the embeddings of the benchmark's inputs, and its baselines."""
     return BenchmarkScores(
-        naming={name: one.scores(model) for name, one in benchmark.naming.items()},
-        matching={name: one(model) for name, one in benchmark.matching.items()},
+        naming={name: one.scores(embeddings) for name, one in benchmark.naming.items()},
+        matching={name: one.numbers(embeddings) for name, one in benchmark.matching.items()},
         nearest_pixel={name: one.by_pixels() for name, one in benchmark.matching.items()},
-        retrieval=benchmark.retrieval.scores(model),
+        retrieval=benchmark.retrieval.scores(embeddings),
     )
 
 
@@ -102,6 +101,7 @@ def write(
     *,
     model: nnx.Module,
     benchmark: Benchmark,
+    embeddings: Embeddings,
     scores: BenchmarkScores,
     history: sections.History,
     config: Mapping[str, Any],
@@ -122,35 +122,20 @@ def write(
     _add_curves(report, history)
     if "naming" in benchmark.naming:
         _add_named(report, benchmark.naming["naming"], scores.naming["naming"])
-        _add_neighbours(report, model, benchmark.matching["naming"])
-    _add_captions(report, model, benchmark)
+        _add_neighbours(report, benchmark.matching["naming"], embeddings)
+    _add_captions(report, benchmark.retrieval, embeddings)
     _add_maps(report, model, benchmark)
-    sections.add_run_settings(report, config)
+    train = config["train"]
+    rows = [("batch", f"{train['batch_size']} images with a caption each")]
+    sections.add_run_settings(report, config, rows=[*rows, *sections.training_rows(train)])
     return report.write(path)
 
 
 def _add_metrics(report: Report, scores: BenchmarkScores) -> None:
     report.add_section("Results")
-    rows = []
-    for name, one in scores.naming.items():
-        for k in (1, 5):
-            rows.append(
-                Metric(
-                    name=f"{_TITLES[name]}: top-{k} of {len(one.per_class)}",
-                    value=getattr(one, f"top{k}"),
-                    interval=getattr(one, f"top{k}_interval"),
-                    baselines={
-                        "chance": getattr(one, f"chance_top{k}"),
-                        "nearest pixels": scores.nearest_pixel[name][f"top{k}"],
-                    },
-                    meaning=_MEANINGS[name] if k == 1 else "The right name is among the five.",
-                )
-            )
-    rows += [_matching_row(scores, name, k) for name in scores.matching for k in ("top1", "top5")]
-    for name, title in (
-        ("image_to_text", "Image to caption"),
-        ("text_to_image", "Caption to image"),
-    ):
+    rows = [_naming_row(scores, name, k) for name in scores.naming for k in (1, 5)]
+    rows += [_matching_row(scores, name, k) for name in scores.matching for k in (1, 5)]
+    for name, title in _DIRECTIONS.items():
         one = getattr(scores.retrieval, name)
         rows.append(
             Metric(
@@ -162,60 +147,59 @@ def _add_metrics(report: Report, scores: BenchmarkScores) -> None:
             )
         )
     report.add_metrics(rows)
-    if scores.naming:
-        report.add_text(
-            "“Nearest pixels” names a drawing by the most similar picture among all training "
-            "artists' drawings of the same names. Matching does the same in the model's embedding "
-            "space, so it also applies to names that are not in the training data."
-        )
+    if not scores.naming:
+        return
+    report.add_text(
+        "“Nearest pixels” names a drawing by the most similar picture among all training "
+        "artists' drawings of the same names. Matching does the same in the model's embedding "
+        "space, so it also applies to names that are not in the training data."
+    )
     bars = [
-        Bar(
-            _TITLES[name],
-            one.top1,
-            baselines={
-                "chance": one.chance_top1,
-                "nearest pixels": scores.nearest_pixel[name]["top1"],
-            },
-            interval=one.top1_interval,
-        )
+        Bar(_TITLES[name], one.recall[1], _baselines(scores, name, 1), one.recall_interval[1])
         for name, one in scores.naming.items()
     ]
-    if bars:
-        report.add_chart(bar_chart({"": bars}, "Top-1 against the baselines", percent=True))
+    report.add_chart(bar_chart({"": bars}, "Top-1 against the baselines", percent=True))
 
 
-def _matching_row(scores: BenchmarkScores, name: str, k: str) -> Metric:
-    naming, rate = scores.naming[name], scores.matching[name][k]
+def _baselines(scores: BenchmarkScores, name: str, k: int) -> dict[str, float]:
+    chance = scores.naming[name].chance_recall[k]
+    return {"chance": chance, "nearest pixels": scores.nearest_pixel[name][f"top{k}"]}
+
+
+def _naming_row(scores: BenchmarkScores, name: str, k: int) -> Metric:
+    one = scores.naming[name]
     return Metric(
-        name=f"{_MATCHING_TITLES[name]}: top-{k[3:]} of {len(naming.per_class)}",
+        name=f"{_TITLES[name]}: top-{k} of {len(one.per_class)}",
+        value=one.recall[k],
+        interval=one.recall_interval[k],
+        baselines=_baselines(scores, name, k),
+        meaning=_MEANINGS[name] if k == 1 else "The right name is among the five.",
+    )
+
+
+def _matching_row(scores: BenchmarkScores, name: str, k: int) -> Metric:
+    naming, rate = scores.naming[name], scores.matching[name][f"top{k}"]
+    return Metric(
+        name=f"{_MATCHING_TITLES[name]}: top-{k} of {len(naming.per_class)}",
         value=rate,
-        interval=wilson_interval(round(rate * naming.count), naming.count),
-        baselines={
-            "chance": getattr(naming, f"chance_{k}"),
-            "nearest pixels": scores.nearest_pixel[name][k],
-        },
-        meaning=_MATCHING_MEANINGS[name] if k == "top1" else "It is among the five closest.",
+        interval=wilson_interval(round(rate * naming.queries), naming.queries),
+        baselines=_baselines(scores, name, k),
+        meaning=_MATCHING_MEANINGS[name] if k == 1 else "It is among the five closest.",
     )
 
 
 def _add_curves(report: Report, history: sections.History) -> None:
     loss = sections.curves(history, {"loss": "training loss"})
     top1 = sections.curves(history, _CURVES, least=2)
-    charts = []
-    if loss:
-        title = "Contrastive loss in training"
-        charts.append(line_chart(loss, title, x_label="step", y_label="nats"))
-    if top1:
-        title = "Drawings of the test artist during training"
-        charts.append(line_chart(top1, title, x_label="step", y_label="top-1", percent=True))
+    title = "Drawings of the test artist during training"
+    charts = (
+        sections.step_chart(loss, "Contrastive loss in training", "nats"),
+        sections.step_chart(top1, title, "top-1", percent=True),
+    )
     sections.add_learning_curves(report, charts)
 
 
 def _add_named(report: Report, naming: Naming, scores: ZeroShotScores) -> None:
-    report.add_section(
-        "Right and wrong names",
-        "Drawings of the test artist with the name that the model predicts.",
-    )
     images = naming.images
     rng = np.random.default_rng(0)
     cards = []
@@ -226,21 +210,18 @@ def _add_named(report: Report, naming: Naming, scores: ZeroShotScores) -> None:
             predicted = images.names[scores.predictions[index]]
             text = name if wanted else f"{predicted} (right: {name})"
             cards.append((_enlarged(images.pixels[index]), text, "ok" if wanted else "wrong"))
-    report.add_images(cards, width=110)
+    intro = "Drawings of the test artist with the name that the model predicts."
+    sections.add_examples(report, "Right and wrong names", intro, [cards], width=110)
 
 
-def _add_neighbours(report: Report, model: nnx.Module, matching: Matching) -> None:
+def _add_neighbours(report: Report, matching: Matching, embeddings: Embeddings) -> None:
     report.add_section(
         "Nearest neighbours",
         "A drawing of the test artist, and the nearest drawings of the training artists.",
     )
-    queries, gallery, encoder = matching.images, matching.gallery, matching.encoder
+    queries, gallery = matching.images, matching.gallery
     chosen = np.random.default_rng(1).permutation(len(queries.labels))[:QUERIES]
-    found = nearest(
-        encoder.images(model, queries.pixels[chosen]),
-        encoder.images(model, gallery.pixels),
-        NEIGHBOURS,
-    )
+    found = nearest(take(embeddings, queries)[chosen], take(embeddings, gallery), NEIGHBOURS)
     rows = []
     for query, neighbours in zip(chosen, found.indices, strict=True):
         label = queries.labels[query]
@@ -253,10 +234,10 @@ def _add_neighbours(report: Report, model: nnx.Module, matching: Matching) -> No
     report.add_image_rows(rows)
 
 
-def _add_captions(report: Report, model: nnx.Module, benchmark: Benchmark) -> None:
+def _add_captions(report: Report, retrieval: Retrieval, embeddings: Embeddings) -> None:
     report.add_section("Captions", "Images with the nearest caption.")
-    images = benchmark.retrieval.images
-    found, texts = benchmark.retrieval.embeddings(model)
+    images = retrieval.images
+    found, texts = (take(embeddings, one) for one in retrieval.inputs)
     chosen = np.random.default_rng(2).permutation(len(images.captions))[: EXAMPLES // 2]
     best = nearest(found[chosen], texts, 1).indices[:, 0]
     cards = []

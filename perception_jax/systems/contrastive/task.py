@@ -100,6 +100,14 @@ class ContrastiveTask:
         """ "train": endless batches of the data."""
         return {"train": self.data.loader()}
 
+    def batch_shapes(self) -> Batch:
+        """The shapes of a batch."""
+        rows, side = self.data.batch_size, self.clip.vision.image_size
+        return {
+            "image": jax.ShapeDtypeStruct((rows, side, side, 3), jnp.uint8),
+            "ids": jax.ShapeDtypeStruct((rows, self.clip.text.context), jnp.int32),
+        }
+
     def evaluators(self) -> Mapping[str, Evaluator]:
         """The benchmark's, if one was given."""
         return {} if self.benchmark is None else self.benchmark.evaluators()

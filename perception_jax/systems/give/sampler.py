@@ -164,7 +164,7 @@ class BatchPlanner:
         """Draws the other columns of rows with these pairs."""
         index = self.index
         image, label = index.pair_images[pair], index.pairs.values[pair]
-        entry = index.entries.starts[pair] + rng.integers(index.entries.counts()[pair])
+        entry = index.entries.starts[pair] + rng.integers(index.entries.counts(pair))
         caption, own = index.entries.values[entry], index.entry_own[entry]
         absent = draw_absent(index, image, rng, hard=HARD if epoch > 0 else 0.0)
         forms = rng.integers(len(FORMS), size=(2, len(pair)))
@@ -193,5 +193,6 @@ class BatchPlanner:
         seconds = draw_other_class(index, first, rng)
         for own, other, pool, (_, spare) in zip(first, seconds, pools, drawn, strict=True):
             alone = np.flatnonzero(other < 0)
-            other[alone] = draw_others(own[alone], spare, pool, rng)
+            if len(alone):
+                other[alone] = draw_others(own[alone], spare, pool, rng)
         return np.stack([first, seconds], axis=-1).reshape(-1)

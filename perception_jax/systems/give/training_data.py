@@ -9,14 +9,14 @@ import dataclasses
 import logging
 import re
 import zlib
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 
 from perception_jax.data import images
 from perception_jax.data.object_index import ObjectIndex, index_objects
-from perception_jax.data.planned import PlannedData, Row
+from perception_jax.data.planned import BatchPlan, PlannedData, Row
 from perception_jax.data.processors import ImageProcessor
 from perception_jax.data.records import ObjectInstruction, Record, Source
 from perception_jax.data.skipping import MAX_BAD_FRACTION
@@ -158,18 +158,27 @@ class ObjectRows:
 
     def __call__(self, read: BoxedImage, row: Row) -> dict[str, np.ndarray]:
         """The arrays of a row; deterministic."""
-        chosen, image = slice(row.values["object"], row.values["object"] + 1), read.image
-        boxes = read.boxes[chosen]
-        if row.values["flip"]:
-            image, boxes = np.ascontiguousarray(image[:, ::-1]), boxes.copy()
-            boxes[:, [0, 2]] = self._processor.size - boxes[:, [2, 0]]
+        return {name: values[0] for name, values in self.batch([read], row.plan()).items()}
+
+    def batch(self, read: Sequence[BoxedImage], plan: BatchPlan) -> dict[str, np.ndarray]:
+        """The arrays of all rows of a plan, stacked."""
+        image, flip = np.array([one.image for one in read]), plan["flip"]
+        # Several times as fast as a reversed slice.
+        image[flip] = np.take(image[flip], np.arange(image.shape[2])[::-1], axis=2)
+        objects = plan["object"].tolist()
+        boxes = np.array([one.boxes[k] for one, k in zip(read, objects, strict=True)])
+        box_mask = [one.box_mask[k] for one, k in zip(read, objects, strict=True)]
+        mirrored = boxes[flip]
+        mirrored[:, [0, 2]] = self._processor.size - mirrored[:, [2, 0]]
+        boxes[flip] = mirrored
+        texts = [self._text(caption) for caption in plan["caption_index"].tolist()]
         return {
             "image": image,
-            "boxes": boxes,
-            "box_mask": read.box_mask[chosen],
-            "image_index": np.array(row.record, np.int32),
-            **{name: np.array(row.values[name], np.int32) for name in _INDICES},
-            **self._text(int(row.values["caption_index"])),
+            "boxes": boxes[:, None],
+            "box_mask": np.array(box_mask)[:, None],
+            "image_index": plan.record.astype(np.int32),
+            **{name: plan[name].astype(np.int32) for name in _INDICES},
+            **{name: np.array([text[name] for text in texts]) for name in texts[0]},
         }
 
     def described(self, record: Record, row: Row) -> Record:

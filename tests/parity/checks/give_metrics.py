@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from perception_jax.data.moinst.names import clean_name
-from perception_jax.data.moinst.record import from_json
+from perception_jax.data.moinst.record import MoinstImage, from_json
+from perception_jax.data.records import ObjectAnnotation, ObjectInstruction, Record
 from perception_jax.evals.conditioned import prompts
 from perception_jax.evals.conditioned.accumulate import Accumulator, Measured, Texts
 from perception_jax.evals.conditioned.annotations import Annotations, EvaluatedClass
-from perception_jax.evals.conditioned.convert import from_moinst
-from perception_jax.evals.conditioned.report import report
+from perception_jax.evals.conditioned.results import results
 from tests.parity.cases import Case, assert_close, check
 
 TOLERANCE = 1e-6
@@ -30,18 +30,57 @@ def every_number(case: Case) -> None:
     for part in case.settings["subcases"].values():
         data = json.loads((case.directory / part["input"]).read_text())
         expected = json.loads((case.directory / part["expected"]).read_text())
+        expected["strata"] = [[str(image), *more] for image, *more in expected["strata"]]
         if "prototypes_from_templates" in expected:
             _prototypes(data, expected.pop("prototypes_from_templates"))
         notes = Annotations.build(
-            [from_moinst(from_json(record, part["input"])) for record in data["images"]],
+            [
+                _record(from_json(record, part["input"]), data["classes"])
+                for record in data["images"]
+            ],
             _classes(data["classes"]),
             federated=part["federated"],
             overlooked_share=float(case.settings["overlooked_area_share"]),
         )
         # All images in the order of the instructions; then only those needed, in another order.
         for backwards in (False, True):
-            found = report(measure(notes, data, backwards), **ks).to_dict()
+            found = _in_percent(results(measure(notes, data, backwards), **ks).to_dict())
             _compare(json.loads(json.dumps(found)), expected, part["expected"])
+
+
+def _record(image: MoinstImage, classes: list[Mapping[str, Any]]) -> Record:
+    """A canonical record without its image file."""
+    names = [entry["name"] for entry in classes]
+
+    def annotation(one: Any) -> ObjectAnnotation:
+        x, y, width, height = one.bbox or (0.0,) * 4
+        return ObjectAnnotation(
+            name=names[one.class_id],
+            box=None if one.bbox is None else (x, y, x + width, y + height),
+            captions=one.captions,
+            salient=one.salient,
+        )
+
+    return Record(
+        id=str(image.image_id),
+        images=(np.zeros((2, 2, 3), np.uint8),),
+        size=None if None in (image.width, image.height) else (image.width, image.height),
+        objects=tuple(map(annotation, image.objects)),
+        instructions=tuple(
+            ObjectInstruction(text=one.instruction, target=k)
+            for k, one in enumerate(image.objects)
+            if one.instruction is not None
+        ),
+        absent=tuple(names[k] for k in image.neg_class_ids or ()),
+        not_exhaustive=tuple(names[k] for k in image.nonexhaustive_class_ids or ()),
+    )
+
+
+def _in_percent(found: Any, key: str = "") -> Any:
+    """With all fractions but cosines and AUC times 100."""
+    if isinstance(found, dict) and key != "diagnostics":
+        return {name: _in_percent(part, name) for name, part in found.items()}
+    return 100 * found if isinstance(found, float) else found
 
 
 def measure(notes: Annotations, data: Mapping[str, Any], backwards: bool) -> Measured:

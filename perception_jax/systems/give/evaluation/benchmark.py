@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from perception_jax.api import Processor
 from perception_jax.data.records import Source
 from perception_jax.data.skipping import MAX_BAD_FRACTION, usable
-from perception_jax.evals.conditioned.annotations import EvaluatedClass
-from perception_jax.evals.conditioned.convert import read_labels
-from perception_jax.systems.give.encoding.encode import ConditionedEncoder, InstructionConfig
-from perception_jax.systems.give.encoding.galleries import PixelsOfSource, blank_image, hold
+from perception_jax.evals.conditioned.annotations import Annotations, EvaluatedClass
+from perception_jax.inference.pixels import PixelsInMemory, PixelsOfSource, blank_image
+from perception_jax.systems.give.encode import ConditionedEncoder, InstructionConfig
 from perception_jax.systems.give.evaluation.evaluate import Evaluation, EvaluationConfig
 
 
@@ -43,7 +42,7 @@ def evaluation_of(
     """
     config = config or EvaluationConfig()
     source = usable(source, max_bad_fraction=max_bad_fraction)
-    labels = read_labels(
+    annotations = Annotations.read(
         source,
         tuple(EvaluatedClass(name=name) for name in classes),
         federated=federated,
@@ -53,8 +52,8 @@ def evaluation_of(
     pixels = PixelsOfSource(source, processor.image, workers=workers)
     return Evaluation(
         ConditionedEncoder(processor, instruction),
-        labels.annotations,
-        hold(pixels) if in_memory else pixels,
+        annotations,
+        PixelsInMemory.of(pixels) if in_memory else pixels,
         blank=blank_image(processor.image),
         records=source,
         config=config,

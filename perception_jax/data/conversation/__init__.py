@@ -1,0 +1,35 @@
+"""Conversations: turns to prompt text, ids and label masks, as published systems train on them."""
+
+from perception_jax.data.conversation.labels import (
+    IGNORE,
+    IMAGE,
+    Encoded,
+    encode,
+    image_spans,
+    pad,
+    tokenize,
+)
+from perception_jax.data.conversation.templates import (
+    IMAGE_TEXT,
+    SEPARATOR,
+    TEMPLATES,
+    Template,
+    images_first,
+    repeat_images,
+)
+
+__all__ = [
+    "IGNORE",
+    "IMAGE",
+    "IMAGE_TEXT",
+    "SEPARATOR",
+    "TEMPLATES",
+    "Encoded",
+    "Template",
+    "encode",
+    "image_spans",
+    "images_first",
+    "pad",
+    "repeat_images",
+    "tokenize",
+]

@@ -1,0 +1,109 @@
+"""The loss of a causal language model, in chunks over tokens.
+
+Letters: B batch, T tokens, D width, V vocabulary, C tokens of a chunk.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from perception_jax.errors import ConfigError
+from perception_jax.ops.sharding import constrain
+
+IGNORE = -100
+"""Label of tokens that are not predicted, as in `transformers`."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NextTokenLoss:
+    """Sums over the predicted tokens of a batch.
+
+    Attributes:
+      total: cross-entropy.
+      count: predicted tokens.
+      correct: of these, those whose label has the largest logit.
+    """
+
+    total: Float[Array, ""]
+    count: Int[Array, ""]
+    correct: Int[Array, ""]
+
+    def mean(self) -> Float[Array, ""]:
+        """Cross-entropy per predicted token of the global batch; 0 without any."""
+        return self.total / jnp.maximum(self.count, 1)
+
+
+Head = Callable[[Float[Array, "B C D"]], Float[Array, "B C V"]]
+"""Function from states to float32 logits, such as `Llama.logits`."""
+
+
+def next_token_loss(
+    hidden: Float[Array, "B T D"],
+    head: Head,
+    labels: Int[Array, "B T"],
+    *,
+    chunk: int = 256,
+) -> NextTokenLoss:
+    """Cross-entropy of the tokens that follow each token.
+
+    Logits are computed for `chunk` positions of each row at a time, in float32, and again in the
+    backward pass, so that memory holds [B, chunk, V] and never [B, T, V]. On a mesh rows are split
+    over the batch axes and the vocabulary over "tensor".
+
+    Args:
+      hidden: states after the last norm; position t predicts label t + 1.
+      head: called for each chunk; its parameters get their gradient.
+      labels: token ids, or `IGNORE`; another number outside the vocabulary makes the total NaN.
+      chunk: positions of each row at a time.
+
+    Raises:
+      ConfigError: a chunk below 1.
+    """
+    if chunk < 1:
+        raise ConfigError(f"next_token_loss: expected a chunk of at least 1 token, found {chunk}.")
+    batch, length, _ = hidden.shape
+    labels = jnp.concatenate([labels[:, 1:], jnp.full((batch, 1), IGNORE, labels.dtype)], axis=1)
+    chunk = min(chunk, length)
+    padding = -length % chunk
+    hidden = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0)))
+    labels = jnp.pad(labels, ((0, 0), (0, padding)), constant_values=IGNORE)
+    chunks = (_in_chunks(hidden, chunk), _in_chunks(labels, chunk))
+
+    @jax.checkpoint
+    def add(loss: NextTokenLoss, part: tuple[Array, Array]) -> tuple[NextTokenLoss, None]:
+        return jax.tree.map(jnp.add, loss, _chunk_loss(part[0], head, part[1])), None
+
+    none = jnp.zeros((), jnp.int32)
+    start = NextTokenLoss(total=jnp.zeros((), jnp.float32), count=none, correct=none)
+    return jax.lax.scan(add, start, chunks)[0]
+
+
+def _in_chunks(x: Array, chunk: int) -> Array:
+    """[B, T, ...] as [T / chunk, B, chunk, ...]."""
+    parts = x.reshape(x.shape[0], -1, chunk, *x.shape[2:])
+    return constrain(jnp.moveaxis(parts, 1, 0), None, "batch")
+
+
+def _chunk_loss(
+    hidden: Float[Array, "B C D"], head: Head, labels: Int[Array, "B C"]
+) -> NextTokenLoss:
+    logits = constrain(head(hidden).astype(jnp.float32), "batch", None, "tensor")
+    # A sum over a mask, since picking entries would gather a vocabulary that is split.
+    own = jnp.arange(logits.shape[-1]) == labels[..., None]
+    label_logit = jnp.sum(logits, axis=-1, where=own)
+    counted = labels != IGNORE
+    known = (labels >= 0) & (labels < logits.shape[-1])
+    label_logit = jnp.where(known, label_logit, jnp.nan)
+    losses = jax.nn.logsumexp(logits, axis=-1) - label_logit
+    best = label_logit >= jnp.max(logits, axis=-1)
+    return NextTokenLoss(
+        total=jnp.sum(losses, where=counted),
+        count=jnp.sum(counted, dtype=jnp.int32),
+        correct=jnp.sum(best & counted, dtype=jnp.int32),
+    )

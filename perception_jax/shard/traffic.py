@@ -1,0 +1,190 @@
+"""Bytes that a compiled program moves between devices, loops counted as often as they run.
+
+XLA's text has a loop's body once. Here each collective is multiplied by the trip counts of the
+loops around it, and asynchronous ones, which the text has in several pieces, count once.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+import jax
+
+from perception_jax.shard.program import Result, parse_result
+
+_COMPUTATION = re.compile(r"^(?P<entry>ENTRY )?%?(?P<name>[\w.\-]+) \(.*\{\s*$")
+_CALLED = re.compile(
+    r"\b(?:calls|to_apply|body|condition|branch_computations|true_computation|"
+    r"false_computation)=(?P<names>\{[^}]*\}|%?[\w.\-]+)"
+)
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_CONSTANT = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
+_CHANNEL = re.compile(r"\bchannel_id=(\d+)")
+_BYTES = {"pred": 1, "bf16": 2}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Traffic:
+    """Collectives of one kind and shape.
+
+    Attributes:
+      kind: "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", ….
+      result: of one of them, on one device.
+      group: devices that take part in each.
+      times: how often it runs in the program.
+      bytes: that a device sends in all of them, in a ring.
+    """
+
+    kind: str
+    result: Result
+    group: int
+    times: int
+    bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Call:
+    callees: tuple[str, ...]
+    times: int
+
+
+@dataclasses.dataclass
+class _Computation:
+    name: str
+    lines: list[str] = dataclasses.field(default_factory=list)
+
+
+def traffic(compiled: jax.stages.Compiled, devices: int) -> list[Traffic]:
+    """Returns the collectives of a program, those that send most first.
+
+    Args:
+      devices: on which the program runs; a collective without groups spans all.
+    """
+    return parse(compiled.as_text(), devices)
+
+
+def parse(text: str, devices: int) -> list[Traffic]:
+    """`traffic` of a program's text."""
+    computations, entry = _computations(text)
+    times = _multiplicities(computations, entry)
+    found: dict[tuple[Result, int, str], int] = collections.Counter()
+    seen: set[str] = set()
+    for computation in computations.values():
+        scattered = computation.name.startswith("all-reduce-scatter")
+        for line in computation.lines:
+            result = parse_result(line)
+            if result is None or not result.is_collective or result.operation.endswith("-done"):
+                continue
+            channel = _CHANNEL.search(line)
+            if channel is not None and channel[1] in seen:
+                continue  # another piece of an asynchronous one
+            if channel is not None:
+                seen.add(channel[1])
+            kind = "reduce-scatter" if scattered else result.operation.removesuffix("-start")
+            found[(result, _group(line, devices), kind)] += times[computation.name]
+    listed = [
+        Traffic(kind=kind, result=result, group=group, times=count, bytes=count * once)
+        for (result, group, kind), count in found.items()
+        if (once := _sent(kind, result, group)) and count
+    ]
+    return sorted(listed, key=lambda item: -item.bytes)
+
+
+def by_kind(found: Sequence[Traffic]) -> Mapping[str, int]:
+    """Sums the bytes of each kind of collective."""
+    total: dict[str, int] = collections.Counter()
+    for item in found:
+        total[item.kind] += item.bytes
+    return dict(total)
+
+
+def nbytes(result: Result) -> int:
+    """Size of an array on one device."""
+    digits = re.match(r"[fsuc](\d+)", result.dtype)
+    width = _BYTES.get(result.dtype) or math.ceil(int(digits[1]) / 8)
+    return math.prod(result.shape) * width
+
+
+def _sent(kind: str, result: Result, group: int) -> int:
+    """Bytes that a device sends in one collective of a ring."""
+    size, others = nbytes(result), group - 1
+    if kind == "all-reduce":
+        return 2 * size * others // group
+    if kind == "reduce-scatter":
+        # XLA's fused form is an all-reduce of the whole array whose result is cut afterwards.
+        return size * others // group if result.operation == "all-reduce" else size * others
+    if kind == "collective-permute":
+        return size
+    return size * others // group
+
+
+def _group(line: str, devices: int) -> int:
+    """Devices of each group of a collective."""
+    listed = re.search(r"replica_groups=\{\{([\d,]*)\}", line)
+    if listed:
+        return listed[1].count(",") + 1
+    tiled = re.search(r"replica_groups=\[([\d,]+)\]<=", line)
+    if tiled:
+        return int(tiled[1].split(",")[-1])
+    mesh = re.search(r"replica_groups=mesh\[(?P<axes>[^\]]*)\] ?\{(?P<over>[^}]*)\}", line)
+    if mesh:
+        sizes = dict(re.findall(r"'([^']+)'=(\d+)", mesh["axes"]))
+        over = re.findall(r"'([^']+)'", mesh["over"])
+        return math.prod(int(sizes[axis]) for axis in over)
+    return devices
+
+
+def _computations(text: str) -> tuple[dict[str, _Computation], str]:
+    """The computations of a module by name, and the name of its entry."""
+    found: dict[str, _Computation] = {}
+    entry, current = "", None
+    for line in text.splitlines():
+        head = None if line.startswith(" ") else _COMPUTATION.match(line)
+        if head:
+            current = found[head["name"]] = _Computation(head["name"])
+            entry = head["name"] if head["entry"] else entry
+        elif line.startswith("}"):
+            current = None
+        elif current is not None:
+            current.lines.append(line)
+    return found, entry
+
+
+def _multiplicities(computations: Mapping[str, _Computation], entry: str) -> Mapping[str, int]:
+    """How often each computation runs when the entry runs once."""
+    total: dict[str, int] = collections.Counter()
+    pending = [(entry, 1)]
+    while pending:
+        name, times = pending.pop()
+        if name not in computations:
+            continue
+        total[name] += times
+        for call in _calls(computations[name], computations):
+            pending += [(callee, times * call.times) for callee in call.callees]
+    return total
+
+
+def _calls(computation: _Computation, computations: Mapping[str, _Computation]) -> Iterator[_Call]:
+    for line in computation.lines:
+        names = tuple(
+            name.lstrip("%")
+            for match in _CALLED.finditer(line)
+            for name in re.split(r",\s*", match["names"].strip("{}"))
+        )
+        if names:
+            yield _Call(names, _trips(line, computations) if " while(" in line else 1)
+
+
+def _trips(line: str, computations: Mapping[str, _Computation]) -> int:
+    """Trip count of a `while`: as annotated, or the bound in its condition; 1 if neither tells."""
+    known = _TRIPS.search(line)
+    if known:
+        return int(known[1])
+    condition = re.search(r"\bcondition=%?([\w.\-]+)", line)
+    lines = computations[condition[1]].lines if condition and condition[1] in computations else ()
+    bounds = [int(found[1]) for one in lines if (found := _CONSTANT.search(one))]
+    return bounds[0] if len(bounds) == 1 else 1

@@ -1,0 +1,203 @@
+"""Plans of a training step: bytes, FLOPs and faults on CPU devices in place of a slice's."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import math
+import pathlib
+import sys
+
+import jax
+import ml_collections
+import pytest
+
+from launch import common, plan, systems
+from perception_jax.errors import ConfigError
+from perception_jax.shard import slices
+from perception_jax.testing import tiny_clip
+from perception_jax.train.config import TrainConfig
+from perception_jax.train.plan import _compile, make_plan
+from perception_jax.train.step import TracedStep
+
+ROWS = 40
+SLICE = slices.Slice(
+    name="eight",
+    topology="",
+    chips=8,
+    hbm=2**30,
+    flops=1e12,
+    hbm_bandwidth=1e11,
+    ici_bandwidth=1e10,
+)
+
+
+def config(**mesh: int) -> TrainConfig:
+    return TrainConfig.from_mapping({"steps": 10, "batch_size": ROWS, "mesh": mesh})
+
+
+def planned(task=None, found=SLICE, **mesh: int):
+    task = task or tiny_clip.task(batch_size=ROWS)
+    devices = jax.devices()[: found.chips]
+    return make_plan(task, config(**mesh), task.batch_shapes(), found, devices)
+
+
+@pytest.fixture(scope="module")
+def split():
+    return planned(fsdp=4, tensor=2)
+
+
+def test_numbers_of_a_plan(split):
+    assert (split.slice, split.mesh) == ("eight", {"replica": 1, "fsdp": 4, "tensor": 2})
+    assert (split.fits, split.frozen, split.whole_batch) == (True, 0, [])
+    one = planned(found=dataclasses.replace(SLICE, chips=1))
+    assert one.model_flops == split.model_flops
+    assert split.hardware_flops >= split.model_flops
+    # Parameters and two moments, whole on one chip.
+    assert one.state_bytes == pytest.approx(3 * 4 * one.trained, rel=1e-3)
+    assert split.state_bytes < one.state_bytes / 4
+    batch = ROWS * (tiny_clip.SIZE**2 * 3 + 4 * tiny_clip.CONTEXT)
+    assert one.argument_bytes == one.state_bytes + batch
+    assert one.collective_bytes == {}
+    assert set(split.collective_bytes) >= {"all-gather"}
+    assert split.compute_seconds == split.hardware_flops / (8 * 1e12)
+    assert split.communication_seconds == sum(split.collective_bytes.values()) / 1e10
+    slowest = max(split.compute_seconds, split.memory_seconds, split.communication_seconds)
+    assert split.step_seconds == slowest
+    assert split.mfu_ceiling == pytest.approx(split.model_flops / (8 * 1e12 * slowest))
+    path, size = split.replicated
+    assert size == max(
+        4 * math.prod(shape) for shape in ((tiny_clip.CONTEXT, 32), (5, 32), (64,), (2, 64))
+    ), path
+
+
+class Gathering:
+    """A task that holds every image on every chip."""
+
+    def __init__(self):
+        self._task = tiny_clip.task(batch_size=ROWS)
+
+    def __getattr__(self, name):
+        return getattr(self._task, name)
+
+    def loss(self, model, batch, key):
+        whole = jax.lax.with_sharding_constraint(batch["image"], jax.sharding.PartitionSpec())
+        return self._task.loss(model, {**batch, "image": whole}, key)
+
+
+def test_a_batch_that_is_whole_on_a_chip_is_named(split):
+    found = planned(Gathering(), fsdp=8)
+    side = tiny_clip.SIZE
+    assert any(f"[{ROWS}, {side}, {side}, 3]" in array for array in found.whole_batch)
+    text = "\n".join(plan.details({"remat": None, **found.to_json()}, 10, None))
+    assert "WHOLE BATCH  on every chip: " in text
+    assert "WHOLE BATCH" not in "\n".join(plan.details({"remat": None, **split.to_json()}, 10, 1.5))
+
+
+def test_an_axis_as_long_as_the_batch_is_no_whole_batch():
+    """Only with another number of rows can the two be told apart."""
+    rows = 32  # the towers' width
+    task = tiny_clip.task(batch_size=rows)
+    settings = TrainConfig.from_mapping({"steps": 1, "batch_size": rows, "mesh": {"fsdp": 8}})
+    found = make_plan(task, settings, task.batch_shapes(), SLICE, jax.devices())
+    assert found.whole_batch == []
+
+
+def test_what_does_not_fit_is_said_with_advice(split):
+    small = dataclasses.replace(SLICE, hbm=split.total_bytes - 1)
+    found = planned(found=small, fsdp=4, tensor=2)
+    assert not found.fits
+    lines = {"remat": False, **found.to_json()}
+    text = plan.advice(lines, 8)
+    assert "--config.remat=True" in text
+    assert "or a larger slice." in text
+    assert "a batch of about" in text
+    assert "state alone" in plan.advice({**lines, "available_bytes": found.state_bytes - 1}, 8)
+    assert " NO " in plan.row(lines)
+
+
+class Refused(TracedStep):
+    """A step that the compiler refuses."""
+
+    def __init__(self, message: str):
+        object.__setattr__(self, "message", message)
+
+    def compile(self):
+        raise jax.errors.JaxRuntimeError(self.message)
+
+
+def test_the_compilers_refusal_is_read():
+    message = (
+        "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory "
+        "required for HLO temporaries (72.05G) exceeds available HBM (15.75G). HLO module: jit_f."
+    )
+    compiled, refusal = _compile(Refused(message))
+    assert (compiled, refusal.required) == (None, int(72.05 * 2**30))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        _compile(Refused("INTERNAL: a fault of the compiler (1.00G)"))
+
+
+def test_slices_have_googles_names():
+    assert slices.find("v5p-128") == slices.Slice(
+        name="v5p-128",
+        topology="v5p:4x4x4",
+        chips=64,
+        hbm=slices.find("v5p-8").hbm,
+        flops=459e12,
+        hbm_bandwidth=2765e9,
+        ici_bandwidth=600e9,
+    )
+    for name in slices.names():
+        found = slices.find(name)
+        sides = found.topology.partition(":")[2].split("x")
+        assert math.prod(map(int, sides)) == found.chips
+    with pytest.raises(ConfigError, match=r"found 'v5e-15'\. Did you mean v5e-1\?"):
+        slices.find("v5e-15")
+    with pytest.raises(ConfigError, match="needs a process of its own with JAX_PLATFORMS=cpu"):
+        slices.devices(slices.find("v5e-1"))
+
+
+def test_systems_that_train_can_be_planned():
+    for file, rows in (("configs/clip/scenes.py", 128), ("configs/give/clip_b16.py", 1024)):
+        settings, _ = common.load_config(file)
+        settings = ml_collections.ConfigDict(json.loads(settings.to_json_best_effort()))
+        task, batch = systems.planning_program(settings).shapes(settings)
+        assert {leaf.shape[0] for leaf in jax.tree.leaves(batch)} == {rows}
+        assert task.shardings
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--slice=v5e-17"], "expected a TPU slice, found 'v5e-17'"),
+        (["--slice=v5e-16", "--config.system=clip"], "there is no system 'clip' that trains"),
+        ([], "--slice"),
+    ],
+)
+def test_faults_on_the_command_line(flags, message, capsys):
+    words = ["--config=configs/clip/scenes.py:runlocal", *flags]
+    assert common.main(plan.PROGRAM, plan.run, words) in (1, 2)
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.tpu_compile
+@pytest.mark.skipif(
+    not (pathlib.Path(sys.prefix) / "libtpu").is_dir()
+    and importlib.util.find_spec("libtpu") is None,
+    reason="libtpu is not installed: make tpu",
+)
+def test_a_step_is_compiled_for_a_slice(tmp_path, capsys):
+    config = "--config=configs/clip/scenes.py:runlocal"
+    words = [config, "--slice=v5e-4", f"--json={tmp_path / 'plan.json'}", "--price=1.2"]
+    assert common.main(plan.PROGRAM, plan.run, words) == 0
+    (found,) = json.loads((tmp_path / "plan.json").read_text())
+    assert found["fits"]
+    assert found["whole_batch"] == []
+    assert found["temporary_bytes"] > 0
+    assert "all-gather" in found["collective_bytes"]
+    assert "at least 0.00 h for 12 steps" in capsys.readouterr().out
+    # A mesh that the batch does not fit ends in the worker and is said once.
+    assert common.main(plan.PROGRAM, plan.run, [config, "--slice=v5e-64"]) == 1
+    assert "v5e-64: batch_size 32 must be divisible" in capsys.readouterr().err
