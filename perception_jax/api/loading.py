@@ -145,8 +145,8 @@ def prepare(source: Any, *, config: Any = None, section: Any = None, prefix: Any
     for folder in found.folders:
         if (folder / _PEFT).is_file():
             _log.warning(
-                "%s: adapters of PEFT are next to the weights and are not applied, as transformers "
-                "does. Merge them into the weights first (`merge_and_unload`).",
+                "%s: adapters of PEFT are next to the weights. transformers applies them, they are "
+                "not applied here: merge them into the weights first (`merge_and_unload`).",
                 folder / _PEFT,
             )
     image, image_from = _read_image_processor(found, model)
