@@ -20,7 +20,7 @@ from perception_jax.data.processors import ImageProcessor
 from perception_jax.data.records import ObjectAnnotation, ObjectInstruction, Record
 from perception_jax.errors import ConfigError, DataError
 from perception_jax.evals.conditioned import prompts
-from perception_jax.evals.conditioned.accumulate import Accumulator, Needs, Texts
+from perception_jax.evals.conditioned.accumulate import Accumulator, Needs, TextEmbeddings
 from perception_jax.evals.conditioned.annotations import (
     ABSENT,
     PRESENT,
@@ -136,7 +136,7 @@ def whole(notes: Annotations, *, retrieval: bool = True) -> dict:
     fake, model = Fake(), Weights()
     states = fake.instructions(model, notes.instructions)
     names = [kind.name for kind in notes.classes]
-    texts = Texts(
+    texts = TextEmbeddings(
         prototypes=prompts.prototypes(lambda t: fake.texts(model, t), names),
         captions=fake.texts(model, notes.captions.texts),
     )

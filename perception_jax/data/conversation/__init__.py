@@ -3,7 +3,7 @@
 from perception_jax.data.conversation.labels import (
     IGNORE,
     IMAGE,
-    Encoded,
+    EncodedConversation,
     encode,
     image_spans,
     pad,
@@ -24,7 +24,7 @@ __all__ = [
     "IMAGE_TEXT",
     "SEPARATOR",
     "TEMPLATES",
-    "Encoded",
+    "EncodedConversation",
     "Template",
     "encode",
     "image_spans",
