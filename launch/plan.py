@@ -85,7 +85,9 @@ def compiled(config: Mapping[str, Any], slice_: str, values: flags.FlagValues) -
     paths = [str(pathlib.Path.cwd()), str(libtpu), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | slices.ENVIRONMENT
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+    # libtpu ends the process at a flag of XLA's CPU compiler that it does not know.
+    for name in ("JAX_COMPILATION_CACHE_DIR", "XLA_FLAGS"):
+        environment.pop(name, None)
     try:
         done = subprocess.run(
             [sys.executable, "-c", "from launch import plan; plan.work()"],
