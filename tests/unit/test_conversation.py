@@ -18,7 +18,7 @@ from perception_jax.data.records import Turn
 from perception_jax.data.tokenization import Encoding, LanguageTokenizer
 from perception_jax.data.tokenization.sentencepiece import write_sentencepiece
 from perception_jax.errors import ConfigError, DataError
-from tests.tiny_llama_vocabulary import MODEL
+from perception_jax.testing.tiny_llama_vocabulary import MODEL
 
 PLAIN, VICUNA, V0 = TEMPLATES["plain"], TEMPLATES["vicuna_v1"], TEMPLATES["llava_v0"]
 GROMA, CHATML = TEMPLATES["groma"], TEMPLATES["chatml"]
