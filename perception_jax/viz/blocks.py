@@ -246,8 +246,17 @@ def heat_table(
     title: str,
     *,
     percent: bool = False,
+    numbered: bool = True,
 ) -> str:
-    """A small matrix as a table whose cells are tinted by value; NaN cells stay empty.
+    """A matrix as a table whose cells are tinted by value; NaN cells stay empty.
+
+    Args:
+      values: finite, or NaN.
+      rows, columns: names.
+      title: what it shows.
+      percent: values are fractions and shown as percentages.
+      numbered: whether cells hold their number. Otherwise they are small, columns are named
+        vertically, and numbers appear under the pointer: for large matrices.
 
     Raises:
       DataError: the names do not fit the matrix.
@@ -266,11 +275,15 @@ def heat_table(
         if not np.isfinite(value):
             return "<td></td>"
         # Up to 0.4 opaque: text keeps a contrast above 4.5:1 in both themes.
-        strength = 0.4 * (value - low) / ((high - low) or 1.0)
+        strength = (0.4 if numbered else 1.0) * (value - low) / ((high - low) or 1.0)
+        tint = f"background:rgb({red} {green} {blue}/{strength:.2f})"
         shown = format_number(float(value), percent=percent)
-        return f'<td style="background:rgb({red} {green} {blue}/{strength:.2f})">{shown}</td>'
+        if numbered:
+            return f'<td style="{tint}">{shown}</td>'
+        return f'<td style="{tint}" title="{shown}"></td>'
 
-    head = "<td></td>" + "".join(f'<th scope="col">{html.escape(c)}</th>' for c in columns)
+    upright = "" if numbered else ' style="writing-mode:vertical-rl;text-align:right"'
+    head = "<td></td>" + "".join(f'<th scope="col"{upright}>{html.escape(c)}</th>' for c in columns)
     body = "".join(
         f'<tr><th scope="row">{html.escape(name)}</th>{"".join(map(cell, line))}</tr>'
         for name, line in zip(rows, values, strict=True)

@@ -1,0 +1,86 @@
+"""Attention of an answer's tokens over its prompt. Letters: A answer tokens, P prompt tokens."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from perception_jax.errors import ConfigError
+from perception_jax.nn.taps import Taps
+from perception_jax.systems.text.model import TextModel
+from perception_jax.viz import Report, heat_table
+from perception_jax.viz.patch_maps import listed
+
+_MARKS = {"\n": "↵", "\t": "⇥", " ": "·"}
+"""How white space is shown."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PromptAttention:
+    """Attention over a prompt at the moments at which the tokens of its answer were chosen.
+
+    Attributes:
+      prompt, answer: text of each token, special ones spelt out.
+      rows: mean over heads of one layer; a row's rest is attention to the answer so far.
+    """
+
+    prompt: tuple[str, ...]
+    answer: tuple[str, ...]
+    rows: Float[np.ndarray, "A P"]
+
+    def to_json(self) -> dict[str, Any]:
+        """Texts of the tokens, and the rows."""
+        return {"prompt": self.prompt, "answer": self.answer, "rows": listed(self.rows)}
+
+
+def prompt_attention(
+    model: TextModel, prompt: Sequence[int], answer: Sequence[int], *, layer: int = -1
+) -> PromptAttention:
+    """Reads prompt and answer once more, and records the rows of one layer.
+
+    Args:
+      prompt, answer: tokens; at least one of each.
+      layer: negative counts from the end.
+
+    Raises:
+      ConfigError: the model has no such layer, or the answer is empty.
+    """
+    if not answer:
+        raise ConfigError("attention: expected an answer of at least one token, found none.")
+    chosen_at = jnp.arange(len(prompt) - 1, len(prompt) - 1 + len(answer))
+    taps = Taps(attention=(layer,), rows=chosen_at)
+    found = model.generator.prefill([[*prompt, *answer[:-1]]], taps=taps).attention
+    rows = np.asarray(found, np.float32)[0, 0].mean(axis=0)[:, : len(prompt)]
+    return PromptAttention(
+        prompt=tuple(_spelt(model, token) for token in prompt),
+        answer=tuple(_spelt(model, token) for token in answer),
+        rows=rows,
+    )
+
+
+def attention_page(found: Sequence[PromptAttention], *, subtitle: str, layer: int) -> Report:
+    """Draws a page with a table for each prompt: tokens of the answer by tokens of the prompt.
+
+    The first token is left out: most attention that is needed nowhere goes to it, and every other
+    cell would be white.
+    """
+    page = Report("Attention over the prompt", subtitle)
+    for number, one in enumerate(found, 1):
+        rows = one.rows.copy()
+        first = rows[:, 0].mean()
+        rows[:, 0] = np.nan
+        title = f"Layer {layer}, mean over heads: tokens of the answer (rows) over the prompt"
+        table = heat_table(rows, one.answer, one.prompt, title, percent=True, numbered=False)
+        page.add_section(f"Prompt {number}", "".join(one.answer))
+        page.add_chart(table, f"The first token, which gets {first:.0%} on average, is not drawn.")
+    return page
+
+
+def _spelt(model: TextModel, token: int) -> str:
+    text = model.tokenizer.decode([token], special=True)
+    return "".join(_MARKS.get(letter, letter) for letter in text) or f"#{token}"
