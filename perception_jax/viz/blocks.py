@@ -255,8 +255,9 @@ def heat_table(
       rows, columns: names.
       title: what it shows.
       percent: values are fractions and shown as percentages.
-      numbered: whether cells hold their number. Otherwise they are small, columns are named
-        vertically, and numbers appear under the pointer: for large matrices.
+      numbered: whether cells hold their number. Otherwise, for large matrices, cells are small and
+        columns named vertically, numbers appear under the pointer, and the tint follows the square
+        root, so that small values are seen too.
 
     Raises:
       DataError: the names do not fit the matrix.
@@ -275,20 +276,20 @@ def heat_table(
         if not np.isfinite(value):
             return "<td></td>"
         # Up to 0.4 opaque: text keeps a contrast above 4.5:1 in both themes.
-        strength = (0.4 if numbered else 1.0) * (value - low) / ((high - low) or 1.0)
+        strength = (value - low) / ((high - low) or 1.0)
+        strength = 0.4 * strength if numbered else strength**0.5
         tint = f"background:rgb({red} {green} {blue}/{strength:.2f})"
         shown = format_number(float(value), percent=percent)
         if numbered:
             return f'<td style="{tint}">{shown}</td>'
         return f'<td style="{tint}" title="{shown}"></td>'
 
-    upright = "" if numbered else ' style="writing-mode:vertical-rl;text-align:right"'
-    head = "<td></td>" + "".join(f'<th scope="col"{upright}>{html.escape(c)}</th>' for c in columns)
+    head = "<td></td>" + "".join(f'<th scope="col">{html.escape(c)}</th>' for c in columns)
     body = "".join(
         f'<tr><th scope="row">{html.escape(name)}</th>{"".join(map(cell, line))}</tr>'
         for name, line in zip(rows, values, strict=True)
     )
-    return _scrolling_table("heat", title, head, body)
+    return _scrolling_table("heat" if numbered else "heat fine", title, head, body)
 
 
 def _scrolling_table(kind: str, caption: str, head: str, body: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -63,21 +63,31 @@ def prompt_attention(
     )
 
 
-def attention_page(found: Sequence[PromptAttention], *, subtitle: str, layer: int) -> Report:
-    """Draws a page with a table for each prompt: tokens of the answer by tokens of the prompt.
+def attention_page(found: Mapping[str, PromptAttention], *, subtitle: str, layer: int) -> Report:
+    """Draws a page with a table for each prompt: its tokens by tokens of the answer.
 
     The first token is left out: most attention that is needed nowhere goes to it, and every other
     cell would be white.
+
+    Args:
+      found: by the text of the prompt.
+      layer: whose rows these are; negative counts from the end.
     """
     page = Report("Attention over the prompt", subtitle)
-    for number, one in enumerate(found, 1):
+    for prompt, one in found.items():
         rows = one.rows.copy()
         first = rows[:, 0].mean()
         rows[:, 0] = np.nan
-        title = f"Layer {layer}, mean over heads: tokens of the answer (rows) over the prompt"
-        table = heat_table(rows, one.answer, one.prompt, title, percent=True, numbered=False)
-        page.add_section(f"Prompt {number}", "".join(one.answer))
-        page.add_chart(table, f"The first token, which gets {first:.0%} on average, is not drawn.")
+        table = heat_table(
+            rows.T, one.prompt, one.answer, f"Layer {layer}", percent=True, numbered=False
+        )
+        page.add_section(prompt if len(prompt) < 80 else f"{prompt[:79]}…")
+        page.add_chart(
+            table,
+            "Rows: tokens of the prompt; columns: tokens of the answer when they were chosen; mean "
+            f"over heads. The first token, which gets {first:.0%} on average, is not drawn; the "
+            f"largest value is {np.max(rows[:, 1:], initial=0.0):.0%}.",
+        )
     return page
 
 

@@ -231,12 +231,12 @@ def _save(
     ]
     out = pathlib.Path(values.out)
     if values.attention:
-        found = [
-            prompt_attention(model, tokens, answer.ids, layer=values.layer)
-            for tokens, answer in zip(ids, answers, strict=True)
-        ]
-        for fact, one in zip(facts, found, strict=True):
-            fact["attention"] = one.to_json()
+        found = {
+            prompt.text: prompt_attention(model, tokens, answer.ids, layer=values.layer)
+            for prompt, tokens, answer in zip(prompts, ids, answers, strict=True)
+        }
+        for fact in facts:
+            fact["attention"] = found[fact["prompt"]].to_json()
         page = attention_page(found, subtitle=values.model, layer=values.layer)
         page.write(out / "attention.html")
     content = {**_settings(values, model), "answers": facts}
