@@ -92,5 +92,9 @@ def attention_page(found: Mapping[str, PromptAttention], *, subtitle: str, layer
 
 
 def _spelt(model: TextModel, token: int) -> str:
-    text = model.tokenizer.decode([token], special=True)
+    """The text of a token with the space before it, which decoders drop at the start of a text."""
+    decode = model.tokenizer.decode
+    text = decode([token], special=True)
+    if model.tokenizer.token_id(text) != token:
+        text = decode([token, token])[len(decode([token])) :] or text
     return "".join(_MARKS.get(letter, letter) for letter in text) or f"#{token}"

@@ -187,9 +187,9 @@ def _answer_file(values: flags.FlagValues, prompts: Sequence[Prompt]) -> int:
     def run(left: Sequence[int]) -> Any:
         with tqdm.tqdm(total=len(left), unit="prompt", dynamic_ncols=True) as bar:
             for start in range(0, len(left), values.batch):
-                rows = left[start : start + values.batch]
+                rows = list(left[start : start + values.batch])
                 missing = values.batch - len(rows) if start else 0  # keeps the compiled shapes
-                batch = [ids[row] for row in (*rows, *rows[:1] * missing)]
+                batch = [ids[row] for row in rows + rows[:1] * missing]
                 answers = model.answer(batch, tokens=values.tokens, first=rows[0])
                 bar.update(len(rows))
                 for row, answer in zip(rows, answers, strict=False):
