@@ -318,12 +318,7 @@ def test_the_terminal(monkeypatch, capsys, folder, model):
     out = converse(monkeypatch, capsys, folder, lines, "--tokens=8")
     one = afresh(model, [Turn(role="user", text="the cat")])
     note = "\n(stopped at --tokens or at the end of the context)\n" * (one.ended == "length")
-    assert (
-        out
-        == 2 * f"{one.text}{note}\n"
-        + "/reset starts anew, /exit ends (as Ctrl-D does), "
-        + ("Ctrl-C stops an answer.\n")
-    )
+    assert out == 2 * f"{one.text}{note}\n" + f"{HELP}\n"
 
 
 def test_ctrl_c_stops_the_answer_and_not_the_program(monkeypatch, capsys, folder):
