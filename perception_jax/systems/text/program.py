@@ -158,10 +158,11 @@ def _streamed(model: TextModel, ids: Sequence[int], tokens: int) -> Generated:
     writing = model.write(model.generator.prefill([ids], room=tokens).state, tokens=tokens)
     for piece in writing:
         _write(piece)
+    _write("\n")
     answer = writing.generated()
     seconds = time.perf_counter() - start
     print(
-        f"\n({len(ids)} and {len(answer.ids)} tokens in {seconds:.1f} s, compilation included; "
+        f"({len(ids)} and {len(answer.ids)} tokens in {seconds:.1f} s, compilation included; "
         f"ended by {_ENDED[answer.ended]})",
         file=sys.stderr,
     )
