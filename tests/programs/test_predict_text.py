@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import shutil
+import signal
 
 import jax.numpy as jnp
 import numpy as np
@@ -321,16 +322,29 @@ def test_the_terminal(monkeypatch, capsys, folder, model):
     assert out == 2 * f"{one.text}{note}\n" + f"{HELP}\n"
 
 
-def test_ctrl_c_stops_the_answer_and_not_the_program(monkeypatch, capsys, folder):
+@pytest.mark.parametrize("presses", [1, 2])
+def test_ctrl_c_stops_the_answer_and_twice_the_program(presses, monkeypatch, capsys, folder, model):
     stream = Generator.stream
 
     def interrupted(self, *args, **kwargs):
-        yield next(stream(self, *args, **kwargs))
-        raise KeyboardInterrupt
+        for part in stream(self, *args, **kwargs):
+            for _ in range(presses):
+                signal.raise_signal(signal.SIGINT)
+            yield part
 
+    handler = signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(Generator, "stream", interrupted)
-    out = converse(monkeypatch, capsys, folder, ["the cat", "a hat"], "--tokens=64")
-    assert out.count("\n(stopped)\n") == 2
+    monkeypatch.setattr("sys.stdin", io.StringIO("the cat\n/reset\nthe cat\n"))
+    code = run("chat", f"--model={folder}", "--tokens=64")
+    output = capsys.readouterr()
+    assert signal.getsignal(signal.SIGINT) is handler
+    if presses == 2:
+        assert (code, output.out) == (130, "")
+        assert "interrupted" in output.err
+        return
+    monkeypatch.undo()
+    begun = next(Chat(model, tokens=64).say("the cat"))
+    assert (code, output.out) == (0, 2 * f"{begun}\n(stopped)\n")
 
 
 def test_a_full_context_is_one_message_and_the_conversation_stays(monkeypatch, capsys, folder):

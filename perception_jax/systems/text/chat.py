@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import signal
 import sys
+import threading
+import types
 from collections.abc import Callable, Iterator, Sequence
 
 import jax.numpy as jnp
@@ -15,7 +18,7 @@ from perception_jax.errors import ConfigError
 from perception_jax.generate import State
 from perception_jax.systems.text.model import TextModel
 
-HELP = "/reset starts anew, /exit ends (as Ctrl-D does), Ctrl-C stops an answer."
+HELP = "/reset starts anew, /exit ends (as Ctrl-D does), Ctrl-C stops an answer (twice: ends)."
 """Commands of `converse`."""
 
 
@@ -121,15 +124,41 @@ def converse(chat: Chat, write: Callable[[str], None]) -> None:
 def _answer(chat: Chat, line: str, write: Callable[[str], None]) -> None:
     """Writes one answer; Ctrl-C ends it, and an error is one line."""
     try:
-        with contextlib.closing(chat.say(line)) as pieces:
+        with _interrupt() as requested, contextlib.closing(chat.say(line)) as pieces:
             for piece in pieces:
                 write(piece)
+                if requested():
+                    write("\n(stopped)")
+                    break
         write("\n(stopped at --tokens or at the end of the context)\n" * (chat.ended == "length"))
-    except KeyboardInterrupt:
-        write("\n(stopped)")
     except ConfigError as error:
         write(f"{error} /reset starts anew.")
     write("\n")
+
+
+@contextlib.contextmanager
+def _interrupt() -> Iterator[Callable[[], bool]]:
+    """Yields a function that says whether Ctrl-C was pressed; a second time it raises.
+
+    Nothing is raised the first time, so that no computation is left running: one that still runs
+    when the process exits crashes it. Handlers are a matter of the main thread.
+    """
+    pressed: list[int] = []
+
+    def note(number: int, frame: types.FrameType | None) -> None:
+        del frame
+        if pressed:
+            raise KeyboardInterrupt
+        pressed.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:
