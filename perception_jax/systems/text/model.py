@@ -298,7 +298,7 @@ def choose_template(name: str, tokenizer: LanguageTokenizer) -> Template:
         if found is None:
             raise ConfigError(
                 "template: the checkpoint has a chat template, but none that is known here. Give "
-                f"one of {', '.join(NAMES)} as --template; {PLAIN} leaves prompts as they are."
+                f"one of {', '.join(NAMES)} as the template; {PLAIN} leaves prompts as they are."
             )
         return found
     if name not in NAMES:

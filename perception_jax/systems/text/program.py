@@ -186,7 +186,8 @@ def _answer_file(values: flags.FlagValues, prompts: Sequence[Prompt]) -> int:
     model_id = f"{values.model}#{digest.hexdigest()[:16]}"
 
     def run(left: Sequence[int]) -> Any:
-        with tqdm.tqdm(total=len(left), unit="prompt", dynamic_ncols=True) as bar:
+        hidden = not sys.stderr.isatty()
+        with tqdm.tqdm(total=len(left), unit="prompt", dynamic_ncols=True, disable=hidden) as bar:
             for start in range(0, len(left), values.batch):
                 rows = list(left[start : start + values.batch])
                 missing = values.batch - len(rows) if start else 0  # keeps the compiled shapes
