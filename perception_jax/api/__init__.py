@@ -11,6 +11,7 @@ Four layouts are read and written:
   of what else the architecture has.
 """
 
+from perception_jax.api.adapters import find_adapters, image_metadata, load_backbone_of
 from perception_jax.api.backbones import (
     PUBLISHED,
     backbone_processor,
@@ -35,8 +36,11 @@ __all__ = [
     "describe",
     "export",
     "find",
+    "find_adapters",
+    "image_metadata",
     "load",
     "load_backbone",
+    "load_backbone_of",
     "load_lora",
     "open_backbone",
     "prepare",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
@@ -22,7 +23,10 @@ from perception_jax.interop.load import LoadedParams
 from perception_jax.models.architecture import Tokenizer
 from perception_jax.models.params import flatten, unflatten
 from perception_jax.ops.image import normalise
+from perception_jax.settings import shown
 from perception_jax.shard.rules import shardings as make_shardings
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,6 +73,8 @@ class Processor:
     def texts(self, texts: Any) -> Int[Array, "B T"]:
         """Token ids of one text or several for a text tower, padded to its context length.
 
+        A text that is too long keeps its beginning; the log names the first such text.
+
         Args:
           texts: a string or a list of strings.
 
@@ -88,7 +94,20 @@ class Processor:
                 "tokenizer.json, or vocab.json and merges.txt) or SigLIP's (tokenizer.json or "
                 "spiece.model) in its folder. Add the files and load again, or pass token ids."
             )
-        return jax.numpy.asarray(self.tokenizer(items).ids)
+        tokens = self.tokenizer(items)
+        # Texts that differ behind the cut alone get one embedding.
+        full = [items[k] for k in np.flatnonzero(tokens.mask.all(axis=1))]
+        cut = [text for text in full if _is_cut(text, self.tokenizer)]
+        if cut:
+            _log.warning(
+                "%d of %d texts are longer than the %d tokens of the text tower and lose their "
+                "end, the first of them %s",
+                len(cut),
+                len(items),
+                tokens.ids.shape[1],
+                shown(cut[0]),
+            )
+        return jax.numpy.asarray(tokens.ids)
 
     def at_size(self, size: int, *, mode: Mode | None = None) -> Processor:
         """Returns a copy that makes images of another size.
@@ -182,9 +201,34 @@ class Loaded:
         placed = {path: target.sharding for path, target in targets.items()}
         return jax.jit(copied, out_shardings=placed)()
 
+    def part(self, name: str, mesh: jax.sharding.Mesh | None = None) -> nnx.Module:
+        """Returns a part of the model ("text"), with its weights read if the model has none yet.
+
+        Args:
+          mesh: places each leaf that is read on it.
+        """
+        part = getattr(self.model, name)
+        if self.weights is None:
+            return part
+        leaves = {f"{name}/{path}": leaf for path, leaf in flatten(part).items()}
+        placed = dict.fromkeys(leaves)
+        if mesh is not None:
+            placed = make_shardings(leaves, self.weights.rules, mesh)
+        targets = {
+            path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed[path])
+            for path, leaf in leaves.items()
+        }
+        read = self.read(targets)
+        return unflatten(part, {path.removeprefix(f"{name}/"): x for path, x in read.items()})
+
     def at_size(self, size: int, *, mode: Mode | None = None) -> Loaded:
         """Returns a copy whose processor makes images of another size; the towers accept any.
 
         Args: as of `Processor.at_size`.
         """
         return dataclasses.replace(self, processor=self.processor.at_size(size, mode=mode))
+
+
+def _is_cut(text: str, tokenizer: Tokenizer) -> bool:
+    """Whether a text that fills its row has further tokens."""
+    return bool(tokenizer.encode(text).offsets[-1, 1] > tokenizer.offsets([text])[0, :, 1].max())

@@ -3,5 +3,11 @@
 from perception_jax import lazy
 
 __getattr__, __dir__, __all__ = lazy.attach(
-    __name__, {"batches": ("Batched", "divisible"), "images": ("ImageResult", "ImageRun")}
+    __name__,
+    {
+        "batches": ("Batched", "divisible"),
+        "images": ("ImageResult", "ImageRun"),
+        "pairs": ("BatchedPairs", "ImageTextPairs"),
+        "pixels": ("PixelsInMemory", "PixelsOfSource"),
+    },
 )

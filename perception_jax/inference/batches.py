@@ -7,41 +7,40 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Shaped
 
 from perception_jax.errors import ConfigError, DataError
 from perception_jax.ops.sharding import gathered
+from perception_jax.shard import distributed
 from perception_jax.shard.mesh import batch_sharding, batch_shards, mesh_of, replicated
 
 _IN_FLIGHT = 2
 """Calls on the device before the first one's result is fetched."""
 
 
-class Batched:
-    """A compiled function of a model over any number of rows.
-
-    On a mesh the rows of a call are split over its batch axes, and the results, one row each, are
-    replicated by the compiled program, so that every process can fetch them. Compiled once for each
-    mesh and shape.
+class CompiledPerMesh:
+    """A function that is compiled once for each mesh and shape, with results on every device.
 
     Attributes:
       batch_size: rows of a call; on a mesh, the next multiple of its batch shards.
     """
 
-    def __init__(self, function: Callable[[Any, Any], Any], *, batch_size: int):
+    def __init__(self, function: Callable[..., Any], *, batch_size: int):
         """Compiles nothing yet.
 
         Args:
-          function: of a model (any pytree or module) and B rows; gives a pytree of arrays with B
-            rows each. Traced by `jax.jit`.
+          function: of a model (any pytree or module) and further arrays; gives a pytree of arrays
+            with B rows each. Traced by `jax.jit`.
 
         Raises:
           ConfigError: a batch size below 1.
@@ -49,8 +48,15 @@ class Batched:
         if batch_size < 1:
             raise ConfigError(f"batch_size: expected at least 1, found {batch_size}")
         self.batch_size = batch_size
-        self._function = function
-        self._on = functools.lru_cache(maxsize=4)(self._compile_on)
+        self._on = functools.lru_cache(maxsize=4)(functools.partial(Call, function))
+
+
+class Batched(CompiledPerMesh):
+    """A compiled function of a model over any number of rows.
+
+    On a mesh the rows of a call are split over its batch axes, and the results, one row each, are
+    on every device.
+    """
 
     def __call__(
         self, model: Any, rows: Shaped[np.ndarray, "N ..."], mesh: Mesh | None = None
@@ -81,10 +87,7 @@ class Batched:
                 yield run(model, place(fill(part, size), split)), len(part)
 
         with current_mesh(mesh):
-            found = [_first(count, out) for out, count in fetched(calls())]
-        if not found:
-            raise DataError("expected at least one row to run a model on, found none.")
-        return jax.tree.map(lambda *out: np.concatenate(out), *found)
+            return joined(fetched(calls()))
 
     def lower(
         self, model: Any, row: jax.ShapeDtypeStruct, mesh: Mesh | None = None
@@ -94,11 +97,44 @@ class Batched:
         shape = (divisible(self.batch_size, mesh), *row.shape)
         with current_mesh(mesh):
             rows = jax.ShapeDtypeStruct(shape, row.dtype, sharding=split)
-            return self._on(mesh).lower(model, rows)
+            return self._on(mesh).jitted.lower(model, rows)
 
-    def _compile_on(self, mesh: Mesh | None) -> Any:
+
+class Call:
+    """A function under `jax.jit` whose results are replicated on a mesh.
+
+    While a `shard.distributed.polling` is held on the mesh, the program also sums the votes of its
+    processes, and `fetched` leaves where one of them wants to: all do at the same call, so that
+    none waits for the others in a collective.
+    """
+
+    def __init__(self, function: Callable[..., Any], mesh: Mesh | None):
+        """Compiles nothing yet."""
+
+        def counting(votes: jax.Array, *arguments: Any) -> tuple[Any, jax.Array]:
+            return function(*arguments), jnp.sum(votes)
+
+        # Replicated results can be fetched by every process.
         whole = None if mesh is None else replicated(mesh)
-        return jax.jit(self._function, out_shardings=whole)
+        self.jitted = jax.jit(function, out_shardings=whole)
+        self._counting = jax.jit(counting, out_shardings=whole)
+        self._mesh = mesh
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Starts the function; `fetched` takes what this returns."""
+        poll = distributed.current_poll(self._mesh)
+        if poll is None:
+            return self.jitted(*arguments)
+        return _Polled(*self._counting(poll.cast(), *arguments), poll.error)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Polled:
+    """Results of a call, how many votes there were to leave, and what is raised then."""
+
+    out: Any
+    votes: jax.Array
+    error: type[BaseException]
 
 
 def divisible(batch_size: int, mesh: Mesh | None) -> int:
@@ -131,9 +167,24 @@ def fetched(calls: Iterable[tuple[Any, int]]) -> Iterator[tuple[Any, int]]:
         waiting.append(call)
         if len(waiting) > _IN_FLIGHT:
             out, count = waiting.popleft()
-            yield gathered(out), count
+            yield _on_host(out), count
     for out, count in waiting:
-        yield gathered(out), count
+        yield _on_host(out), count
+
+
+def joined(results: Iterable[tuple[Any, int]]) -> Any:
+    """Concatenates the rows that count of the results of all calls.
+
+    Args:
+      results: as of `fetched`.
+
+    Raises:
+      DataError: there are none.
+    """
+    found = [jax.tree.map(lambda x, n=count: x[:n], out) for out, count in results]
+    if not found:
+        raise DataError("expected at least one row to run a model on, found none.")
+    return jax.tree.map(lambda *out: np.concatenate(out), *found)
 
 
 def in_parts(stream: Iterable[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
@@ -150,5 +201,9 @@ def current_mesh(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
     return jax.set_mesh(mesh)
 
 
-def _first(count: int, out: Any) -> Any:
-    return jax.tree.map(lambda x: x[:count], out)
+def _on_host(out: Any) -> Any:
+    if isinstance(out, _Polled):
+        if int(out.votes):
+            raise out.error
+        out = out.out
+    return gathered(out)

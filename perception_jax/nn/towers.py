@@ -83,14 +83,16 @@ class TwoTowers(nnx.Module):
     """An image tower `vision`, a text tower `text`, a temperature `logit_scale` (stored as a
     logarithm) and, where there is one, a `logit_bias`."""
 
+    logit_bias: nnx.Param | None = None
+
     def __call__(
         self, pixels: Float[Array, "B H W 3"], ids: Int[Array, "T K"]
     ) -> ContrastiveOutput:
         """Compares every image with every text."""
         image = self.vision(pixels).embedding
         text = self.text(ids, dtype=pixels.dtype).embedding
-        bias = getattr(self, "logit_bias", None)
-        return contrast(image, text, self.logit_scale[...], None if bias is None else bias[...])
+        bias = None if self.logit_bias is None else self.logit_bias[...]
+        return contrast(image, text, self.logit_scale[...], bias)
 
 
 def with_class_token(

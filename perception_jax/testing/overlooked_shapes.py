@@ -32,7 +32,7 @@ from perception_jax.nn.text_tower import TextConfig, TextTower
 from perception_jax.nn.towers import TowerOutput
 from perception_jax.ops.losses import softmax_contrastive, unit
 from perception_jax.systems.give.adapter import AdapterConfig, InstructionFeatures
-from perception_jax.systems.give.encoding.encode import take_rows
+from perception_jax.systems.give.encode import take_rows
 from perception_jax.systems.give.losses import LossConfig, RowLabels, all_losses
 from perception_jax.systems.give.model import Give, GiveConfig
 from perception_jax.systems.give.sampler import BatchPlanner, GroupConfig

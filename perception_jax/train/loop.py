@@ -1,5 +1,5 @@
 """The training loop: mesh, abstract model, shardings, init or restore, data, step, log, evaluate,
-checkpoint. It knows no system; `train.task.Task` is what it asks of one.
+checkpoint. It knows no system; `train.task.Task` is the protocol of one.
 """
 
 from __future__ import annotations
@@ -26,19 +26,11 @@ from perception_jax.train.config import TrainConfig
 from perception_jax.train.feed import BatchFeed
 from perception_jax.train.interrupt import Interrupt, Stopped
 from perception_jax.train.metrics import EVALUATE, Clock, Reporter
-from perception_jax.train.optim import make_optimizer
 from perception_jax.train.run_settings import RunSettings, require_same_everywhere
-from perception_jax.train.state import (
-    AbstractModel,
-    TrainState,
-    abstract_model,
-    abstract_state,
-    init_state,
-    state_shardings,
-    with_shardings,
-)
-from perception_jax.train.step import FINITE_METRICS, VOTE, CompiledStep, compile_step, make_step
+from perception_jax.train.state import TrainState, with_shardings
+from perception_jax.train.step import FINITE_METRICS, VOTE, CompiledStep
 from perception_jax.train.task import Metrics, Task
+from perception_jax.train.task_step import TaskStep
 from perception_jax.train.workdir import Workdir, open_workdir
 from perception_jax.version import __version__
 
@@ -116,15 +108,8 @@ def run(
         home.require_shared()
         stack.enter_context(jax.set_mesh(mesh))
         interrupt = stack.enter_context(Interrupt())
-        kept = distributed.together("settings", lambda: _settle(home, settings))
-
-        model = abstract_model(task)
-        optimizer = make_optimizer(config.optim, config.steps, model.trainable)
-        abstract = abstract_state(model, optimizer.transform, ema=config.optim.ema is not None)
-        shardings = state_shardings(abstract, task.shardings, mesh)
-        step = make_step(
-            task, model, optimizer, compute_dtype=config.compute_dtype, ema=config.optim.ema
-        )
+        kept = distributed.together("settings", lambda: _record_settings(home, settings))
+        task_step = TaskStep.of(task, config, mesh)
         feed = distributed.together(
             "opening the data", lambda: _open_data(task, mesh, config, interrupt)
         )
@@ -132,45 +117,33 @@ def run(
         checkpoints = stack.enter_context(
             checkpoint.Checkpoints(home.checkpoints, keep=config.keep, keep_best=config.keep_best)
         )
-        moved = settings.moved(kept)
-        if moved:
-            _log.warning("settings that may change have changed:\n  %s", "\n  ".join(moved))
-        restored = checkpoints.restore(with_shardings(abstract, shardings), feed.iterator)
-        if restored is None:
-            state = init_state(task, optimizer.transform, shardings, config.seed)
-        else:
-            state = restored.state
+        restored = _restore(task_step, checkpoints, feed, settings.moved(kept))
+        if restored is not None:
             _log.info("continuing %s from step %d", home.path, restored.step)
-            if moved and restored.meta.get("first_ids"):
-                first = restored.meta["first_ids"]
-                distributed.together(
-                    "comparing the data", lambda: feed.require_same_records(first, "; ".join(moved))
-                )
         trainer = _Trainer(
             task=task,
             config=config,
             mesh=mesh,
-            model=model,
-            compile=lambda batch: compile_step(step, abstract, shardings, batch, mesh),
+            task_step=task_step,
             feed=feed,
             checkpoints=checkpoints,
             home=home,
             settings=settings,
             interrupt=interrupt,
-            asked=stop or (lambda _: False),
+            stop=stop or (lambda _: False),
             ballots=distributed.Ballots(mesh),
             clock=Clock(
                 batch_size=config.batch_size,
                 devices=mesh.size,
                 peak_flops=flops.peak_flops(mesh.devices.flat[0].device_kind),
             ),
-            state=state,
+            state=task_step.init(config.seed) if restored is None else restored.state,
             restored=restored,
         )
         return trainer.train()
 
 
-def _settle(home: Workdir, settings: RunSettings) -> Mapping[str, Any]:
+def _record_settings(home: Workdir, settings: RunSettings) -> Mapping[str, Any]:
     """Process 0 compares and writes the settings; gives those kept in the newest checkpoint."""
     newest = max(checkpoint.steps(home.checkpoints), default=None)
     kept = None if newest is None else checkpoint.kept_settings(home.checkpoints / str(newest))
@@ -184,9 +157,25 @@ def _open_data(task: Task, mesh: Mesh, config: TrainConfig, interrupt: Interrupt
         return BatchFeed(task.datasets()["train"], mesh, config.batch_size)
 
 
+def _restore(
+    step: TaskStep, checkpoints: checkpoint.Checkpoints, feed: BatchFeed, changed: Sequence[str]
+) -> checkpoint.Restored | None:
+    """The newest checkpoint that can be used, with the data set to its position; None for a new
+    run. If settings have changed, the data must have the same records as before."""
+    if changed:
+        _log.warning("settings that may change have changed:\n  %s", "\n  ".join(changed))
+    restored = checkpoints.restore(with_shardings(step.state, step.shardings), feed.iterator)
+    first = [] if restored is None else restored.meta.get("first_ids")
+    if changed and first:
+        distributed.together(
+            "comparing the data", lambda: feed.require_same_records(first, "; ".join(changed))
+        )
+    return restored
+
+
 @dataclasses.dataclass(frozen=True)
 class _Pending:
-    """A step that was started and whose metrics were not yet looked at."""
+    """A step that was started and whose metrics were not fetched yet."""
 
     step: int
     metrics: Metrics
@@ -200,14 +189,13 @@ class _Trainer:
     task: Task
     config: TrainConfig
     mesh: Mesh
-    model: AbstractModel
-    compile: Callable[[Any], CompiledStep]
+    task_step: TaskStep
     feed: BatchFeed
     checkpoints: checkpoint.Checkpoints
     home: Workdir
     settings: RunSettings
     interrupt: Interrupt
-    asked: Callable[[int], bool]
+    stop: Callable[[int], bool]
     ballots: distributed.Ballots
     clock: Clock
 
@@ -225,7 +213,7 @@ class _Trainer:
         self._evaluated_at = -1 if evaluation is None else self.step
         self._compiled: CompiledStep | None = None
         self._pending: _Pending | None = None
-        self._wish, self._votes = False, 0.0
+        self._stop_requested, self._votes = False, 0.0
         self._alone = not self.ballots.needed
         self._reporter = Reporter(
             self.home.path,
@@ -271,21 +259,21 @@ class _Trainer:
 
     def _stops(self) -> bool:
         """Whether the run stops after this step: at once if alone, else by the last votes read."""
-        self._wish = self.asked(self.step) or self.interrupt.requested
-        return self._wish if self._alone else self._votes > 0
+        self._stop_requested = self.stop(self.step) or self.interrupt.requested
+        return self._stop_requested if self._alone else self._votes > 0
 
     def _advance(self) -> None:
-        """Starts one step, then looks at the one before: the devices never wait for the host."""
+        """Starts one step, then checks the one before: the devices never wait for the host."""
         batch, ids = self._next_batch()
         if self._compiled is None:
             with self.interrupt.leaving(0.0 if self._alone else math.inf):
-                self._compiled = self.compile(batch)
+                self._compiled = self.task_step.trace(batch).compile()
             self.clock.model_flops = self._compiled.model_flops
             self.clock.hardware_flops = self._compiled.hardware_flops
             self.clock.restart()
         self.state, metrics = self._compiled.call(self.state, batch)
         self.step += 1
-        self._settle()
+        self._finish_pending()
         self._pending = _Pending(self.step, metrics, ids)
 
     def _next_batch(self) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -308,7 +296,7 @@ class _Trainer:
         self._first_ids = self._first_ids or list(fed.ids[:_SHOWN_IDS])
         if self._alone:
             return fed.arrays, fed.ids
-        return {**fed.arrays, VOTE: self.ballots.cast(self._wish)}, fed.ids
+        return {**fed.arrays, VOTE: self.ballots.cast(self._stop_requested)}, fed.ids
 
     def _keep_what_is_done(self, error: Exception) -> None:
         """Saves the steps before data that cannot be had; raises Stopped if a signal is the cause.
@@ -325,7 +313,7 @@ class _Trainer:
         except PerceptionError as other:
             _log.error("%s", other)
 
-    def _settle(self) -> None:
+    def _finish_pending(self) -> None:
         """Waits for the pending step, checks and reports it."""
         if self._pending is None:
             return
@@ -345,10 +333,12 @@ class _Trainer:
 
     def _evaluate(self) -> None:
         """Runs the evaluators on the model that was just saved."""
-        self._settle()
+        self._finish_pending()
         model = self._current_model()
-        # Several processes evaluate in step, so none may leave.
-        with self.interrupt.leaving(0.0 if self._alone else math.inf):
+        # Several processes evaluate in step: none may leave alone, they vote in the model's calls.
+        poll = distributed.Poll(self.ballots, lambda: self.interrupt.requested, Stopped)
+        patience = 0.0 if self._alone else math.inf
+        with self.interrupt.leaving(patience), distributed.polling(poll):
             found = {
                 f"{EVALUATE}{name}/{key}": float(value)
                 for name, evaluator in self.task.evaluators().items()
@@ -361,7 +351,7 @@ class _Trainer:
         self.clock.restart()
 
     def _save(self) -> None:
-        self._settle()  # a step that is not finite must not be saved
+        self._finish_pending()  # a step that is not finite must not be saved
         if self._saved_at == self.step or self.step == 0:
             return
         meta = {
@@ -376,7 +366,7 @@ class _Trainer:
     def _current_model(self) -> nnx.Module:
         averaged = self.state.ema
         trainable = self.state.trainable if averaged is None else averaged
-        return self.model.merge(trainable, self.state.frozen)
+        return self.task_step.model.merge(trainable, self.state.frozen)
 
     def _not_finite(self, pending: _Pending, values: Mapping[str, float]) -> TrainingError:
         file = self.home.path / f"not_finite_step_{pending.step}_host_{jax.process_index()}.json"

@@ -21,15 +21,10 @@ from perception_jax.shard import mesh as mesh_lib
 from perception_jax.shard import program, traffic
 from perception_jax.shard.slices import Slice
 from perception_jax.train.config import TrainConfig
-from perception_jax.train.optim import make_optimizer
-from perception_jax.train.state import (
-    TrainState,
-    abstract_model,
-    abstract_state,
-    state_shardings,
-)
-from perception_jax.train.step import TracedStep, make_step, trace_step
+from perception_jax.train.state import TrainState
+from perception_jax.train.step import TracedStep
 from perception_jax.train.task import Batch, Task
+from perception_jax.train.task_step import TaskStep
 
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)([KMGT])")
@@ -122,12 +117,13 @@ def make_plan(
         )
     start = time.perf_counter()
     with jax.set_mesh(mesh):
-        traced, state, shardings = _trace(task, config, batch, mesh)
+        step = TaskStep.of(task, config, mesh)
+        traced = step.trace(batch)
         compiled, failure = _compile(traced)
         whole = [] if compiled is None else _whole_batch(compiled, config.batch_size)
         if whole and not _with_other_rows(task, config, batch, mesh):
             whole = []  # another axis has the length of the batch
-    state_bytes = _shard_bytes(state, shardings)
+    state_bytes = _shard_bytes(step.state, step.shardings)
     split = mesh_lib.batch_sharding(mesh)
     batch_bytes = _shard_bytes(batch, jax.tree.map(lambda _: split, batch))
     sent = [] if compiled is None else traffic.traffic(compiled, mesh.size)
@@ -144,8 +140,8 @@ def make_plan(
         slice=found.name,
         mesh=dict(mesh.shape),
         batch_size=config.batch_size,
-        trained=_count(state.trainable),
-        frozen=_count(state.frozen),
+        trained=_count(step.state.trainable),
+        frozen=_count(step.state.frozen),
         state_bytes=state_bytes,
         argument_bytes=arguments,
         temporary_bytes=temporary,
@@ -156,7 +152,7 @@ def make_plan(
         hardware_flops=traced.hardware_flops,
         collective_bytes=traffic.by_kind(sent),
         collectives=[_described(item) for item in sent[:_SHOWN]],
-        replicated=_largest_replicated(state, shardings),
+        replicated=_largest_replicated(step.state, step.shardings),
         whole_batch=whole,
         compute_seconds=traced.hardware_flops / (mesh.size * found.flops),
         memory_seconds=2 * arguments / found.hbm_bandwidth,
@@ -170,19 +166,6 @@ class _OutOfMemory:
     """Bytes that a program needs which the compiler refused."""
 
     required: int
-
-
-def _trace(
-    task: Task, config: TrainConfig, batch: Batch, mesh: Mesh
-) -> tuple[TracedStep, TrainState, TrainState]:
-    model = abstract_model(task)
-    optimizer = make_optimizer(config.optim, config.steps, model.trainable)
-    state = abstract_state(model, optimizer.transform, ema=config.optim.ema is not None)
-    shardings = state_shardings(state, task.shardings, mesh)
-    step = make_step(
-        task, model, optimizer, compute_dtype=config.compute_dtype, ema=config.optim.ema
-    )
-    return trace_step(step, state, shardings, batch, mesh), state, shardings
 
 
 def _compile(traced: TracedStep) -> tuple[jax.stages.Compiled | None, _OutOfMemory | None]:
@@ -208,7 +191,7 @@ def _with_other_rows(task: Task, config: TrainConfig, batch: Batch, mesh: Mesh) 
     rows = config.batch_size + 3 * mesh_lib.batch_shards(mesh)
     other = jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), batch)
     config = dataclasses.replace(config, batch_size=rows)
-    compiled, _ = _compile(_trace(task, config, other, mesh)[0])
+    compiled, _ = _compile(TaskStep.of(task, config, mesh).trace(other))
     return compiled is None or bool(_whole_batch(compiled, rows))
 
 

@@ -12,8 +12,10 @@ from PIL import Image, ImageDraw, ImageFont
 from perception_jax.errors import DataError
 from perception_jax.viz.overlay import check_image
 
-_PAPER = (255, 255, 255)
-_INK = (32, 34, 38)
+PAPER = (255, 255, 255)
+"""Background colour."""
+INK = (32, 34, 38)
+"""Text colour."""
 _MAT = (240, 240, 238)
 
 
@@ -60,7 +62,7 @@ def grid(
         columns * cell + (columns + 1) * gap,
         sum(heights) + (len(rows) + 1) * gap,
     )
-    sheet = Image.new("RGB", sheet_size, _PAPER)
+    sheet = Image.new("RGB", sheet_size, PAPER)
     draw = ImageDraw.Draw(sheet)
     top = gap
     for row, height in zip(rows, heights, strict=True):
@@ -72,7 +74,7 @@ def grid(
             sheet.paste(picture, (left + offset[0], top + offset[1]))
             y = top + cell + gap // 2
             for line in lines[k]:
-                draw.text((left, y), line, fill=_INK, font=font)
+                draw.text((left, y), line, fill=INK, font=font)
                 y += line_height
         top += height + gap
     return np.array(sheet)

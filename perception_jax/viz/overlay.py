@@ -1,7 +1,7 @@
-"""Overlays on images: heat maps, boxes, masks and patch features.
+"""Overlays on images: heat maps, boxes and masks.
 
 Everything is uint8 numpy in and out; nothing changes its input. Letters: H W image, h w patch grid,
-R regions, P patches, D width.
+C side of a square image, R regions.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Real, UInt8
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from perception_jax.errors import DataError
 from perception_jax.viz import colormap
@@ -64,6 +64,33 @@ def heatmap(
     unit = upsample(unit, height, width)
     colours = colormap.apply(unit, vmin=0.0, vmax=1.0)
     return _blend(image, colours, (alpha * (0.5 + 0.5 * unit))[..., None])
+
+
+def over_grey(
+    image: UInt8[np.ndarray, "C C 3"], values: Float[np.ndarray, "h w"]
+) -> UInt8[np.ndarray, "C C 3"]:
+    """Draws a map, enlarged smoothly, over the image in grey."""
+    low, high = float(values.min()), float(values.max())
+    smooth = np.clip(enlarged(values, len(image)), low, high)
+    return heatmap(grey(image), smooth, vmin=low, vmax=high)
+
+
+def grey(image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W 3"]:
+    """Converts an image to grey RGB."""
+    return np.array(Image.fromarray(image).convert("L").convert("RGB"))
+
+
+def enlarged(values: Float[np.ndarray, "h w"], side: int) -> Float[np.ndarray, "{side} {side}"]:
+    """Resizes a map bicubically; bilinear interpolation of few patches has visible edges."""
+    picture = Image.fromarray(values.astype(np.float32))
+    return np.asarray(picture.resize((side, side), Image.Resampling.BICUBIC))
+
+
+def blurred(values: Float[np.ndarray, "H W"], radius: Number) -> Float[np.ndarray, "H W"]:
+    """Smooths a map of pixels; its range becomes [0, 255]."""
+    # Pillow blurs bytes alone; 255 levels are more than the eye tells apart in a map.
+    levels = Image.fromarray(np.round(255 * colormap.normalise(values)).astype(np.uint8))
+    return np.asarray(levels.filter(ImageFilter.GaussianBlur(radius)), np.float32)
 
 
 def _blend(below: np.ndarray, above: np.ndarray | RGB, alpha: Number | np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Sections of a report that every system has: learning curves, example images, run settings.
+"""Parts of a report that every system has: learning curves, example images, run settings.
 
 `history` is the rows of a run's `metrics.jsonl`; a row lacks the values that were not logged then.
 """
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from perception_jax.viz.charts import line_chart
 from perception_jax.viz.html_report import Report
 
 History = Sequence[Mapping[str, Any]]
@@ -34,6 +35,11 @@ def curves(history: History, titles: Mapping[str, str], *, least: int = 1) -> di
             steps = np.array([row["step"] for row in rows])
             found[title] = steps, np.array([row[key] for row in rows], np.float64)
     return found if any(len(steps) >= least for steps, _ in found.values()) else {}
+
+
+def step_chart(series: Mapping[str, Curve], title: str, y_label: str, **options: Any) -> str | None:
+    """Chart of curves over the steps, with options of `line_chart`; None without a curve."""
+    return line_chart(series, title, x_label="step", y_label=y_label, **options) if series else None
 
 
 def subtitle(history: History, *, rows: int, measured_on: str) -> str:
@@ -76,6 +82,15 @@ def add_examples(
         report.add_section(title, intro)
         for group in filled:
             report.add_images(group, width=width)
+
+
+def training_rows(train: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Optimizer, steps and seed as pairs (setting, value) in words. Args: train: `TrainConfig`."""
+    optim = train["optim"]
+    warmup = f", {optim['warmup_steps']} steps of warm-up, {optim['schedule']}"
+    optimizer = f"{optim['name']}, learning rate {optim['learning_rate']:g}{warmup}"
+    steps = f"{train['steps']:,}"
+    return [("optimizer", optimizer), ("steps", steps), ("seed", str(train["seed"]))]
 
 
 def add_run_settings(

@@ -15,16 +15,12 @@ from PIL import Image, ImageDraw, ImageFont
 
 from perception_jax.viz import colormap
 from perception_jax.viz.formatting import Number
-from perception_jax.viz.grid import grid, wrap
+from perception_jax.viz.grid import INK, PAPER, grid, wrap
 
 PANEL = 288
 """Side of a panel, pixels."""
 GAP = 14
 """Gap between panels, pixels."""
-PAPER = (255, 255, 255)
-"""Background colour."""
-INK = (32, 34, 38)
-"""Text colour."""
 FONT = 15
 """Font size of captions, pixels."""
 HEADING = 19
@@ -132,6 +128,13 @@ def stacked(
 ) -> UInt8[np.ndarray, "_ {width} 3"]:
     """Strips below each other; narrower ones are widened with paper."""
     return np.concatenate([_widened(part, width) for part in parts])
+
+
+def padded_above(
+    part: UInt8[np.ndarray, "_ w 3"], height: int
+) -> UInt8[np.ndarray, "{height} w 3"]:
+    """A strip with paper above it, as high as others beside it."""
+    return np.pad(part, ((height - len(part), 0), (0, 0), (0, 0)), constant_values=PAPER[0])
 
 
 def _widened(part: UInt8[np.ndarray, "h _ 3"], width: int) -> UInt8[np.ndarray, "h {width} 3"]:

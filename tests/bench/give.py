@@ -33,9 +33,7 @@ from perception_jax.systems.give.adapter import InstructionFeatures
 from perception_jax.systems.give.model import Give, GiveConfig
 from perception_jax.systems.give.task import GiveTask, GiveTaskConfig
 from perception_jax.train.config import TrainConfig
-from perception_jax.train.optim import make_optimizer
-from perception_jax.train.state import abstract_model, abstract_state, state_shardings
-from perception_jax.train.step import compile_step, make_step
+from perception_jax.train.task_step import TaskStep
 
 CONFIGS = ("clip_b16", "clip_l14", "clip_l14_336", "siglip_so400m")
 INSTRUCTION = 16
@@ -68,15 +66,12 @@ def sizes(name: str) -> str:
     backbone = published_backbone(config.backbone).at_size(config.data.size)
     task = GiveTask(program.task_config(config), backbone, data=None)
     train = TrainConfig.from_mapping(config.train.to_dict())
-    model = abstract_model(task)
-    optimizer = make_optimizer(train.optim, train.steps, model.trainable)
-    state = abstract_state(model, optimizer.transform, ema=False)
-    step = make_step(task, model, optimizer, compute_dtype=train.compute_dtype, ema=None)
     mesh = make_mesh(replica=1, fsdp=1, tensor=1, devices=jax.devices()[:1])
-    shardings = state_shardings(state, task.shardings, mesh)
+    step = TaskStep.of(task, train, mesh)
+    state = step.state
     batch = abstract_batch(backbone, config.train.batch_size, config.data.size)
     start = time.perf_counter()
-    compiled = compile_step(step, state, shardings, batch, mesh)
+    compiled = step.trace(batch).compile()
     took = time.perf_counter() - start
     found = compiled.call.memory_analysis()
     rows = config.train.batch_size

@@ -16,6 +16,7 @@ from perception_jax.api import Loaded, Processor
 from perception_jax.data.processors import ImageProcessor
 from perception_jax.data.scenes.source import portrait
 from perception_jax.data.tokenization import ClipTokenizer
+from perception_jax.data.views import View
 from perception_jax.errors import ConfigError
 from perception_jax.models.dinov2.config import Dinov2Config
 from perception_jax.models.dinov2.modeling import Dinov2
@@ -225,10 +226,12 @@ def prediction(count):
     hot = np.zeros((4, 4), np.float32)
     hot[0, 3] = 1
     return EncoderPrediction(
-        picture=np.full((PANEL, PANEL, 3), 128, np.uint8),
-        image_size=(40, 40),
-        input_size=(32, 32),
-        region=(0.0, 0.0, 40.0, 40.0),
+        view=View(
+            pixels=np.zeros((32, 32, 3), np.uint8),
+            picture=np.full((PANEL, PANEL, 3), 128, np.uint8),
+            region=(0.0, 0.0, 40.0, 40.0),
+            original_size=(40, 40),
+        ),
         attention_of="class token, layer 1 of 1",
         scores=tuple(TextScore(text=str(k), cosine=0.1, probability=None) for k in range(count)),
         attention=hot,

@@ -12,11 +12,12 @@ import pytest
 
 from launch import common, predict
 from perception_jax.data.images import decode
+from perception_jax.data.views import View
 from perception_jax.errors import ConfigError
 from perception_jax.evals.conditioned.prompts import TEMPLATES
+from perception_jax.inference.pixels import blank_image
 from perception_jax.nn import maps
 from perception_jax.nn.taps import Taps
-from perception_jax.systems.give.encoding.galleries import blank_image
 from perception_jax.systems.give.maps import PRESENT, PresenceTower
 from perception_jax.systems.give.model import ConditionedTower
 from perception_jax.systems.give.picture import draw
@@ -191,8 +192,8 @@ def test_a_predictor_compiles_once_for_images_of_all_sizes(place, encoder):
     see = Predictor(encoder, TOLD[:1], candidates=NAMES[:2], scale=2.0)
     shapes = [see(place / f"photos/{name}.png").attention.shape for name in ("one", "two")]
     assert shapes == [(4, 4)] * 2
-    assert see._maps._cache_size() == see._static._cache_size() == 1
-    assert see._galleries._steered._cache_size() == 1
+    assert see._maps._conditioned._cache_size() == see._maps._static._cache_size() == 1
+    assert see._pairs._on(None).jitted._cache_size() == 1
 
 
 def test_a_backbone_alone_is_seen_without_steering(place, encoder, tmp_path):
@@ -275,10 +276,12 @@ def prediction(
         for k in map(float, range(candidates))
     ]
     return GivePrediction(
-        picture=np.full((PANEL, PANEL, 3), 128, np.uint8),
-        image_size=(40, 40),
-        input_size=(32, 32),
-        region=(0.0, 0.0, 40.0, 40.0),
+        view=View(
+            pixels=np.zeros((32, 32, 3), np.uint8),
+            picture=np.full((PANEL, PANEL, 3), 128, np.uint8),
+            region=(0.0, 0.0, 40.0, 40.0),
+            original_size=(40, 40),
+        ),
         alpha=alpha,
         attention_of="class token, layer 1 of 1",
         attention=hot,

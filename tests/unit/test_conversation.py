@@ -13,7 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perception_jax.data import conversation
-from perception_jax.data.conversation import IGNORE, IMAGE, TEMPLATES, Encoded, Template, encode
+from perception_jax.data.conversation import (
+    IGNORE,
+    IMAGE,
+    TEMPLATES,
+    EncodedConversation,
+    Template,
+    encode,
+)
 from perception_jax.data.records import Turn
 from perception_jax.data.tokenization import Encoding, LanguageTokenizer
 from perception_jax.data.tokenization.sentencepiece import write_sentencepiece
@@ -52,7 +59,7 @@ class Characters:
         return 2 + self.whole.index(text) if text in self.whole else None
 
 
-def kept(found: Encoded) -> str:
+def kept(found: EncodedConversation) -> str:
     """The supervised text, with "_" for what is not and "|" for tokens of no character."""
     assert np.array_equal(found.labels[found.labels != IGNORE], found.ids[found.labels != IGNORE])
     return "".join(
@@ -261,8 +268,8 @@ def test_masks_of_any_conversation(rounds, images):
 
 def test_rows_of_a_batch():
     ids = np.array([1, 5, 6, 2], np.int32)
-    long = Encoded(ids, np.array([IGNORE, 5, 6, 2], np.int32))
-    short = Encoded(ids[:2], ids[:2])
+    long = EncodedConversation(ids, np.array([IGNORE, 5, 6, 2], np.int32))
+    short = EncodedConversation(ids[:2], ids[:2])
     right = conversation.pad([long, short], 0, max_length=3)
     assert right["ids"].tolist() == [[1, 5, 6], [1, 5, 0]]
     assert right["label"].tolist() == [[IGNORE, 5, 6], [1, 5, IGNORE]]

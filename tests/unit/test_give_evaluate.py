@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
+import functools
+import itertools
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +20,7 @@ from perception_jax.data.processors import ImageProcessor
 from perception_jax.data.records import ObjectAnnotation, ObjectInstruction, Record
 from perception_jax.errors import ConfigError, DataError
 from perception_jax.evals.conditioned import prompts
-from perception_jax.evals.conditioned.accumulate import Accumulator, Needs, Texts
+from perception_jax.evals.conditioned.accumulate import Accumulator, Needs, TextEmbeddings
 from perception_jax.evals.conditioned.annotations import (
     ABSENT,
     PRESENT,
@@ -26,19 +30,17 @@ from perception_jax.evals.conditioned.annotations import (
     EvaluatedClass,
     Pairs,
 )
+from perception_jax.evals.conditioned.plan import block_pairs, make_plan
 from perception_jax.evals.conditioned.results import results
+from perception_jax.evals.two_stage import search
+from perception_jax.inference.batches import Batched
+from perception_jax.inference.pairs import BatchedPairs
+from perception_jax.inference.pixels import PixelsInMemory, PixelsOfSource, blank_image
 from perception_jax.nn.adapters import AdapterParam
+from perception_jax.shard import distributed
 from perception_jax.shard.mesh import make_mesh
 from perception_jax.systems.give.adapter import AdapterConfig
-from perception_jax.systems.give.encoding.galleries import (
-    Galleries,
-    PixelsInMemory,
-    PixelsOfSource,
-    Steered,
-    blank_image,
-)
-from perception_jax.systems.give.encoding.plan import block_rows, make_plan
-from perception_jax.systems.give.encoding.search import search
+from perception_jax.systems.give.encode import Conditioned, ConditionedEncoder
 from perception_jax.systems.give.evaluation.evaluate import (
     Evaluation,
     EvaluationConfig,
@@ -59,7 +61,7 @@ class Weights(nnx.Module):
         self.adapter = AdapterParam(jnp.ones((3, 5)))
 
 
-class Fake:
+class Fake(ConditionedEncoder):
     """Embeds exactly; notes what it was asked."""
 
     def __init__(self):
@@ -80,11 +82,11 @@ class Fake:
         self.meshes["static"] = jax.sharding.get_abstract_mesh().size
         return self._embed(model, pixels, jnp.zeros(len(pixels), int))
 
-    def steered(self, model, pixels, rows, states, instruction):
-        self.traces["steered"] += 1
-        self.meshes["steered"] = jax.sharding.get_abstract_mesh().size
-        embedding = self._embed(model, pixels[rows], states[instruction])
-        return Steered(embedding=embedding, presence=embedding[:, 0] * 2)
+    def conditioned(self, model, pixels, image, instructions, instruction):
+        self.traces["conditioned"] += 1
+        self.meshes["conditioned"] = jax.sharding.get_abstract_mesh().size
+        embedding = self._embed(model, pixels[image], instructions[instruction])
+        return Conditioned(embedding=embedding, presence=embedding[:, 0] * 2)
 
     def _embed(self, model, pixels, steer):
         flat = pixels.reshape(len(pixels), -1).astype(jnp.int32) + steer[:, None]
@@ -134,7 +136,7 @@ def whole(notes: Annotations, *, retrieval: bool = True) -> dict:
     fake, model = Fake(), Weights()
     states = fake.instructions(model, notes.instructions)
     names = [kind.name for kind in notes.classes]
-    texts = Texts(
+    texts = TextEmbeddings(
         prototypes=prompts.prototypes(lambda t: fake.texts(model, t), names),
         captions=fake.texts(model, notes.captions.texts),
     )
@@ -143,7 +145,7 @@ def whole(notes: Annotations, *, retrieval: bool = True) -> dict:
     pixels = jnp.concatenate([PIXELS, BLANK[None]])
     for u in accumulator.needs.made.tolist():
         index = jnp.full(COUNT + 1, u)
-        out = fake.steered(model, pixels, jnp.arange(COUNT + 1), states, index)
+        out = fake.conditioned(model, pixels, jnp.arange(COUNT + 1), states, index)
         embedding, presence = np.asarray(out.embedding), np.asarray(out.presence)
         accumulator.add(
             u, np.arange(COUNT), embedding[:-1], presence[:-1], embedding[-1], float(presence[-1])
@@ -175,14 +177,35 @@ def test_blocks_batches_and_devices_change_nothing(notes, devices, config):
     one = evaluation(notes, fake, **config)
     found = one.run(Weights(), mesh)
     assert found.report.to_dict() == whole(notes, retrieval=config.get("retrieval", True))
-    assert dict(fake.traces) == {"static": 1, "steered": 1}  # one shape each, whatever the block
+    assert dict(fake.traces) == {
+        "static": 1,
+        "conditioned": 1,
+    }  # one shape each, whatever the block
     if devices > 1:  # so that towers constrain their activations
-        assert fake.meshes == {"static": devices, "steered": devices}
+        assert fake.meshes == {"static": devices, "conditioned": devices}
     assert found.cost.added_parameters == 15
     assert found.cost.devices == devices
     assert len(one.lines) == 2
     numbers = main_numbers(found.report)
     assert numbers["p_acc1_copy_floor"] == found.report.p_protocol["copy_floor"]["all"]["acc@1"]
+
+
+def test_an_evaluation_on_several_processes_can_be_left_in_any_call(notes):
+    """`needed` stands for the other processes."""
+    mesh, one, model = make_mesh(2, 2, 2), evaluation(notes, Fake(), batch_size=16), Weights()
+    ballots = distributed.Ballots(mesh, needed=True)
+
+    def poll(answers: Iterator[bool]) -> contextlib.AbstractContextManager[None]:
+        asked = functools.partial(next, answers)
+        return distributed.polling(distributed.Poll(ballots, asked, KeyboardInterrupt))
+
+    numbers = itertools.count()
+    with poll(number < 0 for number in numbers):
+        assert one.run(model, mesh).report.to_dict() == whole(notes)
+    calls = next(numbers)
+    for last in (0, calls - 1):  # without an instruction, and under the last one
+        with poll(number == last for number in range(calls)), pytest.raises(KeyboardInterrupt):
+            one.run(model, mesh)
 
 
 class Counting:
@@ -201,31 +224,30 @@ class Counting:
 
 
 def test_the_plan_is_what_happens(notes):
-    fake, pixels, rows_seen = Fake(), Counting(), collections.Counter()
+    fake, pixels, seen = Fake(), Counting(), collections.Counter()
     config = EvaluationConfig(batch_size=4, block_bytes=2000)
     one = Evaluation(fake, notes, pixels, blank=BLANK, config=config, log=lambda line: None)
     plan = one.plan(Weights())
     assert (pixels.read, fake.asked) == (0, [])  # planning reads and computes nothing
-    galleries = one._galleries(None)
-    inner = galleries.steered
 
-    def watched(model, pixels, states, rows, **more):
-        rows_seen.update(zip(rows.image.tolist(), rows.instruction.tolist(), strict=True))
-        out = inner(model, pixels, states, rows, **more)
-        assert out.embedding.nbytes + out.presence.nbytes <= 2000
-        return out
+    class Watched(BatchedPairs):
+        def __call__(self, model, images, texts, pairs, **more):
+            seen.update(zip(pairs.image.tolist(), pairs.text.tolist(), strict=True))
+            out = super().__call__(model, images, texts, pairs, **more)
+            assert out.embedding.nbytes + out.presence.nbytes <= 2000
+            return out
 
-    galleries.steered = watched
+    one._conditioned = Watched(fake.conditioned, batch_size=4)
     one.run(Weights())
     assert len(plan.blocks) > 1
     assert pixels.read == plan.image_reads
-    assert set(rows_seen.values()) == {1}  # a gallery is made once
-    assert len(rows_seen) == plan.conditioned_passes
+    assert set(seen.values()) == {1}  # a gallery is made once
+    assert len(seen) == plan.conditioned_passes
     needs = Needs(notes)
     expected = {(i, u) for u in needs.made.tolist() for i in needs.images[u].tolist()}
     blank = {(COUNT, u) for u in needs.made.tolist()}
-    assert set(rows_seen) == expected | blank
-    assert plan.blank_passes == len(blank)
+    assert set(seen) == expected | blank
+    assert plan.instructions == len(blank)
     assert len(fake.asked) == len(set(fake.asked))
     assert "conditioned" in plan.describe()
 
@@ -255,13 +277,13 @@ def test_a_large_evaluation_never_holds_its_galleries():
     assert len(plan.blocks) == -(-plan.whole_bytes // 10**8)
 
 
-def test_images_of_a_step_are_counted():
+def test_images_of_a_call_are_counted():
     needs = Needs(Annotations.build(make_records(), CLASSES, federated=True))
-    rows = block_rows(needs, needs.made.tolist(), COUNT)
-    assert np.all(np.diff(rows.image) >= 0)
+    pairs = block_pairs(needs, needs.made.tolist(), COUNT)
+    assert np.all(np.diff(pairs.image) >= 0)
     for batch in (1, 3, 7, 100):
-        parts = np.split(rows.image, range(batch, len(rows.image), batch))
-        assert rows.images_per_step(batch) == max(len(np.unique(part)) for part in parts)
+        parts = np.split(pairs.image, range(batch, len(pairs.image), batch))
+        assert pairs.images_per_call(batch) == max(len(np.unique(part)) for part in parts)
 
 
 class Pictures:
@@ -314,24 +336,32 @@ def test_what_does_not_fit_is_refused_before_anything_runs():
     notes = Annotations.build(make_records(), CLASSES, federated=True)
     with pytest.raises(ConfigError, match="13 annotated ones, found 12"):
         Evaluation(Fake(), notes, PixelsInMemory(PIXELS[:12]), blank=BLANK)
-    with pytest.raises(ConfigError, match="4 batch shards"):
-        Galleries(Fake(), batch_size=6, mesh=make_mesh(2, 2, 2))
+    with pytest.raises(ConfigError, match="batch_size: expected at least 1, found 0"):
+        BatchedPairs(Fake().conditioned, batch_size=0)
+
+
+def test_a_batch_that_the_mesh_does_not_divide_is_enlarged(notes):
+    """Six pairs on four batch shards run in calls of eight."""
+    one = evaluation(notes, Fake(), batch_size=6)
+    mesh = make_mesh(2, 2, 2)
+    assert one.plan(Weights(), mesh).batch_size == 8
+    assert one.run(Weights(), mesh).report.to_dict() == whole(notes)
 
 
 def test_two_stage_search_reorders_the_best_static_images():
     fake, model = Fake(), Weights()
-    galleries = Galleries(fake, batch_size=4)
+    encode = BatchedPairs(fake.conditioned, batch_size=4)
     pixels = PixelsInMemory(PIXELS)
-    static = galleries.static(model, pixels)
+    static = Batched(fake.static, batch_size=4)(model, PIXELS)
     states = fake.instructions(model, ["the cup", "the dog"])
     query = fake.texts(model, ["a red cup"])[0]
-    found = search(galleries, model, pixels, static, query, states, 1, top=5)
+    found = search(encode, model, pixels, static, query, states, 1, top=5)
 
     def cosines(rows):
         return rows @ query / np.linalg.norm(rows, axis=1) / np.linalg.norm(query)
 
     candidates = np.sort(np.argsort(-cosines(static), kind="stable")[:5])
-    rows = fake.steered(model, jnp.asarray(PIXELS), candidates, states, jnp.full(5, 1))
+    rows = fake.conditioned(model, jnp.asarray(PIXELS), candidates, states, jnp.full(5, 1))
     fine = cosines(np.asarray(rows.embedding))
     order = np.argsort(-fine, kind="stable")
     assert found.indices.tolist() == [candidates[order].tolist()]

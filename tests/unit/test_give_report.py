@@ -15,7 +15,7 @@ from perception_jax.api import Loaded
 from perception_jax.data.records import ObjectAnnotation, Record
 from perception_jax.evals.conditioned.tables import tables
 from perception_jax.systems.give.adapter import AdapterConfig
-from perception_jax.systems.give.encoding.encode import ConditionedEncoder
+from perception_jax.systems.give.encode import ConditionedEncoder
 from perception_jax.systems.give.evaluation.benchmark import evaluation_of
 from perception_jax.systems.give.evaluation.evaluate import Evaluated, EvaluationConfig
 from perception_jax.systems.give.model import GiveConfig
@@ -23,7 +23,7 @@ from perception_jax.systems.give.pretrained import GiveEncoder
 from perception_jax.systems.give.report import curves
 from perception_jax.systems.give.report import page as report_page
 from perception_jax.systems.give.report import pictures as report_pictures
-from perception_jax.systems.give.report.page import RunInfo, write
+from perception_jax.systems.give.report.page import write
 from perception_jax.systems.give.report.pictures import Pictures
 from perception_jax.viz.formatting import format_number
 from perception_jax.viz.sheet import PANEL
@@ -207,7 +207,7 @@ def test_overlooked_objects_are_found_or_missed(pictures, presence, evaluated):
 
 def test_a_box_lies_over_its_object(pictures):
     one = RECORDS[0]
-    view = pictures._view(one)
+    view = pictures._view(one.image)
     changed = (report_pictures._boxed(view, one, [1], named=False) != view.picture).any(axis=2)
     rows, columns = np.flatnonzero(changed.any(axis=1)), np.flatnonzero(changed.any(axis=0))
     scale = PANEL / SIDE
@@ -216,15 +216,17 @@ def test_a_box_lies_over_its_object(pictures):
 
 
 def page(tmp_path, evaluated, pictures, history=()) -> str:
-    run = RunInfo(
-        title="A title",
-        subtitle="",
+    path = write(
+        tmp_path / "report.html",
+        evaluated=evaluated,
+        pictures=pictures,
         evaluator="test",
         history=history,
         settings=[("seed", "0")],
         config={"steps": 3},
+        title="A title",
+        subtitle="",
     )
-    path = write(tmp_path / "report.html", evaluated=evaluated, pictures=pictures, run=run)
     return html.unescape(path.read_text())
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from perception_jax.viz import colormap, patch_maps, sheet
+from perception_jax.viz import colormap, overlay, sheet
 from perception_jax.viz.sheet import ShareBar, share_bars
 
 FULL = colormap.categorical(2)
@@ -42,7 +42,7 @@ def test_a_map_is_warm_where_it_is_high_and_of_no_other_colours():
     picture[..., 0] = 255  # the picture's own red must not be taken for the map's
     values = np.zeros((4, 4), np.float32)
     values[3, 0] = 1
-    shown = patch_maps.over(picture, values).astype(int)
+    shown = overlay.over_grey(picture, values).astype(int)
     warm = (shown[..., 0] - shown[..., 2] > 60) & (shown.min(axis=-1) > 60)
     rows, columns = np.nonzero(warm)
     assert rows.min() >= 40
@@ -62,7 +62,3 @@ def test_lines_wrap_within_their_width():
     assert len(long) > 2 * len(short)
     assert (long[:, : sheet.GAP + 50] == 255).all()
     assert (long[:, 300 - sheet.GAP :] == 255).all()
-
-
-def test_numbers_of_a_map_have_five_digits():
-    assert patch_maps.listed(np.array([[1 / 3, 12345.678]])) == [[0.33333, 12346.0]]

@@ -3,7 +3,7 @@
 from perception_jax.data.conversation.labels import (
     IGNORE,
     IMAGE,
-    Encoded,
+    EncodedConversation,
     encode,
     image_spans,
     pad,
@@ -25,7 +25,7 @@ __all__ = [
     "IMAGE_TEXT",
     "SEPARATOR",
     "TEMPLATES",
-    "Encoded",
+    "EncodedConversation",
     "Template",
     "encode",
     "from_jinja",

@@ -22,7 +22,7 @@ from perception_jax.ops.image import normalise
 from perception_jax.systems.contrastive.benchmark import Benchmark
 from perception_jax.systems.contrastive.encode import Embeddings, take
 from perception_jax.systems.contrastive.evaluate import TEMPLATES, Matching, Naming, Retrieval
-from perception_jax.viz import Bar, Metric, Report, bar_chart, heatmap, line_chart, sections
+from perception_jax.viz import Bar, Metric, Report, bar_chart, heatmap, sections
 
 EXAMPLES = 24
 """Number of examples shown, half of them right."""
@@ -39,6 +39,7 @@ _CURVES = {
     "evaluate/naming/top1": _TITLES["naming"],
     "evaluate/held_out_matching/top1": _MATCHING_TITLES["held_out"],
 }
+_DIRECTIONS = {"image_to_text": "Image to caption", "text_to_image": "Caption to image"}
 _MEANINGS = {
     "naming": "The right name ranks first among all training names.",
     "held_out": "Neither the drawing nor its name is in the training data; only the words of the "
@@ -78,7 +79,7 @@ class BenchmarkScores:
                 **{f"{name}/matching_{k}": v for k, v in self.matching[name].items()},
                 **{f"{name}/nearest_pixel_{k}": v for k, v in self.nearest_pixel[name].items()},
             }
-        for name in ("image_to_text", "text_to_image"):
+        for name in _DIRECTIONS:
             one = getattr(self.retrieval, name)
             found |= {f"retrieval/{name}_r{k}": one.recall[k] for k in (1, 5, 10)}
             found |= {f"retrieval/{name}_chance_r{k}": one.chance_recall[k] for k in (1, 5, 10)}
@@ -124,32 +125,17 @@ def write(
         _add_neighbours(report, benchmark.matching["naming"], embeddings)
     _add_captions(report, benchmark.retrieval, embeddings)
     _add_maps(report, model, benchmark)
-    sections.add_run_settings(report, config)
+    train = config["train"]
+    rows = [("batch", f"{train['batch_size']} images with a caption each")]
+    sections.add_run_settings(report, config, rows=[*rows, *sections.training_rows(train)])
     return report.write(path)
 
 
 def _add_metrics(report: Report, scores: BenchmarkScores) -> None:
     report.add_section("Results")
-    rows = []
-    for name, one in scores.naming.items():
-        for k in (1, 5):
-            rows.append(
-                Metric(
-                    name=f"{_TITLES[name]}: top-{k} of {len(one.per_class)}",
-                    value=one.recall[k],
-                    interval=one.recall_interval[k],
-                    baselines={
-                        "chance": one.chance_recall[k],
-                        "nearest pixels": scores.nearest_pixel[name][f"top{k}"],
-                    },
-                    meaning=_MEANINGS[name] if k == 1 else "The right name is among the five.",
-                )
-            )
+    rows = [_naming_row(scores, name, k) for name in scores.naming for k in (1, 5)]
     rows += [_matching_row(scores, name, k) for name in scores.matching for k in (1, 5)]
-    for name, title in (
-        ("image_to_text", "Image to caption"),
-        ("text_to_image", "Caption to image"),
-    ):
+    for name, title in _DIRECTIONS.items():
         one = getattr(scores.retrieval, name)
         rows.append(
             Metric(
@@ -161,26 +147,34 @@ def _add_metrics(report: Report, scores: BenchmarkScores) -> None:
             )
         )
     report.add_metrics(rows)
-    if scores.naming:
-        report.add_text(
-            "“Nearest pixels” names a drawing by the most similar picture among all training "
-            "artists' drawings of the same names. Matching does the same in the model's embedding "
-            "space, so it also applies to names that are not in the training data."
-        )
+    if not scores.naming:
+        return
+    report.add_text(
+        "“Nearest pixels” names a drawing by the most similar picture among all training "
+        "artists' drawings of the same names. Matching does the same in the model's embedding "
+        "space, so it also applies to names that are not in the training data."
+    )
     bars = [
-        Bar(
-            _TITLES[name],
-            one.recall[1],
-            baselines={
-                "chance": one.chance_recall[1],
-                "nearest pixels": scores.nearest_pixel[name]["top1"],
-            },
-            interval=one.recall_interval[1],
-        )
+        Bar(_TITLES[name], one.recall[1], _baselines(scores, name, 1), one.recall_interval[1])
         for name, one in scores.naming.items()
     ]
-    if bars:
-        report.add_chart(bar_chart({"": bars}, "Top-1 against the baselines", percent=True))
+    report.add_chart(bar_chart({"": bars}, "Top-1 against the baselines", percent=True))
+
+
+def _baselines(scores: BenchmarkScores, name: str, k: int) -> dict[str, float]:
+    chance = scores.naming[name].chance_recall[k]
+    return {"chance": chance, "nearest pixels": scores.nearest_pixel[name][f"top{k}"]}
+
+
+def _naming_row(scores: BenchmarkScores, name: str, k: int) -> Metric:
+    one = scores.naming[name]
+    return Metric(
+        name=f"{_TITLES[name]}: top-{k} of {len(one.per_class)}",
+        value=one.recall[k],
+        interval=one.recall_interval[k],
+        baselines=_baselines(scores, name, k),
+        meaning=_MEANINGS[name] if k == 1 else "The right name is among the five.",
+    )
 
 
 def _matching_row(scores: BenchmarkScores, name: str, k: int) -> Metric:
@@ -189,10 +183,7 @@ def _matching_row(scores: BenchmarkScores, name: str, k: int) -> Metric:
         name=f"{_MATCHING_TITLES[name]}: top-{k} of {len(naming.per_class)}",
         value=rate,
         interval=wilson_interval(round(rate * naming.queries), naming.queries),
-        baselines={
-            "chance": naming.chance_recall[k],
-            "nearest pixels": scores.nearest_pixel[name][f"top{k}"],
-        },
+        baselines=_baselines(scores, name, k),
         meaning=_MATCHING_MEANINGS[name] if k == 1 else "It is among the five closest.",
     )
 
@@ -200,21 +191,15 @@ def _matching_row(scores: BenchmarkScores, name: str, k: int) -> Metric:
 def _add_curves(report: Report, history: sections.History) -> None:
     loss = sections.curves(history, {"loss": "training loss"})
     top1 = sections.curves(history, _CURVES, least=2)
-    charts = []
-    if loss:
-        title = "Contrastive loss in training"
-        charts.append(line_chart(loss, title, x_label="step", y_label="nats"))
-    if top1:
-        title = "Drawings of the test artist during training"
-        charts.append(line_chart(top1, title, x_label="step", y_label="top-1", percent=True))
+    title = "Drawings of the test artist during training"
+    charts = (
+        sections.step_chart(loss, "Contrastive loss in training", "nats"),
+        sections.step_chart(top1, title, "top-1", percent=True),
+    )
     sections.add_learning_curves(report, charts)
 
 
 def _add_named(report: Report, naming: Naming, scores: ZeroShotScores) -> None:
-    report.add_section(
-        "Right and wrong names",
-        "Drawings of the test artist with the name that the model predicts.",
-    )
     images = naming.images
     rng = np.random.default_rng(0)
     cards = []
@@ -225,7 +210,8 @@ def _add_named(report: Report, naming: Naming, scores: ZeroShotScores) -> None:
             predicted = images.names[scores.predictions[index]]
             text = name if wanted else f"{predicted} (right: {name})"
             cards.append((_enlarged(images.pixels[index]), text, "ok" if wanted else "wrong"))
-    report.add_images(cards, width=110)
+    intro = "Drawings of the test artist with the name that the model predicts."
+    sections.add_examples(report, "Right and wrong names", intro, [cards], width=110)
 
 
 def _add_neighbours(report: Report, matching: Matching, embeddings: Embeddings) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from perception_jax.systems.encoder.predict import EncoderPrediction, TextScore
-from perception_jax.viz import patch_maps, sheet
+from perception_jax.viz import overlay, sheet
 
 _COLUMNS = 4
 """Largest number of panels in a row."""
@@ -24,9 +24,9 @@ def draw(prediction: EncoderPrediction, name: str) -> UInt8[np.ndarray, "_ _ 3"]
     sections = [("", _own(prediction, name))]
     shown = prediction.picture
     smooth = _SMOOTH * prediction.input_size[0] / prediction.attention.shape[1]
-    relevance = [patch_maps.over(shown, one) for one in prediction.relevance]
+    relevance = [overlay.over_grey(shown, one) for one in prediction.relevance]
     gradient = [
-        patch_maps.over(shown, patch_maps.blurred(one, smooth)) for one in prediction.gradient
+        overlay.over_grey(shown, overlay.blurred(one, smooth)) for one in prediction.gradient
     ]
     captions = ["\n".join(_words(score)) for score in prediction.scores]
     if len(captions) == 1:
@@ -46,15 +46,14 @@ def draw(prediction: EncoderPrediction, name: str) -> UInt8[np.ndarray, "_ _ 3"]
 
 def _own(prediction: EncoderPrediction, name: str) -> list[sheet.Panel]:
     """The panels that need no text."""
-    # The font has no multiplication sign.
-    original, given = (f"{w} x {h}" for w, h in (prediction.image_size, prediction.input_size))
+    original, given = prediction.sizes()
     shown, rgb = prediction.picture, prediction.components
-    colours = np.stack([patch_maps.enlarged(rgb[..., k], sheet.PANEL) for k in range(3)], axis=-1)
-    features = 0.75 * np.clip(colours, 0, 1) * 255 + 0.25 * patch_maps.grey(shown)
+    colours = np.stack([overlay.enlarged(rgb[..., k], sheet.PANEL) for k in range(3)], axis=-1)
+    features = 0.75 * np.clip(colours, 0, 1) * 255 + 0.25 * overlay.grey(shown)
     return [
         (shown, f"{name}\n{original} pixels\nmodel input: {given}"),
         (
-            patch_maps.over(shown, prediction.attention),
+            overlay.over_grey(shown, prediction.attention),
             f"Attention of the {prediction.attention_of}, mean over heads",
         ),
         (

@@ -16,14 +16,13 @@ from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
 from perception_jax.api import Loaded
-from perception_jax.data import images as image_files
-from perception_jax.data import views
 from perception_jax.data.records import Image
 from perception_jax.errors import ConfigError
-from perception_jax.nn import maps, stack
+from perception_jax.inference.single_image import ImagePrediction, Viewer, listed
+from perception_jax.nn import maps
+from perception_jax.nn.towers import TwoTowers
 from perception_jax.ops.image import normalise
 from perception_jax.ops.losses import unit
-from perception_jax.viz.patch_maps import listed
 from perception_jax.viz.sheet import PANEL
 
 
@@ -44,36 +43,23 @@ class TextScore:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class EncoderPrediction:
+class EncoderPrediction(ImagePrediction):
     """Maps and text scores of one image.
 
     Attributes:
-      picture: the part of the image that the patches cover, scaled from the original.
-      image_size: width and height of the original, pixels.
-      input_size: width and height of the model's input, pixels.
-      region: the part that the patches cover, xyxy in original pixels; extends beyond the image
-        where it was padded.
-      attention_of: the token or head whose attention is shown, in words.
       scores: of each text.
-      attention: to each patch, mean over heads.
       relevance: of each patch for each text, gradient × attention.
       gradient: norm over colours of the gradient of each text's cosine with respect to each pixel.
       components: the three principal components of the patch features, in [0, 1].
     """
 
-    picture: UInt8[np.ndarray, "C C 3"]
-    image_size: tuple[int, int]
-    input_size: tuple[int, int]
-    region: tuple[float, float, float, float]
-    attention_of: str
     scores: tuple[TextScore, ...]
-    attention: Float[np.ndarray, "rows columns"]
     relevance: Float[np.ndarray, "T rows columns"]
     gradient: Float[np.ndarray, "T H W"]
     components: Float[np.ndarray, "rows columns 3"]
 
     def to_json(self) -> dict[str, Any]:
-        """Sizes, scores and the maps on the patch grid, rows from the top."""
+        """As of `ImagePrediction`, with scores and further maps."""
         rows, columns = self.attention.shape
         texts = []
         for score, relevance, gradient in zip(
@@ -82,15 +68,8 @@ class EncoderPrediction:
             patches = gradient.reshape(rows, gradient.shape[0] // rows, columns, -1)
             grids = {"relevance": relevance, "input_gradient": patches.mean(axis=(1, 3))}
             texts.append(dataclasses.asdict(score) | {k: listed(v) for k, v in grids.items()})
-        return {
-            "image_size": list(self.image_size),
-            "input_size": list(self.input_size),
-            "region": list(self.region),
-            "grid": [rows, columns],
-            "attention_of": self.attention_of,
-            "attention": listed(self.attention),
-            "texts": texts,
-        }
+        # Not super(): a dataclass with slots is a new class.
+        return ImagePrediction.to_json(self) | {"texts": texts}
 
 
 class Explainer:
@@ -118,11 +97,8 @@ class Explainer:
         self._model, self._layer = loaded.model, layer
         tower = _image_tower(loaded.model)
         self._patch = tower.patch_embed.patch
-        self._processor = views.scaled(loaded.processor.image, scale, self._patch)
-        depth = stack.depth_of(tower.blocks)
-        self._attention_of = (
-            f"class token, layer {layer % depth + 1} of {depth}" if tower.prefix else "pooling head"
-        )
+        self._view = Viewer(loaded.processor.image, patch=self._patch, side=PANEL, scale=scale)
+        self._attention_of = maps.attention_source(tower, layer=layer)
         self._texts = tuple(texts)
         self._embeddings = _embed(loaded, self._texts)
         self._run = jax.jit(self._compute)
@@ -130,26 +106,16 @@ class Explainer:
     def __call__(self, image: Image, *, name: str = "") -> EncoderPrediction:
         """Computes maps and scores of one image.
 
-        Args:
-          image: uint8[height, width, 3], an encoded file's bytes, or a path.
-          name: what to call it in an error; a path names itself.
-
-        Raises:
-          ImageError: the image cannot be decoded.
+        Args, Raises: as of `Viewer`; besides
           ConfigError: the tower has no such layer.
         """
-        original = image_files.decode(image, name=name)
-        view = views.view(self._processor, original, patch=self._patch, side=PANEL)
-        pixels = view.pixels
-        found = self._run(self._model, jnp.asarray(pixels)[None], self._embeddings)
+        view = self._view(image, name=name)
+        found = self._run(self._model, jnp.asarray(view.pixels)[None], self._embeddings)
         found = {key: np.asarray(value) for key, value in found.items()}
         rows, columns = found["attention"].shape
         height, width = rows * self._patch, columns * self._patch
         return EncoderPrediction(
-            picture=view.picture,
-            image_size=view.original_size,
-            input_size=(pixels.shape[1], pixels.shape[0]),
-            region=view.region,
+            view=view,
             attention_of=self._attention_of,
             scores=self._scores(found["cosines"]),
             attention=found["attention"],
@@ -161,7 +127,8 @@ class Explainer:
     def _compute(
         self, model: nnx.Module, pixels: UInt8[Array, "1 S S 3"], texts: Float[Array, "T E"]
     ) -> dict[str, Array]:
-        normal = normalise(pixels, self._processor.mean, self._processor.std)
+        processor = self._view.processor
+        normal = normalise(pixels, processor.mean, processor.std)
         found = maps.text_maps(_image_tower(model), normal, texts, layer=self._layer)
         out = found.output
         return {
@@ -174,9 +141,9 @@ class Explainer:
 
     def _scores(self, cosines: Float[np.ndarray, "T"]) -> tuple[TextScore, ...]:
         probabilities: Sequence[float | None] = [None] * len(cosines)
-        if hasattr(self._model, "logit_scale"):
+        if isinstance(self._model, TwoTowers):
             logits = np.exp(float(self._model.logit_scale[...])) * cosines.astype(np.float64)
-            if hasattr(self._model, "logit_bias"):
+            if self._model.logit_bias is not None:
                 logits = logits + float(self._model.logit_bias[...])
                 probabilities = 1 / (1 + np.exp(-logits))
             elif len(logits) > 1:
@@ -190,7 +157,7 @@ class Explainer:
 
 def _image_tower(model: nnx.Module) -> nnx.Module:
     """The image tower: `vision` of a model with two towers, or the model itself (DINOv2)."""
-    return getattr(model, "vision", model)
+    return model.vision if isinstance(model, TwoTowers) else model
 
 
 def _embed(loaded: Loaded, texts: tuple[str, ...]) -> Float[Array, "T E"]:
@@ -200,7 +167,7 @@ def _embed(loaded: Loaded, texts: tuple[str, ...]) -> Float[Array, "T E"]:
         pixels = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
         image = jax.eval_shape(lambda m, x: _image_tower(m)(x).embedding, model, pixels)
         return jnp.zeros((0, image.shape[1]))
-    if not hasattr(model, "text"):
+    if not isinstance(model, TwoTowers):
         raise ConfigError(
             f"texts were given, but this model ({type(model).__name__}) is an image tower alone: "
             "leave the texts out, or take a model with a text tower (CLIP, SigLIP, EVA-CLIP)."

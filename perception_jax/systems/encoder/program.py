@@ -28,20 +28,15 @@ def define_flags(values: flags.FlagValues) -> None:
 def predictor(values: flags.FlagValues) -> Callable[[pathlib.Path], ImageResult]:
     """Gives what `launch.predict encoder` does with each image."""
     import perception_jax
-    from perception_jax.inference.images import ImageResult
+    from perception_jax.inference.single_image import results_of
     from perception_jax.systems.encoder.picture import draw
-    from perception_jax.systems.encoder.predict import Explainer
+    from perception_jax.systems.encoder.predict import EncoderPrediction, Explainer
 
     loaded = perception_jax.load(values.model)
     explain = Explainer(loaded, tuple(values.text), layer=values.layer, scale=values.scale)
 
-    def result(image: pathlib.Path) -> ImageResult:
-        prediction = explain(image)
+    def summary(prediction: EncoderPrediction) -> list[str]:
         best = sorted(prediction.scores, key=lambda score: -score.cosine)[:3]
-        return ImageResult(
-            picture=draw(prediction, image.name),
-            facts={"model": values.model, "image": str(image), **prediction.to_json()},
-            line="".join(f"  {score.text}: {score.cosine:.3f}" for score in best),
-        )
+        return [f"{score.text}: {score.cosine:.3f}" for score in best]
 
-    return result
+    return results_of(explain, draw, summary, {"model": values.model})

@@ -7,7 +7,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
     {
         "adapter": ("AdapterConfig", "AgAdapter", "InstructionFeatures"),
         "checkpoint": ("ADAPTERS_FILE", "load_give", "save_give"),
-        "encoding.encode": ("ConditionedEncoder", "InstructionConfig"),
+        "encode": ("ConditionedEncoder", "InstructionConfig"),
         "evaluation.benchmark": ("evaluation_of",),
         "evaluation.evaluate": ("Evaluation", "EvaluationConfig"),
         "losses": ("LossConfig", "all_losses", "oid", "oiic", "oitc"),

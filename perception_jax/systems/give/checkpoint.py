@@ -8,7 +8,6 @@ turn up, are mapped by `renames` before anything else is read.
 from __future__ import annotations
 
 import os
-import typing
 from collections.abc import Sequence
 
 import jax
@@ -16,7 +15,6 @@ import numpy as np
 from flax import nnx
 
 from perception_jax import api, settings
-from perception_jax.data.processors import Mode
 from perception_jax.errors import CheckpointError
 from perception_jax.interop.adapters import AdapterFile, AdapterNames, save_adapters
 from perception_jax.interop.rules import Rule, linear, norm
@@ -34,7 +32,6 @@ ADAPTERS_FILE = "give.safetensors"
 ADAPTERS = "ag_adapters"
 """Prefix of the adapters' names in the file."""
 _INSERTS = "backbone/vision/blocks/inserts"
-_MODE = settings.Choice(typing.get_args(Mode))
 _ACT = settings.Choice(tuple(ACTIVATIONS))
 
 
@@ -86,7 +83,7 @@ def save_give(
     Raises:
       CheckpointError: the file cannot be written.
     """
-    inserts, image = give.backbone.vision.blocks.inserts, backbone.processor.image
+    inserts = give.backbone.vision.blocks.inserts
     save_adapters(
         path,
         names_of(give),
@@ -99,8 +96,7 @@ def save_give(
             "adapter_act": inserts.config.act,
             "adapter_eps": repr(inserts.config.eps),
             "head_act": give.oid_head.act,
-            "image_size": str(image.size),
-            "image_mode": image.mode,
+            **api.image_metadata(backbone.processor.image),
         },
         dtype=dtype,
     )
@@ -139,19 +135,6 @@ def load_give(
     trained = file.load(names_of(give), abstract, shardings=placed)
     file.check_backbone(backbone.name, flatten(backbone.model))
     return unflatten(give, leaves_in_give(backbone.model) | trained)
-
-
-def trained_on(path: str | os.PathLike[str], backbone: api.Loaded) -> api.Loaded:
-    """The backbone with the image size and mode with which the adapters of a file were trained.
-
-    Raises:
-      CheckpointError: the file is missing or damaged, or its metadata is invalid.
-    """
-    file = AdapterFile(path)
-    size = file.setting("image_size", settings.IMAGE_SIZE, None)
-    if size is None:
-        return backbone
-    return backbone.at_size(size, mode=file.setting("image_mode", _MODE, None))
 
 
 def read_config(file: AdapterFile, unstated: GiveConfig) -> GiveConfig:

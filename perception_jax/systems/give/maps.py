@@ -6,16 +6,19 @@ Letters: E embedding width, I adapters, A their heads, N image tokens, T text to
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from perception_jax.nn import maps
 from perception_jax.nn.taps import Taps
+from perception_jax.nn.text_tower import SIGLIP_END, text_mask
 from perception_jax.nn.towers import TowerOutput
 from perception_jax.systems.give.adapter import InstructionFeatures
+from perception_jax.systems.give.encode import ConditionedEncoder, take_rows
 from perception_jax.systems.give.model import ConditionedTower, Give, GiveOutput
 
 
@@ -68,6 +71,65 @@ class PresenceTower:
 
 PRESENT = (1.0, 0.0)
 """Target embedding of `PresenceTower` for which relevance is computed."""
+
+
+class MapComputer:
+    """Computes maps of images under the instructions of a table; compiles once.
+
+    Attributes:
+      features: of all instructions, numpy arrays.
+    """
+
+    def __init__(
+        self,
+        model: Give,
+        encoder: ConditionedEncoder,
+        instructions: Sequence[str],
+        *,
+        presence: bool = True,
+    ):
+        """Args: presence: see `conditioned_maps`."""
+        self._model, self._encoder = model, encoder
+        self.features = encoder.instructions(model, instructions)
+        ids = encoder.processor.texts(instructions)
+        self._words = word_mask(model, ids)[:, : self.features.mask.shape[1]]
+
+        def conditioned(
+            model: Give, pixels: Array, instruction: InstructionFeatures, words: Array
+        ) -> ConditionedMaps:
+            normal = encoder.normalised(pixels)
+            return conditioned_maps(model, normal, instruction, words, presence=presence)
+
+        def static(model: Give, pixels: Array) -> tuple[Array, Array]:
+            normal = encoder.normalised(pixels)
+            attention = maps.class_attention(model.backbone.vision, normal)[0]
+            return attention, model(normal).embedding[0]
+
+        self._conditioned, self._static = jax.jit(conditioned), jax.jit(static)
+
+    def conditioned(self, pixels: UInt8[np.ndarray, "H W 3"], number: int) -> ConditionedMaps:
+        """Maps of an image under one of the instructions, on the host."""
+        instruction, words = self.instruction(number), self._words[jnp.array([number])]
+        found = self._conditioned(self._model, pixels[None], instruction, words)
+        return jax.device_get(found)
+
+    def static(
+        self, pixels: UInt8[np.ndarray, "H W 3"]
+    ) -> tuple[Float[np.ndarray, "rows columns"], Float[np.ndarray, " E"]]:
+        """Attention and embedding without an instruction, on the host."""
+        return jax.device_get(self._static(self._model, pixels[None]))
+
+    def instruction(self, number: int) -> InstructionFeatures:
+        """Features of one instruction."""
+        return take_rows(self.features, jnp.array([number]))
+
+
+def word_mask(model: Give, ids: Int[Array, "n T"]) -> Bool[Array, "n T"]:
+    """Mask of the tokens of each instruction that are words, not its start or end token."""
+    tower = model.backbone.text
+    mask = text_mask(ids, tower.pool, tower.end_id)
+    inner = jnp.arange(ids.shape[1]) < mask.sum(axis=1, keepdims=True) - 1
+    return inner.at[:, 0].set(False) if tower.pool == "end" else mask & (ids != SIGLIP_END)
 
 
 def conditioned_maps(

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from perception_jax.systems.give.prediction import Candidate, GivePrediction, InstructionPrediction
-from perception_jax.viz import patch_maps, sheet
+from perception_jax.viz import overlay, sheet
 from perception_jax.viz.sheet import ShareBar, share_bars
 
 COLUMNS = 4
@@ -41,8 +41,7 @@ def draw(prediction: GivePrediction, name: str) -> UInt8[np.ndarray, "_ _ 3"]:
 
 
 def _title(prediction: GivePrediction, name: str) -> str:
-    # The font has no multiplication sign.
-    original, given = (f"{w} x {h}" for w, h in (prediction.image_size, prediction.input_size))
+    original, given = prediction.sizes()
     strength = "" if prediction.alpha == 1 else f", strength {prediction.alpha:g}"
     return f"{name}: {original} pixels, model input {given}{strength}"
 
@@ -54,7 +53,7 @@ def _block(
     shown = prediction.picture
     rows = _rows(prediction, instructions)
     blank = (np.full_like(shown, sheet.PAPER[0]), "")
-    own = (patch_maps.over(shown, prediction.attention), "Without an instruction")
+    own = (overlay.over_grey(shown, prediction.attention), "Without an instruction")
     left = [(shown, "The image, as far as patches cover it"), *[blank] * (len(rows) - 2), own]
     parts = [_headers(instructions)]
     for (text, panels), first in zip(rows, left, strict=True):
@@ -67,24 +66,21 @@ def _block(
 
 def _rows(prediction: GivePrediction, instructions: Sequence[InstructionPrediction]) -> list[_Row]:
     """Each type of map: its title, and one panel an instruction; the first with the scores."""
-    shown, trained = prediction.picture, all(one.presence is not None for one in instructions)
-    relevance = [patch_maps.over(shown, one.relevance) for one in instructions]
-    attention = [patch_maps.over(shown, one.attention) for one in instructions]
-    rows = [
-        (_PRESENCE if trained else _COSINE, relevance),
-        (_ATTENTION.format(prediction.attention_of), attention),
-    ]
-    if all(one.places is not None for one in instructions):
-        places = [patch_maps.over(shown, one.places) for one in instructions]
-        rows.insert(0, (_PLACES, places))
-    captions = [
-        [_scores(one) for one in instructions],
-        *[[""] * len(instructions)] * (len(rows) - 1),
-    ]
-    return [
-        (text, list(zip(panels, words, strict=True)))
-        for (text, panels), words in zip(rows, captions, strict=True)
-    ]
+    trained = all(one.presence is not None for one in instructions)
+    types = {
+        "places": _PLACES,
+        "relevance": _PRESENCE if trained else _COSINE,
+        "attention": _ATTENTION.format(prediction.attention_of),
+    }
+    if any(one.places is None for one in instructions):
+        del types["places"]
+    first = next(iter(types))
+
+    def panel(one: InstructionPrediction, name: str) -> sheet.Panel:
+        shown = overlay.over_grey(prediction.picture, getattr(one, name))
+        return shown, _scores(one) if name == first else ""
+
+    return [(text, [panel(one, name) for one in instructions]) for name, text in types.items()]
 
 
 def _scores(one: InstructionPrediction) -> str:
@@ -110,14 +106,7 @@ def _headers(instructions: Sequence[InstructionPrediction]) -> Strip:
             parts.append(share_bars([bar], width, name_width=0, bar_width=sheet.PANEL // 2))
         cells.append(sheet.stacked(parts, width))
     height = max(map(len, cells))
-    return np.concatenate([_padded_above(cell, height) for cell in cells], axis=1)
-
-
-def _padded_above(
-    cell: UInt8[np.ndarray, "_ w 3"], height: int
-) -> UInt8[np.ndarray, "{height} w 3"]:
-    missing = height - len(cell)
-    return np.pad(cell, ((missing, 0), (0, 0), (0, 0)), constant_values=sheet.PAPER[0])
+    return np.concatenate([sheet.padded_above(cell, height) for cell in cells], axis=1)
 
 
 def _ranking(candidates: Sequence[Candidate], width: int) -> list[Strip]:

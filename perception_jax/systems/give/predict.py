@@ -1,42 +1,32 @@
 """Predicts with GiVE: maps and presence under each instruction, ranked candidates, captions.
 
-Letters: E embedding width, n different instructions, k captions, c candidates, T text tokens,
-S input side.
+Letters: E embedding width, k texts, S input side.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterable, Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, UInt8
+from jaxtyping import Float, UInt8
 
-from perception_jax.api import Processor
-from perception_jax.data import images as image_files
-from perception_jax.data import views
 from perception_jax.data.instructions import instruction_for
 from perception_jax.data.records import Image
 from perception_jax.errors import ConfigError
 from perception_jax.evals.conditioned import prompts
-from perception_jax.nn import maps, stack
-from perception_jax.nn.text_tower import SIGLIP_END, text_mask
-from perception_jax.systems.give.adapter import AdapterConfig, InstructionFeatures
-from perception_jax.systems.give.encoding.encode import ConditionedEncoder, take_rows
-from perception_jax.systems.give.encoding.galleries import (
-    Galleries,
-    PixelsInMemory,
-    Steered,
-    blank_image,
-)
-from perception_jax.systems.give.encoding.plan import Rows
-from perception_jax.systems.give.maps import ConditionedMaps, conditioned_maps
+from perception_jax.inference.pairs import BatchedPairs, ImageTextPairs
+from perception_jax.inference.pixels import PixelsInMemory, blank_image
+from perception_jax.inference.single_image import Viewer
+from perception_jax.nn.maps import attention_source
+from perception_jax.systems.give.adapter import AdapterConfig
+from perception_jax.systems.give.encode import CaptionTable, Conditioned, ConditionedEncoder
+from perception_jax.systems.give.maps import MapComputer
 from perception_jax.systems.give.model import Give, GiveConfig
 from perception_jax.systems.give.prediction import (
     Candidate,
-    CaptionScore,
     GivePrediction,
     InstructionPrediction,
 )
@@ -57,8 +47,8 @@ def load_encoder(
     Raises:
       PerceptionError: as `GiveEncoder.from_pretrained`.
     """
-    is_file = os.fspath(source).endswith(".safetensors") or find_adapters(source).is_file()
-    if is_file or backbone is not None:
+    named = backbone is not None or os.fspath(source).endswith(".safetensors")
+    if named or find_adapters(source, missing_ok=True).is_file():
         return GiveEncoder.from_pretrained(source, backbone=backbone)
     config = GiveConfig(adapter=AdapterConfig(heads=1))  # fits any width
     return GiveEncoder.from_pretrained(backbone=source, config=config)
@@ -92,60 +82,44 @@ class Predictor:
         self._model = encoder.model
         self._trained = is_trained(encoder.model)
         self._instructions, self._names = tuple(instructions), tuple(candidates)
-        self._captions, self._alpha = tuple(captions), float(alpha)
-        self._check()
-        tower = encoder.model.backbone.vision
-        self._patch, depth = tower.patch_embed.patch, stack.depth_of(tower.blocks)
-        self._attention_of = (
-            f"class token, layer {depth} of {depth}" if tower.prefix else "pooling head"
-        )
-        image = views.scaled(encoder.processor.image, scale, self._patch)
-        processor = Processor(image=image, tokenizer=encoder.processor.tokenizer)
-        self._encoder = ConditionedEncoder(processor, strength=self._alpha)
+        self._alpha = float(alpha)
+        self._check(captions)
+        tower, processor = encoder.model.backbone.vision, encoder.processor
+        self._attention_of = attention_source(tower)
+        patch = tower.patch_embed.patch
+        self._view = Viewer(processor.image, patch=patch, side=PANEL, scale=scale)
+        processor = dataclasses.replace(processor, image=self._view.processor)
+        self._encoder = encoder = ConditionedEncoder(processor, strength=self._alpha)
         self._texts = tuple(
             dict.fromkeys([*self._instructions, *map(instruction_for, self._names)])
         )
-        self._features = self._encoder.instructions(self._model, self._texts)
-        self._word_mask = _word_mask(self._encoder, self._model, self._texts, self._features)
-        self._maps, self._static = jax.jit(self._compute_maps), jax.jit(self._compute_static)
-        self._galleries = Galleries(self._encoder, batch_size=min(BATCH, len(self._texts)))
-        self._blank = self._steered(blank_image(image), range(len(self._texts))).embedding
+        self._maps = MapComputer(self._model, encoder, self._texts, presence=self._trained)
+        self._pairs = BatchedPairs(encoder.conditioned, batch_size=min(BATCH, len(self._texts)))
+        blank, everything = blank_image(processor.image), range(len(self._texts))
+        self._blank = self._conditioned(blank, everything).embedding
         self._prototypes = prompts.prototypes(self._embed, self._names) if self._names else None
-        self._caption_rows = self._embed(self._captions) if self._captions else None
+        self._captions = CaptionTable(self._model, encoder, captions)
 
     def __call__(self, image: Image, *, name: str = "") -> GivePrediction:
-        """Predicts for one image.
-
-        Args:
-          image: uint8[height, width, 3], an encoded file's bytes, or a path.
-          name: what to call it in an error; a path names itself.
-
-        Raises:
-          ImageError: the image cannot be decoded.
-        """
-        original = image_files.decode(image, name=name)
-        processor = self._encoder.processor.image
-        view = views.view(processor, original, patch=self._patch, side=PANEL)
-        attention, static = jax.device_get(self._static(self._model, view.pixels[None]))
+        """Predicts for one image. Args, Raises: as of `Viewer`."""
+        view = self._view(image, name=name)
+        attention, static = self._maps.static(view.pixels)
         candidates = self._ranked(view.pixels)
         best = [one.instruction for one in candidates[:SHOWN]]
         return GivePrediction(
-            picture=view.picture,
-            image_size=view.original_size,
-            input_size=(processor.size, processor.size),
-            region=view.region,
+            view=view,
             alpha=self._alpha,
             attention_of=self._attention_of,
             attention=attention,
             instructions=tuple(
-                self._conditioned(text, view.pixels, static)
+                self._under(text, view.pixels, static)
                 for text in dict.fromkeys([*self._instructions, *best])
             ),
             candidates=candidates,
         )
 
-    def _check(self) -> None:
-        texts = (*self._instructions, *self._names, *self._captions)
+    def _check(self, captions: Sequence[str]) -> None:
+        texts = (*self._instructions, *self._names, *captions)
         if not all(text.strip() for text in texts):
             raise ConfigError(f"expected words in each instruction and name, found {list(texts)}.")
         if not 0 <= self._alpha < float("inf"):
@@ -162,65 +136,32 @@ class Predictor:
     def _embed(self, texts: Sequence[str]) -> Float[np.ndarray, "k E"]:
         return self._encoder.texts(self._model, texts)
 
-    def _compute_maps(
-        self,
-        model: Give,
-        pixels: UInt8[Array, "1 S S 3"],
-        instruction: InstructionFeatures,
-        word_mask: Bool[Array, "1 T"],
-    ) -> ConditionedMaps:
-        normal = self._encoder.normalised(pixels)
-        return conditioned_maps(model, normal, instruction, word_mask, presence=self._trained)
-
-    def _compute_static(
-        self, model: Give, pixels: UInt8[Array, "1 S S 3"]
-    ) -> tuple[Float[Array, "rows columns"], Float[Array, " E"]]:
-        """Attention and embedding without an instruction."""
-        normal = self._encoder.normalised(pixels)
-        attention = maps.class_attention(model.backbone.vision, normal)[0]
-        return attention, model(normal).embedding[0]
-
-    def _steered(self, pixels: UInt8[np.ndarray, "S S 3"], numbers: Iterable[int]) -> Steered:
+    def _conditioned(
+        self, pixels: UInt8[np.ndarray, "S S 3"], numbers: Iterable[int]
+    ) -> Conditioned:
         """Encodes one image under some of the instructions."""
         chosen = np.fromiter(numbers, np.int32)
-        return self._galleries.steered(
-            self._model,
-            PixelsInMemory(pixels[None]),
-            self._features,
-            Rows(np.zeros_like(chosen), chosen),
-            images_per_step=1,
-        )
+        pairs = ImageTextPairs(np.zeros_like(chosen), chosen)
+        image, features = PixelsInMemory(pixels[None]), self._maps.features
+        return self._pairs(self._model, image, features, pairs, images_per_call=1)
 
-    def _conditioned(
+    def _under(
         self, text: str, pixels: UInt8[np.ndarray, "S S 3"], static: Float[np.ndarray, " E"]
     ) -> InstructionPrediction:
         number = self._texts.index(text)
-        row = jnp.array([number])
-        instruction = take_rows(self._features, row)
-        found = jax.device_get(
-            self._maps(self._model, pixels[None], instruction, self._word_mask[row])
-        )
-        embedding = self._features.embedding[number]
+        found = self._maps.conditioned(pixels, number)
+        embedding = self._maps.features.embedding[number]
         return InstructionPrediction(
             instruction=text,
             presence_logit=float(found.presence_logit) if self._trained else None,
             cosine=float(embedding @ found.embedding),
             cosine_blank=float(embedding @ self._blank[number]),
             cosine_static=float(embedding @ static),
-            captions=self._nearest(found.embedding),
+            captions=self._captions.nearest(found.embedding, SHOWN),
             attention=found.attention,
             relevance=found.relevance,
             places=found.places if self._trained else None,
             words=found.words if self._alpha > 0 else None,
-        )
-
-    def _nearest(self, embedding: Float[np.ndarray, " E"]) -> tuple[CaptionScore, ...]:
-        if self._caption_rows is None:
-            return ()
-        cosines = self._caption_rows @ embedding
-        best = np.argsort(-cosines, kind="stable")[:SHOWN]
-        return tuple(
-            CaptionScore(caption=self._captions[k], cosine=float(cosines[k])) for k in best
         )
 
     def _ranked(self, pixels: UInt8[np.ndarray, "S S 3"]) -> tuple[Candidate, ...]:
@@ -228,7 +169,7 @@ class Predictor:
         if not self._names:
             return ()
         numbers = [self._texts.index(instruction_for(name)) for name in self._names]
-        out = self._steered(pixels, numbers)
+        out = self._conditioned(pixels, numbers)
         gained = np.sum((out.embedding - self._blank[numbers]) * self._prototypes, axis=1)
         return tuple(
             Candidate(
@@ -246,15 +187,3 @@ def is_trained(model: Give) -> bool:
     adapters = model.backbone.vision.blocks.inserts
     last = adapters.to_out.kernel if adapters.gate is None else adapters.gate
     return bool(jnp.any(last[...] != 0))
-
-
-def _word_mask(
-    encoder: ConditionedEncoder, model: Give, texts: Sequence[str], features: InstructionFeatures
-) -> Bool[Array, "n T"]:
-    """Mask of the tokens of each instruction that are words, not its start or end token."""
-    ids = encoder.processor.texts(texts)
-    tower = model.backbone.text
-    mask = text_mask(ids, tower.pool, tower.end_id)
-    inner = jnp.arange(ids.shape[1]) < mask.sum(axis=1, keepdims=True) - 1
-    words = inner.at[:, 0].set(False) if tower.pool == "end" else mask & (ids != SIGLIP_END)
-    return words[:, : features.mask.shape[1]]

@@ -1,7 +1,4 @@
-"""The prediction of GiVE for an image, for its picture and for JSON.
-
-Letters: C side of the picture.
-"""
+"""The prediction of GiVE for an image, for its picture and for JSON."""
 
 from __future__ import annotations
 
@@ -10,9 +7,9 @@ import math
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 
-from perception_jax.viz.patch_maps import listed
+from perception_jax.inference.single_image import ImagePrediction, as_json
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,29 +82,16 @@ class InstructionPrediction:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class GivePrediction:
-    """The prediction for one image.
+class GivePrediction(ImagePrediction):
+    """The prediction for one image; `attention` is that without an instruction.
 
     Attributes:
-      picture: the part of the image that the patches cover, scaled from the original.
-      image_size: width and height of the original, pixels.
-      input_size: width and height of the model's input, pixels.
-      region: the part that the patches cover, xyxy in original pixels; extends beyond the image
-        where it was padded.
       alpha: strength of the conditioning.
-      attention_of: the token or head whose attention is shown, in words.
-      attention: to each patch without an instruction, mean over heads.
       instructions: for each instruction, then for those of the best candidates.
       candidates: all candidates, the most likely first.
     """
 
-    picture: UInt8[np.ndarray, "C C 3"]
-    image_size: tuple[int, int]
-    input_size: tuple[int, int]
-    region: tuple[float, float, float, float]
     alpha: float
-    attention_of: str
-    attention: Float[np.ndarray, "rows columns"]
     instructions: tuple[InstructionPrediction, ...]
     candidates: tuple[Candidate, ...]
 
@@ -120,36 +104,14 @@ class GivePrediction:
         ]
 
     def to_json(self) -> dict[str, Any]:
-        """Sizes, scores, and the maps on the patch grid, rows from the top."""
-        return {
-            "image_size": list(self.image_size),
-            "input_size": list(self.input_size),
-            "region": list(self.region),
-            "grid": list(self.attention.shape),
+        """As of `ImagePrediction`, with scores and maps under each instruction."""
+        # Not super(): a dataclass with slots is a new class.
+        return ImagePrediction.to_json(self) | {
             "alpha": self.alpha,
-            "attention_of": self.attention_of,
-            "attention": listed(self.attention),
-            "instructions": [_instruction_json(one) for one in self.instructions],
-            "candidates": [
-                dataclasses.asdict(one) | {"presence": one.presence} for one in self.candidates
-            ],
+            "instructions": as_json(self.instructions),
+            "candidates": as_json(self.candidates),
         }
 
 
 def _sigmoid(logit: float) -> float:
     return 0.5 * (1 + math.tanh(logit / 2))  # no overflow, however large the logit
-
-
-_MAPS = ("attention", "relevance", "places", "words")
-
-
-def _instruction_json(prediction: InstructionPrediction) -> dict[str, Any]:
-    found = {
-        field.name: getattr(prediction, field.name) for field in dataclasses.fields(prediction)
-    }
-    maps = {name: found[name] for name in _MAPS}
-    return found | {
-        "presence": prediction.presence,
-        "captions": [dataclasses.asdict(one) for one in prediction.captions],
-        **{name: None if values is None else listed(values) for name, values in maps.items()},
-    }

@@ -11,6 +11,7 @@ Letters: B batch, N image tokens, P patches, D image width, L blocks, E embeddin
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.resources
 import os
 import pathlib
@@ -25,9 +26,8 @@ from jaxtyping import Array, Float
 from perception_jax import api
 from perception_jax.api.backbones import TEXT_SOURCE
 from perception_jax.data.records import Image
-from perception_jax.errors import CheckpointError, ConfigError
+from perception_jax.errors import ConfigError
 from perception_jax.files import write_whole
-from perception_jax.interop.adapters import backbone_of
 from perception_jax.interop.writer import replacing_folder
 from perception_jax.models.paired import is_joint
 from perception_jax.models.registry import architecture_of
@@ -40,13 +40,14 @@ from perception_jax.systems.give.checkpoint import (
     load_give,
     plain_backbone,
     save_give,
-    trained_on,
 )
-from perception_jax.systems.give.encoding.encode import ConditionedEncoder
+from perception_jax.systems.give.encode import ConditionedEncoder
 from perception_jax.systems.give.model import ConditionedTower, Give, GiveConfig, GiveOutput
 
 SHIPPED = ("scenes-give",)
 """Names of adapters in the package; `configs/give/scenes.py` trains them for "scenes-clip"."""
+find_adapters = functools.partial(api.find_adapters, name=ADAPTERS_FILE, shipped=SHIPPED)
+"""Path of a file of adapters, given as that path, its folder, or a shipped name."""
 _README = "merged_folder.md"
 LLAVA_STRENGTH = 0.5
 """Default strength before a language model that was trained on unconditioned features."""
@@ -119,20 +120,12 @@ class GiveEncoder:
         """
         if give is None and backbone is None:
             raise ConfigError("name the backbone, the adapters, or both; found neither.")
-        path = None if give is None else find_adapters(give)
-        if path is not None and not path.is_file():
-            raise CheckpointError(
-                f"{path}: no adapters there. Expected a file of them, a folder that holds "
-                f"{ADAPTERS_FILE}, or shipped ones ({', '.join(SHIPPED)}); an encoder without "
-                "adapters is given as `backbone`."
-            )
-        if backbone is None:
-            backbone = backbone_of(path, shipped=api.SHIPPED, trusted=trusted)
-        loaded = api.load_backbone(backbone, text=text, dtype=dtype, mesh=mesh)
-        if path is None:
-            rngs = nnx.Rngs(params=0)
+        options = {"text": text, "dtype": dtype, "mesh": mesh}
+        if give is None:
+            loaded, rngs = api.load_backbone(backbone, **options), nnx.Rngs(params=0)
             return cls(Give(config or GiveConfig(), loaded.model, rngs=rngs), loaded)
-        loaded = trained_on(path, loaded)
+        path = find_adapters(give)
+        loaded = api.load_backbone_of(path, backbone, trusted=trusted, **options)
         return cls(load_give(path, loaded, renames=renames, mesh=mesh), loaded)
 
     def instructions(self, texts: Sequence[str]) -> InstructionFeatures:
@@ -251,14 +244,6 @@ def export_merged(
         api.export(loaded, folder)
         save_give(folder / ADAPTERS_FILE, encoder.model, encoder.backbone)
         write_whole(folder / "README.md", readme.read_text("utf-8"))
-
-
-def find_adapters(give: str | os.PathLike[str]) -> pathlib.Path:
-    """Path of a file of adapters, given as that path, its folder, or a shipped name."""
-    path = pathlib.Path(give)
-    if not path.exists() and os.fspath(give) in SHIPPED:
-        path = api.shipped_folder(os.fspath(give))
-    return path / ADAPTERS_FILE if path.is_dir() else path
 
 
 def _call(

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from perception_jax.api import Loaded, Processor
     from perception_jax.data.records import Source
-    from perception_jax.data.scenes.objects import ObjectScenesConfig
     from perception_jax.inference.images import ImageResult
     from perception_jax.systems.give.evaluation.evaluate import Evaluation
     from perception_jax.systems.give.model import Give
@@ -77,7 +76,7 @@ def shapes(config: Any) -> tuple[GiveTask, Batch]:
 def task_config(config: Any) -> GiveTaskConfig:
     """The settings of the task, whatever its data are."""
     from perception_jax.systems.give.adapter import AdapterConfig
-    from perception_jax.systems.give.encoding.encode import InstructionConfig
+    from perception_jax.systems.give.encode import InstructionConfig
     from perception_jax.systems.give.losses import LossConfig
     from perception_jax.systems.give.model import GiveConfig
     from perception_jax.systems.give.plus import PlusConfig
@@ -117,7 +116,7 @@ def evaluators(config: Any, processor: Processor, training: TrainingData) -> dic
     from perception_jax.systems.give.evaluation.evaluate import EvaluationConfig
 
     settings, asked = config.data, config.evaluation
-    records = _test_records(config)
+    records = _records(config, test=True)
     if records is None:
         return {}
     drawn = settings.source == SCENES
@@ -165,18 +164,16 @@ def report(config: Any, task: GiveTask, model: nnx.Module, folder: pathlib.Path)
         folder / "report.html",
         evaluated=evaluated,
         pictures=Pictures(model, task.encoder, evaluation.records, evaluated.measured),
-        run=page.RunInfo(
-            title=config.report.title,
-            subtitle=sections.subtitle(
-                history, rows=config.train.batch_size, measured_on=config.report.measured_on
-            ),
-            evaluator=name,
-            history=history,
-            settings=[
-                ("training images", _training_images(config)),
-                *page.settings_rows(task, model, settings),
-            ],
-            config=settings,
+        evaluator=name,
+        history=history,
+        settings=[
+            ("training images", _training_images(config)),
+            *page.settings_rows(task, model, settings),
+        ],
+        config=settings,
+        title=config.report.title,
+        subtitle=sections.subtitle(
+            history, rows=config.train.batch_size, measured_on=config.report.measured_on
         ),
     )
     print(f"report      {path}")
@@ -260,9 +257,10 @@ def define_flags(values: flags.FlagValues) -> None:
 def predictor(values: flags.FlagValues) -> Callable[[pathlib.Path], ImageResult]:
     """Gives what `launch.predict give` does with each image."""
     from perception_jax.data.text_lines import read_lines
-    from perception_jax.inference.images import ImageResult
+    from perception_jax.inference.single_image import results_of
     from perception_jax.systems.give.picture import draw
     from perception_jax.systems.give.predict import Predictor, load_encoder
+    from perception_jax.systems.give.prediction import GivePrediction
 
     candidates, captions = (
         () if file is None else read_lines(pathlib.Path(file))
@@ -277,17 +275,12 @@ def predictor(values: flags.FlagValues) -> Callable[[pathlib.Path], ImageResult]
         alpha=values.alpha,
         scale=values.scale,
     )
+
+    def summary(prediction: GivePrediction) -> list[str]:
+        return [f"{name}: {chance:.0%}" for name, chance in prediction.presences()[:5]]
+
     facts = {"model": values.model, "backbone": encoder.backbone.name}
-
-    def result(image: pathlib.Path) -> ImageResult:
-        prediction = predict(image)
-        return ImageResult(
-            picture=draw(prediction, image.name),
-            facts={**facts, "image": str(image), **prediction.to_json()},
-            line="".join(f"  {name}: {chance:.0%}" for name, chance in prediction.presences()[:5]),
-        )
-
-    return result
+    return results_of(predict, draw, summary, facts)
 
 
 def _backbone(config: Any, loaded: GiveEncoder | None = None) -> Loaded:
@@ -303,7 +296,7 @@ def _training_data(config: Any, processor: Processor) -> TrainingData:
     from perception_jax.systems.give.training_data import TrainingData
 
     return TrainingData(
-        _training_records(config),
+        _records(config),
         GroupConfig(**config.sampler, seed=config.train.seed),
         processor=processor.image,
         tokenizer=processor.tokenizer,
@@ -314,55 +307,33 @@ def _training_data(config: Any, processor: Processor) -> TrainingData:
     )
 
 
-def _training_records(config: Any) -> Source:
+def _records(config: Any, *, test: bool = False) -> Source | None:
+    """The records that train, or those that test; None if there are no test records."""
     from perception_jax.data.scenes import objects as scenes
-    from perception_jax.data.sources.combine import split
-
-    settings = config.data
-    if settings.source == SCENES:
-        return scenes.training_scenes(
-            _scene_config(config), seed=config.train.seed, length=settings.length
-        )
-    records = _opened(config, settings.source)
-    if settings.test or not settings.test_every:
-        return records
-    return split(records, every=settings.test_every)[0]
-
-
-def _test_records(config: Any) -> Source | None:
-    from perception_jax.data.scenes import objects as scenes
+    from perception_jax.data.sources import open_source
     from perception_jax.data.sources.combine import split
 
     settings, evaluation = config.data, config.evaluation
     if settings.source == SCENES:
-        return scenes.test_scenes(
-            _scene_config(config), length=evaluation.scenes, negatives=evaluation.negatives
+        drawn = scenes.ObjectScenesConfig(
+            canvas=settings.size,
+            objects=settings.objects,
+            size=settings.sides,
+            names=scenes.names(settings.names),
+            unnamed=settings.unnamed,
         )
-    if settings.test:
-        return _opened(config, settings.test)
-    if not settings.test_every:
+        if test:
+            counts = {"length": evaluation.scenes, "negatives": evaluation.negatives}
+            return scenes.test_scenes(drawn, **counts)
+        return scenes.training_scenes(drawn, seed=config.train.seed, length=settings.length)
+    if test and not (settings.test or settings.test_every):
         return None
-    return split(_opened(config, settings.source), every=settings.test_every)[1]
-
-
-def _opened(config: Any, path: str) -> Source:
-    from perception_jax.data.sources import open_source
-
-    options = {"images": config.data.images} if config.data.images else {}
-    return open_source(path, kind=config.data.kind, **options)
-
-
-def _scene_config(config: Any) -> ObjectScenesConfig:
-    from perception_jax.data.scenes import objects as scenes
-
-    settings = config.data
-    return scenes.ObjectScenesConfig(
-        canvas=settings.size,
-        objects=settings.objects,
-        size=settings.sides,
-        names=scenes.names(settings.names),
-        unnamed=settings.unnamed,
-    )
+    options = {"images": settings.images} if settings.images else {}
+    path = settings.test if test and settings.test else settings.source
+    records = open_source(path, kind=settings.kind, **options)
+    if settings.test or not settings.test_every:
+        return records
+    return split(records, every=settings.test_every)[int(test)]
 
 
 def _training_images(config: Any) -> str:

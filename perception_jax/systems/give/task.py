@@ -20,15 +20,14 @@ from jaxtyping import Array
 
 from perception_jax import api
 from perception_jax.models.paired import build_backbone
-from perception_jax.models.params import flatten, unflatten
+from perception_jax.models.params import flatten
 from perception_jax.nn.adapters import AdapterParam
 from perception_jax.nn.text_tower import TextTower
 from perception_jax.ops.boxes import patch_coverage
 from perception_jax.ops.image import normalise
 from perception_jax.ops.losses import unit
-from perception_jax.shard.rules import shardings
 from perception_jax.systems.give.adapter import InstructionFeatures
-from perception_jax.systems.give.encoding.encode import (
+from perception_jax.systems.give.encode import (
     GENERIC,
     ConditionedEncoder,
     InstructionConfig,
@@ -97,8 +96,7 @@ class GiveTask:
         self.config = config
         self.backbone = backbone
         self.data = data
-        self._make_evaluators = evaluators or dict
-        self._evaluators: Mapping[str, Evaluator] | None = None
+        self._evaluators = functools.cache(evaluators or dict)
 
     @functools.cached_property
     def encoder(self) -> ConditionedEncoder:
@@ -198,9 +196,7 @@ class GiveTask:
 
     def evaluators(self) -> Mapping[str, Evaluator]:
         """The evaluators by name, made when they are first needed."""
-        if self._evaluators is None:
-            self._evaluators = self._make_evaluators()
-        return self._evaluators
+        return self._evaluators()
 
     @functools.cached_property
     def _generic(self) -> Mapping[str, np.ndarray]:
@@ -209,20 +205,8 @@ class GiveTask:
 
     def _text_tower(self) -> TextTower:
         """The backbone's text tower on the current mesh, needed only to encode instructions."""
-        if self.backbone.weights is None:
-            return self.backbone.model.text
-        text = flatten(self.backbone.model.text)
-        abstract = {f"text/{path}": leaf for path, leaf in text.items()}
         mesh = jax.sharding.get_mesh()
-        placed = dict.fromkeys(abstract) if mesh.empty else shardings(abstract, SHARDINGS, mesh)
-        read = self.backbone.read(
-            {
-                path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed[path])
-                for path, leaf in abstract.items()
-            }
-        )
-        leaves = {path.removeprefix("text/"): leaf for path, leaf in read.items()}
-        return unflatten(self.backbone.model.text, leaves)
+        return self.backbone.part("text", None if mesh.empty else mesh)
 
     def _encode(self, model: Give, pixels: Array, batch: Batch) -> tuple[_Encoded, _Encoded]:
         """Every image under both of its instructions."""
@@ -231,8 +215,7 @@ class GiveTask:
             batch["instruction"],
             batch["absent_instruction"],
         )
-        instructions = InstructionFeatures(**both, strength=jnp.float32(1.0))
-        repeats = 2
+        instructions, repeats = InstructionFeatures(**both, strength=jnp.float32(1.0)), 2
         if not self.config.share:
             pixels, repeats = jnp.repeat(pixels, 2, axis=0), 1
         out = model(pixels, instructions, repeats=repeats, remat=self.config.remat)

@@ -8,8 +8,8 @@ from perception_jax.api import Processor
 from perception_jax.data.records import Source
 from perception_jax.data.skipping import MAX_BAD_FRACTION, usable
 from perception_jax.evals.conditioned.annotations import Annotations, EvaluatedClass
-from perception_jax.systems.give.encoding.encode import ConditionedEncoder, InstructionConfig
-from perception_jax.systems.give.encoding.galleries import PixelsOfSource, blank_image, hold
+from perception_jax.inference.pixels import PixelsInMemory, PixelsOfSource, blank_image
+from perception_jax.systems.give.encode import ConditionedEncoder, InstructionConfig
 from perception_jax.systems.give.evaluation.evaluate import Evaluation, EvaluationConfig
 
 
@@ -53,7 +53,7 @@ def evaluation_of(
     return Evaluation(
         ConditionedEncoder(processor, instruction),
         annotations,
-        hold(pixels) if in_memory else pixels,
+        PixelsInMemory.of(pixels) if in_memory else pixels,
         blank=blank_image(processor.image),
         records=source,
         config=config,

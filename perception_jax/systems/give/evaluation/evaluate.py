@@ -13,7 +13,6 @@ Letters: N images, S image side, E embedding width.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -26,24 +25,27 @@ from jaxtyping import Float, UInt8
 from perception_jax.data.records import Source
 from perception_jax.errors import ConfigError
 from perception_jax.evals.conditioned import prompts
-from perception_jax.evals.conditioned.accumulate import TOP, Accumulator, Measured, Needs, Texts
+from perception_jax.evals.conditioned.accumulate import (
+    TOP,
+    Accumulator,
+    Measured,
+    Needs,
+    TextEmbeddings,
+)
 from perception_jax.evals.conditioned.annotations import OVERLOOKED_SHARE, Annotations
+from perception_jax.evals.conditioned.plan import Plan, block_pairs, make_plan
 from perception_jax.evals.conditioned.results import (
     ACCURACY_KS,
     RECALL_KS,
     ConditionedResults,
     results,
 )
-from perception_jax.inference.batches import divisible
+from perception_jax.inference.batches import Batched, divisible, in_parts
+from perception_jax.inference.pairs import BatchedPairs, ImageTextPairs
+from perception_jax.inference.pixels import Pixels
 from perception_jax.nn.adapters import AdapterParam
 from perception_jax.shard.mesh import mesh_of
-from perception_jax.systems.give.encoding.galleries import (
-    Galleries,
-    Pixels,
-    Steered,
-    SteeredEncoder,
-)
-from perception_jax.systems.give.encoding.plan import Plan, Rows, block_rows, make_plan
+from perception_jax.systems.give.encode import Conditioned, ConditionedEncoder
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,7 +117,7 @@ class Evaluated:
 
 
 class Evaluation:
-    """Evaluates any model that its encoder can run; an evaluator of a training task.
+    """Evaluates a model with and without instructions; an evaluator of a training task.
 
     Attributes:
       annotations: of the images.
@@ -125,7 +127,7 @@ class Evaluation:
 
     def __init__(
         self,
-        encoder: SteeredEncoder,
+        encoder: ConditionedEncoder,
         annotations: Annotations,
         pixels: Pixels,
         *,
@@ -136,7 +138,7 @@ class Evaluation:
     ):
         """Args:
           pixels: in the order of the annotations.
-          blank: what stands for an image without content; see `galleries.blank_image`.
+          blank: what stands for an image without content; see `inference.pixels.blank_image`.
           log: takes the plan and the cost.
 
         Raises:
@@ -150,16 +152,18 @@ class Evaluation:
         self.annotations, self.records = annotations, records
         self.config = config or EvaluationConfig()
         self._encoder, self._pixels, self._blank, self._log = encoder, pixels, blank, log
-        self._galleries = functools.lru_cache(maxsize=4)(self._galleries_on)
+        self._static = Batched(encoder.static, batch_size=self.config.batch_size)
+        self._conditioned = BatchedPairs(encoder.conditioned, batch_size=self.config.batch_size)
 
     def plan(self, model: nnx.Module, mesh: Mesh | None = None) -> Plan:
         """What `run` will do; runs nothing on the device."""
-        galleries = self._galleries(mesh or mesh_of(model))
+        mesh = mesh or mesh_of(model)
+        image = jax.ShapeDtypeStruct(self._blank.shape, np.uint8)
         return make_plan(
             self.annotations,
             Needs(self.annotations, retrieval=self.config.retrieval),
-            width=galleries.width(model, self._blank.shape[0]),
-            batch_size=galleries.batch_size,
+            width=self._static.lower(model, image, mesh).out_info.shape[1],
+            batch_size=divisible(self.config.batch_size, mesh),
             block_bytes=self.config.block_bytes,
         )
 
@@ -170,31 +174,33 @@ class Evaluation:
           mesh: rows are split over its batch axes; None takes the one that the model lies on.
         """
         mesh = mesh or mesh_of(model)
-        plan, galleries = self.plan(model, mesh), self._galleries(mesh)
+        plan = self.plan(model, mesh)
         self._log(plan.describe())
-        galleries.seconds, galleries.passes = 0.0, 0
+        self._conditioned.seconds, self._conditioned.timed = 0.0, 0
         notes = self.annotations
+        images = in_parts(self._pixels.stream(np.arange(notes.count)), plan.batch_size)
         accumulator = Accumulator(
             notes,
             self._texts(model, mesh),
-            galleries.static(model, self._pixels),
+            self._static.stream(model, images, mesh),
             retrieval=self.config.retrieval,
             top=self.config.top,
         )
         states = self._encoder.instructions(model, notes.instructions, mesh)
         for block in plan.blocks:
-            rows = block_rows(accumulator.needs, block, notes.count)
-            found = galleries.steered(
+            pairs = block_pairs(accumulator.needs, block, notes.count)
+            found = self._conditioned(
                 model,
                 self._pixels,
                 states,
-                rows,
-                blank=self._blank,
-                images_per_step=plan.images_per_step,
+                pairs,
+                extra=self._blank,
+                images_per_call=plan.images_per_call,
+                mesh=mesh,
             )
-            _fold(accumulator, rows, found)
+            _fold(accumulator, pairs, found)
         measured = accumulator.finish()
-        cost = _cost(model, galleries, 1 if mesh is None else mesh.size)
+        cost = _cost(model, self._conditioned, 1 if mesh is None else mesh.size)
         self._log(cost.describe())
         ks = {"recall_ks": self.config.recall_ks, "accuracy_ks": self.config.accuracy_ks}
         scores = results(measured, **ks)
@@ -204,11 +210,7 @@ class Evaluation:
         """The main numbers, to log while training."""
         return main_numbers(self.run(model, mesh).report)
 
-    def _galleries_on(self, mesh: Mesh | None) -> Galleries:
-        size = divisible(self.config.batch_size, mesh)
-        return Galleries(self._encoder, batch_size=size, mesh=mesh)
-
-    def _texts(self, model: nnx.Module, mesh: Mesh | None) -> Texts:
+    def _texts(self, model: nnx.Module, mesh: Mesh | None) -> TextEmbeddings:
         def encode(texts: list[str]) -> np.ndarray:
             return self._encoder.texts(model, texts, mesh)
 
@@ -216,11 +218,11 @@ class Evaluation:
         rows = prompts.prototypes(encode, names)
         captions = self.annotations.captions.texts
         empty = np.zeros((0, rows.shape[1]), rows.dtype)
-        return Texts(prototypes=rows, captions=encode_distinct(encode, captions, empty))
+        return TextEmbeddings(prototypes=rows, captions=encode_distinct(encode, captions, empty))
 
 
-def _cost(model: nnx.Module, galleries: Galleries, devices: int) -> Cost:
-    seconds, passes = galleries.seconds, galleries.passes
+def _cost(model: nnx.Module, conditioned: BatchedPairs, devices: int) -> Cost:
+    seconds, passes = conditioned.seconds, conditioned.timed
     timed = passes > 0 and seconds > 0
     leaves = jax.tree.leaves(nnx.state(model, AdapterParam))
     return Cost(
@@ -266,15 +268,15 @@ def main_numbers(scores: ConditionedResults) -> dict[str, float]:
     return {key: float(value) for key, value in found.items() if value is not None}
 
 
-def _fold(accumulator: Accumulator, rows: Rows, found: Steered) -> None:
+def _fold(accumulator: Accumulator, pairs: ImageTextPairs, found: Conditioned) -> None:
     """Hands each gallery of a block to the scores; its last row is the blank image."""
-    order = np.argsort(rows.instruction, kind="stable")
-    starts = np.flatnonzero(np.diff(rows.instruction[order], prepend=-1))
+    order = np.argsort(pairs.text, kind="stable")
+    starts = np.flatnonzero(np.diff(pairs.text[order], prepend=-1))
     for mine in np.split(order, starts[1:]):
         embedding = np.asarray(found.embedding[mine], np.float32)
         accumulator.add(
-            int(rows.instruction[mine[0]]),
-            rows.image[mine[:-1]],
+            int(pairs.text[mine[0]]),
+            pairs.image[mine[:-1]],
             embedding[:-1],
             np.asarray(found.presence[mine[:-1]], np.float32),
             embedding[-1],

@@ -1,1 +1,1 @@
-"""What a person sees: the report, and a prediction's picture."""
+"""The report of a GiVE run."""

@@ -10,12 +10,10 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
-from perception_jax.viz import line_chart
-from perception_jax.viz.sections import Curve, History, curves
+from perception_jax.viz.sections import Curve, History, curves, step_chart
 
 GUESSING = math.log(2)
 """OID loss of a decision at chance, nats."""
@@ -59,7 +57,7 @@ def plateau(history: History) -> Plateau | None:
 
 def losses_chart(history: History) -> str | None:
     """Chart of OITC and OIIC; None without a history."""
-    return _chart(curves(history, _LOSSES), "Contrastive losses in training", "nats")
+    return step_chart(curves(history, _LOSSES), "Contrastive losses in training", "nats")
 
 
 def decision_chart(history: History) -> str | None:
@@ -78,26 +76,27 @@ def decision_chart(history: History) -> str | None:
             series["end of the plateau"] = np.array([found.end] * 2), np.array([0.0, top])
             series["after the plateau"] = steps[after], losses[after]
     title = "OID loss: is the object present?"
-    return _chart(series, title, "loss, nats", references={"chance, ln 2": GUESSING})
+    return step_chart(series, title, "loss, nats", references={"chance, ln 2": GUESSING})
 
 
 def cosines_chart(history: History) -> str | None:
     """Chart of the cosine of image and instruction in training; None without a history."""
     title = "Cosine with the instruction in training: equal lines mean copying"
-    return _chart(curves(history, _COSINES), title, "cosine")
+    return step_chart(curves(history, _COSINES), title, "cosine")
 
 
 def evaluated_cosines_chart(history: History, name: str) -> str | None:
     """The same chart for the test images; None with fewer than two evaluations."""
     found = _evaluations(history, name, _EVALUATED_COSINES)
-    return _chart(found, "Cosine with the object's name on test images", "cosine")
+    return step_chart(found, "Cosine with the object's name on test images", "cosine")
 
 
 def naming_chart(history: History, name: str) -> str | None:
     """Chart of naming accuracy and its copy floor on the test images."""
     shown = {"p_acc1_conditioned": "image", "p_acc1_copy_floor": "image of one colour (copy floor)"}
+    title = "Naming the object of the instruction"
     found = _evaluations(history, name, shown)
-    return _chart(found, "Naming the object of the instruction", "top-1 accuracy", percent=True)
+    return step_chart(found, title, "top-1 accuracy", percent=True)
 
 
 def deciding_chart(history: History, name: str, static: Mapping[str, float | None]) -> str | None:
@@ -114,15 +113,10 @@ def deciding_chart(history: History, name: str, static: Mapping[str, float | Non
         if value is not None
     }
     title = "Present against absent objects on test images"
-    return _chart(found, title, "area under the ROC curve", percent=True, references=references)
+    return step_chart(found, title, "area under the ROC curve", percent=True, references=references)
 
 
 def _evaluations(history: History, name: str, keys: Mapping[str, str]) -> dict[str, Curve]:
     """Curves of an evaluator's values; {} with fewer than two evaluations."""
     titles = {f"evaluate/{name}/{key}": title for key, title in keys.items()}
     return curves(history, titles, least=2)
-
-
-def _chart(series: Mapping[str, Curve], title: str, y_label: str, **options: Any) -> str | None:
-    """A chart over the steps; None without a curve."""
-    return line_chart(series, title, x_label="step", y_label=y_label, **options) if series else None

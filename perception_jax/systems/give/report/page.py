@@ -35,62 +35,64 @@ BLANK = "an image of one colour"
 _LOSSES = ("oitc", "oiic", "oid")
 _DECIDING = ("l_protocol", "presence", "map")
 _CAPTION = ("image_to_text", "conditioned", "same_class_r@1")
-_RETRIEVAL = {
-    "text_to_image": "Finding the image of a caption (R@1)",
-    "image_to_image": "Finding another image with the object (R@1)",
+_BARS = {
+    "Finding the images that show an object (mAP)": _DECIDING,
+    "Own caption among those of the same class (R@1)": _CAPTION,
+    "Finding the image of a caption (R@1)": ("text_to_image", "conditioned", "r@1"),
+    "Finding another image with the object (R@1)": ("image_to_image", "conditioned", "r@1"),
 }
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RunInfo:
-    """The texts, history and settings of a run for its report.
-
-    Attributes:
-      title, subtitle: of the page.
-      evaluator: name of the evaluation in `metrics.jsonl`.
-      history: rows of `metrics.jsonl`; may be empty. Without "oid" the plateau is not mentioned.
-      settings: pairs (setting, value), in words.
-      config: all settings, shown folded at the end.
-    """
-
-    title: str
-    subtitle: str
-    evaluator: str
-    history: History
-    settings: Sequence[tuple[str, str]]
-    config: Mapping[str, Any]
-
-
 def write(
-    path: pathlib.Path, *, evaluated: Evaluated, pictures: Pictures | None, run: RunInfo
+    path: pathlib.Path,
+    *,
+    evaluated: Evaluated,
+    pictures: Pictures | None,
+    evaluator: str,
+    history: History,
+    settings: Sequence[tuple[str, str]],
+    config: Mapping[str, Any],
+    title: str,
+    subtitle: str,
 ) -> pathlib.Path:
     """Writes the page.
 
     Args:
       pictures: None leaves the sections with pictures out.
+      evaluator: name of the evaluation in `metrics.jsonl`.
+      history: rows of `metrics.jsonl`; may be empty. Without "oid" the plateau is not mentioned.
+      settings: pairs (setting, value), in words.
+      config: all settings, shown folded at the end.
 
     Raises:
       PerceptionError: the file cannot be written.
     """
-    page = Report(run.title, run.subtitle)
-    _add_headline(page, evaluated, run)
+    page, scores = Report(title, subtitle), evaluated.report
+    _add_headline(page, evaluated, history)
     if pictures is not None:
         _add_scenes(page, pictures)
         _add_overlooked(page, pictures, evaluated.measured)
-    _add_learning(page, evaluated.report, run)
-    _add_copying(page, evaluated.report, run)
+    _add_learning(page, scores, history, evaluator)
+    _add_copying(page, scores, history, evaluator)
     _add_tables(page, evaluated)
-    _add_settings(page, evaluated, run)
+    sections.add_run_settings(
+        page,
+        config,
+        rows=[*settings, *_measured_rows(evaluated)],
+        note="One run with one seed: differences of a point or two may be noise. The maps show "
+        "what changes a score, not the outline of an object; the decision is the presence logit, "
+        "not the map.",
+    )
     return page.write(path)
 
 
-def _add_headline(page: Report, evaluated: Evaluated, run: RunInfo) -> None:
+def _add_headline(page: Report, evaluated: Evaluated, history: History) -> None:
     page.add_section(
         "Effect of the instruction",
         "The same backbone with an instruction (“the kite”) and without one. An overlooked object "
         "is not the largest of its image, or fills less than 2 % of it.",
     )
-    found = curves.plateau(run.history)
+    found = curves.plateau(history)
     if found is not None and not found.left:
         page.add_text(
             "This run is too short: it has not left the plateau on which training begins, so the "
@@ -99,7 +101,17 @@ def _add_headline(page: Report, evaluated: Evaluated, run: RunInfo) -> None:
     measured, scores = evaluated.measured, evaluated.report
     rows = [
         _presence_row(scores),
-        *(_deciding_row(measured, scores, stratum) for stratum in ("overlooked", "all")),
+        *(
+            _compared(
+                measured,
+                scores,
+                _DECIDING,
+                stratum,
+                name=f"{what} objects: finding the images that show one (mAP)",
+                meaning="For each class all images are ranked by their score for it (L-protocol).",
+            )
+            for what, stratum in (("Overlooked", "overlooked"), ("All", "all"))
+        ),
         _caption_row(measured, scores),
         _naming_row(scores),
     ]
@@ -108,6 +120,17 @@ def _add_headline(page: Report, evaluated: Evaluated, run: RunInfo) -> None:
     if groups:
         title = "The largest objects and the overlooked ones"
         page.add_chart(bar_chart(groups, title, percent=True, maximum=1.0))
+
+
+def _shares(
+    scores: Scores, task: str, systems: Sequence[str], stratum: str, metric: str
+) -> list[float] | None:
+    """A number of several systems as fractions; None if its task was left out or has no query."""
+    part = getattr(scores, task)
+    if part is None:
+        return None
+    found = [part[system][stratum][metric] for system in systems]
+    return None if None in found else found
 
 
 def _presence_row(scores: Scores) -> Metric | None:
@@ -124,23 +147,8 @@ def _presence_row(scores: Scores) -> Metric | None:
     )
 
 
-def _deciding_row(measured: Measured, scores: Scores, stratum: str) -> Metric | None:
-    what = {"all": "All objects", "overlooked": "Overlooked objects"}[stratum]
-    return _compared(
-        measured,
-        scores,
-        _DECIDING,
-        stratum,
-        name=f"{what}: finding the images that show one (mAP)",
-        meaning="For each class all images are ranked by their score for it (L-protocol).",
-    )
-
-
 def _caption_row(measured: Measured, scores: Scores) -> Metric | None:
-    counted = scores.image_to_text and scores.image_to_text["conditioned"]["all"]["n_same_class"]
-    if not counted:
-        return None
-    return _compared(
+    row = _compared(
         measured,
         scores,
         _CAPTION,
@@ -148,7 +156,11 @@ def _caption_row(measured: Measured, scores: Scores) -> Metric | None:
         name="Own caption among those of the same class (R@1)",
         meaning="These captions differ only in the object's appearance and place, so copying the "
         "instruction does not help.",
-        baselines={"chance": _caption_chance(measured)},
+    )
+    if row is None:
+        return None
+    return dataclasses.replace(
+        row, baselines={**row.baselines, "chance": _caption_chance(measured)}
     )
 
 
@@ -160,14 +172,12 @@ def _compared(
     *,
     name: str,
     meaning: str,
-    baselines: Mapping[str, float] | None = None,
 ) -> Metric | None:
     """A number with and without the instruction, and the interval of the difference; None without
     a query."""
     task, conditioned, metric = number
-    part = getattr(scores, task)
-    values = [part[one][stratum][metric] for one in (conditioned, "static", "blank")]
-    if None in values:
+    values = _shares(scores, task, (conditioned, "static", "blank"), stratum, metric)
+    if values is None:
         return None
     found = paired_interval(
         *(statistic(measured, task, one, metric, stratum) for one in (conditioned, "static")),
@@ -180,7 +190,7 @@ def _compared(
     return Metric(
         name=name,
         value=values[0],
-        baselines={STATIC: values[1], BLANK: values[2], **(baselines or {})},
+        baselines={STATIC: values[1], BLANK: values[2]},
         meaning=f"{meaning} {gain}",
     )
 
@@ -196,53 +206,35 @@ def _caption_chance(measured: Measured) -> float:
 
 
 def _naming_row(scores: Scores) -> Metric | None:
-    part = scores.p_protocol
-    names = {"copy floor": "copy_floor", STATIC: "static"}
-    values = {title: part[name]["all"]["acc@1"] for title, name in names.items()}
-    if part["conditioned"]["all"]["acc@1"] is None:
+    systems = ("conditioned", "copy_floor", "static")
+    values = _shares(scores, "p_protocol", systems, "all", "acc@1")
+    if values is None:
         return None
     return Metric(
         name="Naming what the instruction names",
-        value=part["conditioned"]["all"]["acc@1"],
-        baselines=values,
+        value=values[0],
+        baselines={"copy floor": values[1], STATIC: values[2]},
         meaning="The instruction contains the answer: an image of one colour reaches the copy "
         "floor. Only what exceeds the floor comes from the image (P-protocol).",
     )
 
 
 def _bars(scores: Scores) -> dict[str, list[Bar]]:
-    groups = {
-        "Present or absent (AUC)": {
-            stratum: (scores.diagnostics["oid_auc"][stratum], static)
-            for stratum, static in scores.diagnostics["static_auc"].items()
-        },
-        "Finding the images that show an object (mAP)": _by_stratum(scores, *_DECIDING),
-        "Own caption among those of the same class (R@1)": _by_stratum(scores, *_CAPTION),
-    }
-    for task, title in _RETRIEVAL.items():
-        groups[title] = _by_stratum(scores, task, "conditioned", "r@1")
+    auc = [scores.diagnostics[f"{one}_auc"] for one in ("oid", "static")]
+    strata = ("salient", "overlooked")
+    groups = {"Present or absent (AUC)": [[part[stratum] for part in auc] for stratum in strata]}
+    for title, (task, system, metric) in _BARS.items():
+        systems = (system, "static")
+        groups[title] = [_shares(scores, task, systems, stratum, metric) for stratum in strata]
     bars = {
         title: [
-            Bar(stratum, values[stratum][0], baselines={STATIC: values[stratum][1]})
-            for stratum in ("salient", "overlooked")
-            if None not in values.get(stratum, (None,))
+            Bar(stratum, values[0], baselines={STATIC: values[1]})
+            for stratum, values in zip(strata, found, strict=True)
+            if values and None not in values
         ]
-        for title, values in groups.items()
+        for title, found in groups.items()
     }
     return {title: found for title, found in bars.items() if found}
-
-
-def _by_stratum(
-    scores: Scores, task: str, conditioned: str, metric: str
-) -> dict[str, tuple[float | None, float | None]]:
-    """A number with and without the instruction; {} if the task was left out."""
-    part = getattr(scores, task)
-    if part is None:
-        return {}
-    return {
-        stratum: tuple(part[one][stratum][metric] for one in (conditioned, "static"))
-        for stratum in part[conditioned]
-    }
 
 
 def _add_scenes(page: Report, pictures: Pictures) -> None:
@@ -286,14 +278,14 @@ def _add_overlooked(page: Report, pictures: Pictures, measured: Measured) -> Non
     )
 
 
-def _add_learning(page: Report, scores: Scores, run: RunInfo) -> None:
-    decisions = curves.decision_chart(run.history)
+def _add_learning(page: Report, scores: Scores, history: History, evaluator: str) -> None:
+    decisions = curves.decision_chart(history)
     charts = (
         decisions,
-        curves.losses_chart(run.history),
-        curves.deciding_chart(run.history, run.evaluator, scores.diagnostics["static_auc"]),
+        curves.losses_chart(history),
+        curves.deciding_chart(history, evaluator, scores.diagnostics["static_auc"]),
     )
-    intro = _plateau_text(curves.plateau(run.history)) if decisions else ""
+    intro = _plateau_text(curves.plateau(history)) if decisions else ""
     sections.add_learning_curves(page, charts, intro)
 
 
@@ -310,8 +302,7 @@ def _plateau_text(found: curves.Plateau | None) -> str:
     return f"{text} This run has not left it by step {found.end:,} ({rule}): train longer."
 
 
-def _add_copying(page: Report, scores: Scores, run: RunInfo) -> None:
-    scored, floor = scores.diagnostics, scores.p_protocol
+def _add_copying(page: Report, scores: Scores, history: History, evaluator: str) -> None:
     page.add_section(
         "Does the model use the image or copy the instruction?",
         "Adapters can take a shortcut and write the instruction's words into the embedding of any "
@@ -319,21 +310,17 @@ def _add_copying(page: Report, scores: Scores, run: RunInfo) -> None:
         "colour, have the same scores.",
     )
     names = {"present": "present", "absent": "absent", "blank": "in an image of one colour"}
-    cosines = [
-        f"{scored[f'cosine_{key}']:.2f} {words}"
-        for key, words in names.items()
-        if scored[f"cosine_{key}"] is not None
-    ]
+    found = {words: scores.diagnostics[f"cosine_{key}"] for key, words in names.items()}
+    cosines = [f"{value:.2f} {words}" for words, value in found.items() if value is not None]
     text = f"At the end, the cosine with the object's name: {', '.join(cosines)}."
-    named = [floor[name]["all"]["acc@1"] for name in ("conditioned", "copy_floor")]
+    named = [scores.p_protocol[name]["all"]["acc@1"] for name in ("conditioned", "copy_floor")]
     if None not in named:
         text += f" Named right: {100 * named[0]:.1f} %; the copy floor is {100 * named[1]:.1f} %."
     page.add_text(text)
-    history = run.history
     charts = (
         curves.cosines_chart(history),
-        curves.evaluated_cosines_chart(history, run.evaluator),
-        curves.naming_chart(history, run.evaluator),
+        curves.evaluated_cosines_chart(history, evaluator),
+        curves.naming_chart(history, evaluator),
     )
     for chart in filter(None, charts):
         page.add_chart(chart)
@@ -353,23 +340,11 @@ def _add_tables(page: Report, evaluated: Evaluated) -> None:
     )
 
 
-def _add_settings(page: Report, evaluated: Evaluated, run: RunInfo) -> None:
-    sections.add_run_settings(
-        page,
-        run.config,
-        rows=[*run.settings, *_measured_rows(evaluated)],
-        note="One run with one seed: differences of a point or two may be noise. The maps show "
-        "what changes a score, not the outline of an object; the decision is the presence logit, "
-        "not the map.",
-    )
-
-
 def settings_rows(task: GiveTask, model: Give, config: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The main settings of a run as pairs (setting, value), in words."""
     blocks = model.backbone.vision.blocks
     losses, sampler = task.config.losses, config["sampler"]
     image, train = task.backbone.processor.image, config["train"]
-    optim = train["optim"]
     groups = "groups of one class" if sampler["grouped"] else "random groups"
     weights = ", ".join(f"{name.upper()} {getattr(losses, name):g}" for name in _LOSSES)
     return [
@@ -386,13 +361,7 @@ def settings_rows(task: GiveTask, model: Give, config: Mapping[str, Any]) -> lis
             f"{sampler['groups']} {groups} × {sampler['images']} images × 2 objects = "
             f"{train['batch_size']} rows, each also with an absent instruction",
         ),
-        (
-            "optimizer",
-            f"{optim['name']}, learning rate {optim['learning_rate']:g}, {optim['warmup_steps']} "
-            f"steps of warm-up, {optim['schedule']}",
-        ),
-        ("steps", f"{train['steps']:,}"),
-        ("seed", str(train["seed"])),
+        *sections.training_rows(train),
     ]
 
 

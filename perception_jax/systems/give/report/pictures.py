@@ -14,16 +14,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from perception_jax.data import images, views
 from perception_jax.data.records import Record, Source
+from perception_jax.data.views import View
 from perception_jax.evals.conditioned.accumulate import Measured
 from perception_jax.evals.conditioned.annotations import ABSENT
-from perception_jax.nn import maps
+from perception_jax.inference.single_image import Viewer
+from perception_jax.nn.maps import text_relevance
 from perception_jax.systems.give.adapter import InstructionFeatures
-from perception_jax.systems.give.encoding.encode import ConditionedEncoder, take_rows
-from perception_jax.systems.give.maps import conditioned_maps
+from perception_jax.systems.give.encode import CaptionTable, ConditionedEncoder
+from perception_jax.systems.give.maps import MapComputer
 from perception_jax.systems.give.model import ConditionedTower, Give
-from perception_jax.viz import ImageCard, draw_boxes, patch_maps
+from perception_jax.viz import ImageCard, draw_boxes, overlay
 from perception_jax.viz.sheet import PANEL
 
 SCENES = 6
@@ -35,27 +36,6 @@ OVERLOOKED = 8
 CAPTIONS = 2
 """Number of nearest captions shown."""
 _MARKS = {True: "✓", False: "✗"}
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ComparedMaps:
-    """One image with an instruction and without it.
-
-    Attributes:
-      conditioned, static: unit embeddings with the instruction and without.
-      presence: probability that the object is present.
-      presence_relevance: relevance of each patch for the presence logit, conditioned.
-      text_relevance: relevance for the cosine with the instruction, unconditioned.
-      attention: of the unconditioned tower's class token or pooling head.
-    """
-
-    conditioned: Float[Array | np.ndarray, " E"]
-    static: Float[Array | np.ndarray, " E"]
-    presence: Float[Array | np.ndarray, ""]
-    presence_relevance: Float[Array | np.ndarray, "rows columns"]
-    text_relevance: Float[Array | np.ndarray, "rows columns"]
-    attention: Float[Array | np.ndarray, "rows columns"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,11 +60,11 @@ class Pictures:
         self._model, self._encoder = model, encoder
         self._records, self._measured = records, measured
         notes = measured.annotations
-        self._instructions = encoder.instructions(model, notes.instructions)
-        self._captions = tuple(dict.fromkeys(notes.captions.texts))
-        self._caption_rows = encoder.texts(model, self._captions) if self._captions else None
-        self._patch = model.backbone.vision.patch_embed.patch
-        self._compare = jax.jit(self._compared)
+        self._maps = MapComputer(model, encoder, notes.instructions)
+        self._captions = CaptionTable(model, encoder, tuple(dict.fromkeys(notes.captions.texts)))
+        patch = model.backbone.vision.patch_embed.patch
+        self._view = Viewer(encoder.processor.image, patch=patch, side=PANEL)
+        self._text_relevance = jax.jit(self._compute_text_relevance)
 
     def scenes(self) -> list[list[ImageCard]]:
         """Rows of cards, one an image: the image and its attention, then for each instruction the
@@ -123,42 +103,38 @@ class Pictures:
 
     def _scene(self, image: int, queries: list[_Query]) -> list[ImageCard]:
         record = self._records[image]
-        view = self._view(record)
-        compared = [self._maps(view, query) for query in queries]
+        view = self._view(record.image, name=record.id)
+        attention, static = self._maps.static(view.pixels)
         shown = ", ".join(dict.fromkeys(item.name for item in record.objects))
         boxed = _boxed(view, record, range(len(record.objects)), named=True)
-        plain = f"No instruction: attention\n{self._nearest(compared[0].static, queries)}"
+        plain = f"No instruction: attention\n{self._nearest(static, queries)}"
         cards = [
             ImageCard(boxed, f"The image: {shown}"),
-            ImageCard(patch_maps.over(view.picture, compared[0].attention), plain.strip()),
+            ImageCard(overlay.over_grey(view.picture, attention), plain.strip()),
         ]
-        for query, found in zip(queries, compared, strict=True):
-            cards += [
-                self._conditioned(view, query, found),
-                self._static(view, image, query, found),
-            ]
+        for query in queries:
+            cards += [self._conditioned(view, query), self._static(view, image, query)]
         return cards
 
-    def _conditioned(self, view: views.View, query: _Query, found: ComparedMaps) -> ImageCard:
-        present = bool(found.presence > 0.5)
+    def _conditioned(self, view: View, query: _Query) -> ImageCard:
+        found = self._maps.conditioned(view.pixels, self._index(query))
+        chance = float(jax.nn.sigmoid(found.presence_logit))
+        present = chance > 0.5
         decision = f"“{self._instruction(query)}”: {'present' if present else 'absent'}"
-        lines = [
-            f"{decision}, {percent(float(found.presence))}",
-            self._nearest(found.conditioned, [query]),
-        ]
+        lines = [f"{decision}, {percent(chance)}", self._nearest(found.embedding, [query])]
         return ImageCard(
-            patch_maps.over(view.picture, found.presence_relevance),
+            overlay.over_grey(view.picture, found.relevance),
             "\n".join(filter(None, lines)),
             "ok" if present == (query.pair is not None) else "wrong",
         )
 
-    def _static(
-        self, view: views.View, image: int, query: _Query, found: ComparedMaps
-    ) -> ImageCard:
+    def _static(self, view: View, image: int, query: _Query) -> ImageCard:
+        instruction = self._maps.instruction(self._index(query))
+        relevance = self._text_relevance(self._model, view.pixels[None], instruction)
         text = f"“{self._instruction(query)}”, unconditioned"
         if query.pair is not None:
             text += f"\n{self._ahead(image, query.class_id)}"
-        return ImageCard(patch_maps.over(view.picture, found.text_relevance), text)
+        return ImageCard(overlay.over_grey(view.picture, np.asarray(relevance)), text)
 
     def _card(self, pair: int, present: bool) -> ImageCard:
         notes = self._measured.annotations
@@ -166,7 +142,7 @@ class Pictures:
         record = self._records[image]
         name = notes.classes[class_id].name
         own = [k for k, item in enumerate(record.objects) if item.name == name]
-        boxed = _boxed(self._view(record), record, own, named=False)
+        boxed = _boxed(self._view(record.image, name=record.id), record, own, named=False)
         chance = float(jax.nn.sigmoid(self._logit(pair)))
         text = f"{name}: {percent(chance)}\n{self._ahead(image, class_id)}"
         return ImageCard(boxed, text, "ok" if present else "wrong")
@@ -186,16 +162,14 @@ class Pictures:
 
     def _nearest(self, embedding: Float[np.ndarray, " E"], queries: list[_Query]) -> str:
         """The nearest captions; those of the queried objects are marked as right."""
-        if self._caption_rows is None:
-            return ""
         notes = self._measured.annotations
         pairs = [query.pair for query in queries if query.pair is not None]
         own = np.flatnonzero(np.isin(notes.captions.pair, pairs))
         right = {notes.captions.texts[k] for k in own}
-        cosines = self._caption_rows @ embedding
-        best = np.argsort(-cosines, kind="stable")[:CAPTIONS]
-        texts = [(cosines[k], self._captions[k]) for k in best]
-        return "\n".join(f"{_MARKS[text in right]} {text}, {cosine:.2f}" for cosine, text in texts)
+        return "\n".join(
+            f"{_MARKS[one.caption in right]} {one.caption}, {one.cosine:.2f}"
+            for one in self._captions.nearest(embedding, CAPTIONS)
+        )
 
     def _instruction(self, query: _Query) -> str:
         return self._measured.annotations.instructions[self._index(query)]
@@ -211,30 +185,13 @@ class Pictures:
         pairs = self._measured.annotations.pairs
         return float(self._measured.presence[pairs.image[pair], pairs.class_id[pair]])
 
-    def _view(self, record: Record) -> views.View:
-        original = images.decode(record.image, name=record.id)
-        image = self._encoder.processor.image
-        return views.view(image, original, patch=self._patch, side=PANEL)
-
-    def _maps(self, view: views.View, query: _Query) -> ComparedMaps:
-        instruction = take_rows(self._instructions, jnp.array([self._index(query)]))
-        return jax.device_get(self._compare(self._model, view.pixels[None], instruction))
-
-    def _compared(
+    def _compute_text_relevance(
         self, model: Give, pixels: UInt8[Array, "1 S S 3"], instruction: InstructionFeatures
-    ) -> ComparedMaps:
-        normal = self._encoder.normalised(pixels)
-        conditioned = conditioned_maps(model, normal, instruction, instruction.mask)
+    ) -> Float[Array, "rows columns"]:
+        """Relevance for the cosine with the instruction, unconditioned."""
         off = dataclasses.replace(instruction, strength=jnp.float32(0.0))
-        static = ConditionedTower(model, off)
-        return ComparedMaps(
-            conditioned=conditioned.embedding,
-            static=model(normal).embedding[0],
-            presence=jax.nn.sigmoid(conditioned.presence_logit),
-            presence_relevance=conditioned.relevance,
-            text_relevance=maps.text_relevance(static, normal, instruction.embedding)[0],
-            attention=maps.class_attention(model.backbone.vision, normal)[0],
-        )
+        normal = self._encoder.normalised(pixels)
+        return text_relevance(ConditionedTower(model, off), normal, instruction.embedding)[0]
 
 
 def percent(share: float) -> str:
@@ -243,7 +200,7 @@ def percent(share: float) -> str:
 
 
 def _boxed(
-    view: views.View, record: Record, chosen: range | list[int], *, named: bool
+    view: View, record: Record, chosen: range | list[int], *, named: bool
 ) -> UInt8[np.ndarray, "C C 3"]:
     """Draws the boxes of some objects of the record on the picture."""
     items = [record.objects[k] for k in chosen if record.objects[k].box is not None]

@@ -1,4 +1,4 @@
-"""Many texts and images through a `Give`, in calls of fixed shapes so that nothing recompiles.
+"""Encodes texts, and images with and without instructions.
 
 Letters: n texts, T text tokens, B rows, Q images, S image side, E embedding width.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
@@ -20,8 +21,8 @@ from perception_jax.nn.text_tower import TextTower
 from perception_jax.ops.image import normalise
 from perception_jax.ops.losses import unit
 from perception_jax.systems.give.adapter import InstructionFeatures
-from perception_jax.systems.give.encoding.galleries import Steered
 from perception_jax.systems.give.model import Give, instruct
+from perception_jax.systems.give.prediction import CaptionScore
 
 GENERIC = "the image"
 """An instruction that names no object, for ablations and the "plus" profile."""
@@ -41,8 +42,24 @@ class InstructionConfig:
     informed: bool = True
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Conditioned:
+    """Outputs for images under instructions.
+
+    Attributes:
+      embedding: conditioned embeddings of any length.
+      presence: logit that the named object is in the image.
+    """
+
+    embedding: Float[Array | np.ndarray, "B E"]
+    presence: Float[Array | np.ndarray, " B"]
+
+
 class ConditionedEncoder:
-    """Encodes texts, and images with and without instructions; a `galleries.SteeredEncoder`.
+    """Encodes texts, and images with and without instructions.
+
+    `static` and `conditioned` are functions for `inference.Batched` and `inference.BatchedPairs`.
 
     Attributes:
       processor: mean and standard deviation of the pixels, tokenizer of the texts; images passed in
@@ -98,7 +115,7 @@ class ConditionedEncoder:
         if not self.config.informed:
             generic = read([GENERIC])
             for name in ("states", "mask"):
-                rows[name] = np.repeat(generic[name], len(texts), axis=0)
+                rows[name] = np.repeat(generic[name], len(rows[name]), axis=0)
         longest = int(rows["mask"].sum(axis=1).max(initial=1))
         mask = rows["mask"][:, :longest]
         return InstructionFeatures(
@@ -112,17 +129,17 @@ class ConditionedEncoder:
         """Unit embeddings of images without an instruction."""
         return model(self.normalised(pixels)).embedding
 
-    def steered(
+    def conditioned(
         self,
         model: Give,
         pixels: UInt8[Array, "Q S S 3"],
-        rows: Int[Array, " B"],
-        states: InstructionFeatures,
+        image: Int[Array, " B"],
+        instructions: InstructionFeatures,
         instruction: Int[Array, " B"],
-    ) -> Steered:
-        """Row b is image `rows[b]` of `pixels` under instruction `instruction[b]` of `states`."""
-        out = model(self.normalised(pixels)[rows], take_rows(states, instruction))
-        return Steered(embedding=out.embedding, presence=out.presence_logit)
+    ) -> Conditioned:
+        """Row b is image `image[b]` of `pixels` under instruction `instruction[b]`."""
+        out = model(self.normalised(pixels)[image], take_rows(instructions, instruction))
+        return Conditioned(embedding=out.embedding, presence=out.presence_logit)
 
     def normalised(self, pixels: UInt8[Array, "B S S 3"]) -> Float[Array, "B S S 3"]:
         """Normalises pixels for the image tower."""
@@ -130,17 +147,31 @@ class ConditionedEncoder:
         return normalise(pixels, image.mean, image.std)
 
     def _ids(self, texts: Sequence[str]) -> Int[np.ndarray, "n T"]:
-        return np.asarray(self.processor.texts(list(texts)))
+        return np.asarray(self.processor.texts(texts))
+
+
+class CaptionTable:
+    """Captions with their embeddings, to list the nearest of an image; may be empty."""
+
+    def __init__(self, model: Give, encoder: ConditionedEncoder, captions: Sequence[str]):
+        self._captions = tuple(captions)
+        self._rows = encoder.texts(model, self._captions) if self._captions else None
+
+    def nearest(self, embedding: Float[np.ndarray, " E"], count: int) -> tuple[CaptionScore, ...]:
+        """The nearest captions, best first."""
+        if self._rows is None:
+            return ()
+        cosines = self._rows @ embedding
+        best = np.argsort(-cosines, kind="stable")[:count]
+        return tuple(
+            CaptionScore(caption=self._captions[k], cosine=float(cosines[k])) for k in best
+        )
 
 
 def take_rows(instructions: InstructionFeatures, index: Int[Array, " B"]) -> InstructionFeatures:
     """Selects rows of instruction features."""
-    return dataclasses.replace(
-        instructions,
-        states=jnp.asarray(instructions.states)[index],
-        mask=jnp.asarray(instructions.mask)[index],
-        embedding=jnp.asarray(instructions.embedding)[index],
-    )
+    rows = {name: jnp.asarray(x)[index] for name, x in as_arrays(instructions).items()}
+    return dataclasses.replace(instructions, **rows)
 
 
 def as_arrays(instructions: InstructionFeatures) -> dict[str, Array | np.ndarray]:

@@ -1,7 +1,7 @@
-"""Which encoder passes an evaluation takes, in which blocks, and what it holds in memory.
+"""The encoder passes of an evaluation, in blocks, and the memory that they take.
 
-A block is a set of instructions whose galleries are made in one pass over the images; its
-conditioned embeddings are the only ones that are held. Letters: p passes of a block.
+A block is a set of instructions whose galleries are made in one pass over the images; only its
+conditioned embeddings are in memory at that time. Letters: p passes of a block.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Int
 
 from perception_jax.errors import ConfigError
 from perception_jax.evals.conditioned.accumulate import Needs
 from perception_jax.evals.conditioned.annotations import Annotations
+from perception_jax.inference.pairs import ImageTextPairs
 
 _FLOAT = 4
 _CELL = 6 * 4 + 6
@@ -23,42 +23,17 @@ _RANKING = 40
 """Bytes per score of a block while it is ranked: the score, its keys and masks."""
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Rows:
-    """Encoder passes in the order of their images.
-
-    Attributes:
-      image: of each; the number of images stands for the blank image.
-      instruction: of each.
-    """
-
-    image: Int[np.ndarray, " p"]
-    instruction: Int[np.ndarray, " p"]
-
-    def images(self) -> Int[np.ndarray, " n"]:
-        """The distinct images, ascending."""
-        return np.unique(self.image)
-
-    def images_per_step(self, batch_size: int) -> int:
-        """Most distinct images among `batch_size` consecutive passes of a step."""
-        new = np.diff(self.image, prepend=-1) != 0
-        new[::batch_size] = True
-        return int(np.add.reduceat(new, np.arange(0, len(new), batch_size)).max(initial=1))
-
-
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Plan:
     """What an evaluation costs before it starts.
 
     Attributes:
       blocks: instructions of each block.
-      batch_size: rows of a step.
-      images_per_step: images that a step is given, from which its rows are taken.
+      batch_size: rows of a call.
+      images_per_call: images of a call, which its rows share.
       images, classes, instructions: numbers of them; instructions that need a gallery.
-      static_passes: encoder passes without an instruction.
-      conditioned_passes: with one, blank images included.
-      blank_passes: of these, on the blank image.
-      padded_passes: rows that fill up the last step of a block.
+      conditioned_passes: encoder passes with an instruction, one of each on the blank image.
+      padded_passes: rows that fill up the last call of a block.
       image_reads: how often an image is read, over all blocks.
       gallery_bytes: conditioned embeddings of the largest block.
       scoring_bytes: what is held while the largest gallery is scored.
@@ -69,13 +44,11 @@ class Plan:
 
     blocks: tuple[tuple[int, ...], ...]
     batch_size: int
-    images_per_step: int
+    images_per_call: int
     images: int
     classes: int
     instructions: int
-    static_passes: int
     conditioned_passes: int
-    blank_passes: int
     padded_passes: int
     image_reads: int
     gallery_bytes: int
@@ -92,9 +65,9 @@ class Plan:
             (
                 f"evaluation  {self.images:,} images x {self.classes:,} classes, "
                 f"{self.instructions:,} instructions",
-                f"passes      {self.static_passes:,} static, {self.conditioned_passes:,} "
-                f"conditioned ({self.blank_passes:,} of them blank), {self.padded_passes:,} "
-                f"padding; {self.batch_size} a step, from up to {self.images_per_step} images",
+                f"passes      {self.images:,} static, {self.conditioned_passes:,} "
+                f"conditioned ({self.instructions:,} of them blank), {self.padded_passes:,} "
+                f"padding; {self.batch_size} a step, from up to {self.images_per_call} images",
                 f"blocks      {len(self.blocks):,}, so {self.image_reads:,} images read",
                 f"memory      {_size(sum(parts))} on the host: galleries {galleries}, scoring "
                 f"{scoring}, other embeddings {other}, scores {scores} "
@@ -103,7 +76,7 @@ class Plan:
         )
 
 
-def block_rows(needs: Needs, instructions: Sequence[int], blank: int) -> Rows:
+def block_pairs(needs: Needs, instructions: Sequence[int], blank: int) -> ImageTextPairs:
     """Passes of a block: what each instruction needs and the blank image, sorted by image.
 
     Args:
@@ -113,7 +86,7 @@ def block_rows(needs: Needs, instructions: Sequence[int], blank: int) -> Rows:
     image = np.concatenate(galleries)
     owner = np.repeat(np.asarray(instructions, np.int64), [len(part) for part in galleries])
     order = np.argsort(image, kind="stable")
-    return Rows(image[order], owner[order])
+    return ImageTextPairs(image[order], owner[order])
 
 
 def make_plan(
@@ -129,7 +102,7 @@ def make_plan(
     Args:
       needs: which images each instruction needs.
       width: of an embedding.
-      batch_size: rows of a step.
+      batch_size: rows of a call.
       block_bytes: for the conditioned embeddings of a block; one gallery always fits.
 
     Raises:
@@ -143,23 +116,21 @@ def make_plan(
     row = (width + 1) * _FLOAT  # and the presence logit
     images, classes = annotations.labels.shape
     blocks = _blocks(needs, block_bytes // row)
-    rows = [block_rows(needs, block, images) for block in blocks]
-    passes = [len(part.image) for part in rows]
+    pairs = [block_pairs(needs, block, images) for block in blocks]
+    passes = [len(part.image) for part in pairs]
     texts = len(annotations.captions.texts)
     largest = max((len(part) for part in needs.images), default=0)
     vectors = 2 * (images + classes + texts) + len(annotations.pairs.image) + len(needs.images)
     return Plan(
         blocks=blocks,
         batch_size=batch_size,
-        images_per_step=max((part.images_per_step(batch_size) for part in rows), default=1),
+        images_per_call=max((part.images_per_call(batch_size) for part in pairs), default=1),
         images=images,
         classes=classes,
         instructions=len(needs.made),
-        static_passes=images,
         conditioned_passes=sum(passes),
-        blank_passes=len(needs.made),
         padded_passes=sum(-count % batch_size for count in (*passes, images)),
-        image_reads=images + sum(len(part.images()) - 1 for part in rows),
+        image_reads=images + sum(len(part.images()) - 1 for part in pairs),
         gallery_bytes=max(passes, default=0) * row,
         scoring_bytes=5 * largest * width * _FLOAT
         + _RANKING * min(1 << 22, largest * max(texts, largest)),

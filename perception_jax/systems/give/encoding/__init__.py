@@ -1,1 +1,0 @@
-"""Many images under many instructions, in steps of one shape."""

@@ -1,0 +1,59 @@
+"""The training step of a task on a mesh, put together from shapes alone."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import optax
+from jax.sharding import Mesh
+
+from perception_jax.train.config import TrainConfig
+from perception_jax.train.optim import make_optimizer
+from perception_jax.train.state import (
+    AbstractModel,
+    TrainState,
+    abstract_model,
+    abstract_state,
+    init_state,
+    state_shardings,
+)
+from perception_jax.train.step import Step, TracedStep, make_step, trace_step
+from perception_jax.train.task import Batch, Task
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TaskStep:
+    """A training step before it is compiled; `model` and `state` have shapes for leaves."""
+
+    task: Task
+    mesh: Mesh
+    model: AbstractModel
+    optimizer: optax.GradientTransformation
+    state: TrainState
+    shardings: TrainState
+    step: Step
+
+    @classmethod
+    def of(cls, task: Task, config: TrainConfig, mesh: Mesh) -> TaskStep:
+        """Puts model, optimizer, shardings and step together."""
+        model = abstract_model(task)
+        optimizer = make_optimizer(config.optim, config.steps, model.trainable)
+        ema = config.optim.ema
+        state = abstract_state(model, optimizer.transform, ema=ema is not None)
+        return cls(
+            task=task,
+            mesh=mesh,
+            model=model,
+            optimizer=optimizer.transform,
+            state=state,
+            shardings=state_shardings(state, task.shardings, mesh),
+            step=make_step(task, model, optimizer, compute_dtype=config.compute_dtype, ema=ema),
+        )
+
+    def init(self, seed: int) -> TrainState:
+        """The state of a new run, initialised or loaded in shards."""
+        return init_state(self.task, self.optimizer, self.shardings, seed)
+
+    def trace(self, batch: Batch) -> TracedStep:
+        """Traces the step for a batch of arrays or shapes."""
+        return trace_step(self.step, self.state, self.shardings, batch, self.mesh)
