@@ -11,10 +11,10 @@ import numpy as np
 from jaxtyping import Float
 
 from perception_jax.errors import ConfigError
+from perception_jax.inference.single_image import listed
 from perception_jax.nn.taps import Taps
 from perception_jax.systems.text.model import TextModel
 from perception_jax.viz import Report, heat_table
-from perception_jax.viz.patch_maps import listed
 
 _MARKS = {"\n": "↵", "\t": "⇥", " ": "·"}
 """How white space is shown."""
