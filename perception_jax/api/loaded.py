@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from perception_jax.data.inputs import as_images, as_texts
 from perception_jax.data.processors import ImageProcessor, Mode
+from perception_jax.data.tokenization import LanguageTokenizer
 from perception_jax.data.views import at_size
 from perception_jax.errors import CheckpointError, ConfigError
 from perception_jax.interop.dtypes import floating_dtype
@@ -35,7 +36,8 @@ class Processor:
     Attributes:
       image: resize and crop on the host, and the mean and standard deviation; None for a model
         that takes no images.
-      tokenizer: None if the checkpoint carries no vocabulary, or an unsupported one.
+      tokenizer: that of a text tower, or a language model's `LanguageTokenizer`; None if the
+        checkpoint carries no vocabulary, or an unsupported one.
     """
 
     image: ImageProcessor | None
@@ -69,7 +71,7 @@ class Processor:
         return normalise(jax.numpy.asarray(np.stack(pixels)), self.image.mean, self.image.std)
 
     def texts(self, texts: Any) -> Int[Array, "B T"]:
-        """Token ids of one text or several, padded to the context length.
+        """Token ids of one text or several for a text tower, padded to its context length.
 
         A text that is too long keeps its beginning; the log names the first such text.
 
@@ -77,10 +79,15 @@ class Processor:
           texts: a string or a list of strings.
 
         Raises:
-          ConfigError: something else.
+          ConfigError: something else, or a language model, whose texts are of any length.
           CheckpointError: the checkpoint came without a tokenizer.
         """
         items = as_texts(texts)
+        if isinstance(self.tokenizer, LanguageTokenizer):
+            raise ConfigError(
+                "processor.texts: expected a text tower, found a language model, whose texts are "
+                "not padded: use processor.tokenizer(text), or generate.Generator."
+            )
         if self.tokenizer is None:
             raise CheckpointError(
                 "this checkpoint came without a supported tokenizer: expected CLIP's (a "

@@ -25,7 +25,7 @@ from perception_jax.data.records import Turn
 from perception_jax.data.tokenization import Encoding, LanguageTokenizer
 from perception_jax.data.tokenization.sentencepiece import write_sentencepiece
 from perception_jax.errors import ConfigError, DataError
-from tests.tiny_llama_vocabulary import MODEL
+from perception_jax.testing.tiny_llama_vocabulary import MODEL
 
 PLAIN, VICUNA, V0 = TEMPLATES["plain"], TEMPLATES["vicuna_v1"], TEMPLATES["llava_v0"]
 GROMA, CHATML = TEMPLATES["groma"], TEMPLATES["chatml"]
@@ -108,6 +108,28 @@ def test_turns_that_no_template_takes():
     for nothing in ([], turns("hello", first="assistant"), [Turn(role="system", text="S")]):
         with pytest.raises(DataError, match="expected a turn of the user"):
             VICUNA.prompt(nothing)
+
+
+@pytest.mark.parametrize("line", ["\n", "\\n"])
+def test_chat_templates_are_known_by_their_marks(line):
+    """SmolLM2's form, one without a system text of its own as Qwen3's, and others."""
+    said = f"'<|im_start|>system{line}Be kind.<|im_end|>{line}'"
+    turn = f"'<|im_start|>' + message['role'] + '{line}' + message['content'] + '<|im_end|>{line}'"
+    assert conversation.from_jinja(f"{{{{ {said} }}}}{{{{ {turn} }}}}") == dataclasses.replace(
+        CHATML, system="Be kind."
+    )
+    named = f"'<|im_start|>system{line}' + messages[0]['content'] + '<|im_end|>{line}'"
+    without = conversation.from_jinja(f"{{{{ {named} }}}}{{{{ {turn} }}}}")
+    assert without.prompt(turns("a"), answer=True) == (
+        "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n"
+    )
+    for other in ("", "{{ '[INST]' + content + '[/INST]' }}", "{{ '<|im_start|>' }}"):
+        assert conversation.from_jinja(other) is None
+
+
+def test_another_system_text():
+    assert VICUNA.with_system("Short.").prompt(turns("a")) == "Short. USER: a "
+    assert VICUNA.with_system("").prompt(turns("a")) == "USER: a "
 
 
 def test_images_come_first():

@@ -14,6 +14,7 @@ from perception_jax.data.conversation.templates import (
     SEPARATOR,
     TEMPLATES,
     Template,
+    from_jinja,
     images_first,
     repeat_images,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "EncodedConversation",
     "Template",
     "encode",
+    "from_jinja",
     "image_spans",
     "images_first",
     "pad",
