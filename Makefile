@@ -39,7 +39,7 @@ quickstart: $(VENV)/.stamp-base
 	@$(BIN)/python -m launch.train --config=configs/quickstart.py --workdir=runs/quickstart $(ARGS)
 
 test: $(VENV)/.stamp-test
-	@$(PYTEST) -m "not slow" --durations=25 $(ARGS)
+	@$(PYTEST) -m "not slow" --durations=25 --limit $(ARGS)
 
 test-slow: $(VENV)/.stamp-test
 	@$(PYTEST) -m slow --durations=25 $(ARGS)

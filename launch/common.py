@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import functools
 import logging
 import os
 import pathlib
@@ -118,6 +119,8 @@ def parse(argv: Sequence[str], program: Program, values: flags.FlagValues | None
         raise UsageError(f"--{error.flagname}: there is no such flag{hint}") from error
     except flags.Error as error:
         raise UsageError(str(error)) from error
+    if program.config:
+        _check_elements(defaults, values.config)
     if len(rest) < len(program.positional):
         raise UsageError(f"{program.positional[len(rest)]} is missing.")
     if len(rest) > len(program.positional):
@@ -233,6 +236,24 @@ def _check_overrides(argv: Sequence[str], config: ml_collections.ConfigDict) -> 
         if key not in keys:
             hint = did_you_mean(key, keys, prefix="--config.")
             raise UsageError(f"--config.{key}: the config has no such setting{hint}")
+
+
+def _check_elements(defaults: ml_collections.ConfigDict, config: ml_collections.ConfigDict) -> None:
+    """Refuses tuples whose elements are of another type than those of the config file.
+
+    `config_flags` checks the type of every setting, but of a tuple not that of its elements.
+    """
+    for key in leaves(defaults):
+        before, now = (functools.reduce(getattr, key.split("."), c) for c in (defaults, config))
+        kinds = {type(item) for item in before} if isinstance(before, tuple) else set()
+        wider = {int} if float in kinds else set()
+        wrong = [item for item in now if type(item) not in kinds | wider] if kinds else []
+        if wrong:
+            names = " or ".join(sorted(kind.__name__ for kind in kinds))
+            raise UsageError(
+                f"--config.{key}: expected elements of type {names}, found {wrong[0]!r} "
+                f"({type(wrong[0]).__name__})"
+            )
 
 
 def main(program: Program, run: Callable[[Parsed], int | None], argv: Sequence[str]) -> int:

@@ -1,4 +1,4 @@
-"""Runs a system on an image, or on all images of a folder; writes a picture and JSON for each.
+"""Runs a system on an image, on all images of a folder, or on prompts; or talks with a model.
 
     python -m launch.predict encoder --model=scenes-clip --image=photo.jpg --text=dog \
         --out=runs/maps
@@ -6,11 +6,15 @@
         --out=runs/maps
     python -m launch.predict give --model=runs/give_scenes --image=photo.jpg \
         --instruction=kite --candidates=names.txt --out=runs/kite
+    python -m launch.predict text --model=HuggingFaceTB/SmolLM2-135M-Instruct --prompt=Hello
+    python -m launch.predict chat --model=HuggingFaceTB/SmolLM2-135M-Instruct
 
-The first argument is the system. encoder: maps of an image encoder (attention, the patches and
+The first argument is the command. encoder: maps of an image encoder (attention, the patches and
 pixels that count for each text, patch features), and how well the texts fit. give: the same encoder
 conditioned on an instruction: its maps, whether the object is there, and which of many objects are.
-`python -m launch.predict SYSTEM --help` shows the system's flags.
+Both write a picture and JSON for each image. text: a language model's answers to prompts. chat: a
+conversation with it in the terminal.
+`python -m launch.predict COMMAND --help` shows the command's flags.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ from launch import common, systems
 
 
 def define_flags(system: Any, values: flags.FlagValues) -> None:
-    """Defines the flags that all systems have, and the system's own."""
+    """Defines the flags that all systems for images have, and the system's own."""
     flags.DEFINE_string(
         "model",
         None,
@@ -49,13 +53,16 @@ PROGRAM = common.Program(
     define={
         name: functools.partial(define_flags, system)
         for name, system in systems.predicting_programs().items()
-    },
+    }
+    | {name: define for name, (define, _) in systems.commands().items()},
 )
 """The command line of this program."""
 
 
 def run(parsed: common.Parsed) -> int:
     """Predicts; returns 0, or 1 if no image of a folder can be used."""
+    if parsed.command in (commands := systems.commands()):
+        return commands[parsed.command][1](parsed.flags)
     from perception_jax.inference.images import ImageRun
 
     system = systems.predicting_programs()[parsed.command]

@@ -1,19 +1,21 @@
 """Finds the program of a system by its name.
 
 `perception_jax/systems/NAME/program.py` makes objects of settings. A system that trains has the
-functions of `Trains`, one that runs on images those of `Predicts`.
+functions of `Trains`, one that runs on images those of `Predicts`, one that runs on texts its own
+`COMMANDS`.
 """
 
 from __future__ import annotations
 
 import importlib
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import ml_collections
 from absl import flags
 
+from launch.common import Define
 from perception_jax import systems
 from perception_jax.errors import ConfigError, did_you_mean
 
@@ -95,6 +97,19 @@ class Predicts(Protocol):
         """Loads the model and returns a function for each image."""
 
 
+@runtime_checkable
+class HasCommands(Protocol):
+    """Protocol of the program of a system that brings whole commands for `launch.predict`, because
+    it runs on something else than images.
+
+    Attributes:
+      COMMANDS: by name, a function that defines all of the command's flags, and one that runs with
+        their values and returns the exit code.
+    """
+
+    COMMANDS: Mapping[str, tuple[Define, Callable[[flags.FlagValues], int]]]
+
+
 def names() -> list[str]:
     """Names of systems that have a program, in alphabetical order."""
     (folder,) = systems.__path__
@@ -133,6 +148,13 @@ def predicting_programs() -> dict[str, Predicts]:
     """All programs that run on images, by the names of their systems."""
     found = {name: _program(name) for name in names()}
     return {name: one for name, one in found.items() if isinstance(one, Predicts)}
+
+
+def commands() -> dict[str, tuple[Define, Callable[[flags.FlagValues], int]]]:
+    """Flags and function of the commands that systems bring, by name."""
+    programs = (_program(name) for name in names())
+    found = (one.COMMANDS for one in programs if isinstance(one, HasCommands))
+    return {name: command for some in found for name, command in some.items()}
 
 
 def _program(name: str) -> Any:

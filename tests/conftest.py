@@ -19,13 +19,13 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # torch's threads would wait for each o
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import jax  # noqa: E402
-from jaxtyping import install_import_hook  # noqa: E402
+import jaxtyping  # noqa: E402
 
 compile_cache.skip_several_cpu_devices()
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
 # Every annotation of the library is checked at each call.
-install_import_hook("perception_jax", "beartype.beartype")
+jaxtyping.install_import_hook("perception_jax", "beartype.beartype")
 # Tracing makes many short-lived objects; collecting at the default rate costs 7 % of the time.
 gc.set_threshold(50_000, 20, 20)
 # No test cuts the power; waiting for the disk was a tenth of the suite's time.
@@ -71,13 +71,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: session.place_in_order(item.path))
 
 
+_PHASE_START = pytest.StashKey[float]()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> None:
+    item.stash[_PHASE_START] = session.processor_seconds()
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Called behind each of setup, call and teardown."""
     report = yield
+    start, now = item.stash[_PHASE_START], session.processor_seconds()
+    item.stash[_PHASE_START] = now
     if report.passed and item.config.getoption("--limit"):
         slow = item.get_closest_marker("slow") is not None
-        load = session.load_per_core()
-        why = session.over_limit(report.duration, slow=slow, load_per_core=load)
+        why = session.over_limit(report.duration, now - start, slow=slow)
         if why:
             report.outcome, report.longrepr = "failed", f"{item.nodeid} {why}"
     return report
@@ -87,3 +97,14 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 def root() -> pathlib.Path:
     """The repository's root."""
     return ROOT
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """No checks of annotations, as in a user's program: wrong types reach the library's own checks.
+
+    Small calls are several times as fast without them.
+    """
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

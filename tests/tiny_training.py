@@ -67,6 +67,7 @@ class TinyTask:
       repeat: whether the dataset is endless.
       noise: of the images; it comes from the step's key.
       scores: what the evaluator "scripted" returns, one after another.
+      passes: of the evaluator "slow" over all records, a line of output for each; 0 omits it.
       traces: how often `loss` was traced.
     """
 
@@ -76,6 +77,7 @@ class TinyTask:
     repeat: bool = True
     noise: float = 1e-3
     scores: tuple[float, ...] = ()
+    passes: int = 0
     traces: int = 0
     embed: Batched = dataclasses.field(
         default_factory=lambda: Batched(lambda model, rows: model.image(rows), batch_size=6)
@@ -125,12 +127,25 @@ class TinyTask:
             score, *self.scores = self.scores
             return {"score": score}
 
+        images = np.stack([record(k, -1)["image"] for k in range(RECORDS)])
+
         def rows(model: TwoTowers, mesh: Mesh) -> dict[str, float]:
-            images = np.stack([record(k, -1)["image"] for k in range(RECORDS)])
             found = self.embed(model, images, mesh)
             return {"first": float(found[0, 0]), "last": float(found[-1, 0])}
 
-        return {"norm": norm, "rows": rows, **({"scripted": scripted} if self.scores else {})}
+        def slow(model: TwoTowers, mesh: Mesh) -> dict[str, float]:
+            for number in range(self.passes):
+                print("pass", number, flush=True)
+                time.sleep(0.05)
+                self.embed(model, images, mesh)
+            return {"passes": self.passes}
+
+        optional = {"scripted": (scripted, self.scores), "slow": (slow, self.passes)}
+        return {
+            "norm": norm,
+            "rows": rows,
+            **{name: run for name, (run, wanted) in optional.items() if wanted},
+        }
 
 
 @contextlib.contextmanager
@@ -154,10 +169,15 @@ def program(root: pathlib.Path, workdir: pathlib.Path, **settings: Any) -> Itera
 
 def wait_for_step(child: Any, step: int) -> None:
     """Reads a child's output until it has done `step`."""
+    wait_for_line(child, f"step {step}")
+
+
+def wait_for_line(child: Any, expected: str) -> None:
+    """Reads a child's output up to that line."""
     for line in child.stdout:
-        if line.split()[:2] == ["step", str(step)]:
+        if line.rstrip("\n") == expected:
             return
-    raise AssertionError(f"ended before step {step}: {child.stderr.read()}")
+    raise AssertionError(f"ended before {expected!r}: {child.stderr.read()}")
 
 
 def main(argv: list[str]) -> None:
@@ -168,12 +188,13 @@ def main(argv: list[str]) -> None:
     - full: from there on, no file may grow beyond 1,500 bytes (as close to a full disk as a process
       can bring itself);
     - processes, process, port: one of several processes with `devices` (2) each;
-    - noise: of the task.
+    - noise, passes: of the task.
     """
     workdir, *pairs = argv
     settings = {key: ast.literal_eval(value) for key, value in (pair.split("=") for pair in pairs)}
     pause, hold_at = settings.pop("pause", 0.0), settings.pop("hold_at", -1)
-    full, noise = settings.pop("full", False), settings.pop("noise", 1e-3)
+    full = settings.pop("full", False)
+    task = TinyTask(noise=settings.pop("noise", 1e-3), passes=settings.pop("passes", 0))
     if "processes" in settings:
         jax.config.update("jax_num_cpu_devices", settings.pop("devices", 2))
         port, count, index = (settings.pop(key) for key in ("port", "processes", "process"))
@@ -193,7 +214,7 @@ def main(argv: list[str]) -> None:
         return False
 
     config = TrainConfig.from_mapping({"batch_size": 16, "log_every": 1, **settings})
-    result = loop.run(TinyTask(noise=noise), config, workdir, stop=after)
+    result = loop.run(task, config, workdir, stop=after)
     print("finished" if result.finished else "stopped", result.step, flush=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
@@ -13,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from perception_jax.data.inputs import as_images, as_texts
 from perception_jax.data.processors import ImageProcessor, Mode
+from perception_jax.data.tokenization import LanguageTokenizer
 from perception_jax.data.views import at_size
 from perception_jax.errors import CheckpointError, ConfigError
 from perception_jax.interop.dtypes import floating_dtype
@@ -23,7 +25,10 @@ from perception_jax.models.params import flatten, unflatten
 from perception_jax.nn.int8 import quantize_linear, quantized
 from perception_jax.nn.lora import linear_layers
 from perception_jax.ops.image import normalise
+from perception_jax.settings import shown
 from perception_jax.shard.rules import shardings as make_shardings
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,7 +38,8 @@ class Processor:
     Attributes:
       image: resize and crop on the host, and the mean and standard deviation; None for a model
         that takes no images.
-      tokenizer: None if the checkpoint carries no vocabulary, or an unsupported one.
+      tokenizer: that of a text tower, or a language model's `LanguageTokenizer`; None if the
+        checkpoint carries no vocabulary, or an unsupported one.
     """
 
     image: ImageProcessor | None
@@ -67,23 +73,43 @@ class Processor:
         return normalise(jax.numpy.asarray(np.stack(pixels)), self.image.mean, self.image.std)
 
     def texts(self, texts: Any) -> Int[Array, "B T"]:
-        """Token ids of one text or several, padded to the context length.
+        """Token ids of one text or several for a text tower, padded to its context length.
+
+        A text that is too long keeps its beginning; the log names the first such text.
 
         Args:
           texts: a string or a list of strings.
 
         Raises:
-          ConfigError: something else.
+          ConfigError: something else, or a language model, whose texts are of any length.
           CheckpointError: the checkpoint came without a tokenizer.
         """
         items = as_texts(texts)
+        if isinstance(self.tokenizer, LanguageTokenizer):
+            raise ConfigError(
+                "processor.texts: expected a text tower, found a language model, whose texts are "
+                "not padded: use processor.tokenizer(text), or generate.Generator."
+            )
         if self.tokenizer is None:
             raise CheckpointError(
                 "this checkpoint came without a supported tokenizer: expected CLIP's (a "
                 "tokenizer.json, or vocab.json and merges.txt) or SigLIP's (tokenizer.json or "
                 "spiece.model) in its folder. Add the files and load again, or pass token ids."
             )
-        return jax.numpy.asarray(self.tokenizer(items).ids)
+        tokens = self.tokenizer(items)
+        # Texts that differ behind the cut alone get one embedding.
+        full = [items[k] for k in np.flatnonzero(tokens.mask.all(axis=1))]
+        cut = [text for text in full if _is_cut(text, self.tokenizer)]
+        if cut:
+            _log.warning(
+                "%d of %d texts are longer than the %d tokens of the text tower and lose their "
+                "end, the first of them %s",
+                len(cut),
+                len(items),
+                tokens.ids.shape[1],
+                shown(cut[0]),
+            )
+        return jax.numpy.asarray(tokens.ids)
 
     def at_size(self, size: int, *, mode: Mode | None = None) -> Processor:
         """Returns a copy that makes images of another size.
@@ -211,6 +237,11 @@ class Loaded:
         Args: as of `Processor.at_size`.
         """
         return dataclasses.replace(self, processor=self.processor.at_size(size, mode=mode))
+
+
+def _is_cut(text: str, tokenizer: Tokenizer) -> bool:
+    """Whether a text that fills its row has further tokens."""
+    return bool(tokenizer.encode(text).offsets[-1, 1] > tokenizer.offsets([text])[0, :, 1].max())
 
 
 def _quantizers(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import pathlib
 from collections.abc import Mapping
@@ -34,10 +35,14 @@ from perception_jax.models.identify import Identified, identify
 from perception_jax.models.params import flatten
 from perception_jax.settings import shown
 
+_log = logging.getLogger(__name__)
+
 _PROCESSOR = "processor_config.json"
 """File of transformers 5, with the image processor's settings under "image_processor"."""
 _PREPROCESSOR = "preprocessor_config.json"
 """File of the image processor's settings of older transformers."""
+_PEFT = "adapter_config.json"
+"""File with which transformers finds adapters and applies them."""
 
 
 def load(
@@ -147,6 +152,13 @@ def prepare(source: Any, *, config: Any = None, section: Any = None, prefix: Any
             f"{', '.join(list(shapes)[:3])}) do not identify the model. Give the settings as "
             "`config`."
         )
+    for folder in found.folders:
+        if (folder / _PEFT).is_file():
+            _log.warning(
+                "%s: adapters of PEFT are next to the weights. transformers applies them, they are "
+                "not applied here: merge them into the weights first (`merge_and_unload`).",
+                folder / _PEFT,
+            )
     image, image_from = _read_image_processor(found, model)
     tokenizer = _read_tokenizer(found, model)
     arch = model.architecture
@@ -232,7 +244,16 @@ def _read_image_processor(
         return processor_formats.from_open_clip(settings, default), settings_file
     for folder in found.folders:
         if (file := _hf_processor(folder)) is not None:
-            return ImageProcessor.from_hf(read_json(file), default), str(file)
+            image = ImageProcessor.from_hf(read_json(file), default)
+            if image.size != default.size:
+                _log.warning(
+                    "%s makes images of %d pixels, usual for this model are %d; its position "
+                    "embeddings are resized where they differ. `Loaded.at_size` chooses.",
+                    file,
+                    image.size,
+                    default.size,
+                )
+            return image, str(file)
     return default, f"no file: the default of {model.architecture.name}"
 
 
@@ -240,6 +261,22 @@ def _hf_processor(folder: pathlib.Path) -> pathlib.Path | None:
     """The file of Hugging Face with the image processor's settings; of two the one that
     transformers takes."""
     nested, plain = folder / _PROCESSOR, folder / _PREPROCESSOR
-    if nested.is_file() and "image_processor" in read_json(nested):
+    if nested.is_file() and "image_processor" in (settings := read_json(nested)):
+        _warn_of_others(nested, settings["image_processor"], plain)
         return nested
     return plain if plain.is_file() else None
+
+
+def _warn_of_others(used: pathlib.Path, settings: Any, other: pathlib.Path) -> None:
+    """Names the settings in which the file that is not used differs."""
+    if not (other.is_file() and isinstance(settings, Mapping)):
+        return
+    beside = read_json(other)
+    differing = [key for key in settings if key in beside and beside[key] != settings[key]]
+    if differing:
+        _log.warning(
+            "%s and %s differ in %s; as in transformers, the first is used.",
+            used,
+            other.name,
+            ", ".join(differing),
+        )

@@ -25,14 +25,18 @@ def as_texts(texts: Any, what: str = "texts") -> list[str]:
       what: name of the argument, for messages.
 
     Raises:
-      ConfigError: anything else.
+      ConfigError: anything else, or a text with lone surrogates.
     """
-    if isinstance(texts, str):
-        return [texts]
-    items = _items(texts, what, "a string or a list of strings")
+    one = isinstance(texts, str)
+    items = [texts] if one else _items(texts, what, "a string or a list of strings")
     for k, item in enumerate(items):
         if not isinstance(item, str):
             raise ConfigError(f"{what}[{k}]: expected a string, found {_kind(item)}.")
+        if any("\ud800" <= character <= "\udfff" for character in item):
+            raise ConfigError(
+                f"{what}[{k}]: expected Unicode text, found half a surrogate pair in "
+                f"{shown(item)}. Was it cut inside a character, or decoded twice?"
+            )
     return [str(item) for item in items]
 
 

@@ -16,6 +16,10 @@ _OUR_MODE = "perception_jax_mode"
 """Key of a `preprocessor_config.json` for what Hugging Face's own keys cannot express."""
 _DECODE = "perception_jax_decode"
 """Key of a settings file for the decoding, where it differs from that of the layout's code."""
+_OTHER_STEPS = (
+    "do_flip_channel_order", "do_grayscale", "do_thumbnail", "do_align_long_axis", "crop_pct",
+)  # fmt: skip
+"""Settings of Hugging Face's processors of other models; each changes pixels."""
 _HF_RESAMPLE = {"bicubic": 3, "bilinear": 2}
 _OPEN_CLIP_MODES = {"shortest": "tv_crop", "squash": "squash"}
 _SIDE = settings.IMAGE_SIZE
@@ -57,6 +61,10 @@ def from_hf(content: Mapping[str, Any], default: ImageProcessor | None = None) -
     file = file.section("image_processor") if "image_processor" in file else file
     if not file.get("do_rescale", FLAG, True):
         raise ConfigError("preprocessor config: do_rescale = false is not supported.")
+    for name in _OTHER_STEPS:
+        if file.content.get(name) not in (None, False):
+            value = settings.shown(file.content[name])
+            raise ConfigError(f"preprocessor config: {name} = {value} is not supported.")
     factor = file.get("rescale_factor", settings.FACTOR, 1 / 255)
     if abs(factor - 1 / 255) > 1e-6:
         raise ConfigError(f"preprocessor config: expected rescale_factor 1/255, found {factor}.")

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int, Integer
 
+from perception_jax.data.inputs import as_texts
 from perception_jax.errors import DataError
 from perception_jax.evals import ranking
 from perception_jax.evals.baselines import chance_recall, chance_top_k
@@ -92,9 +93,11 @@ def fill_templates(names: Sequence[str], templates: Sequence[str]) -> list[str]:
     """The prompts of all classes, name by name.
 
     Raises:
+      ConfigError: names or templates that are no strings.
       DataError: names repeat, or a template lacks its "{}".
     """
-    repeated = sorted({name for name in names if list(names).count(name) > 1})
+    names, templates = as_texts(names, "names"), as_texts(templates, "templates")
+    repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated or not names:
         raise DataError(
             f"expected distinct class names, found {repeated or 'none'} "
@@ -121,8 +124,10 @@ def class_embeddings(
       templates: texts with one "{}" where the name goes, e.g. "a drawing of a {}".
 
     Raises:
+      ConfigError: names or templates that are no strings.
       DataError: names repeat, a template lacks its "{}", or an embedding is zero or not finite.
     """
+    names, templates = as_texts(names, "names"), as_texts(templates, "templates")
     texts = fill_templates(names, templates)
     each = np.asarray(encode_texts(texts))
     if each.ndim != 2 or len(each) != len(texts):
@@ -190,13 +195,15 @@ def retrieval(
       ks: cut-offs of recall.
 
     Raises:
-      DataError: an embedding is zero or not finite, widths differ, no pairs, or an index is out of
-        range.
+      DataError: an embedding is zero or not finite, widths differ, no pairs, an index that is out
+        of range or no integer, or a cut-off below 1.
     """
     ranking.check_widths(image_embeddings, text_embeddings, "image and text")
     images = ranking.unit_rows(image_embeddings, "image embeddings")
     texts = ranking.unit_rows(text_embeddings, "text embeddings")
     check_pairs(pairs, len(images), len(texts))
+    if any(k < 1 for k in ks):
+        raise DataError(f"expected cut-offs of 1 or more, found ks = {tuple(ks)}")
     pairs = np.unique(pairs.astype(np.int64), axis=0)
 
     def direction(queries: np.ndarray, gallery: np.ndarray, pairs: np.ndarray) -> RankScores:
@@ -228,6 +235,8 @@ def check_labels(labels: np.ndarray, images: int, classes: int) -> None:
         raise DataError(
             f"expected one label for each of {images} images, found labels of shape {labels.shape}"
         )
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise DataError(f"expected labels as integers, found an array of {labels.dtype}")
     outside = (labels < 0) | (labels >= classes)
     if outside.any():
         index = int(np.argmax(outside))
@@ -243,6 +252,8 @@ def check_pairs(pairs: np.ndarray, images: int, texts: int) -> None:
         raise DataError(
             f"expected at least one (image, text) index pair, found pairs of shape {pairs.shape}"
         )
+    if not np.issubdtype(pairs.dtype, np.integer):
+        raise DataError(f"expected pairs of integers, found an array of {pairs.dtype}")
     outside = (pairs < 0) | (pairs >= np.array([images, texts]))
     if outside.any():
         row = int(np.argmax(outside.any(axis=1)))

@@ -10,7 +10,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
     {
         "loop": ("Decoded", "decode"),
-        "generator": ("Generated", "Generator", "Part"),
+        "generator": ("Generated", "Generator", "Part", "reason_ended"),
         "model": ("LanguageModel", "LanguageOutput"),
         "sampling": ("Sampling", "choose", "reshaped"),
         "state": ("Appended", "State", "extend", "prefill"),

@@ -167,15 +167,18 @@ class Generator:
         sampling: Sampling | None = None,
         seed: int | None = None,
         stop: StopStrings | None = None,
+        first: int = 0,
     ) -> list[Generated]:
         """Generates a text for each prompt.
 
         Args, Raises: as of `prefill` and `stream`.
+          first: number of the first prompt, where these are a part of a longer list: each draws as
+            in one call with all of them.
         """
         state = self.prefill(prompts, room=tokens).state
         ids: list[list[int]] = [[] for _ in prompts]
         log_probs: list[list[float]] = [[] for _ in prompts]
-        for part in self._parts(state, tokens, sampling, seed, stop):
+        for part in self._parts(state, tokens, sampling, seed, stop, first):
             for row in range(len(prompts)):
                 ids[row] += part.ids[row]
                 log_probs[row] += part.log_probs[row]
@@ -184,7 +187,7 @@ class Generator:
             Generated(
                 ids=tuple(one),
                 log_probs=tuple(those),
-                ended=_ended(one, ends, stop),
+                ended=reason_ended(one, ends, stop),
                 text=None if stop is None else stop.text(one),
             )
             for one, those in zip(ids, log_probs, strict=True)
@@ -197,10 +200,11 @@ class Generator:
         sampling: Sampling | None,
         seed: int | None,
         stop: StopStrings | None,
+        first: int = 0,
     ) -> Iterator[Part]:
         """`stream`, which takes over the memory of the state."""
         sampling = sampling or Sampling()
-        keys = None if seed is None else _keys(seed, len(state.done))
+        keys = None if seed is None else _keys(seed, first, len(state.done))
         texts: list[list[int]] = [[] for _ in range(len(state.done))]
         while tokens > 0:
             limit = min(tokens, self.chunk)
@@ -277,8 +281,9 @@ def _doubled(context: int) -> tuple[int, ...]:
     return tuple(sizes)
 
 
-def _keys(seed: int, batch: int) -> jax.Array:
-    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(batch))
+def _keys(seed: int, first: int, batch: int) -> jax.Array:
+    numbers = jnp.arange(first, first + batch)
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), numbers)
 
 
 def _part(out: Decoded) -> Part:
@@ -311,9 +316,10 @@ def _stopped(
     return Part(ids=ids, log_probs=log_probs), state
 
 
-def _ended(
+def reason_ended(
     ids: Sequence[int], ends: Sequence[int], stop: StopStrings | None
 ) -> Literal["end", "stop", "length"]:
+    """Why a text of generated tokens ended; see `Generated.ended`."""
     if ids and ids[-1] in ends:
         return "end"
     return "stop" if stop is not None and stop.end(ids) is not None else "length"

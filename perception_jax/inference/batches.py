@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Shaped
 
 from perception_jax.errors import ConfigError, DataError
 from perception_jax.ops.sharding import gathered
+from perception_jax.shard import distributed
 from perception_jax.shard.mesh import batch_sharding, batch_shards, mesh_of, replicated
 
 _IN_FLIGHT = 2
@@ -45,13 +48,7 @@ class CompiledPerMesh:
         if batch_size < 1:
             raise ConfigError(f"batch_size: expected at least 1, found {batch_size}")
         self.batch_size = batch_size
-        self._function = function
-        self._on = functools.lru_cache(maxsize=4)(self._compile_on)
-
-    def _compile_on(self, mesh: Mesh | None) -> Any:
-        # Replicated results can be fetched by every process.
-        whole = None if mesh is None else replicated(mesh)
-        return jax.jit(self._function, out_shardings=whole)
+        self._on = functools.lru_cache(maxsize=4)(functools.partial(Call, function))
 
 
 class Batched(CompiledPerMesh):
@@ -100,7 +97,44 @@ class Batched(CompiledPerMesh):
         shape = (divisible(self.batch_size, mesh), *row.shape)
         with current_mesh(mesh):
             rows = jax.ShapeDtypeStruct(shape, row.dtype, sharding=split)
-            return self._on(mesh).lower(model, rows)
+            return self._on(mesh).jitted.lower(model, rows)
+
+
+class Call:
+    """A function under `jax.jit` whose results are replicated on a mesh.
+
+    While a `shard.distributed.polling` is held on the mesh, the program also sums the votes of its
+    processes, and `fetched` leaves where one of them wants to: all do at the same call, so that
+    none waits for the others in a collective.
+    """
+
+    def __init__(self, function: Callable[..., Any], mesh: Mesh | None):
+        """Compiles nothing yet."""
+
+        def counting(votes: jax.Array, *arguments: Any) -> tuple[Any, jax.Array]:
+            return function(*arguments), jnp.sum(votes)
+
+        # Replicated results can be fetched by every process.
+        whole = None if mesh is None else replicated(mesh)
+        self.jitted = jax.jit(function, out_shardings=whole)
+        self._counting = jax.jit(counting, out_shardings=whole)
+        self._mesh = mesh
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Starts the function; `fetched` takes what this returns."""
+        poll = distributed.current_poll(self._mesh)
+        if poll is None:
+            return self.jitted(*arguments)
+        return _Polled(*self._counting(poll.cast(), *arguments), poll.error)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Polled:
+    """Results of a call, how many votes there were to leave, and what is raised then."""
+
+    out: Any
+    votes: jax.Array
+    error: type[BaseException]
 
 
 def divisible(batch_size: int, mesh: Mesh | None) -> int:
@@ -133,9 +167,9 @@ def fetched(calls: Iterable[tuple[Any, int]]) -> Iterator[tuple[Any, int]]:
         waiting.append(call)
         if len(waiting) > _IN_FLIGHT:
             out, count = waiting.popleft()
-            yield gathered(out), count
+            yield _on_host(out), count
     for out, count in waiting:
-        yield gathered(out), count
+        yield _on_host(out), count
 
 
 def joined(results: Iterable[tuple[Any, int]]) -> Any:
@@ -165,3 +199,11 @@ def current_mesh(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
     if mesh is None or mesh == jax.sharding.get_mesh():
         return contextlib.nullcontext()
     return jax.set_mesh(mesh)
+
+
+def _on_host(out: Any) -> Any:
+    if isinstance(out, _Polled):
+        if int(out.votes):
+            raise out.error
+        out = out.out
+    return gathered(out)

@@ -42,7 +42,7 @@ INDEX_SUFFIX = ".index.json"
 _MAX_SUBFOLDERS = 100
 
 
-class Part(TensorFiles):
+class PrefixedFiles(TensorFiles):
     """The tensors whose names begin with a prefix, which is removed from the names.
 
     Attributes:

@@ -21,7 +21,7 @@ from perception_jax.errors import CheckpointError
 from perception_jax.interop.checkpoint_dir import (
     OPEN_CLIP,
     PLAIN,
-    Part,
+    PrefixedFiles,
     find_weights,
     open_checkpoint,
     read_json,
@@ -125,7 +125,7 @@ def open_source(
         settings, layout, file = files.metadata, "gguf", weights.path
     aside: tuple[str, ...] = ()
     if prefix:
-        files = Part(files, prefix)
+        files = PrefixedFiles(files, prefix)
         aside = files.aside
     left = dict.fromkeys(weights.left, f"other weights than {weights.path.name}")
     if file is not None:

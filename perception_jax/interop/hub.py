@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from perception_jax.errors import CheckpointError
 from perception_jax.interop.checkpoint_dir import INDEX_SUFFIX, WEIGHT_SUFFIXES, is_inner_path
 
-_SETTINGS = ("*.json", "*.txt", "*.model")
+_SETTINGS = ("*.json", "*.txt", "*.model", "*.jinja")
 _WEIGHTS = (("*.safetensors",), ("*.bin",), ("*.pth", "*.pt"))
 """Later ones are fetched only where there are none of the earlier."""
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from flax import nnx
 
-from perception_jax.data.tokenization import PaddedTokenizer
+from perception_jax.data.tokenization import LanguageTokenizer, PaddedTokenizer
 from perception_jax.interop.rules import RuleTable, identity_table
 from perception_jax.models.shardings import SHARDINGS
 
@@ -21,8 +21,8 @@ Settings = Mapping[str, Any]
 """Parsed JSON settings."""
 Shapes = Mapping[str, tuple[int, ...]]
 """Tensor shapes by name."""
-Tokenizer = PaddedTokenizer
-"""A tokenizer of a text tower."""
+Tokenizer = LanguageTokenizer | PaddedTokenizer
+"""A tokenizer of a language model or of a text tower."""
 
 
 @dataclasses.dataclass(frozen=True)

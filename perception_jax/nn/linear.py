@@ -122,8 +122,13 @@ class PatchEmbed(nnx.Module):
         """Rows and columns of patches.
 
         Raises:
-          ConfigError: the images are smaller than one patch.
+          ConfigError: no floating-point images [B, H, W, 3], or smaller than one patch.
         """
+        if pixels.shape[3:] != (3,) or not jnp.issubdtype(pixels.dtype, jnp.floating):
+            raise ConfigError(
+                "expected normalised images, floating-point numbers [images, height, width, 3], "
+                f"found {pixels.dtype}{list(pixels.shape)}. The checkpoint's processor makes them."
+            )
         height, width = pixels.shape[1:3]
         if min(height, width) < self.patch:
             raise ConfigError(

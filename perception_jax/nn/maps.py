@@ -106,7 +106,8 @@ def text_relevance(
       A map for each pair of an image and its text.
 
     Raises:
-      ConfigError: as `class_attention`; or the numbers of images and texts differ and neither is 1.
+      ConfigError: as `class_attention`; texts that are not [T, E], or another number of texts than
+        of images where neither is 1.
     """
     taps = _taps(tower, layer)
     pixels = _paired(pixels, texts)
@@ -130,7 +131,8 @@ def pixel_gradient(
       texts: as in `text_relevance`.
 
     Raises:
-      ConfigError: the numbers of images and texts differ and neither is 1.
+      ConfigError: texts that are not [T, E], or another number of texts than of images where
+        neither is 1.
     """
     pixels = _paired(pixels, texts)
 
@@ -154,8 +156,9 @@ def text_maps(
       texts: embeddings of any length; T may be 0.
 
     Raises:
-      ConfigError: as `class_attention`.
+      ConfigError: as `class_attention`; or texts that are not [T, E].
     """
+    _check_texts(texts)
     taps = _taps(tower, layer)
 
     def embed(probe: Array, pixels: Array) -> tuple[Array, TowerOutput]:
@@ -265,6 +268,7 @@ def _on_grid(rows: Float[Array, "B N T"], out: TowerOutput) -> Float[Array, "B r
 
 def _paired(pixels: Float[Array, "B H W 3"], texts: Float[Array, "T E"]) -> Float[Array, "K H W 3"]:
     """An image for each text, where there are several texts for one image."""
+    _check_texts(texts)
     if len(pixels) == len(texts) or len(texts) == 1:
         return pixels
     if len(pixels) != 1 or len(texts) == 0:
@@ -273,6 +277,14 @@ def _paired(pixels: Float[Array, "B H W 3"], texts: Float[Array, "T E"]) -> Floa
             f"one image; found {len(texts)} texts. For every image with every text use `text_maps`."
         )
     return jnp.broadcast_to(pixels, (len(texts), *pixels.shape[1:]))
+
+
+def _check_texts(texts: Float[Array, "T E"]) -> None:
+    if texts.ndim != 2:
+        raise ConfigError(
+            f"expected embeddings of texts, [texts, channels], found an array {list(texts.shape)}; "
+            "one text is texts[None]."
+        )
 
 
 def _cosine(embedding: Float[Array, "B E"], texts: Float[Array, "#B _"]) -> Float[Array, ""]:

@@ -120,13 +120,13 @@ class TextTower(nnx.Module):
           `tokens` after the final norm, `pooled` the row that is read.
 
         Raises:
-          ConfigError: texts longer than the context; outside of a compiled function also ids
-            outside of the vocabulary and rows without the end token. A compiled function cannot
-            raise: its tokens are NaN from an id outside of the vocabulary on.
+          ConfigError: no integers [B, T]; texts longer than the context; outside of a compiled
+            function also ids outside of the vocabulary and rows without the end token. A compiled
+            function cannot raise: its tokens are NaN from an id outside of the vocabulary on.
         """
         refuse_pool(taps)
-        count = ids.shape[1]
         self._check(ids)
+        count = ids.shape[1]
         ids = jnp.asarray(ids)
         x = lookup(self.token_embedding[...], ids, dtype)
         x = x + self.position_embedding[...][:count].astype(dtype)
@@ -148,6 +148,13 @@ class TextTower(nnx.Module):
 
     def _check(self, ids: Int[Array | np.ndarray, "B T"]) -> None:
         vocab_size, context = self.token_embedding.shape[0], self.position_embedding.shape[0]
+        dtype = getattr(ids, "dtype", None)
+        if dtype is None or ids.ndim != 2 or not jnp.issubdtype(dtype, jnp.integer):
+            found = type(ids).__name__ if dtype is None else f"{dtype}{list(ids.shape)}"
+            raise ConfigError(
+                f"text tower: expected token ids, an array of integers [texts, tokens], found "
+                f"{found}. The checkpoint's processor makes them from texts."
+            )
         if ids.shape[1] > context:
             raise ConfigError(
                 f"text tower: expected texts of at most {context} tokens, found {ids.shape[1]}."

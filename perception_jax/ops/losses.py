@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from perception_jax.errors import ConfigError
+
 
 def unit(x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
     """L2-normalises the last axis in float32; a zero vector stays zero (floor 1e-12)."""
@@ -33,6 +35,9 @@ def softmax_contrastive(
       ignore: (image, text) pairs that are neither positive nor negative, e.g. equal texts; they
         leave the denominator. The diagonal is never ignored.
       harder: cosines of each image with further texts that are not its own; -inf for none.
+
+    Raises:
+      ConfigError: images and texts of different shapes.
     """
     logits = scale * _similarity(image, text)
     if ignore is not None:
@@ -60,6 +65,9 @@ def sigmoid_contrastive(
       scale: inverse temperature, already exponentiated.
       bias: added to every logit.
       ignore: pairs that are neither positive nor negative. The diagonal is never ignored.
+
+    Raises:
+      ConfigError: images and texts of different shapes.
     """
     logits = scale * _similarity(image, text) + bias
     sign = 2.0 * jnp.eye(logits.shape[0], dtype=jnp.float32) - 1.0
@@ -80,4 +88,9 @@ def _off_diagonal(pairs: Bool[Array, "B B"]) -> Bool[Array, "B B"]:
 
 
 def _similarity(image: Float[Array, "B D"], text: Float[Array, "B D"]) -> Float[Array, "B B"]:
+    if image.shape != text.shape:
+        raise ConfigError(
+            f"contrastive loss: expected as many texts as images and of their width, found images "
+            f"{image.shape} and texts {text.shape}."
+        )
     return jnp.matmul(image.astype(jnp.float32), text.astype(jnp.float32).T)

@@ -7,12 +7,13 @@ processes must never call it.
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -34,6 +35,7 @@ TIMEOUT_SECONDS = 900.0
 
 _log = logging.getLogger(__name__)
 _turns: collections.Counter[str] = collections.Counter()
+_poll: Poll | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,14 +86,15 @@ class Ballots:
 
     Signals reach hosts at different times; if each acted on its own, some would wait in a
     collective for hosts that have left. Each process puts its vote into the step that all of them
-    run; the step sums them (`train.step.VOTE`), and every process reads the same sum.
+    run; the step sums them (`train.step.VOTE`), and every process reads the same sum. Calls of an
+    evaluation do the same (`Poll`).
     """
 
     def __init__(self, mesh: Mesh, *, needed: bool | None = None) -> None:
         """`needed`: whether to vote; by default where there is more than one process."""
         self.needed = jax.process_count() > 1 if needed is None else needed
+        self.mesh = mesh
         self._sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-        self._devices = mesh.size
         self._made: dict[bool, jax.Array] = {}
 
     def cast(self, stop: bool) -> Int32[jax.Array, " devices"]:
@@ -99,9 +102,44 @@ class Ballots:
         if stop not in self._made:
             mine = np.full((1,), stop, np.int32)
             self._made[stop] = jax.make_array_from_callback(
-                (self._devices,), self._sharding, lambda _: mine
+                (self.mesh.size,), self._sharding, lambda _: mine
             )
         return self._made[stop]
+
+
+@dataclasses.dataclass(frozen=True)
+class Poll:
+    """A question that the processes of a mesh answer in each call that they make together.
+
+    Attributes:
+      ballots: of the mesh.
+      asked: whether this process wants to leave.
+      error: raised on all processes after the same call, once one of them wants to leave.
+    """
+
+    ballots: Ballots
+    asked: Callable[[], bool]
+    error: type[BaseException]
+
+    def cast(self) -> Int32[jax.Array, " devices"]:
+        """This process's vote, see `Ballots.cast`."""
+        return self.ballots.cast(self.asked())
+
+
+@contextlib.contextmanager
+def polling(poll: Poll) -> Iterator[None]:
+    """Calls of `inference.batches` on the mesh vote meanwhile, if it spans several processes."""
+    global _poll
+    before, _poll = _poll, poll if poll.ballots.needed else None
+    try:
+        yield
+    finally:
+        _poll = before
+
+
+def current_poll(mesh: Mesh | None) -> Poll | None:
+    """The poll on this mesh, if one is held."""
+    return _poll if _poll is not None and _poll.ballots.mesh == mesh else None
 
 
 def exchange(subject: str, text: str, *, timeout_seconds: float = TIMEOUT_SECONDS) -> list[str]:

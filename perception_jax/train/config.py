@@ -7,6 +7,8 @@ the nearest valid key for a wrong one, so that a typo fails here and nowhere els
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -17,6 +19,11 @@ from perception_jax.shard.mesh import MeshConfig
 
 T = TypeVar("T")
 """Type of a dataclass."""
+
+
+def _require(holds: bool, name: str, value: Any, expected: str) -> None:
+    if not holds:
+        raise ConfigError(f"{name}: expected {expected}, found {value!r}.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +39,17 @@ class OptimRule:
     pattern: str
     multiplier: float | None = 1.0
     weight_decay: bool | float = True
+
+    def __post_init__(self) -> None:
+        try:
+            re.compile(self.pattern)
+        except re.error as error:
+            raise ConfigError(
+                f"optim.rules: expected a regular expression, found {self.pattern!r} ({error})."
+            ) from error
+        factor, decay = self.multiplier, self.weight_decay
+        _require(factor is None or 0 <= factor < math.inf, "multiplier", factor, "0 or more")
+        _require(0 <= decay < math.inf, "weight_decay", decay, "0 or more")
 
 
 DEFAULT_RULES = (
@@ -85,6 +103,11 @@ class OptimConfig:
     def __post_init__(self) -> None:
         _require(self.learning_rate > 0, "learning_rate", self.learning_rate, "positive")
         _require(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "0 or more")
+        _require(0 <= self.b1 < 1, "b1", self.b1, "in [0, 1)")
+        _require(0 <= self.b2 < 1, "b2", self.b2, "in [0, 1)")
+        _require(0 < self.eps < 1, "eps", self.eps, "in (0, 1)")
+        _require(0 <= self.weight_decay < 10, "weight_decay", self.weight_decay, "in [0, 10)")
+        _require(0 <= self.final_fraction <= 1, "final_fraction", self.final_fraction, "in [0, 1]")
         _require(self.timescale >= 1, "timescale", self.timescale, "1 or more")
         _require(self.accumulate >= 1, "accumulate", self.accumulate, "1 or more")
         _require(self.clip_norm is None or self.clip_norm > 0, "clip_norm", self.clip_norm, "> 0")
@@ -126,6 +149,13 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "log_every", "keep"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        _require(0 <= self.seed < 2**32, "seed", self.seed, "0 to 2**32 - 1")
+        _require(
+            self.optim.accumulate <= self.steps,
+            "optim.accumulate",
+            self.optim.accumulate,
+            f"at most {self.steps}, the steps of the run (else nothing is updated)",
+        )
         for name in ("evaluate_every", "checkpoint_every"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
 
@@ -212,8 +242,3 @@ def _unknown_key(key: str, where: str, valid: list[str]) -> str:
 
 def _join(where: str, key: str) -> str:
     return f"{where}.{key}" if where else key
-
-
-def _require(holds: bool, name: str, value: Any, expected: str) -> None:
-    if not holds:
-        raise ConfigError(f"{name}: expected {expected}, found {value!r}.")

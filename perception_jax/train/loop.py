@@ -335,8 +335,10 @@ class _Trainer:
         """Runs the evaluators on the model that was just saved."""
         self._finish_pending()
         model = self._current_model()
-        # Several processes evaluate in step, so none may leave.
-        with self.interrupt.leaving(0.0 if self._alone else math.inf):
+        # Several processes evaluate in step: none may leave alone, they vote in the model's calls.
+        poll = distributed.Poll(self.ballots, lambda: self.interrupt.requested, Stopped)
+        patience = 0.0 if self._alone else math.inf
+        with self.interrupt.leaving(patience), distributed.polling(poll):
             found = {
                 f"{EVALUATE}{name}/{key}": float(value)
                 for name, evaluator in self.task.evaluators().items()

@@ -131,8 +131,8 @@ def trace_step(
 ) -> TracedStep:
     """Traces `step` for the shapes of `state` and `batch` (arrays or shapes).
 
-    A batch with the key `VOTE` (int[devices], see `shard.distributed.Vote`) gets the sum of it as a
-    metric of that name.
+    A batch with the key `VOTE` (int[devices], see `shard.distributed.Ballots`) gets the sum of it
+    as a metric of that name.
     """
     split: Any = mesh_lib.batch_sharding(mesh)
     examples = {key: batch[key] for key in batch if key != VOTE}

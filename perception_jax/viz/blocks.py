@@ -246,8 +246,18 @@ def heat_table(
     title: str,
     *,
     percent: bool = False,
+    numbered: bool = True,
 ) -> str:
-    """A small matrix as a table whose cells are tinted by value; NaN cells stay empty.
+    """A matrix as a table whose cells are tinted by value; NaN cells stay empty.
+
+    Args:
+      values: finite, or NaN.
+      rows, columns: names.
+      title: what it shows.
+      percent: values are fractions and shown as percentages.
+      numbered: whether cells hold their number. Otherwise, for large matrices, cells are small and
+        columns named vertically, numbers appear under the pointer, and the tint follows the square
+        root, so that small values are seen too.
 
     Raises:
       DataError: the names do not fit the matrix.
@@ -266,16 +276,20 @@ def heat_table(
         if not np.isfinite(value):
             return "<td></td>"
         # Up to 0.4 opaque: text keeps a contrast above 4.5:1 in both themes.
-        strength = 0.4 * (value - low) / ((high - low) or 1.0)
+        strength = (value - low) / ((high - low) or 1.0)
+        strength = 0.4 * strength if numbered else strength**0.5
+        tint = f"background:rgb({red} {green} {blue}/{strength:.2f})"
         shown = format_number(float(value), percent=percent)
-        return f'<td style="background:rgb({red} {green} {blue}/{strength:.2f})">{shown}</td>'
+        if numbered:
+            return f'<td style="{tint}">{shown}</td>'
+        return f'<td style="{tint}" title="{shown}"></td>'
 
     head = "<td></td>" + "".join(f'<th scope="col">{html.escape(c)}</th>' for c in columns)
     body = "".join(
         f'<tr><th scope="row">{html.escape(name)}</th>{"".join(map(cell, line))}</tr>'
         for name, line in zip(rows, values, strict=True)
     )
-    return _scrolling_table("heat", title, head, body)
+    return _scrolling_table("heat" if numbered else "heat fine", title, head, body)
 
 
 def _scrolling_table(kind: str, caption: str, head: str, body: str) -> str:

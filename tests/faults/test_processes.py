@@ -16,7 +16,7 @@ import pytest
 from perception_jax.train import loop
 from perception_jax.train.config import TrainConfig
 from perception_jax.train.metrics import read_metrics
-from tests.tiny_training import TinyTask, program, wait_for_step
+from tests.tiny_training import TinyTask, program, wait_for_line, wait_for_step
 
 OPTIM = {"schedule": "constant"}
 SETTINGS = {"steps": 12, "noise": 0.0, "checkpoint_every": 0, "optim": OPTIM}
@@ -100,6 +100,20 @@ def test_a_signal_to_one_stops_both_at_the_same_step(root, tmp_path):
     assert first == second
     assert first.startswith("stopped")
     assert (tmp_path / "checkpoints" / first.split()[1]).is_dir()
+
+
+def test_a_signal_to_one_ends_the_evaluation_of_both(root, tmp_path):
+    passes = 400
+    with both(root, tmp_path, passes=passes, steps=4, evaluate_every=2, devices=1) as children:
+        wait_for_line(children[1], "pass 1")
+        children[1].send_signal(signal.SIGTERM)
+        said = ends(children)
+    assert [out.splitlines()[-1] for out, _ in said] == ["stopped 2", "stopped 2"]
+    assert not any(f"pass {passes - 1}\n" in out for out, _ in said)
+    assert len(losses(tmp_path)) == 2
+    assert train(tmp_path, steps=4, evaluate_every=2).finished  # makes up for that evaluation
+    evaluated = [line["step"] for line in read_metrics(tmp_path) if "loss" not in line]
+    assert evaluated == [2, 4]
 
 
 @pytest.mark.slow

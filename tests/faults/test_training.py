@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 
 from perception_jax.errors import CheckpointError, ConfigError, DataError, TrainingError
+from perception_jax.systems.contrastive.data import ContrastiveData
+from perception_jax.testing import tiny_clip
 from perception_jax.train import checkpoint, integrity, loop, restore
 from perception_jax.train.config import TrainConfig
 from perception_jax.train.metrics import read_metrics
@@ -252,6 +254,23 @@ def test_a_missing_place_in_the_data_is_named(tmp_path):
     reseal(saved)
     with pytest.raises(CheckpointError, match=r"position in the data .*process_0-of-4.json, found"):
         train(tmp_path)
+
+
+def test_a_data_folder_that_grew_is_refused_and_nothing_is_lost(tmp_path):
+    """The order of the data, and so the place in it, depends on how many records there are."""
+
+    def task_of(length: int):
+        task = tiny_clip.task()
+        source = tiny_clip.ColourSource(length)
+        task.data = ContrastiveData(source, tiny_clip.PROCESSOR, batch_size=16, seed=0)
+        return task
+
+    assert train(tmp_path, task_of(64), stop=lambda step: step == 2, steps=3).step == 2
+    saved = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    with pytest.raises(DataError, match=r"64.*65|65.*64"):
+        train(tmp_path, task_of(65), steps=3)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == saved
+    assert train(tmp_path, task_of(64), steps=3).finished
 
 
 def test_the_best_checkpoint_stays(tmp_path):

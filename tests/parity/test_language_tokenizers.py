@@ -34,7 +34,7 @@ from perception_jax.data.tokenization.gguf import from_gguf
 from perception_jax.data.tokenization.sentencepiece import write_sentencepiece
 from perception_jax.data.tokenization.steps import SPLITS
 from perception_jax.interop.gguf_file import GgufFile
-from tests.tiny_llama_vocabulary import MODEL
+from perception_jax.testing.tiny_llama_vocabulary import MODEL
 
 SPECIAL = ("<s>", "</s>", "<unk>")
 EXAMPLES = settings(

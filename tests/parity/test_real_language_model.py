@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import perception_jax
+from perception_jax.data import conversation
 from perception_jax.generate import Generator
 from perception_jax.models.llama.config import LlamaConfig
 from tests.parity.measures import Row
@@ -50,6 +51,15 @@ def test_every_tensor_is_used(loaded):
         assert not aside
     ids = {"start_id": 1, "end_ids": (2,), "pad_id": 2}
     assert loaded.config == dataclasses.replace(LlamaConfig.smollm2_135m(), **ids)
+
+
+def test_the_tokenizer_inside_the_file(loaded):
+    tokenizer = loaded.processor.tokenizer
+    text = "Once upon a time there was a little girl who lived in a small village near the forest."
+    assert tokenizer(text).tolist() == SENTENCE
+    assert (tokenizer.mode, tokenizer.end_ids) == ("fast", (2,))
+    smollm = conversation.TEMPLATES["chatml"]
+    assert conversation.from_jinja(tokenizer.chat_template) == smollm
 
 
 def test_logits_and_greedy_texts(loaded, golden):

@@ -27,15 +27,39 @@ SMALL = [
 ]
 
 
+def run(workdir):
+    return common.main(train.PROGRAM, train.run, [CONFIG, *SMALL, f"--workdir={workdir}"])
+
+
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    """Of a run, with what a first one left in the folder that the last one writes."""
+def unreported(tmp_path_factory):
+    """A run that ended between its last evaluation and its report."""
     workdir = tmp_path_factory.mktemp("give")
-    (workdir / "hf").mkdir()
-    (workdir / "hf" / "old").touch()
-    arguments = [CONFIG, *SMALL, f"--workdir={workdir}"]
-    assert common.main(train.PROGRAM, train.run, arguments) == 0
+
+    def full(*_):
+        raise CheckpointError("the disk is full")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(program, "save", full)
+        assert run(workdir) == 1
     return workdir
+
+
+@pytest.fixture(scope="module")
+def workdir(unreported):
+    """Of a finished run, with what an earlier one left in the folder that it writes."""
+    (unreported / "hf").mkdir()
+    (unreported / "hf" / "old").touch()
+    before = (unreported / "metrics.jsonl").read_text()
+    assert run(unreported) == 0
+    assert (unreported / "metrics.jsonl").read_text() == before  # nothing was trained again
+    return unreported
+
+
+def test_a_run_without_its_report_has_trained_and_evaluated(unreported):
+    steps = [(row["step"], "loss" in row) for row in read_metrics(unreported)]
+    assert steps == [(1, True), (2, True), (2, False), (3, True), (4, True), (4, False)]
+    assert not (unreported / "results.json").exists()
 
 
 def test_training_leaves_results_that_are_those_of_its_last_evaluation(workdir):

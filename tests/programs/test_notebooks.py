@@ -28,6 +28,7 @@ from perception_jax.data.processors import ImageProcessor
 from perception_jax.models.dinov2.config import Dinov2Config
 from perception_jax.models.dinov2.modeling import Dinov2
 from perception_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD
+from perception_jax.testing import tiny_llama
 from tests.arrays import drawn
 
 FOLDER = pathlib.Path(__file__).resolve().parents[2] / "colab"
@@ -82,6 +83,12 @@ def give(folder: pathlib.Path) -> Mapping[str, Any]:
     return {"BACKBONE": "scenes-clip", "SIZE": 48, "STEPS": 12, "OUT": f"{folder}/out"}
 
 
+def language(folder: pathlib.Path) -> Mapping[str, Any]:
+    perception_jax.export(tiny_llama.loaded(), folder / "llama")
+    settings = {"MODEL": f"{folder}/llama", "LAYER": 1, "TOKENS": 8, "OUT": f"{folder}/out"}
+    return {**settings, "PROMPT": "the cat sat", "TURNS": ["the cat", "a hat"]}
+
+
 TRIALS = {
     "01_encoders": Trial(
         settings=encoders,
@@ -103,6 +110,15 @@ TRIALS = {
             r"\d+ objects \(\d+ pairs\) of 12 classes in 40 images",
             r"present or absent, all: AUC 0\.\d\d, without an instruction 0\.\d\d",
             r"read back: embeddings differ by 0\.0e\+00",
+        ),
+    ),
+    "03_language": Trial(
+        settings=language,
+        pictures=("out/attention.png",),
+        says=(
+            r"<\|im_start\|> user\nthe cat sat <\|im_end\|>",
+            r"\d tokens, ended by (end|length); sum of log-probabilities -\d",
+            *(rf"> {text}\n[^>]*\((\d+) tokens were read\)" for text in ("the cat", "a hat")),
         ),
     ),
 }

@@ -193,7 +193,7 @@ def test_a_predictor_compiles_once_for_images_of_all_sizes(place, encoder):
     shapes = [see(place / f"photos/{name}.png").attention.shape for name in ("one", "two")]
     assert shapes == [(4, 4)] * 2
     assert see._maps._conditioned._cache_size() == see._maps._static._cache_size() == 1
-    assert see._pairs._on(None)._cache_size() == 1
+    assert see._pairs._on(None).jitted._cache_size() == 1
 
 
 def test_a_backbone_alone_is_seen_without_steering(place, encoder, tmp_path):

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator
 
-import jaxtyping
 import numpy as np
 import pytest
 
@@ -41,14 +39,6 @@ def _described(config: SceneConfig, seed: int) -> Described:
 def described(request: pytest.FixtureRequest) -> list[Described]:
     """A hundred described scenes of each split."""
     return [_described(CONFIGS[request.param], seed) for seed in range(SCENES // len(CONFIGS))]
-
-
-@pytest.fixture
-def unchecked_types() -> Iterator[None]:
-    """Checking each call's types would take six times as long as the calls."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def test_a_referring_expression_picks_exactly_one_object(described: list[Described]) -> None:
@@ -141,7 +131,7 @@ def test_same_scene_and_generator_give_the_same_words() -> None:
     ]
 
 
-def test_no_answer_is_right_in_most_questions_of_its_kind(unchecked_types: None) -> None:
+def test_no_answer_is_right_in_most_questions_of_its_kind(unchecked: None) -> None:
     """Over 2,000 scenes, without drawing them: nothing is covered in these."""
     config = SceneConfig(canvas=64, text=0.5)
     answers, letters = defaultdict(Counter), defaultdict(Counter)

@@ -6,14 +6,20 @@ import pathlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from perception_jax.models.params import flatten
+from perception_jax.inference.batches import current_mesh
+from perception_jax.inference.pairs import BatchedPairs
+from perception_jax.models.params import flatten, unflatten
 from perception_jax.shard import mesh as mesh_lib
-from perception_jax.shard import rules
+from perception_jax.shard import program, rules
+from perception_jax.systems.give.adapter import InstructionFeatures
+from perception_jax.systems.give.encode import as_arrays
 from perception_jax.systems.give.model import leaves_in_give
 from perception_jax.systems.give.task import GiveTask
+from perception_jax.testing.tiny_clip import SIZE
 from perception_jax.train import loop, state
 from perception_jax.train.config import TrainConfig
 from perception_jax.train.metrics import read_metrics
@@ -100,6 +106,32 @@ def test_same_curve_on_one_and_eight_devices(tmp_path, on_one):
     # The step gives its state's memory back, not that of the backbone it came from.
     given = flatten(task.backbone.model)
     assert [path for path, leaf in given.items() if leaf.is_deleted()] == []
+
+
+def test_a_conditioned_pass_of_an_evaluation_splits_its_pairs():
+    """Images and instructions are on every device; what the towers compute for a pair is not."""
+    task, mesh, rows = make_task(), mesh_lib.make_mesh(2, 2, 2), 88
+    leaves = flatten(task.init(jax.random.key(0)))
+    placed = jax.device_put(leaves, rules.shardings(leaves, task.shardings, mesh))
+    model = unflatten(task.init(jax.random.key(0)), placed)
+    texts = as_arrays(task.encoder.instructions(model, ["the red one", "the blue one"], mesh))
+
+    def conditioned(model, images, image, texts, text):
+        features = InstructionFeatures(**texts, strength=jnp.float32(1))
+        found = task.encoder.conditioned(model, images, image, features, text)
+        return found.embedding, found.presence
+
+    pairs = BatchedPairs(conditioned, batch_size=rows)
+    split, whole = mesh_lib.batch_sharding(mesh), mesh_lib.replicated(mesh)
+    number = jax.ShapeDtypeStruct((rows,), np.int32, sharding=split)
+    images = jax.ShapeDtypeStruct((5, SIZE, SIZE, 3), np.uint8, sharding=whole)
+    with current_mesh(mesh):
+        program_ = pairs._on(mesh).jitted.lower(
+            model, images, number, jax.device_put(texts, whole), number
+        )
+        found = set(program.results(program_.compile()))
+    assert any(result.shape[:1] == (rows // 4,) and len(result.shape) == 3 for result in found)
+    assert not [result for result in found if len(result.shape) >= 3 and rows in result.shape]
 
 
 def test_only_what_give_adds_trains(on_one):

@@ -13,8 +13,8 @@ from perception_jax.inference.batches import Batched, divisible
 from perception_jax.models.clip.modeling import Clip
 from perception_jax.models.params import flatten, unflatten
 from perception_jax.models.shardings import SHARDINGS
+from perception_jax.shard import distributed, program, rules
 from perception_jax.shard import mesh as mesh_lib
-from perception_jax.shard import program, rules
 from perception_jax.systems.contrastive.encode import Encoder
 from perception_jax.testing import tiny_clip
 from perception_jax.train import loop
@@ -41,11 +41,34 @@ def test_a_function_of_rows_gives_the_same_in_any_batches():
     for size in (1, 3, 10, 64):
         run = Batched(lambda scale, part: {"twice": scale * part}, batch_size=size)
         np.testing.assert_array_equal(run(2.0, rows)["twice"], 2 * rows)
-        assert run._on(None)._cache_size() == 1
+        assert run._on(None).jitted._cache_size() == 1
     with pytest.raises(DataError, match="at least one row"):
         run(2.0, rows[:0])
     with pytest.raises(ConfigError, match="at least 1, found 0"):
         Batched(lambda scale, part: part, batch_size=0)
+
+
+def test_processes_leave_after_the_same_call_once_one_wants_to():
+    mesh = mesh_lib.make_mesh(1, 8, 1)
+    run = Batched(lambda scale, part: scale * part, batch_size=8)
+    rows = np.arange(48, dtype=np.float32)[:, None]
+    answers, started = [False] * 6 + [False, True, False, False], []
+
+    def parts():
+        for start in range(0, 48, 8):
+            started.append(start)
+            yield rows[start : start + 8]
+
+    poll = distributed.Poll(
+        distributed.Ballots(mesh, needed=True), lambda: answers.pop(0), KeyboardInterrupt
+    )
+    with distributed.polling(poll):
+        np.testing.assert_array_equal(run.stream(2.0, parts(), mesh), 2 * rows)
+        started.clear()
+        with pytest.raises(KeyboardInterrupt):
+            run.stream(2.0, parts(), mesh)
+    assert started == [0, 8, 16, 24]  # the second was fetched after the fourth had started
+    np.testing.assert_array_equal(run.stream(2.0, parts(), mesh), 2 * rows)  # nobody asks
 
 
 def test_an_encoder_on_a_mesh_splits_its_batch_and_gives_the_same():

@@ -23,7 +23,7 @@ LIBTPU = pathlib.Path(sys.prefix) / "libtpu"
 )
 def test_vit_l14_336_keeps_its_batch_split_on_v5e(root):
     environment = os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{LIBTPU}"}
-    environment.pop("XLA_FLAGS", None)  # libtpu ends at those of the CPU
+    environment.pop("XLA_FLAGS", None)  # libtpu does not know those of the test session
     done = subprocess.run(
         [sys.executable, "-m", "tests.sharding.tpu_gradient"],
         cwd=root,

@@ -114,7 +114,7 @@ def test_two_processes_are_one_run_and_stop_together(root: pathlib.Path, tmp_pat
 def test_state_is_born_where_the_rules_say():
     task, mesh = TinyTask(), make_mesh(replica=2, tensor=2)
     model = state.abstract_model(task)
-    config = TrainConfig.from_mapping({"steps": 1, "batch_size": 16, "optim": {"accumulate": 2}})
+    config = TrainConfig.from_mapping({"steps": 2, "batch_size": 16, "optim": {"accumulate": 2}})
     optimizer = make_optimizer(config.optim, 1, model.trainable)
     abstract = state.abstract_state(model, optimizer.transform, ema=True)
     shardings = state.state_shardings(abstract, task.shardings, mesh)

@@ -15,7 +15,7 @@ from perception_jax.data.records import ObjectAnnotation, ObjectInstruction, Rec
 from perception_jax.errors import ConfigError, DataError
 from perception_jax.evals import intervals, ranking
 from perception_jax.evals.conditioned import tables
-from perception_jax.evals.conditioned.accumulate import Accumulator, Measured, Texts
+from perception_jax.evals.conditioned.accumulate import Accumulator, Measured, TextEmbeddings
 from perception_jax.evals.conditioned.annotations import (
     STRATA,
     Annotations,
@@ -83,7 +83,7 @@ class World:
 
     federated: bool
     notes: Annotations
-    texts: Texts
+    texts: TextEmbeddings
     static: np.ndarray
     conditioned: np.ndarray  # [U, N, d]
     presence: np.ndarray  # [U, N]
@@ -128,7 +128,7 @@ def make_world(seed: int, *, federated: bool, captions: bool, count: int = 9) ->
     return World(
         federated=federated,
         notes=notes,
-        texts=Texts(prototypes=draw(4), captions=draw(len(notes.captions.texts))),
+        texts=TextEmbeddings(prototypes=draw(4), captions=draw(len(notes.captions.texts))),
         static=draw(n),
         conditioned=draw(u, n),
         presence=rng.integers(-2, 3, (u, n)).astype(np.float32),

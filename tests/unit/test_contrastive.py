@@ -100,7 +100,7 @@ def test_encoder_pads_the_last_batch_and_compiles_once():
     alone = np.concatenate([encoder.images(model, pixels[k : k + 1]) for k in range(10)])
     np.testing.assert_allclose(together, alone, atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-6)
-    assert encoder._image._on(None)._cache_size() == 1
+    assert encoder._image._on(None).jitted._cache_size() == 1
 
 
 def test_retrieval_counts_equal_captions_as_right():

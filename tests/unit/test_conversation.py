@@ -13,12 +13,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perception_jax.data import conversation
-from perception_jax.data.conversation import IGNORE, IMAGE, TEMPLATES, Encoded, Template, encode
+from perception_jax.data.conversation import (
+    IGNORE,
+    IMAGE,
+    TEMPLATES,
+    EncodedConversation,
+    Template,
+    encode,
+)
 from perception_jax.data.records import Turn
 from perception_jax.data.tokenization import Encoding, LanguageTokenizer
 from perception_jax.data.tokenization.sentencepiece import write_sentencepiece
 from perception_jax.errors import ConfigError, DataError
-from tests.tiny_llama_vocabulary import MODEL
+from perception_jax.testing.tiny_llama_vocabulary import MODEL
 
 PLAIN, VICUNA, V0 = TEMPLATES["plain"], TEMPLATES["vicuna_v1"], TEMPLATES["llava_v0"]
 GROMA, CHATML = TEMPLATES["groma"], TEMPLATES["chatml"]
@@ -52,7 +59,7 @@ class Characters:
         return 2 + self.whole.index(text) if text in self.whole else None
 
 
-def kept(found: Encoded) -> str:
+def kept(found: EncodedConversation) -> str:
     """The supervised text, with "_" for what is not and "|" for tokens of no character."""
     assert np.array_equal(found.labels[found.labels != IGNORE], found.ids[found.labels != IGNORE])
     return "".join(
@@ -101,6 +108,28 @@ def test_turns_that_no_template_takes():
     for nothing in ([], turns("hello", first="assistant"), [Turn(role="system", text="S")]):
         with pytest.raises(DataError, match="expected a turn of the user"):
             VICUNA.prompt(nothing)
+
+
+@pytest.mark.parametrize("line", ["\n", "\\n"])
+def test_chat_templates_are_known_by_their_marks(line):
+    """SmolLM2's form, one without a system text of its own as Qwen3's, and others."""
+    said = f"'<|im_start|>system{line}Be kind.<|im_end|>{line}'"
+    turn = f"'<|im_start|>' + message['role'] + '{line}' + message['content'] + '<|im_end|>{line}'"
+    assert conversation.from_jinja(f"{{{{ {said} }}}}{{{{ {turn} }}}}") == dataclasses.replace(
+        CHATML, system="Be kind."
+    )
+    named = f"'<|im_start|>system{line}' + messages[0]['content'] + '<|im_end|>{line}'"
+    without = conversation.from_jinja(f"{{{{ {named} }}}}{{{{ {turn} }}}}")
+    assert without.prompt(turns("a"), answer=True) == (
+        "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n"
+    )
+    for other in ("", "{{ '[INST]' + content + '[/INST]' }}", "{{ '<|im_start|>' }}"):
+        assert conversation.from_jinja(other) is None
+
+
+def test_another_system_text():
+    assert VICUNA.with_system("Short.").prompt(turns("a")) == "Short. USER: a "
+    assert VICUNA.with_system("").prompt(turns("a")) == "USER: a "
 
 
 def test_images_come_first():
@@ -239,8 +268,8 @@ def test_masks_of_any_conversation(rounds, images):
 
 def test_rows_of_a_batch():
     ids = np.array([1, 5, 6, 2], np.int32)
-    long = Encoded(ids, np.array([IGNORE, 5, 6, 2], np.int32))
-    short = Encoded(ids[:2], ids[:2])
+    long = EncodedConversation(ids, np.array([IGNORE, 5, 6, 2], np.int32))
+    short = EncodedConversation(ids[:2], ids[:2])
     right = conversation.pad([long, short], 0, max_length=3)
     assert right["ids"].tolist() == [[1, 5, 6], [1, 5, 0]]
     assert right["label"].tolist() == [[IGNORE, 5, 6], [1, 5, IGNORE]]

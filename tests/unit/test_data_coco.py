@@ -155,6 +155,14 @@ def test_a_bad_value_of_any_field_names_its_annotation(tmp_path, key, value):
         source(tmp_path, annotated(**{key: value}))
 
 
+def test_boxes_of_another_form_are_not_read_as_xywh(tmp_path):
+    expected = source(tmp_path, content())[0].objects[0].box
+    assert source(tmp_path, annotated(bbox_mode=1))[0].objects[0].box == expected
+    for mode in (0, "XYXY_ABS"):
+        with pytest.raises(DataError, match=rf"annotations\[0\]: bbox_mode: expected 1.*{mode}"):
+            source(tmp_path, annotated(bbox_mode=mode))
+
+
 def test_images_with_names_for_ids(tmp_path):
     coco = content()
     coco["images"] = [{**coco["images"][0], "id": name} for name in ("kite/1", "1")]

@@ -151,6 +151,9 @@ BASE = ImageProcessor(size=28).to_hf()
         ({"perception_jax_decode": {"alpha": "black"}}, "alpha: expected one of 'white', 'drop'"),
         ({"size": {"height": 40, "width": 40}}, "shortest_edge"),
         ({"size": {"longest_edge": 40}}, "square"),
+        ({"do_flip_channel_order": True}, "do_flip_channel_order = True is not supported"),
+        ({"do_grayscale": True}, "do_grayscale"),
+        ({"crop_pct": 0.8}, "crop_pct = 0.8"),
     ],
 )
 def test_a_config_that_cannot_be_reproduced_is_refused(change, message):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perception_jax.errors import DataError
+from perception_jax.errors import ConfigError, DataError
 from perception_jax.evals import ranking, zero_shot
 from perception_jax.evals.intervals import wilson_interval
 
@@ -171,6 +171,14 @@ def test_class_embeddings_refuse(names, templates, message):
         zero_shot.class_embeddings(lambda texts: np.ones((len(texts), 2)), names, templates)
 
 
+def test_one_class_name_is_no_list_of_letters(unchecked):
+    asked = []
+    zero_shot.class_embeddings(lambda texts: asked.append(texts) or np.ones((1, 2)), "cat", "a {}")
+    assert asked == [["a cat"]]
+    with pytest.raises(ConfigError, match=r"names\[0\]: expected a string, found a int"):
+        zero_shot.class_embeddings(lambda texts: np.ones((1, 2)), [7])
+
+
 def test_class_embeddings_refuse_a_wrong_number_of_rows():
     with pytest.raises(DataError, match=r"one row for each of 2 texts, found shape \(1, 2\)"):
         zero_shot.class_embeddings(lambda texts: np.ones((1, 2)), ["cat", "dog"])
@@ -197,6 +205,13 @@ def test_bad_labels_and_pairs_are_named():
         zero_shot.check_labels(np.array([0, 1]), 3, 3)
     with pytest.raises(DataError, match=r"found \(2, 1\) in row 1"):
         zero_shot.check_pairs(np.array([[0, 0], [2, 1]]), 2, 2)
+    for kind in (float, bool, str):
+        with pytest.raises(DataError, match="labels as integers"):
+            zero_shot.check_labels(np.array([0, 1]).astype(kind), 2, 3)
+        with pytest.raises(DataError, match="pairs of integers"):
+            zero_shot.check_pairs(np.array([[0, 1]]).astype(kind), 2, 2)
+    with pytest.raises(DataError, match=r"cut-offs of 1 or more, found ks = \(1, 0\)"):
+        zero_shot.retrieval(np.eye(2), np.eye(2), np.array([[0, 0]]), ks=(1, 0))
     with pytest.raises(DataError, match="at least one"):
         zero_shot.check_pairs(np.zeros((0, 2), int), 2, 2)
 

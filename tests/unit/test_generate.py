@@ -185,6 +185,8 @@ def test_what_is_drawn_depends_on_seed_and_text_alone():
     assert found != generator().generate(prompts, tokens=NEW, sampling=SAMPLED, seed=4)
     (alone,) = generator().generate(prompts[:1], tokens=NEW, sampling=SAMPLED, seed=3)
     assert alone.ids == found[0].ids
+    (last,) = generator().generate(prompts[2:], tokens=NEW, sampling=SAMPLED, seed=3, first=2)
+    assert last.ids == found[2].ids
     other = Generator(model(), buckets=(32,), chunk=NEW)
     assert [one.ids for one in other.generate(prompts, tokens=NEW, sampling=SAMPLED, seed=3)] == [
         one.ids for one in found

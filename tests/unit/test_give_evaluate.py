@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
+import functools
+import itertools
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +20,7 @@ from perception_jax.data.processors import ImageProcessor
 from perception_jax.data.records import ObjectAnnotation, ObjectInstruction, Record
 from perception_jax.errors import ConfigError, DataError
 from perception_jax.evals.conditioned import prompts
-from perception_jax.evals.conditioned.accumulate import Accumulator, Needs, Texts
+from perception_jax.evals.conditioned.accumulate import Accumulator, Needs, TextEmbeddings
 from perception_jax.evals.conditioned.annotations import (
     ABSENT,
     PRESENT,
@@ -33,6 +37,7 @@ from perception_jax.inference.batches import Batched
 from perception_jax.inference.pairs import BatchedPairs
 from perception_jax.inference.pixels import PixelsInMemory, PixelsOfSource, blank_image
 from perception_jax.nn.adapters import AdapterParam
+from perception_jax.shard import distributed
 from perception_jax.shard.mesh import make_mesh
 from perception_jax.systems.give.adapter import AdapterConfig
 from perception_jax.systems.give.encode import Conditioned, ConditionedEncoder
@@ -131,7 +136,7 @@ def whole(notes: Annotations, *, retrieval: bool = True) -> dict:
     fake, model = Fake(), Weights()
     states = fake.instructions(model, notes.instructions)
     names = [kind.name for kind in notes.classes]
-    texts = Texts(
+    texts = TextEmbeddings(
         prototypes=prompts.prototypes(lambda t: fake.texts(model, t), names),
         captions=fake.texts(model, notes.captions.texts),
     )
@@ -183,6 +188,24 @@ def test_blocks_batches_and_devices_change_nothing(notes, devices, config):
     assert len(one.lines) == 2
     numbers = main_numbers(found.report)
     assert numbers["p_acc1_copy_floor"] == found.report.p_protocol["copy_floor"]["all"]["acc@1"]
+
+
+def test_an_evaluation_on_several_processes_can_be_left_in_any_call(notes):
+    """`needed` stands for the other processes."""
+    mesh, one, model = make_mesh(2, 2, 2), evaluation(notes, Fake(), batch_size=16), Weights()
+    ballots = distributed.Ballots(mesh, needed=True)
+
+    def poll(answers: Iterator[bool]) -> contextlib.AbstractContextManager[None]:
+        asked = functools.partial(next, answers)
+        return distributed.polling(distributed.Poll(ballots, asked, KeyboardInterrupt))
+
+    numbers = itertools.count()
+    with poll(number < 0 for number in numbers):
+        assert one.run(model, mesh).report.to_dict() == whole(notes)
+    calls = next(numbers)
+    for last in (0, calls - 1):  # without an instruction, and under the last one
+        with poll(number == last for number in range(calls)), pytest.raises(KeyboardInterrupt):
+            one.run(model, mesh)
 
 
 class Counting:

@@ -97,9 +97,13 @@ def test_an_instruction_is_of_its_image_alone(encoder):
     np.testing.assert_allclose(beside.presence_logit[0], alone.presence_logit[0], atol=1e-6)
 
 
-def test_instructions_are_counted(encoder):
+def test_instructions_are_counted(encoder, unchecked):
     with pytest.raises(ConfigError, match="one instruction for each of 2 images, found 1"):
         encoder.encode(IMAGES, TOLD[:1])
+    with pytest.raises(ConfigError, match="one instruction for each of 2 images, found 1"):
+        encoder.encode(IMAGES, "ab")  # one instruction, not one of each letter
+    one = encoder.encode(IMAGES[0], TOLD[0]).embedding
+    np.testing.assert_array_equal(one, encoder.encode(IMAGES[:1], TOLD[:1]).embedding)
 
 
 def test_fresh_adapters_change_nothing(folder, plain):

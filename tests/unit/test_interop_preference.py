@@ -123,7 +123,7 @@ NESTED = {
 }
 
 
-def test_settings_of_the_image_processor(folder):
+def test_settings_of_the_image_processor(folder, caplog):
     """transformers 5 writes them into `processor_config.json`, which it also reads first."""
     save(folder / "model.safetensors", tensors(1.0))
     _, loaded = gain(folder)
@@ -135,10 +135,30 @@ def test_settings_of_the_image_processor(folder):
     _, loaded = gain(folder)
     assert loaded.processor.image == plain
     assert loaded.report.read["image processor"].endswith("/preprocessor_config.json")
+    assert not caplog.text
     (folder / "processor_config.json").write_text(json.dumps(NESTED))
     _, loaded = gain(folder)
+    assert "preprocessor_config.json differ in image_mean, image_std" in caplog.text
     assert loaded.processor.image == ImageProcessor.from_hf(NESTED)
     assert loaded.report.read["image processor"].endswith("/processor_config.json")
+
+
+def test_an_image_size_that_is_not_the_models_is_said(folder, caplog):
+    save(folder / "model.safetensors", tensors(1.0))
+    other = ImageProcessor(size=6, mode="squash")
+    (folder / "preprocessor_config.json").write_text(json.dumps(other.to_hf()))
+    _, loaded = gain(folder)
+    assert loaded.processor.image.size == 6
+    assert "makes images of 6 pixels, usual for this model are 4" in caplog.text
+
+
+def test_adapters_of_peft_are_not_left_out_in_silence(folder, caplog):
+    save(folder / "model.safetensors", tensors(1.0))
+    gain(folder)
+    assert not caplog.text
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
+    gain(folder)
+    assert "adapter_config.json: adapters of PEFT are next to the weights" in caplog.text
 
 
 def test_siglip_is_squashed_where_no_file_says(folder):

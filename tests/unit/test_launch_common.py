@@ -96,6 +96,12 @@ def test_the_present_value_gives_the_type(config_file, word, key, value):
         ("--config.flag.x=1", "the config has no such setting"),
         ("--noconfig.flga", "Did you mean --config.flag?"),
         ("--config.batch_size=8.5", "--config.batch_size=8.5"),
+        ("--config.batch_size=True", "--config.batch_size=True"),
+        (
+            "--config.optimizer.betas=(True,0.5)",
+            "betas: expected elements of type float, found True",
+        ),
+        ("--config.styles=(7,)", "styles: expected elements of type str, found 7 (int)"),
         ("--config.flag=maybe", "--config.flag=maybe"),
         ("--config.batch_size", "--config.batch_size"),
         ("--workdri=x", "--workdri: there is no such flag. Did you mean --workdir?"),

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from perception_jax.errors import ConfigError
 from perception_jax.ops import losses
 from tests.arrays import normal
 
@@ -61,6 +62,13 @@ def test_losses_do_not_overflow_at_clip_temperature():
     for sign in (1.0, -1.0):
         found = gradient(image, jnp.asarray(sign * np.asarray(text)), jnp.float32(100.0))
         assert np.isfinite(found).all()
+
+
+def test_one_image_is_not_spread_over_several_texts(unchecked):
+    image, text = vectors(2)
+    for name, more in (("softmax_contrastive", ()), ("sigmoid_contrastive", (jnp.float32(0.0),))):
+        with pytest.raises(ConfigError, match="as many texts as images"):
+            jax.eval_shape(getattr(losses, name), image[:1], text, jnp.float32(1.0), *more)
 
 
 def test_unit_of_zero_is_zero_with_finite_gradient():

@@ -244,7 +244,7 @@ def test_one_map_at_a_time_is_the_same(name, pixels, texts):
     chex.assert_trees_all_close(nothing.attention, together.attention, atol=1e-6)
 
 
-def test_several_texts_for_one_image_are_not_added_up(pixels, texts):
+def test_several_texts_for_one_image_are_not_added_up(pixels, texts, unchecked):
     """Each pair has its own map; counts that make no pairs are refused."""
     tower = tower_of("clip")
     pixels, texts = np.asarray(pixels), np.asarray(texts)
@@ -260,6 +260,8 @@ def test_several_texts_for_one_image_are_not_added_up(pixels, texts):
             with pytest.raises(ConfigError, match="one text for each of 2 images"):
                 jax.eval_shape(function, tower, pixels, words)
     for function in (maps.text_relevance, maps.pixel_gradient, maps.text_maps):
+        with pytest.raises(ConfigError, match=r"embeddings of texts, .* found an array \[\d+\]"):
+            jax.eval_shape(function, tower, pixels[:1], texts[0])
         with pytest.raises(ConfigError, match="another model"):
             jax.eval_shape(function, tower, pixels[:1], texts[:, :5])
 
@@ -272,7 +274,11 @@ def test_an_earlier_layer_can_be_shown(pixels):
         chex.assert_trees_all_close(found, wanted, atol=1e-5)
 
 
-def test_what_a_tower_does_not_have_is_an_error(pixels):
+def test_what_a_tower_does_not_have_is_an_error(pixels, unchecked):
+    raw = np.zeros(np.shape(pixels), np.uint8)
+    for wrong in (raw, np.asarray(pixels)[0], np.moveaxis(np.asarray(pixels), 3, 1)):
+        with pytest.raises(ConfigError, match="expected normalised images, floating-point"):
+            jax.eval_shape(lambda tower, x: tower(x), tower_of("clip"), wrong)
     with pytest.raises(ConfigError, match=r"layer 1: this tower has no class token.*give -1"):
         maps.class_attention(tower_of("siglip"), pixels, layer=1)
     for name in CLASS_TOWERS:

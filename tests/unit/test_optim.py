@@ -223,6 +223,16 @@ def test_config_names_the_nearest_key_and_the_type():
         ({"optim": {"name": "adam"}}, "optim.name: expected 'adamw' or"),
         ({"optim": {"rules": [("a", "b")]}}, r"rules\[0\].multiplier: expected float or None"),
         ({"batch_size": 0}, "batch_size: expected 1 or more"),
+        ({"seed": -1}, "seed: expected 0 to"),
+        ({"seed": 2**40}, "seed: expected 0 to"),
+        ({"optim": {"b1": 1.0}}, r"b1: expected in \[0, 1\)"),
+        ({"optim": {"b2": -0.1}}, r"b2: expected in \[0, 1\)"),
+        ({"optim": {"eps": float("nan")}}, r"eps: expected in \(0, 1\)"),
+        ({"optim": {"weight_decay": -0.1}}, r"weight_decay: expected in \[0, 10\)"),
+        ({"optim": {"final_fraction": 2.0}}, r"final_fraction: expected in \[0, 1\]"),
+        ({"optim": {"accumulate": 11}}, "optim.accumulate: expected at most 10, the steps"),
+        ({"optim": {"rules": [("(", 1.0)]}}, r"optim.rules: expected a regular expression"),
+        ({"optim": {"rules": [("a", -1.0)]}}, "multiplier: expected 0 or more"),
     ]:
         with pytest.raises(ConfigError, match=message):
             TrainConfig.from_mapping({**good, **change})

@@ -104,9 +104,22 @@ def test_one_text_or_several(clip):
         (b"a dog", "texts: expected a string or a list of strings, found a bytes"),
         (None, "texts: expected a string or a list"),
         ({"a dog"}, "found a set"),
+        (["", "a \ud83d dog"], r"texts\[1\]: expected Unicode text, found half a surrogate pair"),
     ):
         with pytest.raises(ConfigError, match=message):
             clip.processor.texts(texts)
+
+
+def test_texts_that_are_cut_are_said(clip, caplog):
+    """Those that differ behind the cut alone get one embedding."""
+    room = clip.config.text.context - 2
+    fits, long = "dog " * room, "dog " * room + "cat"
+    assert (clip.processor.texts(fits) == clip.processor.texts(long)).all()
+    assert "1 of 1 texts are longer than the 24 tokens" in caplog.text
+    assert "'dog dog" in caplog.text
+    caplog.clear()
+    clip.processor.texts([fits, "a dog"])
+    assert not caplog.text
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pathlib
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -23,11 +25,45 @@ def test_memory_is_found():
     assert 0.1 < session.available_gib() < 1e5
 
 
-def test_only_unmarked_tests_on_a_quiet_machine_have_a_limit():
-    assert "took 31 s" in session.over_limit(31.0, slow=False, load_per_core=1.5)
-    assert session.over_limit(29.0, slow=False, load_per_core=1.5) == ""
-    assert session.over_limit(31.0, slow=True, load_per_core=1.5) == ""
-    assert session.over_limit(31.0, slow=False, load_per_core=7.0) == ""
+def test_the_limit_is_on_processor_time_of_unmarked_tests():
+    assert "took 31 s" in session.over_limit(90.0, 31.0, slow=False)
+    assert "took 32 s" in session.over_limit(32.0, 60.0, slow=False)  # on several cores
+    assert session.over_limit(90.0, 29.0, slow=False) == ""  # the machine was busy
+    assert session.over_limit(29.0, 60.0, slow=False) == ""
+    assert session.over_limit(90.0, 90.0, slow=True) == ""
+
+
+def test_processor_time_counts_children():
+    before = session.processor_seconds()
+    subprocess.run([sys.executable, "-c", "sum(range(10**7))"], check=True)
+    assert session.processor_seconds() > before + 0.05
+
+
+_OVER = """
+import pytest
+
+@pytest.fixture
+def long(monkeypatch):
+    from tests import session
+    monkeypatch.setattr(session, "LIMIT", 0.1)
+    sum(range(2 * 10**7))
+
+def test_a(long): pass
+
+@pytest.mark.slow
+def test_b(long): pass
+"""
+
+
+def test_a_phase_over_the_limit_fails(root, tmp_path):
+    """In a session of its own with this one's settings: the fixtures of two tests are too long."""
+    (tmp_path / "test_it.py").write_text(_OVER)
+    options = ["-q", "--limit", "-c", root / "pyproject.toml", "--rootdir", root]
+    options += ["-p", "no:cacheprovider", "-p", "tests.conftest", tmp_path / "test_it.py"]
+    child = subprocess.run(
+        [sys.executable, "-m", "pytest", *options], cwd=root, capture_output=True, text=True
+    )
+    assert "1 passed, 1 error" in child.stdout, child.stdout
 
 
 def test_long_folders_come_first():

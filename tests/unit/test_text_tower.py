@@ -59,6 +59,13 @@ def test_ids_that_the_tower_does_not_have():
         dataclasses.replace(TEXT, end_id=20)
 
 
+def test_what_is_no_ids(unchecked):
+    wrong = {r"int\d+\[6\]": ROWS[0], "float32": ROWS.astype(np.float32), "str": "a dog"}
+    for found, value in wrong.items():
+        with pytest.raises(ConfigError, match=f"token ids, an array of integers .* found {found}"):
+            tower()(value)
+
+
 def test_special_ids_of_hugging_face_both_ways():
     settings = CLIP.to_hf()
     text = settings["text_config"]

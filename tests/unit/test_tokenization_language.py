@@ -29,7 +29,7 @@ from perception_jax.data.tokenization.sentencepiece import (
     write_sentencepiece,
 )
 from perception_jax.errors import CheckpointError, ConfigError, DataError
-from tests.tiny_llama_vocabulary import MODEL, MODEL_TEXTS, piece
+from perception_jax.testing.tiny_llama_vocabulary import MODEL, MODEL_TEXTS, piece
 
 MODEL_FILE = write_sentencepiece(MODEL)
 IMAGE = len(MODEL.pieces)

@@ -362,3 +362,14 @@ def test_heat_table_tints_by_value_and_leaves_nan_empty():
     assert "&lt;s&gt;" in table
     with pytest.raises(DataError, match="1 x 2 as named"):
         heat_table(np.ones((2, 2)), ["r"], ["c", "d"], "t")
+
+
+def test_heat_table_without_numbers_tints_by_the_root_and_keeps_them_under_the_pointer():
+    values = np.array([[0.0, 0.5], [0.125, np.nan]])
+    table = heat_table(values, ["r", "s"], ["c", "d"], "t", percent=True, numbered=False)
+    assert re.findall(r"/(\d\.\d\d)\)\" title=\"([^\"]*)\"></td>", table) == [
+        ("0.00", "0 %"),
+        ("1.00", "50 %"),
+        ("0.50", "12.5 %"),
+    ]
+    assert '<table class="heat fine">' in table

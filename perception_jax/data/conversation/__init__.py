@@ -3,7 +3,7 @@
 from perception_jax.data.conversation.labels import (
     IGNORE,
     IMAGE,
-    Encoded,
+    EncodedConversation,
     encode,
     image_spans,
     pad,
@@ -14,6 +14,7 @@ from perception_jax.data.conversation.templates import (
     SEPARATOR,
     TEMPLATES,
     Template,
+    from_jinja,
     images_first,
     repeat_images,
 )
@@ -24,9 +25,10 @@ __all__ = [
     "IMAGE_TEXT",
     "SEPARATOR",
     "TEMPLATES",
-    "Encoded",
+    "EncodedConversation",
     "Template",
     "encode",
+    "from_jinja",
     "image_spans",
     "images_first",
     "pad",

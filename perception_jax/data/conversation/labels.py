@@ -66,7 +66,7 @@ class TextTokenizer(Protocol):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Encoded:
+class EncodedConversation:
     """A conversation as a model trains on it.
 
     Attributes:
@@ -103,7 +103,7 @@ def encode(
     *,
     images: bool,
     max_length: int | None = None,
-) -> Encoded:
+) -> EncodedConversation:
     """Ids and labels of a conversation by its template's rule.
 
     Args:
@@ -130,7 +130,7 @@ def encode(
     warning = mask(labels)
     if warning:
         _LOG.warning("%s", warning)
-    return Encoded(ids, labels, warning)
+    return EncodedConversation(ids, labels, warning)
 
 
 def image_spans(
@@ -158,7 +158,7 @@ def image_spans(
 
 
 def pad(
-    conversations: Sequence[Encoded],
+    conversations: Sequence[EncodedConversation],
     pad_id: int,
     *,
     max_length: int,
@@ -309,7 +309,7 @@ def _spans(source: _Source) -> tuple[str, _Mask]:
 
 def _separated(
     tokenizer: TextTokenizer, turns: Sequence[Turn], template: Template, max_length: int | None
-) -> Encoded:
+) -> EncodedConversation:
     """Answers between two separators, and all end tokens but the first, are supervised."""
     separator, end = tokenizer.token_id(SEPARATOR), tokenizer.end_id
     if separator is None:
@@ -334,4 +334,4 @@ def _separated(
         closed = last
     labels[np.flatnonzero(ids == end)[1:]] = end
     kept = ids != separator
-    return Encoded(ids[kept], labels[kept])
+    return EncodedConversation(ids[kept], labels[kept])

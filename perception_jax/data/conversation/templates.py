@@ -8,6 +8,7 @@ strings are data: models answer to these and to no others.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -72,6 +73,12 @@ class Template:
         if answer:
             parts.append((self.assistant.rstrip(" "), False))
         return parts
+
+    def with_system(self, text: str) -> Template:
+        """Returns a template with another system text; without what is around it if it is empty."""
+        if text:
+            return dataclasses.replace(self, system=text)
+        return dataclasses.replace(self, system="", before_system="", after_system="")
 
     def split(self, turns: Sequence[Turn]) -> tuple[str, list[Turn]]:
         """The system text and the turns of user and assistant. Raises as `prompt`."""
@@ -188,3 +195,18 @@ TEMPLATES: Mapping[str, Template] = {
 }
 """Templates by name; `chatml` has SmolLM2's system text. LLaVA's `v0` is `llava_v0` with an example
 conversation, which is not part of this package, as `opening`."""
+
+
+_CHATML_SYSTEM = re.compile(r"<\|im_start\|>system(?:\n|\\n)([^'\"{}]*)<\|im_end\|>")
+
+
+def from_jinja(text: str) -> Template | None:
+    """The template that a tokenizer's chat template describes; None for one that is not known here.
+
+    Jinja is not run: templates of the form of `chatml` are recognised by their marks, and their
+    system text is read out.
+    """
+    if not all(mark in text for mark in ("<|im_start|>", "<|im_end|>")):
+        return None
+    found = _CHATML_SYSTEM.search(text)
+    return TEMPLATES["chatml"].with_system(found[1] if found else "")

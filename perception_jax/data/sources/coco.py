@@ -28,6 +28,7 @@ from perception_jax.data import records
 from perception_jax.data.sources import fields, names, sizes
 from perception_jax.data.sources.fields import Outside
 from perception_jax.errors import DataError
+from perception_jax.settings import shown
 
 _LOGGER = logging.getLogger(__name__)
 _FEDERATED = ("neg_category_ids", "not_exhaustive_category_ids")
@@ -219,6 +220,11 @@ class _Annotations:
 
     def _add_object(self, entry: Mapping[str, Any], row: int, where: str) -> None:
         number, text = self._class_of(entry, where), _text_of(entry, where)
+        if entry.get("bbox_mode", 1) != 1:  # of detectron2, whose 0 is xyxy
+            raise DataError(
+                f"{where}: bbox_mode: expected 1, [x, y, width, height], found "
+                f"{shown(entry['bbox_mode'])}. Convert the boxes."
+            )
         x, y, width, height = fields.numbers(4)(entry["bbox"], f"{where}: bbox")
         size = (int(self._images.sizes[row, 0]), int(self._images.sizes[row, 1]))
         corners = (x, y, x + width, y + height)

@@ -3,6 +3,7 @@
 from perception_jax.data.tokenization.clip import ClipTokenizer
 from perception_jax.data.tokenization.decoding import TextStream
 from perception_jax.data.tokenization.files import AddedToken, ForeignVocabularyError
+from perception_jax.data.tokenization.gguf import from_gguf
 from perception_jax.data.tokenization.language import (
     MODES,
     LanguageTokenizer,
@@ -30,5 +31,6 @@ __all__ = [
     "Tokenizer",
     "Tokens",
     "check_fits",
+    "from_gguf",
     "read_tokenizer",
 ]

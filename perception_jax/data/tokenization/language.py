@@ -38,7 +38,12 @@ MODES = ("slow_legacy", "slow", "fast")
 """Ways to read a language model's tokenizer; see the module."""
 GENERATION = "generation_config.json"
 """File name of the settings of generation, among them the tokens that end a text."""
-_FILES = (files.VOCABULARY, PIECES, files.SETTINGS, files.SPECIALS, files.ADDED, GENERATION)
+TEMPLATE = "chat_template.jinja"
+"""File name of the chat template, where the settings do not hold it."""
+_FILES = (
+    *(files.VOCABULARY, PIECES, files.SETTINGS, files.SPECIALS, files.ADDED),
+    *(GENERATION, TEMPLATE),
+)
 _OUR_MODE = "perception_jax_mode"
 """Key of a `tokenizer_config.json` for what Hugging Face's own keys cannot express."""
 
@@ -124,6 +129,20 @@ class LanguageTokenizer:
         """`model_max_length` of the settings; None where they set no limit."""
         length = files.read_context(files.read_object(self.files, files.SETTINGS), -1)
         return None if length < 0 else length
+
+    @property
+    def chat_template(self) -> str | None:
+        """The chat template in the language Jinja, which is not run here; None without one.
+
+        See `data.conversation.from_jinja`.
+        """
+        if TEMPLATE in self.files:
+            return self.files[TEMPLATE].decode(errors="replace")
+        found = files.read_object(self.files, files.SETTINGS).content.get("chat_template")
+        if isinstance(found, list):  # several by name
+            named = [one for one in found if isinstance(one, dict) and one.get("name") == "default"]
+            found = named[0].get("template") if named else None
+        return found if isinstance(found, str) else None
 
     def token_id(self, text: str) -> int | None:
         """The id of one token by its text, e.g. "<image>"; None if there is none."""

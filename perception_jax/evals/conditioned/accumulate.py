@@ -32,7 +32,7 @@ TOP = 100
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class Texts:
+class TextEmbeddings:
     """Unit text embeddings.
 
     Attributes:
@@ -130,7 +130,7 @@ class Accumulator:
     def __init__(
         self,
         annotations: Annotations,
-        texts: Texts,
+        texts: TextEmbeddings,
         static: Float[np.ndarray, "N d"],
         *,
         retrieval: bool = True,

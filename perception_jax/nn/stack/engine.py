@@ -54,7 +54,7 @@ class LayerInputs:
 
 
 @dataclasses.dataclass(frozen=True)
-class Slice:
+class LayerSlice:
     """One layer of a scan.
 
     Attributes:
@@ -68,7 +68,7 @@ class Slice:
     per_layer: Mapping[str, Any]
 
 
-Body = Callable[[Any, Slice], tuple[Any, dict[str, Any]]]
+Body = Callable[[Any, LayerSlice], tuple[Any, dict[str, Any]]]
 """Function from carry and layer to carry and recorded values by name."""
 
 
@@ -132,7 +132,7 @@ def _body(body: Body, pattern: Sequence[Kind], per_layer: Mapping[str, LayerInpu
                     alone = _count(inputs, pattern) == 1
                     own[name] = layers[name] if alone else _at(layers[name], taken[name])
                 taken[name] += has
-            carry, found = body(carry, Slice(kind, index[j], own))
+            carry, found = body(carry, LayerSlice(kind, index[j], own))
             for name, value in found.items():
                 recorded.setdefault(name, []).append(value)
         return carry, recorded

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 from perception_jax.errors import ConfigError
 from perception_jax.nn.attention import AnyMask, KvCache, LayerCache
 from perception_jax.nn.rope import Rope
-from perception_jax.nn.stack.engine import LayerInputs, Remat, Slice, scan
+from perception_jax.nn.stack.engine import LayerInputs, LayerSlice, Remat, scan
 from perception_jax.nn.stack.kinds import InsertGroup, LayerKind, insert_groups, kinds_of, of_kind
 from perception_jax.nn.stack.layer import Context, Layer
 from perception_jax.nn.stack.stacked import Mixed, Separate, base_of, depth_of
@@ -155,7 +155,7 @@ class _Shared:
     key: Array | None
     drop_path: float
 
-    def run_layer(self, carry: tuple, layer: Slice) -> tuple[tuple, dict[str, Any]]:
+    def run_layer(self, carry: tuple, layer: LayerSlice) -> tuple[tuple, dict[str, Any]]:
         """Runs a block with its inserts; returns recorded values by the names of `StackOutput`."""
         x, cache, state = carry
         kind, per_layer = layer.kind, layer.per_layer
@@ -188,7 +188,7 @@ class _Shared:
         _check_recorded(kind, recorded)
         return (x, cache, state), recorded
 
-    def _layer(self, layer: Slice, state: Any) -> Layer:
+    def _layer(self, layer: LayerSlice, state: Any) -> Layer:
         """Makes the block's inputs, without the cache."""
         kind, dropped = layer.kind, self.key is not None
         probe = layer.per_layer["probes"]

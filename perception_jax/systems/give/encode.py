@@ -115,7 +115,7 @@ class ConditionedEncoder:
         if not self.config.informed:
             generic = read([GENERIC])
             for name in ("states", "mask"):
-                rows[name] = np.repeat(generic[name], len(texts), axis=0)
+                rows[name] = np.repeat(generic[name], len(rows[name]), axis=0)
         longest = int(rows["mask"].sum(axis=1).max(initial=1))
         mask = rows["mask"][:, :longest]
         return InstructionFeatures(
@@ -147,7 +147,7 @@ class ConditionedEncoder:
         return normalise(pixels, image.mean, image.std)
 
     def _ids(self, texts: Sequence[str]) -> Int[np.ndarray, "n T"]:
-        return np.asarray(self.processor.texts(list(texts)))
+        return np.asarray(self.processor.texts(texts))
 
 
 class CaptionTable:

@@ -1,18 +1,288 @@
-"""The program of language models for `launch`: plans of serving.
-
-`config` is an `ml_collections.ConfigDict` as `configs/text/serve.py` makes it.
-"""
+"""The commands `text` and `chat` of `launch.predict`, and plans of serving for `launch.plan`."""
 
 from __future__ import annotations
 
+import functools
+import pathlib
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+
+from absl import flags
 
 if TYPE_CHECKING:
     import jax
 
+    from perception_jax.generate import Generated
     from perception_jax.shard.slices import Slice
+    from perception_jax.systems.text.model import TextModel
+    from perception_jax.systems.text.prompts import Prompt
     from perception_jax.systems.text.serving import ServingPlan
+
+_ENDED = {"end": "an end token", "stop": "a stop string", "length": "--tokens or the context"}
+_SAMPLING = ("temperature", "top_k", "top_p", "repetition_penalty")
+
+
+def define_text_flags(values: flags.FlagValues) -> None:
+    """Defines the flags of `launch.predict text`."""
+    _define_common_flags(values, tokens=128)
+    flags.DEFINE_multi_string("prompt", None, "A prompt; any number.", flag_values=values)
+    flags.DEFINE_string(
+        "prompts",
+        None,
+        'A file of prompts: one a line, or .jsonl with "prompt" and, where wanted, "id".',
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "batch", 8, "Prompts at a time.", lower_bound=1, upper_bound=4096, flag_values=values
+    )
+    flags.DEFINE_string("out", None, "Folder of the results.", flag_values=values)
+    flags.DEFINE_bool(
+        "attention", False, "Draws the answers' attention over their prompts.", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "layer", -1, "Layer of --attention; negative counts from the end.", flag_values=values
+    )
+    flags.mark_flags_as_mutual_exclusive(("prompt", "prompts"), required=True, flag_values=values)
+    flags.register_multi_flags_validator(
+        ("attention", "prompt", "out"),
+        lambda given: not given["attention"] or bool(given["prompt"] and given["out"]),
+        message="--attention needs --prompt and --out.",
+        flag_values=values,
+    )
+
+
+def define_chat_flags(values: flags.FlagValues) -> None:
+    """Defines the flags of `launch.predict chat`."""
+    _define_common_flags(values, tokens=512)
+
+
+def text(values: flags.FlagValues) -> int:
+    """Answers prompts."""
+    from perception_jax.systems.text.prompts import Prompt, read_prompts
+
+    if values.prompts is not None:
+        return _answer_file(values, read_prompts(values.prompts))
+    prompts = [
+        Prompt(id=str(number), text=one, where="--prompt")
+        for number, one in enumerate(values.prompt, 1)
+    ]
+    model = _open(values)
+    ids = [model.prompt_ids(one.text, where=one.where) for one in prompts]
+    if len(ids) == 1:
+        answers = [_streamed(model, ids[0], values.tokens)]
+    else:
+        answers = []
+        for start in range(0, len(ids), values.batch):
+            batch = ids[start : start + values.batch]
+            answers += model.answer(batch, tokens=values.tokens, first=start)
+        for prompt, answer in zip(prompts, answers, strict=True):
+            print(f"--- {prompt.text}\n{answer.text}")
+    if values.out is not None:
+        _save(values, model, prompts, ids, answers)
+    return 0
+
+
+def chat(values: flags.FlagValues) -> int:
+    """Talks with a model in the terminal."""
+    from perception_jax.errors import ConfigError
+    from perception_jax.systems.text.chat import Chat, converse
+    from perception_jax.systems.text.model import AUTO, NAMES
+
+    model = _open(values)
+    if values.template == AUTO and model.tokenizer.chat_template is None:
+        raise ConfigError(
+            f"{values.model}: expected a chat template in the tokenizer's files, found none. Give "
+            f"the one that the model was trained with as --template, of {', '.join(NAMES)}."
+        )
+    converse(Chat(model, tokens=values.tokens), _write)
+    return 0
+
+
+COMMANDS = {"text": (define_text_flags, text), "chat": (define_chat_flags, chat)}
+"""Flags and function of each command; see `launch.systems.HasCommands`."""
+
+
+def _define_common_flags(values: flags.FlagValues, *, tokens: int) -> None:
+    number = functools.partial(flags.DEFINE_float, default=None, flag_values=values)
+    whole = functools.partial(flags.DEFINE_integer, flag_values=values)
+    string = functools.partial(flags.DEFINE_string, default=None, flag_values=values)
+    string("model", help="A checkpoint folder, a GGUF file, or a hub id.", required=True)
+    whole("tokens", tokens, "At most so many tokens for each answer.", lower_bound=1)
+    number("temperature", help="Divides the logits; 0 is greedy.", lower_bound=0.0)
+    whole("top_k", None, "Draws from so many of the likeliest tokens.", lower_bound=1)
+    number("top_p", help="Draws from the likeliest tokens of this probability.", upper_bound=1.0)
+    number("repetition_penalty", help="Above 1: tokens of the text so far become less likely.")
+    whole("seed", 0, "Of what is drawn.")
+    flags.DEFINE_multi_string("stop", [], "A string that ends a text.", flag_values=values)
+    string("system", help="The system text, instead of the template's.")
+    string("template", default="auto", help="Conversation template; plain: the prompt as it is.")
+    string("lora", help="A folder of PEFT with LoRA, which is merged.")
+    flags.DEFINE_bool(
+        "int8", False, "Kernels in int8: a quarter of the memory.", flag_values=values
+    )
+    string("dtype", help="Of the weights, e.g. bfloat16; by default as stored.")
+
+
+def _open(values: flags.FlagValues) -> TextModel:
+    """The model with everything that the flags say about it."""
+    import dataclasses
+
+    from perception_jax.api import prepare
+    from perception_jax.systems.text.model import (
+        TextModel,
+        choose_template,
+        prepared,
+        sampling_of,
+        tokenizer_of,
+    )
+
+    opened = prepare(values.model)
+    choose_template(values.template, tokenizer_of(opened))  # before gigabytes are read
+    given = {name: getattr(values, name) for name in _SAMPLING}
+    sampling = dataclasses.replace(
+        sampling_of(opened), **{name: value for name, value in given.items() if value is not None}
+    )
+    loaded = opened.load_weights(dtype=values.dtype)
+    return TextModel(
+        prepared(loaded, adapter=values.lora, quantized=values.int8),
+        template=values.template,
+        system=values.system,
+        sampling=sampling,
+        seed=values.seed,
+        stop=values.stop,
+    )
+
+
+def _streamed(model: TextModel, ids: Sequence[int], tokens: int) -> Generated:
+    """Answers one prompt, and writes the text as it is generated."""
+    import time
+
+    start = time.perf_counter()
+    writing = model.write(model.generator.prefill([ids], room=tokens).state, tokens=tokens)
+    for piece in writing:
+        _write(piece)
+    _write("\n")
+    answer = writing.generated()
+    seconds = time.perf_counter() - start
+    print(
+        f"({len(ids)} and {len(answer.ids)} tokens in {seconds:.1f} s, compilation included; "
+        f"ended by {_ENDED[answer.ended]})",
+        file=sys.stderr,
+    )
+    return answer
+
+
+def _answer_file(values: flags.FlagValues, prompts: Sequence[Prompt]) -> int:
+    """Answers the prompts of a file; with `--out` those that are not answered there yet."""
+    import hashlib
+    import json
+
+    import tqdm
+
+    from perception_jax.evals import runner
+    from perception_jax.evals.predictions import Prediction
+
+    model = _open(values)
+    ids = [model.prompt_ids(one.text, where=one.where) for one in prompts]
+    settings = _settings(values, model)
+    digest = hashlib.sha256(json.dumps([settings, [p.text for p in prompts]]).encode())
+    model_id = f"{values.model}#{digest.hexdigest()[:16]}"
+
+    def run(left: Sequence[int]) -> Any:
+        hidden = not sys.stderr.isatty()
+        with tqdm.tqdm(total=len(left), unit="prompt", dynamic_ncols=True, disable=hidden) as bar:
+            for start in range(0, len(left), values.batch):
+                rows = list(left[start : start + values.batch])
+                missing = values.batch - len(rows) if start else 0  # keeps the compiled shapes
+                batch = [ids[row] for row in rows + rows[:1] * missing]
+                answers = model.answer(batch, tokens=values.tokens, first=rows[0])
+                bar.update(len(rows))
+                for row, answer in zip(rows, answers, strict=False):
+                    yield Prediction(
+                        id=prompts[row].id,
+                        prompt=prompts[row].text,
+                        output=answer.text,
+                        model_id=model_id,
+                        extras=_facts(answer),
+                    )
+
+    if values.out is None:
+        for one in run(range(len(prompts))):
+            tqdm.tqdm.write(f"--- {one.prompt}\n{one.output}")
+        return 0
+    names = [one.id for one in prompts]
+    made = runner.predict(names, run, values.out, model_id=model_id)
+    print(f"{values.out}: {made} of {len(prompts)} prompts answered now, the others before")
+    return 0
+
+
+def _save(
+    values: flags.FlagValues,
+    model: TextModel,
+    prompts: Sequence[Prompt],
+    ids: Sequence[Sequence[int]],
+    answers: Sequence[Generated],
+) -> None:
+    """Writes `text.json` and, if requested, `attention.html`."""
+    import json
+
+    from perception_jax.errors import PerceptionError
+    from perception_jax.files import write_whole
+    from perception_jax.systems.text.attention import attention_page, prompt_attention
+
+    facts = [
+        {"prompt": prompt.text, "prompt_ids": list(tokens), **_facts(answer), "text": answer.text}
+        for prompt, tokens, answer in zip(prompts, ids, answers, strict=True)
+    ]
+    out = pathlib.Path(values.out)
+    if values.attention:
+        found = {
+            prompt.text: prompt_attention(model, tokens, answer.ids, layer=values.layer)
+            for prompt, tokens, answer in zip(prompts, ids, answers, strict=True)
+        }
+        for fact in facts:
+            fact["attention"] = found[fact["prompt"]].to_json()
+        page = attention_page(found, subtitle=values.model, layer=values.layer)
+        page.write(out / "attention.html")
+    content = {**_settings(values, model), "answers": facts}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_whole(out / "text.json", json.dumps(content, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise PerceptionError(
+            f"cannot write the results to {out}: {error}. Check the folder's permissions and the "
+            "free space."
+        ) from error
+
+
+def _settings(values: flags.FlagValues, model: TextModel) -> dict[str, Any]:
+    """What the answers depend on besides the prompts, as JSON values."""
+    import dataclasses
+
+    return {
+        "model": values.model,
+        "lora": values.lora,
+        "int8": values.int8,
+        "dtype": values.dtype,
+        "template": dataclasses.asdict(model.template),
+        "sampling": dataclasses.asdict(model.sampling),
+        "seed": values.seed,
+        "stop": [] if model.stop is None else list(model.stop.strings),
+        "tokens": values.tokens,
+    }
+
+
+def _facts(answer: Generated) -> dict[str, Any]:
+    return {
+        "ids": list(answer.ids),
+        "log_probs": list(answer.log_probs),
+        "ended": answer.ended,
+    }
+
+
+def _write(piece: str) -> None:
+    print(piece, end="", flush=True)
 
 
 def serving_plans(config: Any, found: Slice, devices: Sequence[jax.Device]) -> list[ServingPlan]:

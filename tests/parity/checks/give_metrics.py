@@ -13,7 +13,7 @@ from perception_jax.data.moinst.names import clean_name
 from perception_jax.data.moinst.record import MoinstImage, from_json
 from perception_jax.data.records import ObjectAnnotation, ObjectInstruction, Record
 from perception_jax.evals.conditioned import prompts
-from perception_jax.evals.conditioned.accumulate import Accumulator, Measured, Texts
+from perception_jax.evals.conditioned.accumulate import Accumulator, Measured, TextEmbeddings
 from perception_jax.evals.conditioned.annotations import Annotations, EvaluatedClass
 from perception_jax.evals.conditioned.results import results
 from tests.parity.cases import Case, assert_close, check
@@ -87,7 +87,7 @@ def measure(notes: Annotations, data: Mapping[str, Any], backwards: bool) -> Mea
     given = {name: np.asarray(rows, np.float32) for name, rows in data["embeddings"].items()}
     presence = np.asarray(data["presence_logit"], np.float32)
     none = np.zeros((0, given["prototypes"].shape[1]), np.float32)
-    texts = Texts(prototypes=given["prototypes"], captions=given.get("captions", none))
+    texts = TextEmbeddings(prototypes=given["prototypes"], captions=given.get("captions", none))
     accumulator = Accumulator(notes, texts, given["static"])
     made = accumulator.needs.made.tolist()
     for number in made[::-1] if backwards else made:

@@ -25,7 +25,13 @@ from jaxtyping import Float, UInt8
 from perception_jax.data.records import Source
 from perception_jax.errors import ConfigError
 from perception_jax.evals.conditioned import prompts
-from perception_jax.evals.conditioned.accumulate import TOP, Accumulator, Measured, Needs, Texts
+from perception_jax.evals.conditioned.accumulate import (
+    TOP,
+    Accumulator,
+    Measured,
+    Needs,
+    TextEmbeddings,
+)
 from perception_jax.evals.conditioned.annotations import OVERLOOKED_SHARE, Annotations
 from perception_jax.evals.conditioned.plan import Plan, block_pairs, make_plan
 from perception_jax.evals.conditioned.results import (
@@ -204,7 +210,7 @@ class Evaluation:
         """The main numbers, to log while training."""
         return main_numbers(self.run(model, mesh).report)
 
-    def _texts(self, model: nnx.Module, mesh: Mesh | None) -> Texts:
+    def _texts(self, model: nnx.Module, mesh: Mesh | None) -> TextEmbeddings:
         def encode(texts: list[str]) -> np.ndarray:
             return self._encoder.texts(model, texts, mesh)
 
@@ -212,7 +218,7 @@ class Evaluation:
         rows = prompts.prototypes(encode, names)
         captions = self.annotations.captions.texts
         empty = np.zeros((0, rows.shape[1]), rows.dtype)
-        return Texts(prototypes=rows, captions=encode_distinct(encode, captions, empty))
+        return TextEmbeddings(prototypes=rows, captions=encode_distinct(encode, captions, empty))
 
 
 def _cost(model: nnx.Module, conditioned: BatchedPairs, devices: int) -> Cost:

@@ -1,0 +1,114 @@
+"""Kills training runs at random moments, resumes them and compares with an uninterrupted run.
+
+    python tests/bench/kills.py --kills 12
+
+A run is killed (SIGKILL) and started again until a start ends before its moment comes; then its
+metrics, the rates excepted, and its results must be those of the uninterrupted run, bit for bit. Of
+four starts one is killed before its first step (imports, restoring, compilation), the others up to
+12 steps later, in a step, a save, an evaluation or the report.
+Exits with 1 if a run cannot be resumed or differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import random
+import subprocess
+import sys
+import tempfile
+import time
+
+from perception_jax.train.metrics import read_metrics
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+CONFIGS = {
+    "clip": ("configs/clip/scenes.py:runlocal", "--config.evaluation.scenes=8"),
+    "give": ("configs/give/scenes.py:runlocal", "--config.train.tensorboard=False"),
+}
+"""Config file and an override, by name."""
+SETTINGS = {"steps": 60, "log_every": 1, "evaluate_every": 20, "checkpoint_every": 3}
+RATES = {"examples_per_second_per_chip", "mfu", "hfu", "input_wait", "seconds"}
+"""Metrics that depend on the clock."""
+
+
+def command(name: str, workdir: pathlib.Path) -> list[str]:
+    config, override = CONFIGS[name]
+    settings = [f"--config.train.{key}={value}" for key, value in SETTINGS.items()]
+    shorter = ["--config.data.length=60", override]
+    start = [sys.executable, "-m", "launch.train", f"--config={config}", f"--workdir={workdir}"]
+    return start + settings + shorter
+
+
+def start(name: str, workdir: pathlib.Path, rng: random.Random | None) -> str:
+    """Runs until the end or, with `rng`, until a random moment. Returns where it was killed."""
+    log = workdir.with_suffix(".log")
+    with log.open("w") as output:
+        child = subprocess.Popen(command(name, workdir), cwd=ROOT, stdout=output, stderr=output)
+    try:
+        child.wait(None if rng is None else _moment(child, workdir, rng))
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
+        return f"at step {_step(workdir)}"
+    if child.returncode:
+        raise SystemExit(f"{log.read_text()}\n{name}: {workdir} ended with {child.returncode}")
+    return ""
+
+
+def _moment(child: subprocess.Popen, workdir: pathlib.Path, rng: random.Random) -> float:
+    """Waits for a random step; returns the seconds from then to the kill."""
+    if rng.random() < 0.25:
+        return rng.uniform(0, 8)
+    wanted = _step(workdir) + rng.randint(1, 12)
+    while child.poll() is None and _step(workdir) < min(wanted, SETTINGS["steps"]):
+        time.sleep(0.005)
+    return rng.uniform(0, 0.5)
+
+
+def _step(workdir: pathlib.Path) -> int:
+    return max((line["step"] for line in read_metrics(workdir)), default=0)
+
+
+def outcome(workdir: pathlib.Path) -> list[dict[str, object]]:
+    """Metrics without rates, and the results."""
+    lines = [
+        {key: value for key, value in line.items() if key not in RATES}
+        for line in read_metrics(workdir)
+    ]
+    return [*lines, json.loads((workdir / "results.json").read_text())]
+
+
+def series(name: str, kills: int, folder: pathlib.Path, rng: random.Random) -> None:
+    """Kills and resumes until there were so many kills and the last run has ended."""
+    start(name, folder / "whole", None)
+    expected = outcome(folder / "whole")
+    print(f"{name}: {len(expected)} lines without a kill", flush=True)
+    done, runs = 0, 0
+    while done < kills:
+        workdir, here = folder / f"killed{runs}", []
+        while where := start(name, workdir, rng if done < kills else None):
+            done += 1
+            here.append(where)
+        same = outcome(workdir) == expected
+        print(f"{name}: run {runs}: killed {', '.join(here) or 'never'}: equal {same}", flush=True)
+        if not same:
+            raise SystemExit(f"{name}: {workdir} differs from the uninterrupted run")
+        runs += 1
+    print(f"{name}: {done} of {done} kills resumed bit-equal, {runs} runs", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=12, help="of each config")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("names", nargs="*", default=list(CONFIGS), help=f"of {list(CONFIGS)}")
+    flags = parser.parse_args()
+    for name in flags.names:
+        with tempfile.TemporaryDirectory() as folder:
+            series(name, flags.kills, pathlib.Path(folder), random.Random(flags.seed))
+
+
+if __name__ == "__main__":
+    main()
