@@ -100,6 +100,8 @@ def compiled(
     paths = [str(pathlib.Path.cwd()), str(libtpu), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | slices.ENVIRONMENT
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    # Nothing runs on a TPU, so that several plans may be made at once.
+    environment["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
     # libtpu ends the process at a flag of XLA's CPU compiler that it does not know.
     for name in ("JAX_COMPILATION_CACHE_DIR", "XLA_FLAGS"):
         environment.pop(name, None)

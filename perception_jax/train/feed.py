@@ -149,5 +149,6 @@ def _ids(batch: Batch) -> tuple[str, ...]:
 
 
 def _close(iterator: Any) -> None:
-    if hasattr(iterator, "close"):
-        iterator.close()
+    close = getattr(iterator, "close", None)  # plain iterators have none
+    if close is not None:
+        close()
