@@ -205,7 +205,8 @@ class Checkpoints:
                 if not self._has_failed:  # else it is the error that was raised before
                     raise self._failed(self._saving_step, error) from error
             finally:
-                _ORBAX_LOG.removeFilter(_has_no_traceback)
+                if not self._has_failed:  # threads of a failed save may log after its end
+                    _ORBAX_LOG.removeFilter(_has_no_traceback)
 
     def __enter__(self) -> Checkpoints:
         return self

@@ -295,7 +295,7 @@ def test_installs_without_torch_and_tensorflow(extras):
 
 def test_extras_are_the_promised_ones():
     provided = importlib.metadata.metadata("perception_jax").get_all("Provides-Extra")
-    expected = {"tpu", "cuda", "hub", "eval", "tensorboard", "test", "parity", "docs"}
+    expected = {"tpu", "cuda", "gguf", "hub", "eval", "tensorboard", "test", "parity", "docs"}
     assert set(provided) == expected
 
 
