@@ -130,6 +130,10 @@ class TrainConfig:
         a leading "-" means smaller is): the best checkpoint by it stays too. "" for none.
       compute_dtype: dtype to which parameters are cast inside the step; the parameters that the
         optimizer updates stay as the model made them (float32).
+      watchdog_seconds: without a step, after which the log and a file in the workdir say where each
+        thread is; 0 for 20 times the median step, at least 60 s.
+      heartbeat_seconds: without a sign of life from one of several processes, after which the
+        others name it and end.
       tensorboard: also writes TensorBoard files (needs `pip install tensorboardX`).
     """
 
@@ -145,6 +149,8 @@ class TrainConfig:
     keep_best: str = ""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     tensorboard: bool = False
+    watchdog_seconds: float = 0.0
+    heartbeat_seconds: float = 60.0
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "log_every", "keep"):
@@ -156,8 +162,11 @@ class TrainConfig:
             self.optim.accumulate,
             f"at most {self.steps}, the steps of the run (else nothing is updated)",
         )
-        for name in ("evaluate_every", "checkpoint_every"):
+        for name in ("evaluate_every", "checkpoint_every", "watchdog_seconds"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        _require(
+            self.heartbeat_seconds >= 1, "heartbeat_seconds", self.heartbeat_seconds, "1 or more"
+        )
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any]) -> TrainConfig:

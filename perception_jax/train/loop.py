@@ -21,6 +21,7 @@ from perception_jax.errors import CheckpointError, PerceptionError, TrainingErro
 from perception_jax.files import write_whole
 from perception_jax.shard import distributed, flops
 from perception_jax.shard import mesh as mesh_lib
+from perception_jax.shard.peers import Peers
 from perception_jax.train import checkpoint
 from perception_jax.train.config import TrainConfig
 from perception_jax.train.feed import BatchFeed
@@ -31,6 +32,7 @@ from perception_jax.train.state import TrainState, with_shardings
 from perception_jax.train.step import FINITE_METRICS, VOTE, CompiledStep
 from perception_jax.train.task import Metrics, Task
 from perception_jax.train.task_step import TaskStep
+from perception_jax.train.watchdog import Watchdog
 from perception_jax.train.workdir import Workdir, open_workdir
 from perception_jax.version import __version__
 
@@ -102,6 +104,7 @@ def run(
     settings = RunSettings.of(config, resolved_config, default_config, may_change)
     require_same_everywhere(settings)
     with contextlib.ExitStack() as stack:
+        peers = stack.enter_context(Peers(config.heartbeat_seconds))
         home = distributed.together(
             "opening the workdir", lambda: stack.enter_context(open_workdir(workdir))
         )
@@ -117,7 +120,7 @@ def run(
         checkpoints = stack.enter_context(
             checkpoint.Checkpoints(home.checkpoints, keep=config.keep, keep_best=config.keep_best)
         )
-        restored = _restore(task_step, checkpoints, feed, settings.moved(kept))
+        restored = _restore(task_step, checkpoints, feed, settings.moved(kept), config.seed)
         if restored is not None:
             _log.info("continuing %s from step %d", home.path, restored.step)
         trainer = _Trainer(
@@ -132,6 +135,7 @@ def run(
             interrupt=interrupt,
             stop=stop or (lambda _: False),
             ballots=distributed.Ballots(mesh),
+            watchdog=Watchdog(home.path, config.watchdog_seconds),
             clock=Clock(
                 batch_size=config.batch_size,
                 devices=mesh.size,
@@ -140,7 +144,8 @@ def run(
             state=task_step.init(config.seed) if restored is None else restored.state,
             restored=restored,
         )
-        return trainer.train()
+        with peers.telling():
+            return trainer.train()
 
 
 def _record_settings(home: Workdir, settings: RunSettings) -> Mapping[str, Any]:
@@ -158,13 +163,18 @@ def _open_data(task: Task, mesh: Mesh, config: TrainConfig, interrupt: Interrupt
 
 
 def _restore(
-    step: TaskStep, checkpoints: checkpoint.Checkpoints, feed: BatchFeed, changed: Sequence[str]
+    step: TaskStep,
+    checkpoints: checkpoint.Checkpoints,
+    feed: BatchFeed,
+    changed: Sequence[str],
+    seed: int,
 ) -> checkpoint.Restored | None:
     """The newest checkpoint that can be used, with the data set to its position; None for a new
     run. If settings have changed, the data must have the same records as before."""
     if changed:
         _log.warning("settings that may change have changed:\n  %s", "\n  ".join(changed))
-    restored = checkpoints.restore(with_shardings(step.state, step.shardings), feed.iterator)
+    target = with_shardings(step.state, step.shardings)
+    restored = checkpoints.restore(target, feed.iterator, lambda: step.init(seed).frozen)
     first = [] if restored is None else restored.meta.get("first_ids")
     if changed and first:
         distributed.together(
@@ -197,6 +207,7 @@ class _Trainer:
     interrupt: Interrupt
     stop: Callable[[int], bool]
     ballots: distributed.Ballots
+    watchdog: Watchdog
     clock: Clock
 
     state: TrainState
@@ -225,7 +236,7 @@ class _Trainer:
         )
 
     def train(self) -> TrainResult:
-        with contextlib.closing(self._reporter):
+        with contextlib.closing(self._reporter), self.watchdog:
             try:
                 self._run()
             except Stopped:  # inside an evaluation or a wait for data
@@ -275,6 +286,7 @@ class _Trainer:
         self.step += 1
         self._finish_pending()
         self._pending = _Pending(self.step, metrics, ids)
+        self.watchdog.advanced(self.step)
 
     def _next_batch(self) -> tuple[dict[str, Any], tuple[str, ...]]:
         """Waits for the next batch. If none comes, the place in the data is the one before it."""
@@ -338,7 +350,7 @@ class _Trainer:
         # Several processes evaluate in step: none may leave alone, they vote in the model's calls.
         poll = distributed.Poll(self.ballots, lambda: self.interrupt.requested, Stopped)
         patience = 0.0 if self._alone else math.inf
-        with self.interrupt.leaving(patience), distributed.polling(poll):
+        with self.interrupt.leaving(patience), distributed.polling(poll), self.watchdog.paused():
             found = {
                 f"{EVALUATE}{name}/{key}": float(value)
                 for name, evaluator in self.task.evaluators().items()

@@ -29,6 +29,8 @@ MAY_CHANGE = frozenset(
         "keep_best",
         "tensorboard",
         "mesh",
+        "watchdog_seconds",
+        "heartbeat_seconds",
     )
 )
 """Trainer settings that a resumed run may change (`steps` only upward)."""
