@@ -62,6 +62,10 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         }
     )
     config.loss = "softmax"
+    # Recompute activations in the backward pass; parts of a batch that go through the towers one
+    # after another.
+    config.remat = False
+    config.parts = 1
     config.data = ml_collections.ConfigDict(
         {
             # "scenes", or a folder or file of your own that `data.sources.open_source` reads.

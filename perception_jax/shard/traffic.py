@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 
 import jax
+import numpy as np
 
 from perception_jax.shard.program import Result, parse_result
 
@@ -36,7 +37,9 @@ class Traffic:
       result: of one of them, on one device.
       group: devices that take part in each.
       times: how often it runs in the program.
-      bytes: that a device sends in all of them, in a ring.
+      bytes: that a device sends in all of them inside its slice, in a ring.
+      dcn_bytes: that a device sends to other slices: each slice reduces or gathers by itself, and
+        each device then exchanges its share with its equals of the others.
     """
 
     kind: str
@@ -44,6 +47,7 @@ class Traffic:
     group: int
     times: int
     bytes: int
+    dcn_bytes: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,20 +62,21 @@ class _Computation:
     lines: list[str] = dataclasses.field(default_factory=list)
 
 
-def traffic(compiled: jax.stages.Compiled, devices: int) -> list[Traffic]:
+def traffic(compiled: jax.stages.Compiled, devices: int, slices: int = 1) -> list[Traffic]:
     """Returns the collectives of a program, those that send most first.
 
     Args:
       devices: on which the program runs; a collective without groups spans all.
+      slices: of equal size, into which the devices are divided in the order of the mesh.
     """
-    return parse(compiled.as_text(), devices)
+    return parse(compiled.as_text(), devices, slices)
 
 
-def parse(text: str, devices: int) -> list[Traffic]:
+def parse(text: str, devices: int, slices: int = 1) -> list[Traffic]:
     """`traffic` of a program's text."""
     computations, entry = _computations(text)
     times = _multiplicities(computations, entry)
-    found: dict[tuple[Result, int, str], int] = collections.Counter()
+    found: dict[tuple[Result, int, int, str], int] = collections.Counter()
     seen: set[str] = set()
     for computation in computations.values():
         scattered = computation.name.startswith("all-reduce-scatter")
@@ -85,13 +90,22 @@ def parse(text: str, devices: int) -> list[Traffic]:
             if channel is not None:
                 seen.add(channel[1])
             kind = "reduce-scatter" if scattered else result.operation.removesuffix("-start")
-            found[(result, _group(line, devices), kind)] += times[computation.name]
-    listed = [
-        Traffic(kind=kind, result=result, group=group, times=count, bytes=count * once)
-        for (result, group, kind), count in found.items()
-        if (once := _sent(kind, result, group)) and count
-    ]
-    return sorted(listed, key=lambda item: -item.bytes)
+            members = _group(line, devices)
+            spanned = len({member * slices // devices for member in members})
+            found[(result, len(members), spanned, kind)] += times[computation.name]
+    listed = []
+    for (result, group, spanned, kind), count in found.items():
+        inside = group // spanned
+        moves = kind == "collective-permute" and spanned > 1
+        sent = 0 if moves else count * _sent(kind, result, inside)
+        across = count * _sent(kind, result, spanned) // inside if spanned > 1 else 0
+        if sent or across:
+            listed.append(
+                Traffic(
+                    kind=kind, result=result, group=group, times=count, bytes=sent, dcn_bytes=across
+                )
+            )
+    return sorted(listed, key=lambda item: -(item.bytes + item.dcn_bytes))
 
 
 def by_kind(found: Sequence[Traffic]) -> Mapping[str, int]:
@@ -122,20 +136,31 @@ def _sent(kind: str, result: Result, group: int) -> int:
     return size * others // group
 
 
-def _group(line: str, devices: int) -> int:
-    """Devices of each group of a collective."""
-    listed = re.search(r"replica_groups=\{\{([\d,]*)\}", line)
+def _group(line: str, devices: int) -> list[int]:
+    """Devices of the first group of a collective, or of the first pair that a permutation joins."""
+    listed = re.search(r"(?:replica_groups|source_target_pairs)=\{\{([\d,]+)\}", line)
     if listed:
-        return listed[1].count(",") + 1
-    tiled = re.search(r"replica_groups=\[([\d,]+)\]<=", line)
+        return [int(member) for member in listed[1].split(",")]
+    tiled = re.search(
+        r"replica_groups=\[([\d,]+)\]<=\[(?P<sizes>[\d,]+)\](?:T\((?P<order>[\d,]+)\))?", line
+    )
     if tiled:
-        return int(tiled[1].split(",")[-1])
+        sizes = _numbers(tiled["sizes"])
+        order = _numbers(tiled["order"]) if tiled["order"] else range(len(sizes))
+        ids = np.arange(math.prod(sizes)).reshape(sizes).transpose(order)
+        return ids.reshape(_numbers(tiled[1]))[0].tolist()
     mesh = re.search(r"replica_groups=mesh\[(?P<axes>[^\]]*)\] ?\{(?P<over>[^}]*)\}", line)
     if mesh:
-        sizes = dict(re.findall(r"'([^']+)'=(\d+)", mesh["axes"]))
+        sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh["axes"])}
         over = re.findall(r"'([^']+)'", mesh["over"])
-        return math.prod(int(sizes[axis]) for axis in over)
-    return devices
+        ids = np.arange(math.prod(sizes.values())).reshape(tuple(sizes.values()))
+        first = tuple(slice(None) if name in over else 0 for name in sizes)
+        return ids[first].ravel().tolist()
+    return list(range(devices))
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in text.split(","))
 
 
 def _computations(text: str) -> tuple[dict[str, _Computation], str]:

@@ -14,6 +14,7 @@ from perception_jax.errors import ConfigError
 from perception_jax.shard import mesh as mesh_lib
 from perception_jax.shard import plan
 from perception_jax.shard.slices import Slice
+from perception_jax.train import state_tree
 from perception_jax.train.config import TrainConfig
 from perception_jax.train.task import Batch, Task
 from perception_jax.train.task_step import TaskStep
@@ -24,10 +25,12 @@ class StepPlan(plan.ProgramPlan):
     """A compiled training step on a slice.
 
     Attributes:
+      batch: dtype and shape of the arrays of the global batch, by name.
       trained, frozen: parameters.
       model_flops: of a step without recomputation, see `CompiledStep`.
     """
 
+    batch: Mapping[str, str]
     trained: int
     frozen: int
     model_flops: int
@@ -82,6 +85,10 @@ def make_plan(
             moved=2 * arguments,  # read and written once
         ),
         kind="training",
+        batch={
+            name: f"{leaf.dtype.name}{list(leaf.shape)}"
+            for name, leaf in state_tree.flatten(batch).items()
+        },
         batch_size=config.batch_size,
         trained=_count(step.state.trainable),
         frozen=_count(step.state.frozen),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import optax
 from jax.sharding import Mesh
@@ -18,7 +19,7 @@ from perception_jax.train.state import (
     state_shardings,
 )
 from perception_jax.train.step import Step, TracedStep, make_step, trace_step
-from perception_jax.train.task import Batch, Task
+from perception_jax.train.task import Batch, DeclaresShapes, Task
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,11 @@ class TaskStep:
     def init(self, seed: int) -> TrainState:
         """The state of a new run, initialised or loaded in shards."""
         return init_state(self.task, self.optimizer, self.shardings, seed)
+
+    @property
+    def batch_shapes(self) -> Sequence[Batch]:
+        """The shapes that the task declares; () if the first batch decides."""
+        return self.task.batch_shapes() if isinstance(self.task, DeclaresShapes) else ()
 
     def trace(self, batch: Batch) -> TracedStep:
         """Traces the step for a batch of arrays or shapes."""
