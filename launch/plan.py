@@ -6,9 +6,9 @@
 A config of training has a step for each shape of its batches, one of serving two: the prefill and
 a step of the decode loop. For each slice: bytes per chip, FLOPs, traffic between chips, the
 roofline of a step, arrays that are whole on a chip and should not be. "2xv5e-256" are two slices,
-whose mesh needs replicas (`--config.train.mesh.replica=2`). Exits with 1 if a step does not fit. `--sweep`
-tries meshes, with and without recomputation, and sorts them by roofline. Needs libtpu (`make tpu`
-installs it), no data and no weights.
+whose mesh needs replicas (`--config.train.mesh.replica=2`). Exits with 1 if a step does not fit.
+`--sweep` tries meshes, with and without recomputation, and sorts them by roofline. Needs libtpu
+(`make tpu` installs it), no data and no weights.
 """
 
 from __future__ import annotations

@@ -95,3 +95,20 @@ def test_the_text_of_a_tpu_program_is_read():
     assert (scatter.group, scatter.times, scatter.bytes) == (8, 12, 12 * 64 * 4 * 7 // 8)
     assert (found["all-reduce"].group, found["all-reduce"].bytes) == (2, 2 * 8 * 4 // 2)
     assert (found["collective-permute"].times, found["collective-permute"].bytes) == (1, 8 * 4)
+
+
+def test_traffic_between_slices():
+    """Two slices of four devices: a group of both reduces inside first, then exchanges shares."""
+    found = {item.kind: item for item in traffic.parse(PROGRAM, 8, slices=2)}
+    scatter, reduce = found["reduce-scatter"], found["all-reduce"]
+    assert (scatter.bytes, scatter.dcn_bytes) == (12 * 64 * 4 * 3 // 4, 12 * 64 * 4 // 2 // 4)
+    assert (reduce.bytes, reduce.dcn_bytes) == (2 * 8 * 4 // 2, 0)  # devices 0 and 1
+    assert found["all-gather"].dcn_bytes == 0
+    across = PROGRAM.replace("[4,2]<=[8]", "[4,2]<=[2,4]T(1,0)").replace("{{0,1}}", "{{0,4}}")
+    found = {item.kind: item for item in traffic.parse(across, 8, slices=2)}
+    for kind in ("all-reduce", "collective-permute"):  # devices 0 and 4
+        assert (found[kind].bytes, found[kind].dcn_bytes) == (0, 8 * 4)
+    mesh = PROGRAM.replace("{'a','b'}", "{'a'}")
+    found = {item.kind: item for item in traffic.parse(mesh, 8, slices=2)}
+    assert found["reduce-scatter"].group == 4  # 0, 2 | 4, 6
+    assert found["reduce-scatter"].dcn_bytes == 12 * 64 * 4 // 2 // 2
