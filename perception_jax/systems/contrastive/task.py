@@ -23,7 +23,7 @@ from perception_jax.models.siglip.config import SiglipConfig
 from perception_jax.models.siglip.modeling import Siglip
 from perception_jax.ops.image import normalise
 from perception_jax.ops.losses import sigmoid_contrastive, softmax_contrastive, unit
-from perception_jax.ops.sharding import in_parts
+from perception_jax.ops.sharding import constrain, in_parts
 from perception_jax.systems.contrastive.benchmark import Benchmark
 from perception_jax.systems.contrastive.data import ContrastiveData
 from perception_jax.train.task import Batch, Evaluator, Metrics
@@ -143,7 +143,7 @@ def equal_rows(ids: Int[Array, "B T"]) -> Bool[Array, "B B"]:
     # Token by token: the whole comparison would be [B, B, T], over the global batch.
     same, _ = jax.lax.scan(
         lambda same, token: (same & (token[:, None] == token[None]), None),
-        ~jnp.eye(ids.shape[0], dtype=bool),
+        constrain(~jnp.eye(ids.shape[0], dtype=bool), "batch"),
         ids.T,
     )
     return same
@@ -153,7 +153,7 @@ def batch_accuracy(
     image: Float[Array, "B E"], text: Float[Array, "B E"], same: Bool[Array, "B B"]
 ) -> Float[Array, ""]:
     """Share of images whose own text, or an equal one, is the most similar of the batch."""
-    best = jnp.argmax(image @ text.T, axis=1)
+    best = jnp.argmax(constrain(image @ text.T, "batch"), axis=1)
     own = jnp.eye(image.shape[0], dtype=bool)
     right = (own | same) & (best[:, None] == jnp.arange(image.shape[0]))
     return jnp.mean(jnp.any(right, axis=1), dtype=jnp.float32)
