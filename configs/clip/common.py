@@ -15,7 +15,13 @@ RULES = ((r"(^|/)(bias|scale|logit_scale|logit_bias)$", 1.0, False), (r".*",))
 
 
 def published(
-    model: str, *, loss: str, steps: int, optim: dict[str, Any], parts: int = 1
+    model: str,
+    *,
+    loss: str,
+    steps: int,
+    optim: dict[str, Any],
+    mesh: dict[str, int] | None = None,
+    parts: int = 1,
 ) -> ml_collections.ConfigDict:
     """A config that trains a published model from scratch on your own images with captions.
 
@@ -24,6 +30,7 @@ def published(
       loss: "softmax" or "sigmoid".
       steps: of training.
       optim: settings of the optimizer.
+      mesh: sizes of its axes; by default parameters are split over all chips.
       parts: of a batch that go through the towers one after another; a power of 2 that divides
         each chip's share.
     """
@@ -35,6 +42,7 @@ def published(
         evaluate_every=5000,
         checkpoint_every=1000,
         compute_dtype="bfloat16",
+        mesh=mesh or {},
         optim={"schedule": "cosine", "rules": RULES, **optim},
     )
     config.remat = True

@@ -29,4 +29,6 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             "b2": 0.95,
             "warmup_steps": 10_000,
         },
+        # 256 chips do not divide a width of 1,152: the model would be whole on each of them.
+        mesh={"replica": -1, "fsdp": 64},
     )
