@@ -161,8 +161,7 @@ class BatchFeed:
         if found not in self._shapes:
             raise DataError(
                 f"records {list(ids[:4])} …: expected a batch of {self._expected(found)} "
-                "Pad to one of these shapes in the transform, or declare this one "
-                "(`Task.batch_shapes`)."
+                "Pad to such a shape in the transform, or declare this one (`batch_shapes` of the task)."
             )
         number = self._shapes.index(found)
         if len(self._shapes) > 1:

@@ -61,9 +61,9 @@ def test_rates_are_those_of_the_shapes_that_ran(tmp_path, monkeypatch):
     monkeypatch.setattr(loop.flops, "peak_flops", lambda kind: 1e12)
     train(tmp_path, Bucketed(), devices=1, log_every=4)
     short, long = ticks[0], ticks[2]
-    assert [one["model_flops"] for one in ticks] == [short["model_flops"]] * 2 + [
-        long["model_flops"]
-    ] * 2 + [short["model_flops"]] * 2 + [long["model_flops"]] * 2
+    assert [one["model_flops"] for one in ticks] == [
+        one["model_flops"] for one in (short, short, long, long) * 2
+    ]
     # The rest of the step is the same: two tokens more in each of 16 texts, forward and backward.
     more = 2 * 16 * 2 * (2 * 6 * 16)
     assert long["model_flops"] - short["model_flops"] == more

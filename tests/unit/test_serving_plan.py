@@ -29,6 +29,7 @@ SLICE = slices.Slice(
     flops=1e12,
     hbm_bandwidth=1e11,
     ici_bandwidth=1e12,
+    dcn_bandwidth=1e9,
 )
 SERVING = serving.Serving(batch_size=12, prompt=16, context=64, dtype="float32")
 
