@@ -161,7 +161,8 @@ class BatchFeed:
         if found not in self._shapes:
             raise DataError(
                 f"records {list(ids[:4])} …: expected a batch of {self._expected(found)} "
-                "Pad to such a shape in the transform, or declare this one (`batch_shapes` of the task)."
+                "Pad to such a shape in the transform, or declare this one (the task's "
+                "`batch_shapes`)."
             )
         number = self._shapes.index(found)
         if len(self._shapes) > 1:
