@@ -39,7 +39,7 @@ def test_clock_rates_by_hand(monkeypatch: pytest.MonkeyPatch):
     assert rates["seconds"] == pytest.approx(2.5)
     now[0] += 1.0
     assert clock.read()["examples_per_second_per_chip"] == 0.0  # a new window
-    for tokens in (100, 300):
+    for tokens in (100.0, 300.0):
         now[0] += 0.5
         clock.tick(model_flops=1, hardware_flops=1, tokens=tokens)
     assert clock.read()["tokens_per_second_per_chip"] == pytest.approx(400 / 4)

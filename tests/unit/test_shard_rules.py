@@ -68,7 +68,7 @@ def test_a_mesh_that_splits_layers_over_slices_is_refused():
         r"mesh\.replica=2 mesh\.fsdp=4 mesh\.tensor=2\."
     )
     with pytest.raises(ConfigError, match=message):
-        make_mesh(tensor=2, devices=two_slices())
+        over_slices((1, 8, 2), two_slices(), 2)
 
 
 def test_mesh_fills_the_open_axis_and_is_auto():
