@@ -113,7 +113,7 @@ def test_a_clip_step_is_within_one_percent_of_the_closed_form():
     model = nnx.eval_shape(lambda: task.init(jax.random.key(0)))
 
     def loss(params, batch):
-        return task.loss(unflatten(model, params), batch, None)[0]
+        return task.loss(unflatten(model, params), batch, jax.random.key(0))[0]
 
     def tower(tokens, width, depth, mlp_dim):
         layer = 2 * tokens * (4 * width**2 + 2 * width * mlp_dim) + 4 * tokens**2 * width
