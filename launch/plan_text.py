@@ -64,7 +64,7 @@ def details(plan: Mapping[str, Any], steps: int, price: float | None) -> list[st
     if plan["dcn_bytes"]:
         lines.append(
             f"  to slices    {plan['dcn_bytes'] / 1e6:.1f} MB a chip and step over the data-centre "
-            "network, computed from the groups of the collectives"
+            "network"
         )
     if plan["whole"]:
         lines.append(f"  WHOLE        on every chip: {'; '.join(plan['whole'][:4])}")

@@ -123,7 +123,8 @@ def measured(
       flops: that it computes, all chips together.
       moved: bytes of a chip's memory that it has to read or write.
     """
-    sent = [] if done.program is None else traffic.traffic(done.program, mesh.size, found.slices)
+    chips = mesh.size // found.slices
+    sent = [] if done.program is None else traffic.traffic(done.program, chips, found.slices)
     memory = None if done.program is None else done.program.memory_analysis()
     if memory is None:
         temporary, total = done.required, None

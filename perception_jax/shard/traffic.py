@@ -1,7 +1,9 @@
 """Bytes that a compiled program moves between devices, loops counted as often as they run.
 
 XLA's text has a loop's body once. Here each collective is multiplied by the trip counts of the
-loops around it, and asynchronous ones, which the text has in several pieces, count once.
+loops around it, and asynchronous ones, which the text has in several pieces, count once. A program
+for several TPU slices is that of one of them: what goes to the others, its text has as `send`s of
+buffers to the runtime.
 """
 
 from __future__ import annotations
@@ -13,7 +15,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 
 import jax
-import numpy as np
 
 from perception_jax.shard.program import Result, parse_result
 
@@ -25,6 +26,10 @@ _CALLED = re.compile(
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _CONSTANT = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
 _CHANNEL = re.compile(r"\bchannel_id=(\d+)")
+_ACROSS = re.compile(
+    r" = \((?P<result>\w+\[[\d,]*\]).* send\(.*"
+    r'_xla_megascale_transfer_type="(?P<kind>\w+)"'
+)
 _BYTES = {"pred": 1, "bf16": 2}
 
 
@@ -38,8 +43,7 @@ class Traffic:
       group: devices that take part in each.
       times: how often it runs in the program.
       bytes: that a device sends in all of them inside its slice, in a ring.
-      dcn_bytes: that a device sends to other slices: each slice reduces or gathers by itself, and
-        each device then exchanges its share with its equals of the others.
+      dcn_bytes: that it sends to other slices.
     """
 
     kind: str
@@ -47,7 +51,7 @@ class Traffic:
     group: int
     times: int
     bytes: int
-    dcn_bytes: int
+    dcn_bytes: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,8 +70,8 @@ def traffic(compiled: jax.stages.Compiled, devices: int, slices: int = 1) -> lis
     """Returns the collectives of a program, those that send most first.
 
     Args:
-      devices: on which the program runs; a collective without groups spans all.
-      slices: of equal size, into which the devices are divided in the order of the mesh.
+      devices: of a slice; a collective without groups spans all.
+      slices: on which the program runs.
     """
     return parse(compiled.as_text(), devices, slices)
 
@@ -76,11 +80,14 @@ def parse(text: str, devices: int, slices: int = 1) -> list[Traffic]:
     """`traffic` of a program's text."""
     computations, entry = _computations(text)
     times = _multiplicities(computations, entry)
-    found: dict[tuple[Result, int, int, str], int] = collections.Counter()
+    found: dict[tuple[Result, int, str], int] = collections.Counter()
     seen: set[str] = set()
+    listed = []
     for computation in computations.values():
         scattered = computation.name.startswith("all-reduce-scatter")
         for line in computation.lines:
+            across = _to_slices(line, times[computation.name], slices)
+            listed += [] if across is None else [across]
             result = parse_result(line)
             if result is None or not result.is_collective or result.operation.endswith("-done"):
                 continue
@@ -90,22 +97,13 @@ def parse(text: str, devices: int, slices: int = 1) -> list[Traffic]:
             if channel is not None:
                 seen.add(channel[1])
             kind = "reduce-scatter" if scattered else result.operation.removesuffix("-start")
-            members = _group(line, devices)
-            spanned = len({member * slices // devices for member in members})
-            found[(result, len(members), spanned, kind)] += times[computation.name]
-    listed = []
-    for (result, group, spanned, kind), count in found.items():
-        inside = group // spanned
-        moves = kind == "collective-permute" and spanned > 1
-        sent = 0 if moves else count * _sent(kind, result, inside)
-        across = count * _sent(kind, result, spanned) // inside if spanned > 1 else 0
-        if sent or across:
-            listed.append(
-                Traffic(
-                    kind=kind, result=result, group=group, times=count, bytes=sent, dcn_bytes=across
-                )
-            )
-    return sorted(listed, key=lambda item: -(item.bytes + item.dcn_bytes))
+            found[(result, _group(line, devices), kind)] += times[computation.name]
+    listed += [
+        Traffic(kind=kind, result=result, group=group, times=count, bytes=count * once)
+        for (result, group, kind), count in found.items()
+        if (once := _sent(kind, result, group)) and count
+    ]
+    return sorted(listed, key=lambda item: -item.bytes - item.dcn_bytes)
 
 
 def by_kind(found: Sequence[Traffic]) -> Mapping[str, int]:
@@ -123,6 +121,25 @@ def nbytes(result: Result) -> int:
     return math.prod(result.shape) * width
 
 
+def _to_slices(line: str, times: int, slices: int) -> Traffic | None:
+    """What a line sends to other slices."""
+    found = _ACROSS.search(line)
+    if found is None or not times:
+        return None
+    kind = found["kind"].lower().replace("_", "-")
+    result = parse_result(f" %sent = {found['result']} send(")
+    # Buffers of one slice, which a ring of slices reduces, or each gives to all others.
+    turns = {"all-reduce": 2 * (slices - 1) / slices, "all-gather": slices - 1}.get(kind, 1)
+    return Traffic(
+        kind=kind,
+        result=result,
+        group=slices,
+        times=times,
+        bytes=0,
+        dcn_bytes=int(times * turns * nbytes(result)),
+    )
+
+
 def _sent(kind: str, result: Result, group: int) -> int:
     """Bytes that a device sends in one collective of a ring."""
     size, others = nbytes(result), group - 1
@@ -136,31 +153,20 @@ def _sent(kind: str, result: Result, group: int) -> int:
     return size * others // group
 
 
-def _group(line: str, devices: int) -> list[int]:
-    """Devices of the first group of a collective, or of the first pair that a permutation joins."""
-    listed = re.search(r"(?:replica_groups|source_target_pairs)=\{\{([\d,]+)\}", line)
+def _group(line: str, devices: int) -> int:
+    """Devices of each group of a collective."""
+    listed = re.search(r"replica_groups=\{\{([\d,]*)\}", line)
     if listed:
-        return [int(member) for member in listed[1].split(",")]
-    tiled = re.search(
-        r"replica_groups=\[([\d,]+)\]<=\[(?P<sizes>[\d,]+)\](?:T\((?P<order>[\d,]+)\))?", line
-    )
+        return listed[1].count(",") + 1
+    tiled = re.search(r"replica_groups=\[([\d,]+)\]<=", line)
     if tiled:
-        sizes = _numbers(tiled["sizes"])
-        order = _numbers(tiled["order"]) if tiled["order"] else range(len(sizes))
-        ids = np.arange(math.prod(sizes)).reshape(sizes).transpose(order)
-        return ids.reshape(_numbers(tiled[1]))[0].tolist()
+        return int(tiled[1].split(",")[-1])
     mesh = re.search(r"replica_groups=mesh\[(?P<axes>[^\]]*)\] ?\{(?P<over>[^}]*)\}", line)
     if mesh:
-        sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh["axes"])}
+        sizes = dict(re.findall(r"'([^']+)'=(\d+)", mesh["axes"]))
         over = re.findall(r"'([^']+)'", mesh["over"])
-        ids = np.arange(math.prod(sizes.values())).reshape(tuple(sizes.values()))
-        first = tuple(slice(None) if name in over else 0 for name in sizes)
-        return ids[first].ravel().tolist()
-    return list(range(devices))
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in text.split(","))
+        return math.prod(int(sizes[axis]) for axis in over)
+    return devices
 
 
 def _computations(text: str) -> tuple[dict[str, _Computation], str]:

@@ -274,6 +274,17 @@ def test_a_step_is_compiled_for_a_slice(tmp_path, capsys):
     assert found["temporary_bytes"] > 0
     assert "all-gather" in found["collective_bytes"]
     assert "at least 0.00 h for 12 steps" in capsys.readouterr().out
+    # Two slices: only the sums of gradients go from one to the other.
+    replicas = [*words, "--config.train.mesh.replica=2", "--config.train.mesh.fsdp=4"]
+    assert common.main(plan.PROGRAM, plan.run, [*replicas, "--slice=2xv5e-4"]) == 0
+    (two,) = json.loads((tmp_path / "plan.json").read_text())
+    assert two["mesh"] == {"replica": 2, "fsdp": 4, "tensor": 1}
+    assert two["fits"]
+    assert two["whole"] == []
+    assert two["dcn_bytes"] > found["dcn_bytes"] == 0
+    # Of the gradients, those that are split over a slice are sent by parts.
+    assert two["dcn_bytes"] < 2 * 4 * two["trained"]
+    assert "to slices " in capsys.readouterr().out
     # A mesh that the batch does not fit ends in the worker and is said once.
     assert common.main(plan.PROGRAM, plan.run, [config, "--slice=v5e-64"]) == 1
     assert "v5e-64: batch_size 32 must be divisible" in capsys.readouterr().err

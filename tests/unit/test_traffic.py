@@ -97,18 +97,23 @@ def test_the_text_of_a_tpu_program_is_read():
     assert (found["collective-permute"].times, found["collective-permute"].bytes) == (1, 8 * 4)
 
 
-def test_traffic_between_slices():
-    """Two slices of four devices: a group of both reduces inside first, then exchanges shares."""
-    found = {item.kind: item for item in traffic.parse(PROGRAM, 8, slices=2)}
-    scatter, reduce = found["reduce-scatter"], found["all-reduce"]
-    assert (scatter.bytes, scatter.dcn_bytes) == (12 * 64 * 4 * 3 // 4, 12 * 64 * 4 // 2 // 4)
-    assert (reduce.bytes, reduce.dcn_bytes) == (2 * 8 * 4 // 2, 0)  # devices 0 and 1
-    assert found["all-gather"].dcn_bytes == 0
-    across = PROGRAM.replace("[4,2]<=[8]", "[4,2]<=[2,4]T(1,0)").replace("{{0,1}}", "{{0,4}}")
-    found = {item.kind: item for item in traffic.parse(across, 8, slices=2)}
-    for kind in ("all-reduce", "collective-permute"):  # devices 0 and 4
-        assert (found[kind].bytes, found[kind].dcn_bytes) == (0, 8 * 4)
-    mesh = PROGRAM.replace("{'a','b'}", "{'a'}")
-    found = {item.kind: item for item in traffic.parse(mesh, 8, slices=2)}
-    assert found["reduce-scatter"].group == 4  # 0, 2 | 4, 6
-    assert found["reduce-scatter"].dcn_bytes == 12 * 64 * 4 // 2 // 2
+def test_buffers_that_go_to_other_slices_are_counted():
+    """As libtpu writes a program for several slices; the channels are counted anew."""
+    send = (
+        "  %sent = (f32[4,8]{1,0:T(8,128)}, u32[], token[]) send(%x, %after), channel_id=7, "
+        "is_host_transfer=true, frontend_attributes={"
+        '_xla_host_transfer_rendezvous="all-reduce.1_0",'
+        '_xla_megascale_reduce_operation="SUM",_xla_megascale_transfer_type="ALL_REDUCE"}'
+    )
+    lines = PROGRAM.replace("  ROOT %next", f"{send}\n  ROOT %next")
+    within, across = (traffic.parse(text, 8, 4) for text in (PROGRAM, lines))
+    (found,) = [item for item in across if item not in within]
+    assert (found.kind, found.group, found.times, found.bytes) == ("all-reduce", 4, 12, 0)
+    assert found.dcn_bytes == 12 * 4 * 8 * 4 * 2 * 3 // 4
+    assert len(across) == len(within) + 1
+    (found,) = [
+        item
+        for item in traffic.parse(lines.replace("ALL_REDUCE", "ALL_GATHER"), 8, 4)
+        if item.dcn_bytes
+    ]
+    assert found.dcn_bytes == 12 * 4 * 8 * 4 * 3
