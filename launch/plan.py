@@ -178,6 +178,7 @@ def _candidates(config: Mapping[str, Any], chips: int, *, sweep: bool) -> Iterat
         return
     trains = "train" in config
     rows = (config["train"] if trains else config)["batch_size"]
+    rows //= config["train"]["optim"]["accumulate"] if trains else 1
     for remat in (False, True) if "remat" in config else (None,):
         for tensor in _TENSOR:
             if chips % tensor or rows % (chips // tensor):

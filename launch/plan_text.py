@@ -71,6 +71,7 @@ def _training(plan: Mapping[str, Any]) -> list[str]:
         f"frozen; state {plan['state_bytes'] / _GIB:.3f} GiB a chip",
         f"  FLOPs        {plan['model_flops'] / _TERA:.2f} T of the model, "
         f"{plan['hardware_flops'] / _TERA:.2f} T with recomputation, all chips together",
+        *([f"  accumulation {plan['accumulate']} micro-batches"] if plan["accumulate"] > 1 else []),
     ]
 
 
@@ -108,8 +109,11 @@ def advice(plan: Mapping[str, Any], chips: int) -> str:
     shards = plan["mesh"]["replica"] * plan["mesh"]["fsdp"]
     rows = int(plan["batch_size"] * (free - state) / max(plan["temporary_bytes"], 1))
     rows -= rows % shards
+    parts = 2 * plan["accumulate"] if trains else 1
+    cut = trains and plan["batch_size"] % (parts * shards) == 0
     ideas: Sequence[str] = [
         *(["recompute activations (--config.remat=True)"] if plan["remat"] is False else []),
+        *([f"{parts} micro-batches ({group}optim.accumulate)"] if cut else []),
         *([f"a batch of about {rows} rows ({group}batch_size)"] if rows else []),
         *([f"{group}mesh.tensor=2 or more"] if plan["mesh"]["tensor"] < min(chips, 8) else []),
         "a larger slice",

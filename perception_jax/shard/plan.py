@@ -147,12 +147,13 @@ def measured(
     }
 
 
-def whole_batch(done: Compiled, rows: int) -> list[str]:
-    """Arrays of three or more axes on one chip of which one is as long as the global batch."""
+def whole_batch(done: Compiled, *rows: int) -> list[str]:
+    """Arrays of three or more axes on one chip of which one is as long as the global batch, or as a
+    global micro-batch."""
     if done.program is None:
         return []
     found = set(program.results(done.program))
-    return listed(r for r in found if len(r.shape) >= 3 and rows in r.shape)
+    return listed(r for r in found if len(r.shape) >= 3 and set(rows) & set(r.shape))
 
 
 def listed(results: Any) -> list[str]:

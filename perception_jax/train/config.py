@@ -61,9 +61,7 @@ DEFAULT_RULES = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """Settings of the optimizer and its schedule.
-
-    Steps are trainer steps (batches), also under accumulation.
+    """Settings of the optimizer and its schedule. A step is an update.
 
     Attributes:
       name: "adamw", "lion", "sgd" (with momentum), "adafactor" (factored second moments) or "muon":
@@ -76,7 +74,12 @@ class OptimConfig:
       b1, b2, eps: of the moments; `b1` is also sgd's and adafactor's momentum.
       weight_decay: decoupled: per step, `learning rate * weight_decay * parameter` is subtracted.
       clip_norm: largest global norm of a gradient; None does not clip.
-      accumulate: batches whose gradients are averaged into one update.
+      accumulate: micro-batches into which the rows of an update are cut, one after another; see
+        `train.accumulate`. Memory is that of one. Contrastive losses compare the rows of one
+        micro-batch only, so that it changes their value.
+      accumulate_mean: "equal" weights micro-batches the same, as the Trainer of `transformers` did
+        before its version 4.46; "tokens" by the metric of that name, which gives the mean over the
+        tokens of all.
       ema: decay of an exponential moving average of the parameters, e.g. 0.9999; evaluators and
         the result then see the average. None keeps none.
       matrices: regex of paths; what of "muon" goes by matrices. Their last two axes are inputs
@@ -96,6 +99,7 @@ class OptimConfig:
     weight_decay: float = 1e-4
     clip_norm: float | None = 1.0
     accumulate: int = 1
+    accumulate_mean: Literal["equal", "tokens"] = "equal"
     ema: float | None = None
     matrices: str = r"(^|/)blocks/.*kernel$"
     rules: tuple[OptimRule, ...] = DEFAULT_RULES
@@ -119,8 +123,8 @@ class TrainConfig:
     """Settings of a training run.
 
     Attributes:
-      steps: batches to train on, counted from the start of the run, resumes included.
-      batch_size: examples per step over all hosts; checked against the loader's batches.
+      steps: updates, counted from the start of the run, resumes included.
+      batch_size: rows of an update over all hosts; checked against the loader's batches.
       seed: of the initial parameters and of the keys that `Task.loss` gets.
       log_every: steps between lines of the log.
       evaluate_every: steps between evaluations; 0 evaluates at the end only.
@@ -151,10 +155,10 @@ class TrainConfig:
             _require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
         _require(0 <= self.seed < 2**32, "seed", self.seed, "0 to 2**32 - 1")
         _require(
-            self.optim.accumulate <= self.steps,
+            self.batch_size % self.optim.accumulate == 0,
             "optim.accumulate",
             self.optim.accumulate,
-            f"at most {self.steps}, the steps of the run (else nothing is updated)",
+            f"a divisor of {self.batch_size}, the rows of an update (batch_size)",
         )
         for name in ("evaluate_every", "checkpoint_every"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")

@@ -33,12 +33,10 @@ class Optimizer:
     Attributes:
       transform: its `update` needs the parameters.
       learning_rate: trainer step → rate of the update at that step, before rules' multipliers.
-      accumulate: steps per update.
     """
 
     transform: optax.GradientTransformation
     learning_rate: Schedule
-    accumulate: int
 
 
 def make_optimizer(config: OptimConfig, steps: int, paths: Iterable[str]) -> Optimizer:
@@ -62,14 +60,12 @@ def make_optimizer(config: OptimConfig, steps: int, paths: Iterable[str]) -> Opt
         _core(config),
         _add_decay({path: _decay(rule, config) for path, rule in rules.items()}),
         _scale({path: rule.multiplier for path, rule in rules.items()}),
-        optax.scale_by_schedule(lambda updates: -rate(updates * config.accumulate)),
+        optax.scale_by_schedule(lambda step: -rate(step)),
     ]
-    trained = optax.chain(*chain)
-    if config.accumulate > 1:
-        steps_of = optax.MultiSteps(trained, every_k_schedule=config.accumulate)
-        trained = steps_of.gradient_transformation()
-    transform = optax.partition({_TRAINED: trained, _FROZEN: optax.set_to_zero()}, labels)
-    return Optimizer(transform, _at_update(rate, config.accumulate), config.accumulate)
+    transform = optax.partition(
+        {_TRAINED: optax.chain(*chain), _FROZEN: optax.set_to_zero()}, labels
+    )
+    return Optimizer(transform, rate)
 
 
 def match_rules(rules: Iterable[OptimRule], paths: Iterable[str]) -> dict[str, OptimRule]:
@@ -189,7 +185,3 @@ def _scale(multiplier: Mapping[str, float | None]) -> optax.GradientTransformati
         return jax.tree.map_with_path(lambda keys, u: u * multiplier[keys[-1].key], updates)
 
     return optax.stateless(update)
-
-
-def _at_update(rate: Schedule, accumulate: int) -> Schedule:
-    return lambda step: rate(step // accumulate * accumulate)

@@ -34,7 +34,7 @@ class TrainState:
     the loose annotations: JAX puts its own placeholders here as well).
 
     Attributes:
-      step: int32[]; batches trained on.
+      step: int32[]; updates done.
       trainable, frozen: the model's leaves by path.
       opt_state: optax's state over `trainable`.
       ema: moving average of `trainable`, or None.

@@ -168,7 +168,7 @@ def compiled(name: str, mesh: jax.sharding.Mesh) -> tuple[CompiledStep, Any, Any
         optimizer = make_optimizer(config.optim, config.steps, model.trainable)
         abstract = state_lib.abstract_state(model, optimizer.transform, ema=False)
         placed = state_lib.state_shardings(abstract, task.shardings, mesh)
-        step = make_step(task, model, optimizer, compute_dtype="float32", ema=None)
+        step = make_step(task, model, optimizer, config=config)
         return compile_step(step, abstract, placed, make_batch(), mesh), abstract, placed
 
 
