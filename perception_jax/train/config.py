@@ -72,6 +72,9 @@ class OptimConfig:
         to `final_fraction` of the peak at the last step; "rsqrt" falls like 1/sqrt(step) once
         `timescale` steps are done.
       b1, b2, eps: of the moments; `b1` is also sgd's and adafactor's momentum.
+      moment_dtype: of the first moments (momentum); "bfloat16" halves their memory. Second moments
+        stay float32: with b2 = 0.999 a bfloat16 number would never fall, since a step of 0.1 % is
+        less than half the distance to the next one.
       weight_decay: decoupled: per step, `learning rate * weight_decay * parameter` is subtracted.
       clip_norm: largest global norm of a gradient; None does not clip.
       accumulate: micro-batches into which the rows of an update are cut, one after another; see
@@ -96,6 +99,7 @@ class OptimConfig:
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
+    moment_dtype: Literal["float32", "bfloat16"] = "float32"
     weight_decay: float = 1e-4
     clip_norm: float | None = 1.0
     accumulate: int = 1
@@ -134,6 +138,9 @@ class TrainConfig:
         a leading "-" means smaller is): the best checkpoint by it stays too. "" for none.
       compute_dtype: dtype to which parameters are cast inside the step; the parameters that the
         optimizer updates stay as the model made them (float32).
+      frozen_dtype: dtype in which leaves that do not train are loaded, kept and saved; "float32"
+        keeps that of the model. "bfloat16" halves their memory, and changes nothing but rounding
+        where `compute_dtype` is bfloat16 anyway.
       tensorboard: also writes TensorBoard files (needs `pip install tensorboardX`).
     """
 
@@ -148,6 +155,7 @@ class TrainConfig:
     keep: int = 3
     keep_best: str = ""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    frozen_dtype: Literal["float32", "bfloat16"] = "float32"
     tensorboard: bool = False
 
     def __post_init__(self) -> None:

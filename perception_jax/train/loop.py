@@ -138,7 +138,7 @@ def run(
                 devices=mesh.size,
                 peak_flops=flops.peak_flops(mesh.devices.flat[0].device_kind),
             ),
-            state=task_step.init(config.seed) if restored is None else restored.state,
+            state=task_step.init() if restored is None else restored.state,
             restored=restored,
         )
         return trainer.train()

@@ -64,7 +64,8 @@ class Task(Protocol):
         """Leaves to start from; called once, before the rest of a new run's model is initialised.
 
         Args:
-          targets: shape, dtype and sharding of every leaf of the model by its "/"-joined path.
+          targets: shape, dtype and sharding of every leaf of the model by its "/"-joined path;
+            frozen ones have the dtype `config.frozen_dtype`.
 
         Returns:
           Arrays by path, of the same shapes; {} for training from scratch. The trainer takes them

@@ -137,7 +137,7 @@ def train(
     """The state after `UPDATES` updates on the host, and the metrics of each."""
     step, done = compiled(make_task, mesh, accumulate, mean)
     split = mesh_lib.batch_sharding(step.mesh, axis=int(accumulate > 1))
-    state, history = step.init(0), []
+    state, history = step.init(), []
     for update in range(UPDATES):
         batch = in_micro_batches(made_batch(update), accumulate)
         state, metrics = done.call(state, jax.device_put(batch, split))
@@ -167,7 +167,7 @@ def test_micro_batches_are_the_whole_batch(mesh: str):
     _, history = expected
     assert [line["learning_rate"] for line in history] == pytest.approx([0.01, 0.01, 0.005])
     assert min(line["grad_norm"] for line in history) > OPTIM["clip_norm"]
-    start = jax.device_get(compiled(PatchTask, "one")[0].init(0).trainable)
+    start = jax.device_get(compiled(PatchTask, "one")[0].init().trainable)
     moved = {path for path in start if np.abs(found[0].trainable[path] - start[path]).max() > 1e-4}
     assert "tower/class_embedding" in start.keys() - moved
     assert len(moved) > 10
@@ -184,7 +184,7 @@ def test_equal_means_weight_micro_batches_the_same_on_every_mesh():
     equal = train(TokenTask, "one", 4, "equal")
     assert_same(train(TokenTask, "copies", 4, "equal"), equal)
     step, _ = compiled(TokenTask, "one")
-    model = step.model.merge(step.init(0).trainable, {})
+    model = step.model.merge(step.init().trainable, {})
     parts = in_micro_batches(made_batch(), 4)
     loss = jax.jit(lambda batch: step.task.loss(model, batch, jax.random.key(0))[0])
     each = [float(loss(jax.tree.map(lambda x, m=m: x[m], parts))) for m in range(4)]

@@ -159,6 +159,46 @@ def test_a_stack_trains_like_its_layers(name: str):
             np.testing.assert_allclose(np.asarray(whole[path])[layer], leaf, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("name", "halved"), [("adamw", 2), ("lion", 2), ("sgd", 2), ("adafactor", 2), ("muon", 2)]
+)
+def test_first_moments_in_bfloat16(name: str, halved: int):
+    params = leaves(blocks__kernel=(130, 140), bias=(140,))
+    gradients = [leaves(seed, blocks__kernel=(130, 140), bias=(140,)) for seed in range(1, 6)]
+    full = dataclasses.replace(PLAIN, name=name, learning_rate=0.01, rules=EVERYTHING)
+    half = dataclasses.replace(full, moment_dtype="bfloat16")
+    kept, less = (
+        [x for x in jax.tree.leaves(jax.eval_shape(transform.init, params)) if x.size > 1]
+        for transform in (make_optimizer(config, 10, params).transform for config in (full, half))
+    )
+    assert [x.shape for x in kept] == [x.shape for x in less]
+    assert {x.dtype for x in kept} == {jnp.dtype("float32")}
+    assert [x.dtype for x in less].count(jnp.bfloat16) == halved  # a moment of each leaf
+    expected, found = apply(full, params, gradients), apply(half, params, gradients)
+    for path, start in params.items():
+        moved = np.linalg.norm(np.asarray(expected[path]) - np.asarray(start))
+        apart = np.linalg.norm(np.asarray(found[path]) - np.asarray(expected[path]))
+        assert 0 < apart < 0.05 * moved, path
+
+
+def test_second_moments_decay_where_first_ones_are_bfloat16():
+    """A bfloat16 number times 0.999 is itself: steps would stay as small as after one peak."""
+    assert jnp.bfloat16(1.0) * jnp.bfloat16(0.999) == 1
+    config = dataclasses.replace(PLAIN, b2=0.999, moment_dtype="bfloat16", rules=EVERYTHING)
+    params = {"w": jnp.zeros(4)}
+    transform = make_optimizer(config, 10, params).transform
+
+    @jax.jit
+    def peak_and_calm(state):
+        _, state = transform.update({"w": jnp.full(4, 30.0)}, state, params)
+        calm = lambda _, state: transform.update({"w": jnp.zeros(4)}, state, params)[1]  # noqa: E731
+        return jax.lax.fori_loop(0, 1000, calm, state)
+
+    second = [x for x in jax.tree.leaves(peak_and_calm(transform.init(params))) if x.shape == (4,)]
+    (nu,) = [x for x in second if x.dtype == jnp.float32]
+    np.testing.assert_allclose(nu, 0.001 * 900 * 0.999**1000, rtol=1e-3)
+
+
 def test_adafactor_state_is_factored():
     config = dataclasses.replace(PLAIN, name="adafactor", b1=0.0, rules=EVERYTHING)
     params = leaves(kernel=(256, 512))

@@ -56,6 +56,8 @@ def test_numbers_of_a_plan(split):
     # Parameters and two moments, whole on one chip.
     assert one.state_bytes == pytest.approx(3 * 4 * one.trained, rel=1e-3)
     assert split.state_bytes < one.state_bytes / 4
+    halved = planned(found=dataclasses.replace(SLICE, chips=1), optim={"moment_dtype": "bfloat16"})
+    assert halved.state_bytes == pytest.approx((4 + 2 + 4) * one.trained, rel=1e-3)
     batch = ROWS * (tiny_clip.SIZE**2 * 3 + 4 * tiny_clip.CONTEXT)
     assert one.argument_bytes == one.state_bytes + batch
     assert one.collective_bytes == {}
