@@ -118,7 +118,7 @@ def give_task() -> GiveTask:
     backbone = Loaded(name="tiny", model=model, config=CLIP, processor=processor)
     # The first block has no adapter: both encodings of an image share it.
     config = GiveConfig(layers=(1, 2), adapter=AdapterConfig(heads=4))
-    return GiveTask(GiveTaskConfig(model=config, batch_size=BATCH, remat=True), backbone, None)
+    return GiveTask(GiveTaskConfig(model=config, batch_size=BATCH, remat="full"), backbone, None)
 
 
 def encoder_batch() -> dict[str, Any]:

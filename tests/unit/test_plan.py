@@ -122,9 +122,9 @@ def test_what_does_not_fit_is_said_with_advice(split):
     small = dataclasses.replace(SLICE, hbm=split.total_bytes - 1)
     found = planned(found=small, fsdp=4, tensor=2)
     assert not found.fits
-    lines = {"remat": False, **found.to_json()}
+    lines = {"remat": "none", **found.to_json()}
     text = plan_text.advice(lines, 8)
-    assert "--config.remat=True" in text
+    assert "--config.remat=full" in text
     assert "or a larger slice." in text
     assert "a batch of about" in text
     assert "2 micro-batches (train.optim.accumulate)" in text
