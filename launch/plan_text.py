@@ -10,8 +10,8 @@ _GIB, _TERA = 2**30, 1e12
 _PARTS = ("compute", "memory", "communication")
 
 HEADER = (
-    "slice      mesh        step     remat            batch   args GiB   temp GiB  total GiB   of GiB"
-    "  fits       TFLOP   ICI GB    step ms  at most"
+    "slice      mesh        step     remat            batch   args GiB   temp GiB  total GiB"
+    "   of GiB  fits       TFLOP   ICI GB    step ms  at most"
 )
 """Heads of the columns of `row`."""
 
