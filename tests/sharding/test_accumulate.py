@@ -159,7 +159,100 @@ class Compiled:
             for path, leaf in self.step.state.trainable.items()
         )
 
-    def test_copies_are_reduced_once_per_update():
+    def reductions(self) -> list[traffic.Traffic]:
+        """Sums over the axis "replica"."""
+        copies = self.step.mesh.shape["replica"]
+        return [
+            found
+            for found in traffic.traffic(self.done.call, self.step.mesh.size)
+            if found.kind in ("all-reduce", "reduce-scatter") and found.group % copies == 0
+        ]
+
+
+@functools.cache
+def compiled(
+    make_task: Callable[[], PatchTask],
+    mesh: str,
+    accumulate: int = 1,
+    mean: str = "equal",
+    rows: int = ROWS,
+) -> Compiled:
+    sizes, devices = MESHES[mesh]
+    options = {"accumulate": accumulate, "mean": mean, "rows": rows}
+    return Compiled.of(make_task, sizes, jax.devices()[:devices], **options)
+
+
+def train(
+    make_task: Callable[[], PatchTask], mesh: str, accumulate: int = 1, mean: str = "equal"
+) -> tuple[TrainState, list[dict[str, float]]]:
+    """The state after `UPDATES` updates on the host, and the metrics of each."""
+    found = compiled(make_task, mesh, accumulate, mean)
+    step, done = found.step, found.done
+    split = mesh_lib.batch_sharding(step.mesh, axis=int(accumulate > 1))
+    state, history = step.init(), []
+    for update in range(UPDATES):
+        batch = in_micro_batches(made_batch(update), accumulate)
+        state, metrics = done.call(state, jax.device_put(batch, split))
+        history.append({name: float(value) for name, value in metrics.items()})
+    return jax.device_get(state), history
+
+
+def assert_same(found: Any, expected: Any) -> None:
+    (state, history), (expected_state, expected_history) = found, expected
+    assert int(state.step) == UPDATES
+    for ours, theirs in zip(history, expected_history, strict=True):
+        assert ours.keys() == theirs.keys()
+        for name in theirs:
+            np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-4, err_msg=name)
+    for part in ("trainable", "ema"):
+        ours, theirs = getattr(state, part), getattr(expected_state, part)
+        for path in theirs:
+            np.testing.assert_allclose(ours[path], theirs[path], atol=2e-6, err_msg=path)
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_micro_batches_are_the_whole_batch(mesh: str):
+    """Clip, schedule, average and frozen leaves act once per update."""
+    expected = train(PatchTask, "one")
+    found = train(PatchTask, mesh, accumulate=4)
+    assert_same(found, expected)
+    _, history = expected
+    assert [line["learning_rate"] for line in history] == pytest.approx([1, 1, 0.5])
+    assert min(line["grad_norm"] for line in history) > OPTIM["clip_norm"]
+    start = jax.device_get(compiled(PatchTask, "one").step.init().trainable)
+    moved = {path for path in start if np.abs(found[0].trainable[path] - start[path]).max() > 1e-5}
+    assert "tower/class_embedding" in start.keys() - moved
+    assert len(moved) > 10
+
+
+@pytest.mark.parametrize("mesh", ["one", "copies", "all"])
+def test_token_means_are_those_of_all_tokens(mesh: str):
+    expected = train(TokenTask, "one")
+    assert_same(train(TokenTask, mesh, 4, "tokens"), expected)
+
+
+def test_equal_means_weight_micro_batches_the_same_on_every_mesh():
+    """Those of an update that counts few tokens weigh more than all tokens alike would."""
+    equal = train(TokenTask, "one", 4, "equal")
+    assert_same(train(TokenTask, "copies", 4, "equal"), equal)
+    step = compiled(TokenTask, "one").step
+    model = step.model.merge(step.init().trainable, {})
+    parts = in_micro_batches(made_batch(), 4)
+    loss = jax.jit(lambda batch: step.task.loss(model, batch, jax.random.key(0))[0])
+    each = [float(loss(jax.tree.map(lambda x, m=m: x[m], parts))) for m in range(4)]
+    (_, history), (_, whole) = equal, train(TokenTask, "one", 4, "tokens")
+    np.testing.assert_allclose(history[0]["loss"], np.mean(each), rtol=1e-5)
+    assert abs(history[0]["loss"] - whole[0]["loss"]) > 1e-3
+    assert history[0]["tokens"] == (made_batch()["labels"][:, 1:] != IGNORE).sum()
+
+
+def test_pairs_see_the_rows_of_their_micro_batch():
+    (_, whole), (_, cut) = train(PairTask, "one"), train(PairTask, "one", 4)
+    assert cut[0]["loss"] < whole[0]["loss"] - 0.5  # log of a quarter of the negatives
+    assert_same(train(PairTask, "all", 4), train(PairTask, "one", 4))
+
+
+def test_copies_are_reduced_once_per_update():
     found = compiled(PatchTask, "copies", 4)
     gradients = [item for item in found.reductions() if np.prod(item.result.shape) > 8]
     assert {item.times for item in gradients} == {1}

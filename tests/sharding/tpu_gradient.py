@@ -1,7 +1,7 @@
 """A program: compiles the gradient of CLIP's ViT-L/14-336 for a TPU slice that is not there.
 
-python -m tests.sharding.tpu_gradient [POLICY [REPLICA FSDP TENSOR]]; needs libtpu, prints one line of
-JSON. POLICY is a name of `nn.stack.REMAT`.
+python -m tests.sharding.tpu_gradient [POLICY [REPLICA FSDP TENSOR]]; needs libtpu, prints one line
+of JSON. POLICY is a name of `nn.stack.REMAT`.
 """
 
 from __future__ import annotations
