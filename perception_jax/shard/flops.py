@@ -137,7 +137,9 @@ def _backward(jaxpr: core.Jaxpr, inputs: Sequence[bool], wanted: Sequence[bool])
         given = [_marked(known, var) for var in equation.invars]
         part = _equation_backward(equation, given, asked)
         total += part.flops
-        reached |= {v for v, hit in zip(equation.invars, part.reached, strict=True) if hit}
+        hits = zip(equation.invars, part.reached, strict=True)
+        # A loop's carry may start from a constant and depend on what trains later.
+        reached |= {var for var, hit in hits if hit and not isinstance(var, core.Literal)}
     return _Backward(total, [var in reached for var in jaxpr.invars])
 
 

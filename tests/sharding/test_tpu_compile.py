@@ -63,7 +63,7 @@ def test_block_inputs_of_vit_l14_336_go_to_the_host(root):
 
 def test_copies_are_reduced_once_per_update_on_v5e(root):
     found = compiled(root, "tpu_accumulate", "PatchTask")
-    assert found["gradient_numbers"] <= found["summed_after_the_loop"]
-    assert found["largest_in_the_loop"] <= 8
+    assert found["summed_after_the_loop"] >= found["gradient"]
+    assert found["summed_in_the_loop"] == 0
     coupled = compiled(root, "tpu_accumulate", "PairTask")
-    assert coupled["largest_in_the_loop"] > 8
+    assert coupled["summed_in_the_loop"] > 0.8 * coupled["gradient"]

@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 import sys
 
-import numpy as np
-
 from perception_jax.shard import slices
 from tests.sharding import test_accumulate
 from tests.sharding.test_accumulate import Compiled
@@ -21,20 +19,12 @@ def main(name: str) -> None:
     found = Compiled.of(
         getattr(test_accumulate, name), {"replica": 8, "fsdp": 2}, devices, accumulate=4
     )
-    sums = found.reductions()
-
-    def sizes(inside: bool) -> list[int]:
-        return [int(np.prod(s.result.shape)) for s in sums if (s.times > 1) == inside]
-
-    print(
-        json.dumps(
-            {
-                "gradient_numbers": found.gradient_numbers(),
-                "summed_after_the_loop": sum(sizes(False)),
-                "largest_in_the_loop": max(sizes(True), default=0),
-            }
-        )
-    )
+    sizes = {
+        "gradient": found.gradient_numbers(),
+        "summed_after_the_loop": found.summed(once=True),
+        "summed_in_the_loop": found.summed(once=False),
+    }
+    print(json.dumps(sizes))
 
 
 if __name__ == "__main__":
