@@ -80,7 +80,8 @@ class PatchTask:
     def loss(self, model: Patches, batch: Mapping[str, jax.Array], key: jax.Array) -> Any:
         tower = model.tower(batch["image"].astype(jnp.float32) / 255, remat="full")
         errors = (model.head(tower.patches)[..., 0] - batch["target"]) ** 2
-        return jnp.mean(errors), {"large": jnp.mean(errors > 1, dtype=jnp.float32)}
+        loss = jnp.mean(errors) + jnp.mean(tower.embedding**2)
+        return loss, {"large": jnp.mean(errors > 1, dtype=jnp.float32)}
 
 
 class TokenTask(PatchTask):
@@ -259,9 +260,9 @@ def test_copies_are_reduced_once_per_update():
     found = compiled(PatchTask, "copies", 4)
     assert found.summed(once=True) >= found.gradient_numbers()
     assert found.summed(once=False) == 0
-    # Where rows are compared with each other each micro-batch is reduced.
+    # Where rows are compared with each other each micro-batch is reduced, layer by layer.
     coupled = compiled(PairTask, "copies", 4)
-    assert coupled.summed(once=False) > 0.8 * coupled.gradient_numbers()
+    assert coupled.summed(once=False) > 0.5 * coupled.gradient_numbers()
 
 
 def test_memory_does_not_grow_with_the_number_of_micro_batches():

@@ -66,4 +66,4 @@ def test_copies_are_reduced_once_per_update_on_v5e(root):
     assert found["summed_after_the_loop"] >= found["gradient"]
     assert found["summed_in_the_loop"] == 0
     coupled = compiled(root, "tpu_accumulate", "PairTask")
-    assert coupled["summed_in_the_loop"] > 0.8 * coupled["gradient"]
+    assert coupled["summed_in_the_loop"] > 0.5 * coupled["gradient"]

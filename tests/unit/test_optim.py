@@ -178,7 +178,8 @@ def test_first_moments_in_bfloat16(name: str, halved: int):
     for path, start in params.items():
         moved = np.linalg.norm(np.asarray(expected[path]) - np.asarray(start))
         apart = np.linalg.norm(np.asarray(found[path]) - np.asarray(expected[path]))
-        assert 0 < apart < 0.05 * moved, path
+        assert apart < 0.05 * moved, path
+        assert apart > 0 or name == "lion"  # which goes by signs
 
 
 def test_second_moments_decay_where_first_ones_are_bfloat16():

@@ -82,7 +82,7 @@ ENTRY %main (x: f32[8]) -> f32[8] {
   %x = f32[8] parameter(0)
   %loop = (s32[], f32[8]) while(%x), condition=%condition, body=%body
   %total = f32[8]{0} all-reduce(%x), channel_id=3, replica_groups=[4,2]<=[8], to_apply=%add
-  %several = (f32[8]{0}, f32[16]{0}) all-to-all(%x), replica_groups=mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}
+  %two = (f32[8], f32[16]) all-to-all(%x), replica_groups=mesh['a'=2,'b'=4], device_ids=([8]) {'b'}
   ROOT %moved = f32[8]{0} collective-permute(%total), channel_id=4, source_target_pairs={{0,1}}
 }
 """
