@@ -337,30 +337,29 @@ def test_dropout_depends_on_the_key_and_the_layer_alone():
     assert np.abs(alone[0] - alone[1]).max() > 0.01
 
 
-DEVICE_POLICIES = [name for name in stack.REMAT if name != "offload"]
+def gradient(remat):
+    def loss(blocks, x):
+        return jnp.sin(stack.run(blocks, x, remat=remat).x).sum()
 
-
-def gradient_of(remat, x):
-    return jax.jit(jax.grad(lambda x: jnp.sin(stack.run(stacked(), x, remat=remat).x).sum())), x
+    return jax.jit(jax.grad(loss, argnums=(0, 1)))
 
 
 def test_remat_by_name_changes_no_gradient():
-    def gradient(remat):
-        call, x = gradient_of(remat, X)
-        return call(x)
-
-    expected = gradient("none")
-    for remat in DEVICE_POLICIES:
-        chex.assert_trees_all_close(gradient(remat), expected, atol=1e-5)
+    blocks = stacked()
+    expected = gradient("none")(blocks, X)
+    for remat in stack.REMAT:
+        chex.assert_trees_all_close(gradient(remat)(blocks, X), expected, atol=1e-5)
     names = "none, dots, dots_no_batch, full, offload"
     with pytest.raises(ConfigError, match=f"one of {names}, found 'half'"):
-        gradient("half")
+        gradient("half")(blocks, X)
 
 
 def test_policies_keep_less_and_less():
     def kept(remat):
-        call, x = gradient_of(remat, jax.ShapeDtypeStruct((16, 64, D), jnp.float32))
-        return call.lower(x).compile().memory_analysis().temp_size_in_bytes
+        x = jax.ShapeDtypeStruct((16, 24, D), jnp.float32)
+        compiled = gradient(remat).lower(stacked(), x).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
 
-    sizes = [kept(remat) for remat in DEVICE_POLICIES]
-    assert all(more > 1.1 * less for more, less in itertools.pairwise(sizes)), sizes
+    *sizes, offloaded = [kept(remat) for remat in stack.REMAT]
+    assert all(more > 1.05 * less for more, less in itertools.pairwise(sizes)), sizes
+    assert offloaded <= sizes[-1]  # a CPU's memory is the host's

@@ -50,7 +50,7 @@ REMAT: Mapping[str, Callable | None] = MappingProxyType(
 - "dots_no_batch": those with weights, not those of attention.
 - "full": the input of each block alone.
 - "offload": the same, in the host's memory: copied there while the next blocks run, and back in the
-  backward pass. For TPU and CUDA devices.
+  backward pass. On CPUs, whose memory is the host's, it is "full".
 """
 
 Kind = Hashable
