@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from perception_jax.shard import slices
 from perception_jax.shard.slices import Slice
 
 LIBTPU = pathlib.Path(sys.prefix) / "libtpu"
@@ -44,7 +45,7 @@ def printed_on_tpu(root: pathlib.Path, module: str, *words: str) -> Any:
     done = subprocess.run(
         [sys.executable, "-m", module, *words],
         cwd=root,
-        env=environment,
+        env=environment | slices.ENVIRONMENT | {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1"},
         capture_output=True,
         text=True,
         check=False,

@@ -45,7 +45,7 @@ def published(
         mesh=mesh or {},
         optim={"schedule": "cosine", "rules": RULES, **optim},
     )
-    config.remat = True
+    config.remat = ml_collections.ConfigDict({"vision": "full", "text": "full"})
     config.parts = parts
     config.data = ml_collections.ConfigDict(
         {

@@ -62,9 +62,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         }
     )
     config.loss = "softmax"
-    # Recompute activations in the backward pass; parts of a batch that go through the towers one
-    # after another.
-    config.remat = False
+    # What the backward pass computes again instead of keeping it: a name of `nn.stack.REMAT`.
+    config.remat = ml_collections.ConfigDict({"vision": "none", "text": "none"})
+    # Parts of a batch that go through the towers one after another.
     config.parts = 1
     config.data = ml_collections.ConfigDict(
         {

@@ -1,4 +1,5 @@
-"""From this host's batches to global arrays on the mesh. Letters: B batch (global)."""
+"""From this host's batches to global arrays on the mesh. Letters: B batch (global), A
+micro-batches."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from perception_jax.errors import ConfigError, DataError, TrainingError
 from perception_jax.shard import distributed
 from perception_jax.shard import mesh as mesh_lib
 from perception_jax.train import state_tree
+from perception_jax.train.accumulate import in_micro_batches
 from perception_jax.train.task import Batch
 
 ID = "id"
@@ -28,7 +30,8 @@ class DeviceBatch:
     """A batch on the devices.
 
     Attributes:
-      arrays: global arrays `[B, …]`, split over the batch axes of the mesh.
+      arrays: global arrays `[B, …]`, split over the batch axes of the mesh; or micro-batches of
+        them, `[A, B / A, …]`, of which each is split.
       ids: ids of this host's records, () where the loader gives none.
       shape: number of the declared shape.
     """
@@ -51,17 +54,19 @@ class BatchFeed:
         mesh: Mesh,
         batch_size: int,
         shapes: Sequence[Batch] = (),
+        accumulate: int = 1,
     ) -> None:
         """Opens a dataset.
 
         Args:
           shapes: of the global batches; () takes that of the first batch for all.
+          accumulate: micro-batches into which each is cut.
 
         Raises:
-          ConfigError: the mesh does not divide the batch size, or a shape has another one.
+          ConfigError: the mesh does not divide the (micro-)batches, or a shape has other rows.
         """
         hosts = jax.process_count()
-        mesh_lib.check_batch(mesh, batch_size, hosts)
+        mesh_lib.check_batch(mesh, batch_size, hosts, accumulate)
         self._dataset = dataset
         self.iterator = iter(dataset)
         for method in ("get_state", "set_state"):
@@ -70,7 +75,8 @@ class BatchFeed:
                     f"the task's dataset is a {type(dataset).__name__} whose iterator has no "
                     f"`{method}`: training could not resume exactly. Return a grain.IterDataset."
                 )
-        self._sharding = mesh_lib.batch_sharding(mesh)
+        self._accumulate = accumulate
+        self._sharding = mesh_lib.batch_sharding(mesh, axis=int(accumulate > 1))
         self._host_batch = batch_size // hosts
         self._declared = bool(shapes)
         self._keys = {key for shape in shapes for key in shape}
@@ -108,7 +114,9 @@ class BatchFeed:
         batch = {k: v for k, v in batch.items() if k != ID and (not self._keys or k in self._keys)}
         shape = self._shape_of(batch, ids)
         place = jax.make_array_from_process_local_data
-        arrays = jax.tree.map(lambda x: place(self._sharding, np.asarray(x)), batch)
+        # Hosts take rows in turn, so that their m-th parts are the m-th part of the whole batch.
+        parts = in_micro_batches(jax.tree.map(np.asarray, batch), self._accumulate)
+        arrays = jax.tree.map(lambda x: place(self._sharding, x), parts)
         return DeviceBatch(arrays, ids, shape)
 
     def require_same_records(self, first: Sequence[str], moved: str) -> None:

@@ -51,7 +51,7 @@ class TrainResult:
     Attributes:
       model: with the trained weights (their moving average if `optim.ema` is set).
       metrics: of the last step and of the last evaluation.
-      step: batches trained on.
+      step: updates done.
       finished: False if it was stopped before `config.steps`.
     """
 
@@ -99,7 +99,8 @@ def run(
       Stopped: a signal came before the first step.
     """
     mesh = mesh_lib.make_mesh(**dataclasses.asdict(config.mesh), devices=devices)
-    mesh_lib.check_batch(mesh, config.batch_size, jax.process_count())
+    accumulate = config.optim.accumulate
+    mesh_lib.check_batch(mesh, config.batch_size, jax.process_count(), accumulate)
     settings = RunSettings.of(config, resolved_config, default_config, may_change)
     require_same_everywhere(settings)
     with contextlib.ExitStack() as stack:
@@ -138,7 +139,7 @@ def run(
                 devices=mesh.size,
                 peak_flops=flops.peak_flops(mesh.devices.flat[0].device_kind),
             ),
-            state=task_step.init(config.seed) if restored is None else restored.state,
+            state=task_step.init() if restored is None else restored.state,
             restored=restored,
         )
         return trainer.train()
@@ -155,8 +156,8 @@ def _record_settings(home: Workdir, settings: RunSettings) -> Mapping[str, Any]:
 
 def _open_data(step: TaskStep, config: TrainConfig, interrupt: Interrupt) -> BatchFeed:
     with interrupt.leaving() if jax.process_count() == 1 else contextlib.nullcontext():
-        dataset = step.task.datasets()["train"]
-        return BatchFeed(dataset, step.mesh, config.batch_size, step.batch_shapes)
+        data, accumulate = step.task.datasets()["train"], config.optim.accumulate
+        return BatchFeed(data, step.mesh, config.batch_size, step.batch_shapes, accumulate)
 
 
 def _restore(
@@ -248,7 +249,8 @@ class _Trainer:
             self._evaluate()  # a stop or a failure cut it short
         stopping = False
         if self.step < self.config.steps:
-            self._compile(self.task_step.batch_shapes)
+            step = self.task_step
+            self._compile([step.in_micro_batches(shape) for shape in step.batch_shapes])
         while self.step < self.config.steps and not stopping:
             self._advance()
             stopping = self._stops()

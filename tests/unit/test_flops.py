@@ -16,7 +16,7 @@ from perception_jax.models.llama.modeling import Llama
 from perception_jax.models.params import flatten, unflatten
 from perception_jax.shard import flops
 from perception_jax.systems.contrastive.data import ContrastiveData
-from perception_jax.systems.contrastive.task import ContrastiveConfig, ContrastiveTask
+from perception_jax.systems.contrastive.task import ContrastiveConfig, ContrastiveTask, TowerRemat
 
 
 def shape(*sizes: int) -> jax.ShapeDtypeStruct:
@@ -53,6 +53,11 @@ CASES = {
     "first layer": (lambda w, x: (x @ w).sum(), W, 2),
     "two layers": (lambda w, x: (jnp.tanh(x @ w) @ w).sum(), W, 2 + 3),
     "scan": (scanned, shape(10, 8, 8), 10 * 3),  # its first turn as well: one program for all
+    "carry from 0": (
+        lambda w, x: jax.lax.scan(lambda sum_, row: (sum_ + (row @ w).sum(), None), 0.0, x)[0],
+        W,
+        2,
+    ),
     "recomputed": (jax.checkpoint(lambda w, x: jnp.tanh(x @ w).sum()), W, 2),
     "own rule": (own_rule, W, 2),
     "frozen in front": (lambda w, x: (jnp.tanh(x @ jnp.ones((8, 8))) @ w).sum(), W, 1 + 2),
@@ -104,7 +109,7 @@ def test_vit_l14_336_is_within_one_percent_of_the_closed_form(remat):
 def test_a_clip_step_is_within_one_percent_of_the_closed_form():
     config, batch = ClipConfig.vit_b16(), 8
     task = ContrastiveTask(
-        ContrastiveConfig(remat=True),
+        ContrastiveConfig(remat=TowerRemat(vision="full", text="full")),
         config,
         data=ContrastiveData(
             [], Processor(image=ImageProcessor(size=224), tokenizer=None), batch_size=batch, seed=0

@@ -160,9 +160,9 @@ def finish(config: Any, task: ContrastiveTask, model: nnx.Module, workdir: pathl
 
 
 def _settings(config: Any) -> ContrastiveConfig:
-    from perception_jax.systems.contrastive.task import ContrastiveConfig
+    from perception_jax.systems.contrastive.task import ContrastiveConfig, TowerRemat
 
-    return ContrastiveConfig(loss=config.loss, remat=config.remat, parts=config.parts)
+    return ContrastiveConfig(loss=config.loss, remat=TowerRemat(**config.remat), parts=config.parts)
 
 
 def _model(model: Any) -> ClipConfig | SiglipConfig:

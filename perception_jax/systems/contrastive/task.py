@@ -1,7 +1,8 @@
 """Contrastive image-text training on records: the task behind the small CLIP of scenes.
 
 Softmax loss after CLIP (arXiv 2103.00020), sigmoid loss after SigLIP (arXiv 2303.15343), both over
-the global batch. Letters: B batch, H W image, T text tokens, E embedding width.
+the global batch; with `optim.accumulate`, over each micro-batch: another loss, of fewer negatives.
+Letters: B batch, H W image, T text tokens, E embedding width.
 """
 
 from __future__ import annotations
@@ -33,18 +34,26 @@ MAX_LOG_SCALE = 4.6052
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class TowerRemat:
+    """Names of what the backward pass recomputes in each tower; see `nn.stack.REMAT`."""
+
+    vision: str = "none"
+    text: str = "none"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ContrastiveConfig:
     """Settings of the loss.
 
     Attributes:
       loss: "softmax" (CLIP) or "sigmoid" (SigLIP).
-      remat: recompute activations in the backward pass.
+      remat: what is recomputed instead of kept.
       parts: into which the towers divide a batch, one after another: activations of one block then
         stay in memory for a part only. The loss is that of the whole batch.
     """
 
     loss: Literal["softmax", "sigmoid"] = "softmax"
-    remat: bool = False
+    remat: TowerRemat = TowerRemat()
     parts: int = 1
 
 
@@ -94,10 +103,10 @@ class ContrastiveTask:
 
         def encode_images(pixels: Array) -> Array:
             pixels = normalise(pixels, processor.mean, processor.std, dtype)
-            return unit(model.vision(pixels, remat=remat).embedding)
+            return unit(model.vision(pixels, remat=remat.vision).embedding)
 
         def encode_texts(ids: Array) -> Array:
-            return unit(model.text(ids, dtype=dtype, remat=remat).embedding)
+            return unit(model.text(ids, dtype=dtype, remat=remat.text).embedding)
 
         image = in_parts(encode_images, batch["image"], parts)
         text = in_parts(encode_texts, batch["ids"], parts)
