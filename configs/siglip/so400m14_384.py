@@ -31,4 +31,6 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         },
         # 256 chips do not divide a width of 1,152: the model would be whole on each of them.
         mesh={"replica": -1, "fsdp": 64},
+        # On v5e-256 the attention of all 128 images of a chip would not fit beside what is kept.
+        parts=2,
     )
