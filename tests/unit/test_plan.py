@@ -286,3 +286,20 @@ def test_a_step_is_compiled_for_a_slice(tmp_path, capsys):
     # A mesh that the batch does not fit ends in the worker and is said once.
     assert common.main(plan.PROGRAM, plan.run, [config, "--slice=v5e-64"]) == 1
     assert "v5e-64: batch_size 32 must be divisible" in capsys.readouterr().err
+
+
+@tpu_test
+def test_the_smallest_published_config_fits_v5e_16(tmp_path):
+    words = ["--config=configs/give/clip_b16.py", "--slice=v5e-16", f"--json={tmp_path / 'plan'}"]
+    assert common.main(plan.PROGRAM, plan.run, words) == 0
+    (found,) = json.loads((tmp_path / "plan").read_text())
+    assert found["fits"]
+    assert found["whole"] == []
+    assert found["total_bytes"] < 3 * 2**30  # of 15.75 GiB
+    # The frozen backbone is split too, in float32; what trains has two moments.
+    assert found["state_bytes"] < 1.15 * 4 * (3 * found["trained"] + found["frozen"]) / 16 + 2**22
+    assert found["replicated"][1] < 4 * 2**20
+    assert found["model_flops"] < found["hardware_flops"] < 1.4 * found["model_flops"]
+    # Layers are gathered in bfloat16, one after another; no batch of tokens is.
+    assert sum(found["collective_bytes"].values()) < 2.5 * 2 * (found["trained"] + found["frozen"])
+    assert found["communication_seconds"] < 0.05 * found["compute_seconds"]
