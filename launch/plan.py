@@ -5,9 +5,9 @@
 
 A config of training has one step, one of serving two: the prefill and a step of the decode loop.
 For each slice: bytes per chip, FLOPs, traffic between chips, the roofline of a step, arrays that
-are whole on a chip and should not be. Exits with 1 if a step does not fit. `--sweep` tries meshes,
-with and without recomputation, and sorts them by roofline. Needs libtpu (`make tpu` installs it),
-no data and no weights.
+are whole on a chip and should not be. Exits with 1 if a step does not fit. `--sweep` tries meshes
+and what the backward pass recomputes (`nn.stack.REMAT`), and sorts them by roofline. Needs libtpu
+(`make tpu` installs it), no data and no weights.
 """
 
 from __future__ import annotations
@@ -41,9 +41,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_list(
         "slice", None, "Slices, e.g. v5e-16 or v5p-128.", required=True, flag_values=values
     )
-    flags.DEFINE_bool(
-        "sweep", False, "Also tries other meshes, and recomputation.", flag_values=values
-    )
+    flags.DEFINE_bool("sweep", False, "Tries meshes and remat policies.", flag_values=values)
     flags.DEFINE_float("price", None, "USD per chip and hour, for the cost.", flag_values=values)
     flags.DEFINE_string("json", None, "File for all numbers.", flag_values=values)
     flags.DEFINE_float("timeout", 3600.0, "Seconds for each compilation.", flag_values=values)
@@ -176,15 +174,24 @@ def _candidates(config: Mapping[str, Any], chips: int, *, sweep: bool) -> Iterat
     if not sweep:
         yield dict(config)
         return
+    from perception_jax.nn.stack import REMAT
+
     trains = "train" in config
     rows = (config["train"] if trains else config)["batch_size"]
-    for remat in (False, True) if "remat" in config else (None,):
+    rows //= config["train"]["optim"]["accumulate"] if trains else 1
+    for remat in REMAT if "remat" in config else (None,):
         for tensor in _TENSOR:
             if chips % tensor or rows % (chips // tensor):
                 continue
             mesh = {"replica": 1, "fsdp": chips // tensor, "tensor": tensor}
             changed = {"train": {**config["train"], "mesh": mesh}} if trains else {"mesh": mesh}
-            yield {**config, **changed, **({} if remat is None else {"remat": remat})}
+            yield {**config, **changed, **({} if remat is None else _remat(config, remat))}
+
+
+def _remat(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The setting by which all towers of a config have the policy of that name."""
+    towers = config["remat"]
+    return {"remat": dict.fromkeys(towers, name) if isinstance(towers, Mapping) else name}
 
 
 if __name__ == "__main__":

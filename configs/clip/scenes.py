@@ -62,6 +62,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         }
     )
     config.loss = "softmax"
+    # What the backward pass computes again instead of keeping it: a name of `nn.stack.REMAT`.
+    config.remat = ml_collections.ConfigDict({"vision": "none", "text": "none"})
     config.data = ml_collections.ConfigDict(
         {
             # "scenes", or a folder or file of your own that `data.sources.open_source` reads.

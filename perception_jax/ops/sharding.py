@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 from jaxtyping import Array, Shaped
 
 REPLICA, FSDP, TENSOR = "replica", "fsdp", "tensor"
@@ -43,13 +43,7 @@ def constrain(x: Shaped[Array, "..."], *names: str | None) -> Shaped[Array, "...
     Raises:
       KeyError: an unknown name.
     """
-    # The abstract mesh is the one that `jax.set_mesh` and `jax.shard_map` agree on.
-    mesh = jax.sharding.get_abstract_mesh()
-    automatic = [
-        axis
-        for axis, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
-        if kind == AxisType.Auto
-    ]
+    mesh, automatic = _automatic()
     spec = []
     for size, name in zip(x.shape, names, strict=False):
         axes = [] if name is None else [axis for axis in _MESH_AXES[name] if axis in automatic]
@@ -58,6 +52,27 @@ def constrain(x: Shaped[Array, "..."], *names: str | None) -> Shaped[Array, "...
     if not automatic or mesh.size == 1:
         return x
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+
+
+def constrain_to(x: Shaped[Array, "..."], spec: PartitionSpec) -> Shaped[Array, "..."]:
+    """Constrains an array to a spec on the current mesh; without a mesh it is returned unchanged.
+
+    Axes that are not the compiler's to split, as those of a `jax.shard_map` around, are left out.
+    """
+    mesh, automatic = _automatic()
+    if not automatic or mesh.size == 1:
+        return x
+    entries = [(entry,) if isinstance(entry, str) else entry or () for entry in spec]
+    kept = [tuple(axis for axis in entry if axis in automatic) or None for entry in entries]
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*kept))
+
+
+def _automatic() -> tuple[AbstractMesh, list[str]]:
+    """The current mesh, and those of its axes over which the compiler splits arrays."""
+    # The abstract mesh is the one that `jax.set_mesh` and `jax.shard_map` agree on.
+    mesh = jax.sharding.get_abstract_mesh()
+    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    return mesh, [axis for axis, kind in kinds if kind == AxisType.Auto]
 
 
 def on_mesh() -> bool:

@@ -48,9 +48,9 @@ def make_mesh(
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Splits the leading axis over `BATCH_AXES`."""
-    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
+    """Splits an axis, the leading one by default, over `BATCH_AXES`."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, BATCH_AXES))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -72,21 +72,26 @@ def mesh_of(tree: Any) -> Mesh | None:
     return None
 
 
-def check_batch(mesh: Mesh, batch_size: int, hosts: int = 1) -> None:
+def check_batch(mesh: Mesh, batch_size: int, hosts: int = 1, accumulate: int = 1) -> None:
     """Raises an error if the batch shards of the mesh or the hosts do not divide the global batch.
+
+    Args:
+      accumulate: micro-batches into which the batch is cut; each must be divided.
 
     Raises:
       ConfigError: with the mesh that fits.
     """
     shards, tensor = batch_shards(mesh), mesh.shape["tensor"]
-    if batch_size % shards == 0 and batch_size % hosts == 0:
+    rows = batch_size // accumulate
+    if batch_size % accumulate == 0 and rows % shards == 0 and rows % hosts == 0:
         return
-    fitting = max(d for d in range(1, mesh.size + 1) if mesh.size % d == 0 and batch_size % d == 0)
-    larger = math.lcm(shards, hosts)
+    fitting = max(d for d in range(1, mesh.size + 1) if mesh.size % d == 0 and rows % d == 0)
+    larger = math.lcm(shards, hosts) * accumulate
+    micro = f" in {accumulate} micro-batches (optim.accumulate)" if accumulate > 1 else ""
     raise ConfigError(
-        f"batch_size {batch_size} must be divisible by the {shards} batch shards of the mesh "
-        f"({dict(mesh.shape)}) and the {hosts} hosts. A mesh of {mesh.size} chips that fits it: "
-        f"mesh.replica=1 mesh.fsdp={fitting} mesh.tensor={mesh.size // fitting}; or set a "
+        f"batch_size {batch_size}{micro} must be divisible by the {shards} batch shards of the "
+        f"mesh ({dict(mesh.shape)}) and the {hosts} hosts. A mesh of {mesh.size} chips that fits "
+        f"it: mesh.replica=1 mesh.fsdp={fitting} mesh.tensor={mesh.size // fitting}; or set a "
         f"batch_size that is a multiple of {larger} for tensor={tensor}."
     )
 

@@ -36,6 +36,7 @@ class ProgramPlan:
       state_bytes: weights and what else stays on the chip from step to step.
       argument_bytes: of all arrays that the program is given.
       temporary_bytes: intermediate arrays and copies; what the compiler reports.
+      host_bytes: intermediate arrays in the host's memory, for each chip.
       total_bytes: of the program; None where it did not fit and the compiler gave no total.
       available_bytes: memory of a chip.
       fits: whether the compiler placed the program.
@@ -58,6 +59,7 @@ class ProgramPlan:
     state_bytes: int
     argument_bytes: int
     temporary_bytes: int
+    host_bytes: int
     total_bytes: int | None
     available_bytes: int
     fits: bool
@@ -123,10 +125,10 @@ def measured(
     sent = [] if done.program is None else traffic.traffic(done.program, mesh.size)
     memory = None if done.program is None else done.program.memory_analysis()
     if memory is None:
-        temporary, total = done.required, None
+        temporary, host, total = done.required, 0, None
     else:
         arguments = memory.argument_size_in_bytes
-        temporary = memory.temp_size_in_bytes
+        temporary, host = memory.temp_size_in_bytes, memory.host_temp_size_in_bytes
         kept = memory.output_size_in_bytes - memory.alias_size_in_bytes
         total = arguments + temporary + kept + memory.generated_code_size_in_bytes
     return {
@@ -134,6 +136,7 @@ def measured(
         "mesh": dict(mesh.shape),
         "argument_bytes": arguments,
         "temporary_bytes": temporary,
+        "host_bytes": host,
         "total_bytes": total,
         "available_bytes": found.hbm,
         "fits": total is not None and total <= found.hbm,
@@ -147,12 +150,13 @@ def measured(
     }
 
 
-def whole_batch(done: Compiled, rows: int) -> list[str]:
-    """Arrays of three or more axes on one chip of which one is as long as the global batch."""
+def whole_batch(done: Compiled, *rows: int) -> list[str]:
+    """Arrays of three or more axes on one chip of which one is as long as the global batch, or as a
+    global micro-batch."""
     if done.program is None:
         return []
     found = set(program.results(done.program))
-    return listed(r for r in found if len(r.shape) >= 3 and rows in r.shape)
+    return listed(r for r in found if len(r.shape) >= 3 and set(rows) & set(r.shape))
 
 
 def listed(results: Any) -> list[str]:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 
-from perception_jax.shard.program import Result, parse_result
+from perception_jax.shard.program import Result, parse_results
 
 _COMPUTATION = re.compile(r"^(?P<entry>ENTRY )?%?(?P<name>[\w.\-]+) \(.*\{\s*$")
 _CALLED = re.compile(
@@ -24,6 +24,9 @@ _CALLED = re.compile(
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _CONSTANT = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
 _CHANNEL = re.compile(r"\bchannel_id=(\d+)")
+_MESH_GROUPS = re.compile(
+    r"replica_groups=mesh\[(?P<axes>[^\]]*)\](?:, device_ids=\S+)? ?\{(?P<over>[^}]*)\}"
+)
 _BYTES = {"pred": 1, "bf16": 2}
 
 
@@ -35,13 +38,15 @@ class Traffic:
       kind: "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", ….
       result: of one of them, on one device.
       group: devices that take part in each.
-      times: how often it runs in the program.
+      runs: how often each of them runs in the program.
+      times: how often all of them together do.
       bytes: that a device sends in all of them, in a ring.
     """
 
     kind: str
     result: Result
     group: int
+    runs: int
     times: int
     bytes: int
 
@@ -71,25 +76,38 @@ def parse(text: str, devices: int) -> list[Traffic]:
     """`traffic` of a program's text."""
     computations, entry = _computations(text)
     times = _multiplicities(computations, entry)
-    found: dict[tuple[Result, int, str], int] = collections.Counter()
+    found: dict[tuple[str, Result, int, int], int] = collections.Counter()
     seen: set[str] = set()
     for computation in computations.values():
         scattered = computation.name.startswith("all-reduce-scatter")
         for line in computation.lines:
-            result = parse_result(line)
-            if result is None or not result.is_collective or result.operation.endswith("-done"):
+            results = parse_results(line)
+            if not results or not results[0].is_collective:
+                continue
+            operation = results[0].operation
+            if operation.endswith("-done"):
                 continue
             channel = _CHANNEL.search(line)
             if channel is not None and channel[1] in seen:
                 continue  # another piece of an asynchronous one
             if channel is not None:
                 seen.add(channel[1])
-            kind = "reduce-scatter" if scattered else result.operation.removesuffix("-start")
-            found[(result, _group(line, devices), kind)] += times[computation.name]
+            kind = "reduce-scatter" if scattered else operation.removesuffix("-start")
+            if operation.endswith("-start") and kind != "all-reduce":
+                results = results[-1:]  # behind the operands
+            for result in results:  # several that XLA has combined
+                found[(kind, result, _group(line, devices), times[computation.name])] += 1
     listed = [
-        Traffic(kind=kind, result=result, group=group, times=count, bytes=count * once)
-        for (result, group, kind), count in found.items()
-        if (once := _sent(kind, result, group)) and count
+        Traffic(
+            kind=kind,
+            result=result,
+            group=group,
+            runs=runs,
+            times=count * runs,
+            bytes=count * runs * once,
+        )
+        for (kind, result, group, runs), count in found.items()
+        if (once := _sent(kind, result, group)) and runs
     ]
     return sorted(listed, key=lambda item: -item.bytes)
 
@@ -130,7 +148,7 @@ def _group(line: str, devices: int) -> int:
     tiled = re.search(r"replica_groups=\[([\d,]+)\]<=", line)
     if tiled:
         return int(tiled[1].split(",")[-1])
-    mesh = re.search(r"replica_groups=mesh\[(?P<axes>[^\]]*)\] ?\{(?P<over>[^}]*)\}", line)
+    mesh = _MESH_GROUPS.search(line)
     if mesh:
         sizes = dict(re.findall(r"'([^']+)'=(\d+)", mesh["axes"]))
         over = re.findall(r"'([^']+)'", mesh["over"])

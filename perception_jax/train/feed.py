@@ -1,4 +1,5 @@
-"""From this host's batches to global arrays on the mesh. Letters: B batch (global)."""
+"""From this host's batches to global arrays on the mesh. Letters: B batch (global), A
+micro-batches."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from jax.sharding import Mesh
 from perception_jax.errors import ConfigError, DataError
 from perception_jax.shard import mesh as mesh_lib
 from perception_jax.train import state_tree
+from perception_jax.train.accumulate import in_micro_batches
 from perception_jax.train.task import Batch
 
 ID = "id"
@@ -24,7 +26,8 @@ class DeviceBatch:
     """A batch on the devices.
 
     Attributes:
-      arrays: global arrays `[B, …]`, split over the batch axes of the mesh.
+      arrays: global arrays `[B, …]`, split over the batch axes of the mesh; or micro-batches of
+        them, `[A, B / A, …]`, of which each is split.
       ids: ids of this host's records, () where the loader gives none.
     """
 
@@ -39,10 +42,12 @@ class BatchFeed:
       iterator: the dataset's iterator.
     """
 
-    def __init__(self, dataset: Iterable[Batch], mesh: Mesh, batch_size: int) -> None:
-        """Opens a dataset; raises ConfigError if the mesh does not divide the batch size."""
+    def __init__(
+        self, dataset: Iterable[Batch], mesh: Mesh, batch_size: int, accumulate: int = 1
+    ) -> None:
+        """Opens a dataset; raises ConfigError if the mesh does not divide the (micro-)batches."""
         hosts = jax.process_count()
-        mesh_lib.check_batch(mesh, batch_size, hosts)
+        mesh_lib.check_batch(mesh, batch_size, hosts, accumulate)
         self._dataset = dataset
         self.iterator = iter(dataset)
         for method in ("get_state", "set_state"):
@@ -51,7 +56,8 @@ class BatchFeed:
                     f"the task's dataset is a {type(dataset).__name__} whose iterator has no "
                     f"`{method}`: training could not resume exactly. Return a grain.IterDataset."
                 )
-        self._sharding = mesh_lib.batch_sharding(mesh)
+        self._accumulate = accumulate
+        self._sharding = mesh_lib.batch_sharding(mesh, axis=int(accumulate > 1))
         self._host_batch = batch_size // hosts
         self._first: dict[str, tuple[tuple[int, ...], np.dtype]] | None = None
         self._place: Any = None
@@ -80,7 +86,9 @@ class BatchFeed:
         batch.pop(ID, None)
         self._check(batch, ids)
         place = jax.make_array_from_process_local_data
-        arrays = jax.tree.map(lambda x: place(self._sharding, np.asarray(x)), batch)
+        # Hosts take rows in turn, so that their m-th parts are the m-th part of the whole batch.
+        parts = in_micro_batches(jax.tree.map(np.asarray, batch), self._accumulate)
+        arrays = jax.tree.map(lambda x: place(self._sharding, x), parts)
         return DeviceBatch(arrays, ids)
 
     def require_same_records(self, first: Sequence[str], moved: str) -> None:

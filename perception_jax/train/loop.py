@@ -50,7 +50,7 @@ class TrainResult:
     Attributes:
       model: with the trained weights (their moving average if `optim.ema` is set).
       metrics: of the last step and of the last evaluation.
-      step: batches trained on.
+      step: updates done.
       finished: False if it was stopped before `config.steps`.
     """
 
@@ -98,7 +98,8 @@ def run(
       Stopped: a signal came before the first step.
     """
     mesh = mesh_lib.make_mesh(**dataclasses.asdict(config.mesh), devices=devices)
-    mesh_lib.check_batch(mesh, config.batch_size, jax.process_count())
+    accumulate = config.optim.accumulate
+    mesh_lib.check_batch(mesh, config.batch_size, jax.process_count(), accumulate)
     settings = RunSettings.of(config, resolved_config, default_config, may_change)
     require_same_everywhere(settings)
     with contextlib.ExitStack() as stack:
@@ -137,7 +138,7 @@ def run(
                 devices=mesh.size,
                 peak_flops=flops.peak_flops(mesh.devices.flat[0].device_kind),
             ),
-            state=task_step.init(config.seed) if restored is None else restored.state,
+            state=task_step.init() if restored is None else restored.state,
             restored=restored,
         )
         return trainer.train()
@@ -154,7 +155,8 @@ def _record_settings(home: Workdir, settings: RunSettings) -> Mapping[str, Any]:
 
 def _open_data(task: Task, mesh: Mesh, config: TrainConfig, interrupt: Interrupt) -> BatchFeed:
     with interrupt.leaving() if jax.process_count() == 1 else contextlib.nullcontext():
-        return BatchFeed(task.datasets()["train"], mesh, config.batch_size)
+        data = task.datasets()["train"]
+        return BatchFeed(data, mesh, config.batch_size, config.optim.accumulate)
 
 
 def _restore(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
 from flax import nnx
@@ -64,7 +64,8 @@ class Task(Protocol):
         """Leaves to start from; called once, before the rest of a new run's model is initialised.
 
         Args:
-          targets: shape, dtype and sharding of every leaf of the model by its "/"-joined path.
+          targets: shape, dtype and sharding of every leaf of the model by its "/"-joined path;
+            frozen ones have the dtype `config.frozen_dtype`.
 
         Returns:
           Arrays by path, of the same shapes; {} for training from scratch. The trainer takes them
@@ -74,6 +75,9 @@ class Task(Protocol):
 
     def loss(self, model: nnx.Module, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         """Scalar float32 loss over the *global* batch, and metrics to log.
+
+        With `config.optim.accumulate` the batch is one micro-batch (`train.accumulate`): a loss
+        that compares rows has the negatives of that one only.
 
         Floating leaves of `model` have the dtype `config.compute_dtype`. The metrics' names must
         not be those that the trainer reports itself ("loss", "grad_norm", …; see `train.step`).
@@ -87,3 +91,16 @@ class Task(Protocol):
 
         Called when they are first needed, so that training does not begin by reading test data.
         """
+
+
+@runtime_checkable
+class MeanLoss(Protocol):
+    """What a task adds whose loss is a mean of terms of single rows, so that parts of a batch can
+    be computed apart; see `train.accumulate`. Losses that compare rows of a batch are none.
+
+    The task's metrics must be such means too. Where a batch is computed in parts each part has a
+    key of its own, so that what is drawn from it, such as dropout, depends on the mesh.
+    """
+
+    mean_over: Literal["rows", "tokens"]
+    """What counts the same: rows, or the tokens that the metric "tokens" counts."""

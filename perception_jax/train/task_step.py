@@ -26,6 +26,7 @@ class TaskStep:
     """A training step before it is compiled; `model` and `state` have shapes for leaves."""
 
     task: Task
+    config: TrainConfig
     mesh: Mesh
     model: AbstractModel
     optimizer: optax.GradientTransformation
@@ -36,24 +37,27 @@ class TaskStep:
     @classmethod
     def of(cls, task: Task, config: TrainConfig, mesh: Mesh) -> TaskStep:
         """Puts model, optimizer, shardings and step together."""
-        model = abstract_model(task)
+        model = abstract_model(task, config.frozen_dtype)
         optimizer = make_optimizer(config.optim, config.steps, model.trainable)
-        ema = config.optim.ema
-        state = abstract_state(model, optimizer.transform, ema=ema is not None)
+        state = abstract_state(model, optimizer.transform, ema=config.optim.ema is not None)
+        shardings = state_shardings(state, task.shardings, mesh)
+        specs = {path: sharding.spec for path, sharding in shardings.trainable.items()}
         return cls(
             task=task,
+            config=config,
             mesh=mesh,
             model=model,
             optimizer=optimizer.transform,
             state=state,
-            shardings=state_shardings(state, task.shardings, mesh),
-            step=make_step(task, model, optimizer, compute_dtype=config.compute_dtype, ema=ema),
+            shardings=shardings,
+            step=make_step(task, model, optimizer, config=config, specs=specs),
         )
 
-    def init(self, seed: int) -> TrainState:
+    def init(self) -> TrainState:
         """The state of a new run, initialised or loaded in shards."""
-        return init_state(self.task, self.optimizer, self.shardings, seed)
+        seed, dtype = self.config.seed, self.config.frozen_dtype
+        return init_state(self.task, self.optimizer, self.shardings, seed, dtype)
 
     def trace(self, batch: Batch) -> TracedStep:
-        """Traces the step for a batch of arrays or shapes."""
+        """Traces the step for a batch of arrays or shapes, in micro-batches if there are any."""
         return trace_step(self.step, self.state, self.shardings, batch, self.mesh)

@@ -47,6 +47,11 @@ CASES = {
     "first layer": (lambda w, x: (x @ w).sum(), W, 2),
     "two layers": (lambda w, x: (jnp.tanh(x @ w) @ w).sum(), W, 2 + 3),
     "scan": (scanned, shape(10, 8, 8), 10 * 3),  # its first turn as well: one program for all
+    "carry from 0": (
+        lambda w, x: jax.lax.scan(lambda sum_, row: (sum_ + (row @ w).sum(), None), 0.0, x)[0],
+        W,
+        2,
+    ),
     "recomputed": (jax.checkpoint(lambda w, x: jnp.tanh(x @ w).sum()), W, 2),
     "own rule": (own_rule, W, 2),
     "frozen in front": (lambda w, x: (jnp.tanh(x @ jnp.ones((8, 8))) @ w).sum(), W, 1 + 2),

@@ -23,14 +23,13 @@ ROWS = 40
 SLICE = cpu_slice()
 
 
-def config(**mesh: int) -> TrainConfig:
-    return TrainConfig.from_mapping({"steps": 10, "batch_size": ROWS, "mesh": mesh})
-
-
-def planned(task=None, found=SLICE, **mesh: int):
+def planned(task=None, found=SLICE, optim=None, **mesh: int):
     task = task or tiny_clip.task(batch_size=ROWS)
+    config = TrainConfig.from_mapping(
+        {"steps": 10, "batch_size": ROWS, "mesh": mesh, "optim": optim or {}}
+    )
     devices = jax.devices()[: found.chips]
-    return make_plan(task, config(**mesh), task.batch_shapes(), found, devices)
+    return make_plan(task, config, task.batch_shapes(), found, devices)
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +46,8 @@ def test_numbers_of_a_plan(split):
     # Parameters and two moments, whole on one chip.
     assert one.state_bytes == pytest.approx(3 * 4 * one.trained, rel=1e-3)
     assert split.state_bytes < one.state_bytes / 4
+    halved = planned(found=dataclasses.replace(SLICE, chips=1), optim={"moment_dtype": "bfloat16"})
+    assert halved.state_bytes == pytest.approx((4 + 2 + 4) * one.trained, rel=1e-3)
     batch = ROWS * (tiny_clip.SIZE**2 * 3 + 4 * tiny_clip.CONTEXT)
     assert one.argument_bytes == one.state_bytes + batch
     assert one.collective_bytes == {}
@@ -85,6 +86,19 @@ def test_a_batch_that_is_whole_on_a_chip_is_named(split):
     assert "WHOLE" not in "\n".join(plan_text.details({"remat": None, **split.to_json()}, 10, 1.5))
 
 
+def test_micro_batches_are_planned(split):
+    """Fewer bytes for the same work, and what carries a micro-batch of all chips is named."""
+    cut = planned(optim={"accumulate": 5}, fsdp=4, tensor=2)
+    assert cut.accumulate == 5
+    assert cut.whole == []
+    assert cut.model_flops < split.model_flops  # of the comparisons between rows, a fifth
+    assert cut.model_flops > 0.9 * split.model_flops
+    text = "\n".join(plan_text.details({"remat": None, **cut.to_json()}, 10, None))
+    assert "accumulation 5 micro-batches" in text
+    found, side = planned(Gathering(), optim={"accumulate": 5}, fsdp=8), tiny_clip.SIZE
+    assert any(f"[8, {side}, {side}, 3]" in array for array in found.whole)
+
+
 def test_an_axis_as_long_as_the_batch_is_no_whole():
     """Only with another number of rows can the two be told apart."""
     rows = 32  # the towers' width
@@ -98,11 +112,12 @@ def test_what_does_not_fit_is_said_with_advice(split):
     small = dataclasses.replace(SLICE, hbm=split.total_bytes - 1)
     found = planned(found=small, fsdp=4, tensor=2)
     assert not found.fits
-    lines = {"remat": False, **found.to_json()}
+    lines = {"remat": "none", **found.to_json()}
     text = plan_text.advice(lines, 8)
-    assert "--config.remat=True" in text
+    assert "--config.remat=full" in text
     assert "or a larger slice." in text
     assert "a batch of about" in text
+    assert "2 micro-batches (train.optim.accumulate)" in text
     assert "state alone" in plan_text.advice({**lines, "available_bytes": found.state_bytes - 1}, 8)
     assert " NO " in plan_text.row(lines)
 

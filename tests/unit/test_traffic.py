@@ -82,6 +82,7 @@ ENTRY %main (x: f32[8]) -> f32[8] {
   %x = f32[8] parameter(0)
   %loop = (s32[], f32[8]) while(%x), condition=%condition, body=%body
   %total = f32[8]{0} all-reduce(%x), channel_id=3, replica_groups=[4,2]<=[8], to_apply=%add
+  %two = (f32[8], f32[16]) all-to-all(%x), replica_groups=mesh['a'=2,'b'=4], device_ids=([8]) {'b'}
   ROOT %moved = f32[8]{0} collective-permute(%total), channel_id=4, source_target_pairs={{0,1}}
 }
 """
@@ -89,9 +90,12 @@ ENTRY %main (x: f32[8]) -> f32[8] {
 
 def test_the_text_of_a_tpu_program_is_read():
     """As libtpu writes it: no trip counts, asynchronous pieces, all-reduce-scatter fusions."""
-    found = {item.kind: item for item in traffic.parse(PROGRAM, 8)}
+    listed = traffic.parse(PROGRAM, 8)
+    found = {item.kind: item for item in listed}
     gather, scatter = found["all-gather"], found["reduce-scatter"]
     assert (gather.group, gather.times, gather.bytes) == (4, 12, 12 * 16 * 8 * 2 * 3 // 4)
     assert (scatter.group, scatter.times, scatter.bytes) == (8, 12, 12 * 64 * 4 * 7 // 8)
     assert (found["all-reduce"].group, found["all-reduce"].bytes) == (2, 2 * 8 * 4 // 2)
+    combined = [item for item in listed if item.kind == "all-to-all"]
+    assert [(item.group, item.bytes) for item in combined] == [(4, 16 * 3), (4, 8 * 3)]
     assert (found["collective-permute"].times, found["collective-permute"].bytes) == (1, 8 * 4)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from perception_jax.systems.contrastive.benchmark import Benchmark
     from perception_jax.systems.contrastive.data import ContrastiveData
     from perception_jax.systems.contrastive.encode import Embeddings
-    from perception_jax.systems.contrastive.task import ContrastiveTask
+    from perception_jax.systems.contrastive.task import ContrastiveConfig, ContrastiveTask
     from perception_jax.train.task import Batch
 
 SCENES = "scenes"
@@ -38,11 +38,11 @@ def task(config: Any, loaded: Loaded | None = None) -> ContrastiveTask:
       loaded: a checkpoint from `perception_jax.load` to evaluate; its model, processor and
         tokenizer then replace the config's.
     """
-    from perception_jax.systems.contrastive.task import ContrastiveConfig, ContrastiveTask
+    from perception_jax.systems.contrastive.task import ContrastiveTask
 
     processor = _processor(config) if loaded is None else loaded.processor
     return ContrastiveTask(
-        ContrastiveConfig(loss=config.loss),
+        _task_config(config),
         clip_config(config.model) if loaded is None else loaded.config,
         data=_data(config, processor),
         benchmark=functools.partial(_benchmark, config, processor),
@@ -52,12 +52,10 @@ def task(config: Any, loaded: Loaded | None = None) -> ContrastiveTask:
 def shapes(config: Any) -> tuple[ContrastiveTask, Batch]:
     """The task and the shapes of its batch, without data."""
     from perception_jax.systems.contrastive.data import ContrastiveData
-    from perception_jax.systems.contrastive.task import ContrastiveConfig, ContrastiveTask
+    from perception_jax.systems.contrastive.task import ContrastiveTask
 
     data = ContrastiveData([], _processor(config), batch_size=config.train.batch_size, seed=0)
-    task = ContrastiveTask(
-        ContrastiveConfig(loss=config.loss), clip_config(config.model), data=data
-    )
+    task = ContrastiveTask(_task_config(config), clip_config(config.model), data=data)
     return task, task.batch_shapes()
 
 
@@ -178,6 +176,12 @@ def clip_config(model: Any) -> ClipConfig:
         ),
         embed_dim=model.embed_dim,
     )
+
+
+def _task_config(config: Any) -> ContrastiveConfig:
+    from perception_jax.systems.contrastive.task import ContrastiveConfig, TowerRemat
+
+    return ContrastiveConfig(loss=config.loss, remat=TowerRemat(**config.remat))
 
 
 def _processor(config: Any) -> Processor:

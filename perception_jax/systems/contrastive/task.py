@@ -1,7 +1,8 @@
 """Contrastive image-text training on records: the task behind the small CLIP of scenes.
 
 Softmax loss after CLIP (arXiv 2103.00020), sigmoid loss after SigLIP (arXiv 2303.15343), both over
-the global batch. Letters: B batch, H W image, T text tokens, E embedding width.
+the global batch; with `optim.accumulate`, over each micro-batch: another loss, of fewer negatives.
+Letters: B batch, H W image, T text tokens, E embedding width.
 """
 
 from __future__ import annotations
@@ -30,16 +31,24 @@ MAX_LOG_SCALE = 4.6052
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class TowerRemat:
+    """Names of what the backward pass recomputes in each tower; see `nn.stack.REMAT`."""
+
+    vision: str = "none"
+    text: str = "none"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ContrastiveConfig:
     """Settings of the loss.
 
     Attributes:
       loss: "softmax" (CLIP) or "sigmoid" (SigLIP).
-      remat: recompute activations in the backward pass.
+      remat: what is recomputed instead of kept.
     """
 
     loss: Literal["softmax", "sigmoid"] = "softmax"
-    remat: bool = False
+    remat: TowerRemat = TowerRemat()
 
 
 class ContrastiveTask:
@@ -85,8 +94,9 @@ class ContrastiveTask:
         pixels = normalise(
             batch["image"], self.processor.image.mean, self.processor.image.std, dtype
         )
-        image = unit(model.vision(pixels, remat=self.config.remat).embedding)
-        text = unit(model.text(batch["ids"], dtype=dtype, remat=self.config.remat).embedding)
+        remat = self.config.remat
+        image = unit(model.vision(pixels, remat=remat.vision).embedding)
+        text = unit(model.text(batch["ids"], dtype=dtype, remat=remat.text).embedding)
         log_scale = model.logit_scale[...].astype(jnp.float32)
         scale = jnp.exp(jnp.minimum(log_scale, MAX_LOG_SCALE))
         same = equal_rows(batch["ids"])

@@ -58,7 +58,8 @@ class GiveTaskConfig:
       instruction: how instructions condition the adapters.
       batch_size: rows of the global batch; each is encoded twice.
       workers: data-loading processes; 0 loads in threads.
-      remat: recompute activations in the backward pass.
+      remat: name of what the backward pass recomputes in the image tower; see `nn.stack.REMAT`. The
+        text tower is frozen and has no backward pass.
       plus: further losses, none by default.
       share: run the blocks before the first adapter once for both encodings of a row.
     """
@@ -69,7 +70,7 @@ class GiveTaskConfig:
     plus: PlusConfig = dataclasses.field(default_factory=PlusConfig)
     batch_size: int
     workers: int = 0
-    remat: bool = False
+    remat: str = "none"
     share: bool = True
 
 
@@ -117,7 +118,11 @@ class GiveTask:
         return {paths[path]: leaf for path, leaf in read.items()}
 
     def loss(self, model: Give, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        """The weighted sum of OITC, OIIC and OID; each loss and OID's accuracy as metrics."""
+        """The weighted sum of OITC, OIIC and OID; each loss and OID's accuracy as metrics.
+
+        OITC and OIIC compare the rows of the batch; with `optim.accumulate`, those of one
+        micro-batch, which should hold whole groups (`sampler`).
+        """
         del key  # no dropout
         dtype = model.backbone.logit_scale.dtype
         image = self.backbone.processor.image
