@@ -13,14 +13,13 @@ from typing import Any
 import pytest
 
 from perception_jax.shard import slices
-from perception_jax.shard.slices import Slice
 
 LIBTPU = pathlib.Path(sys.prefix) / "libtpu"
 """Where `make tpu` installs it: beside the packages, so that JAX does not look for a TPU."""
 
 
-def cpu_slice(chips: int = 8, **changes: float) -> Slice:
-    """A slice with round numbers for its chips; `changes` are other fields of `Slice`."""
+def cpu_slice(chips: int = 8, **changes: float) -> slices.Slice:
+    """A slice with round numbers for its chips; `changes` are other fields of `slices.Slice`."""
     numbers = {
         "hbm": 2**30,
         "flops": 1e12,
@@ -28,7 +27,7 @@ def cpu_slice(chips: int = 8, **changes: float) -> Slice:
         "ici_bandwidth": 1e10,
         "dcn_bandwidth": 1e8,
     }
-    return Slice(name="cpus", topology="", chips=chips, **numbers | changes)
+    return slices.Slice(name="cpus", topology="", chips=chips, **numbers | changes)
 
 
 def tpu_test(function: Any) -> Any:
@@ -40,12 +39,13 @@ def tpu_test(function: Any) -> Any:
 
 def printed_on_tpu(root: pathlib.Path, module: str, *words: str) -> Any:
     """Runs a module that compiles for TPUs in a process of its own; its last line is JSON."""
-    environment = os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{LIBTPU}"}
+    environment = os.environ | slices.ENVIRONMENT | {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    environment |= {"PYTHONPATH": f"{root}{os.pathsep}{LIBTPU}"}
     environment.pop("XLA_FLAGS", None)  # libtpu does not know those of the test session
     done = subprocess.run(
         [sys.executable, "-m", module, *words],
         cwd=root,
-        env=environment | slices.ENVIRONMENT | {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1"},
+        env=environment,
         capture_output=True,
         text=True,
         check=False,
