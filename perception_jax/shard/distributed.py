@@ -146,7 +146,8 @@ def exchange(subject: str, text: str, *, timeout_seconds: float = TIMEOUT_SECOND
     """Returns the texts of all processes in the order of their indices.
 
     The texts go through the coordination service, not through the devices, so that this may run
-    beside a computation. All processes must call this in the same order.
+    beside a computation. All processes must call this in the same order. The service forgets the
+    texts of the call before the last one, which all have read.
 
     Args:
       subject: what the texts are; for messages.
@@ -161,6 +162,8 @@ def exchange(subject: str, text: str, *, timeout_seconds: float = TIMEOUT_SECOND
     _turns[subject] += 1
     client = jax_distributed.global_state.client
     client.key_value_set(_key(subject, turn, jax.process_index()), text)
+    if turn > 1:
+        client.key_value_delete(_key(subject, turn - 2, jax.process_index()))
     end = time.monotonic() + timeout_seconds
     return [_receive(client, subject, turn, index, end) for index in range(count)]
 
