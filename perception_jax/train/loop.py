@@ -26,6 +26,7 @@ from perception_jax.train.config import TrainConfig
 from perception_jax.train.feed import BatchFeed
 from perception_jax.train.interrupt import Interrupt, Stopped
 from perception_jax.train.metrics import EVALUATE, Clock, Reporter
+from perception_jax.train.profiling import StepTrace
 from perception_jax.train.run_settings import RunSettings, require_same_everywhere
 from perception_jax.train.state import TrainState, with_shardings
 from perception_jax.train.step import FINITE_METRICS, VOTE, CompiledStep
@@ -223,9 +224,14 @@ class _Trainer:
             active=jax.process_index() == 0,
             evaluated=evaluation is not None,
         )
+        self._trace = StepTrace(
+            self.home.path / "profile",
+            first=self.config.profile_at if jax.process_index() == 0 else 0,
+            count=self.config.profile_steps,
+        )
 
     def train(self) -> TrainResult:
-        with contextlib.closing(self._reporter):
+        with contextlib.closing(self._reporter), contextlib.closing(self._trace):
             try:
                 self._run()
             except Stopped:  # inside an evaluation or a wait for data
@@ -271,7 +277,9 @@ class _Trainer:
             self.clock.model_flops = self._compiled.model_flops
             self.clock.hardware_flops = self._compiled.hardware_flops
             self.clock.restart()
-        self.state, metrics = self._compiled.call(self.state, batch)
+        self._trace.before(self.step + 1)
+        with jax.profiler.StepTraceAnnotation("train", step_num=self.step + 1):
+            self.state, metrics = self._compiled.call(self.state, batch)
         self.step += 1
         self._finish_pending()
         self._pending = _Pending(self.step, metrics, ids)
@@ -319,6 +327,7 @@ class _Trainer:
             return
         pending, self._pending = self._pending, None
         values = {key: float(value) for key, value in jax.device_get(pending.metrics).items()}
+        self._trace.after(pending.step)
         self._votes = values.pop(VOTE, 0.0)
         if not all(math.isfinite(values[key]) for key in FINITE_METRICS):
             raise self._not_finite(pending, values)
