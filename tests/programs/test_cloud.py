@@ -14,6 +14,7 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from absl import flags
 
 from launch import common
 from launch.cloud import jobset
@@ -212,6 +213,17 @@ def test_a_wrong_command_line_is_explained(tmp_path, words, message):
     assert done.returncode == 2
     assert message in done.stderr
     assert fake_cloud.read(tmp_path)["calls"] == []
+
+
+def test_every_option_is_explained():
+    head, _, code = (CLOUD / "tpu.sh").read_text().partition("set -euo pipefail")
+    options = set(re.findall(r"^ +(--[a-z_]+)", code, re.MULTILINE))
+    assert len(options) > 10
+    assert {option for option in options if f"{option}" not in head} == set()
+    values = flags.FlagValues()
+    jobset.define_flags(values)
+    section = (ROOT / "launch" / "README.md").read_text().partition("### GKE: JobSet")[2]
+    assert {name for name in values if f"--{name}" not in section} == set()
 
 
 def rendered(*words: str) -> Any:

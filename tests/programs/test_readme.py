@@ -275,7 +275,8 @@ def test_blocks_are_found_and_skipped():
         "python -m launch.train --config=configs/quickstart.py --workdir=w --config.nothing=1",
         "launch/cloud/tpu.sh status --name=vit --zone=z",
         "docker build -f launch/Dockerfile .",
-        "python -m launch.cloud.jobset --name=a --slice=v5e-4 --image=i --claim=c -- python -m launch.trian",
+        "python -m launch.cloud.jobset --name=a --slice=v5e-4 --image=i --claim=c "
+        "-- python -m launch.trian",
     ],
 )
 def test_wrong_commands_are_noticed(command, monkeypatch):

@@ -1,0 +1,256 @@
+"""Images per second and core that the loader decodes, resizes and batches, against torch's.
+
+python tests/bench/data.py [--cores=1,2] [--rounds=3] [--images=768] [--out=FILE.json]
+
+Both sides do the same work with Pillow: decode a JPEG of COCO's size (640 × 480, quality 90),
+resize its shortest side to 336 (bicubic, antialiased), cut out the centre, and batch 64 of them as
+uint8. Each turn is a process of its own, pinned to so many cores, and the sides take turns: our
+loader with threads and with a worker process per core, `torch.utils.data.DataLoader` without and
+with workers; the faster one of torch counts. The first batches fill the queues and do not count.
+
+What an accelerator needs follows from the FLOPs of a training step of CLIP ViT-L/14-336, counted on
+shapes: examples/s of a TPU v5e chip at 50 % MFU, and the cores that provide them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import io
+import json
+import math
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import PIL.Image
+
+SIDE, BATCH, FILES = 336, 64, 256
+WARM_UP = 4
+"""Batches before the clock starts."""
+SIDES = ("ours, threads", "torch, alone", "ours, workers", "torch, workers")
+MFU = 0.5
+
+
+def write_images(folder: pathlib.Path) -> None:
+    """JPEGs whose detail falls with its frequency, as that of photographs does."""
+    rng = np.random.default_rng(0)
+    for number in range(FILES):
+        image = np.zeros((480, 640, 3), np.float32)
+        for octave in range(7):
+            small = rng.normal(size=(max(2, 480 >> octave), max(2, 640 >> octave), 3))
+            part = PIL.Image.fromarray(np.uint8(np.clip(127 + 40 * small, 0, 255)))
+            grown = part.resize((640, 480), PIL.Image.Resampling.BICUBIC)
+            image += (np.asarray(grown, np.float32) - 127) * 2.0**octave / 40
+        image = np.uint8(np.clip(127 + 60 * image / image.std(), 0, 255))
+        data = io.BytesIO()
+        PIL.Image.fromarray(image).save(data, "JPEG", quality=90)
+        (folder / f"{number:03}.jpg").write_bytes(data.getvalue())
+
+
+class OurSource:
+    """The files as records."""
+
+    def __init__(self, folder: pathlib.Path):
+        self.files = sorted(folder.glob("*.jpg"))
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Any:
+        from perception_jax.data.records import Record
+
+        file = self.files[index]
+        return Record(id=file.name, images=(file,))
+
+
+class OurTransform:
+    """Decodes and processes as the encoders' processor does."""
+
+    def __init__(self) -> None:
+        from perception_jax.data.processors import ImageProcessor
+
+        self.processor = ImageProcessor(size=SIDE)
+
+    def __call__(self, record: Any, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        from perception_jax.data import images
+
+        return {"image": self.processor(images.decode(record.image, name=record.id)).pixels}
+
+
+def our_batches(folder: pathlib.Path, workers: int) -> Iterator[np.ndarray]:
+    from perception_jax.data.loader import make_loader
+
+    loader = make_loader(
+        OurSource(folder),
+        OurTransform(),
+        batch_size=BATCH,
+        seed=0,
+        num_workers=workers,
+        host=(0, 1),
+    )
+    return (batch["image"] for batch in loader)
+
+
+class TheirImages:
+    """A map-style dataset of torch with the same work, written as plainly as most are."""
+
+    def __init__(self, folder: pathlib.Path):
+        self.files = sorted(folder.glob("*.jpg"))
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Any:
+        import torch
+
+        with PIL.Image.open(self.files[index]) as file:
+            image = file.convert("RGB")
+        scale = SIDE / min(image.size)
+        width, height = (round(scale * side) for side in image.size)
+        image = image.resize((width, height), PIL.Image.Resampling.BICUBIC)
+        left, top = (width - SIDE) // 2, (height - SIDE) // 2
+        return torch.from_numpy(np.array(image.crop((left, top, left + SIDE, top + SIDE))))
+
+
+def their_batches(folder: pathlib.Path, workers: int) -> Iterator[Any]:
+    import torch
+
+    loader = torch.utils.data.DataLoader(
+        TheirImages(folder), batch_size=BATCH, shuffle=True, num_workers=workers, drop_last=True
+    )
+    while True:
+        yield from loader
+
+
+def images_per_second(batches: Iterable[Any], count: int) -> float:
+    """The rate over `count` batches."""
+    batches = iter(batches)
+    for _ in range(WARM_UP):
+        next(batches)
+    start = time.perf_counter()
+    for _ in range(count):
+        batch = next(batches)
+    assert tuple(batch.shape) == (BATCH, SIDE, SIDE, 3)
+    return count * BATCH / (time.perf_counter() - start)
+
+
+def child(side: str, folder: str, cores: str, count: str) -> None:
+    """One turn; prints the rate."""
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(cores)])
+    make = our_batches if side.startswith("ours") else their_batches
+    workers = int(cores) if side.endswith("workers") else 0
+    print(images_per_second(make(pathlib.Path(folder), workers), int(count)), flush=True)
+
+
+def turn(side: str, folder: str, cores: int, count: int) -> float:
+    command = [sys.executable, __file__, "--child", side, folder, str(cores), str(count)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
+    return float(done.stdout.splitlines()[-1])
+
+
+def same_pixels(folder: pathlib.Path) -> float:
+    """The share of equal values of both sides' images."""
+    ours, theirs = OurTransform(), TheirImages(folder)
+    rng = np.random.default_rng(0)
+    pairs = [
+        (ours(OurSource(folder)[k], rng)["image"], theirs[k].numpy()) for k in range(0, FILES, 32)
+    ]
+    return float(np.mean([np.mean(a == b) for a, b in pairs]))
+
+
+def flops_per_example() -> int:
+    """Model FLOPs of a training step of CLIP ViT-L/14-336, per example."""
+    import jax
+    import jax.numpy as jnp
+    from flax import nnx
+
+    from perception_jax.models.clip.config import ClipConfig
+    from perception_jax.models.clip.modeling import Clip
+    from perception_jax.shard.flops import gradient_flops
+
+    config = ClipConfig.vit_l14_336()
+    graph, params = nnx.split(nnx.eval_shape(lambda: Clip(config, rngs=nnx.Rngs(params=0))))
+
+    def loss(params: Any, pixels: jax.Array, ids: jax.Array) -> jax.Array:
+        model = nnx.merge(graph, params)
+        return jnp.sum(model.vision(pixels).embedding * model.text(ids).embedding)
+
+    pixels = jax.ShapeDtypeStruct((1, SIDE, SIDE, 3), jnp.float32)
+    ids = jax.ShapeDtypeStruct((1, config.text.context), jnp.int32)
+    return gradient_flops(loss, params, pixels, ids)
+
+
+def demand() -> dict[str, float]:
+    """Examples per second of a v5e chip at `MFU`."""
+    from perception_jax.shard import slices
+
+    flops = flops_per_example()
+    return {"flops": flops, "examples_per_s": MFU * slices.find("v5e-1").flops / flops}
+
+
+def summary(
+    cores: int, rates: Mapping[str, Sequence[float]], needed: Mapping[str, float]
+) -> Iterator[dict[str, Any]]:
+    """Medians of each side, printed as they come."""
+    medians = {side: statistics.median(values) / cores for side, values in rates.items()}
+    against = max((rate for side, rate in medians.items() if "torch" in side), default=None)
+    for side, rate in medians.items():
+        chip = math.ceil(needed["examples_per_s"] / rate)
+        line = f"{cores} cores  {side:14} {rate:6.1f} images/s/core, {chip} cores for a chip"
+        row = {"cores": cores, "side": side, "images_per_s_per_core": rate, "cores_per_chip": chip}
+        if against is not None:
+            row["over_torch"] = rate / against
+            line += f", {rate / against:.2f} times torch"
+        print(line, flush=True)
+        yield row
+
+
+def main(argv: Sequence[str]) -> None:
+    if argv[:1] == ["--child"]:
+        child(*argv[1:])
+        return
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cores", default="1,2", type=lambda text: [*map(int, text.split(","))])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--images", type=int, default=768, help="of each turn")
+    parser.add_argument("--out", type=pathlib.Path, help="JSON with the numbers")
+    given = parser.parse_args(argv)
+    against = importlib.util.find_spec("torch") is not None
+    sides = [side for side in SIDES if against or side.startswith("ours")]
+    rates: dict[int, dict[str, list[float]]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        write_images(pathlib.Path(folder))
+        size = sum(file.stat().st_size for file in pathlib.Path(folder).iterdir()) / FILES
+        same = same_pixels(pathlib.Path(folder)) if against else None
+        print(f"files of {size / 1e3:.0f} kB; equal values of both sides: {same}", flush=True)
+        for cores in given.cores:
+            rates[cores] = {side: [] for side in sides}
+            for _ in range(given.rounds):
+                for side in sides:
+                    rates[cores][side].append(turn(side, folder, cores, given.images // BATCH))
+                    print(
+                        f"{cores} cores  {side:15} {rates[cores][side][-1]:7.1f} images/s",
+                        flush=True,
+                    )
+    needed = demand()
+    rows = [row for cores, found in rates.items() for row in summary(cores, found, needed)]
+    print(
+        f"ViT-L/14-336: {needed['flops'] / 1e12:.2f} TFLOP an example, "
+        f"{needed['examples_per_s']:.0f} examples/s of a v5e chip at {MFU:.0%} MFU"
+    )
+    if given.out:
+        everything = {"rates": rates, "medians": rows, "needed": needed, "file_bytes": size}
+        given.out.write_text(json.dumps(everything, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
