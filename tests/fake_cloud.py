@@ -1,7 +1,7 @@
 """A make-believe Cloud TPU with one host: `gcloud`, `sudo`, `docker` and `sleep` as programs.
 
-Each is this file under its name. They keep what happens in `cloud.json` of the folder
-$FAKE_CLOUD, which a test fills with what is to happen:
+They keep what happens in `cloud.json` of the folder $FAKE_CLOUD, which a test fills with what is
+to happen:
 
 - states: of the queued resource, one for each look at it; the last one stays. "NONE" for none,
   "ERROR" for a look that fails.
@@ -23,14 +23,19 @@ import subprocess
 import sys
 from typing import Any
 
-PROGRAMS = ("gcloud", "sudo", "docker", "sleep")
+PROGRAMS = {
+    "gcloud": f'exec "{sys.executable}" -S "{__file__}" gcloud "$@"',
+    "docker": f'exec "{sys.executable}" -S "{__file__}" docker "$@"',
+    "sudo": 'exec "$@"',
+    "sleep": "exit 0",
+}
 
 
 def install(folder: pathlib.Path, **happens: Any) -> dict[str, str]:
     """Puts the programs into a folder; returns the environment that finds them first."""
-    for name in PROGRAMS:
+    for name, code in PROGRAMS.items():
         program = folder / name
-        program.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{__file__}" {name} "$@"\n')
+        program.write_text(f"#!/bin/sh\n{code}\n")
         program.chmod(0o755)
     cloud = {"states": ["ACTIVE"], "codes": [0], "looks": 0, "ssh": [], "removed": False}
     _write(folder, {**cloud, **happens, "calls": [], "started": [], "container": None})
@@ -99,11 +104,11 @@ def _docker(cloud: dict[str, Any], words: list[str], folder: pathlib.Path) -> in
 
 def main(name: str, words: list[str]) -> int:
     folder = pathlib.Path(os.environ["FAKE_CLOUD"])
-    if name == "sudo":
-        os.execvp(words[0], words)
-    if name == "gcloud" and words[:1] == ["compute"]:
+    if name == "docker":
+        return _docker(read(folder), words, folder)
+    if words[0] == "compute":
         return _gcloud(read(folder), words, folder)
-    return _docker(read(folder), words, folder) if name == "docker" else 0
+    return 0  # gcloud auth configure-docker, on the host
 
 
 if __name__ == "__main__":

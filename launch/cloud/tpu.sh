@@ -191,7 +191,11 @@ is_lost() {
   local waited=0
   while :; do
     read_state
-    [ "$state" = ACTIVE ] || return 0
+    case $state in
+      ACTIVE) ;;
+      NONE | DELETING) fail "$name was deleted; it is not created again" ;;
+      *) return 0 ;;
+    esac
     [ "$waited" -lt "$grace" ] || return 1
     sleep "$poll"
     waited=$((waited + poll))

@@ -129,6 +129,13 @@ def test_what_is_left_of_a_failed_request_is_replaced(tmp_path):
     assert verbs(fake_cloud.read(tmp_path)["calls"]) == ["delete", "create"]
 
 
+def test_a_slice_that_someone_deletes_is_not_created_again(tmp_path):
+    done = tpu(tmp_path, *RUN, states=["ACTIVE", "ACTIVE", "NONE"], codes=[75])
+    assert done.returncode == 1
+    assert "vit was deleted" in done.stderr
+    assert verbs(fake_cloud.read(tmp_path)["calls"]) == ["ssh", "ssh", "ssh"]
+
+
 def test_a_state_that_cannot_be_read_is_an_error(tmp_path):
     done = tpu(tmp_path, *RUN, states=["ERROR"])
     assert done.returncode == 1
