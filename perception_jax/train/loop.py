@@ -277,7 +277,7 @@ class _Trainer:
             self.clock.model_flops = self._compiled.model_flops
             self.clock.hardware_flops = self._compiled.hardware_flops
             self.clock.restart()
-        self._trace.before(self.step + 1)
+        self._trace.before(self.step + 1, self._finish_pending)
         with jax.profiler.StepTraceAnnotation("train", step_num=self.step + 1):
             self.state, metrics = self._compiled.call(self.state, batch)
         self.step += 1
@@ -327,7 +327,6 @@ class _Trainer:
             return
         pending, self._pending = self._pending, None
         values = {key: float(value) for key, value in jax.device_get(pending.metrics).items()}
-        self._trace.after(pending.step)
         self._votes = values.pop(VOTE, 0.0)
         if not all(math.isfinite(values[key]) for key in FINITE_METRICS):
             raise self._not_finite(pending, values)

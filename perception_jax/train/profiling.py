@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import pathlib
+from collections.abc import Callable
 
 import jax
 
@@ -22,20 +23,24 @@ class StepTrace:
         self._steps = range(first, first + count) if first else range(0)
         self._running = False
 
-    def before(self, step: int) -> None:
-        """Starts the trace, if `step`, which is about to start, is the first to trace."""
-        if step in self._steps and not self._running:
+    def before(self, step: int, wait: Callable[[], None]) -> None:
+        """Starts or ends the trace, if `step`, about to start, is the first in it or behind it.
+
+        Args:
+          wait: for the steps that were started before.
+        """
+        if (step in self._steps) == self._running:
+            return
+        wait()
+        if self._running:
+            self.close()
+        else:
             jax.profiler.start_trace(self._folder)
             self._running = True
-
-    def after(self, step: int) -> None:
-        """Writes the trace, if `step`, which is done, is the last."""
-        if self._running and step == self._steps[-1]:
-            self.close()
-            _log.info("a trace up to step %d is in %s; see it with xprof", step, self._folder)
 
     def close(self) -> None:
         """Writes what was traced so far."""
         if self._running:
             self._running = False
             jax.profiler.stop_trace()
+            _log.info("traced steps are in %s; see them with xprof", self._folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from flax import nnx
 
 from launch import common, train
 from perception_jax.train import loop
@@ -16,7 +17,7 @@ def stopped_early(*_, **__):
 
 
 def stopped_later(*_, **__):
-    return loop.TrainResult(model=None, metrics={}, step=3, finished=False)
+    return loop.TrainResult(model=nnx.Module(), metrics={}, step=3, finished=False)
 
 
 @pytest.mark.parametrize("ends", [stopped_early, stopped_later])
