@@ -1,12 +1,13 @@
 """Images per second and core that the loader decodes, resizes and batches, against torch's.
 
-python tests/bench/data.py [--cores=1,2] [--rounds=3] [--images=768] [--out=FILE.json]
+python tests/bench/data.py [--workers=2] [--rounds=5] [--images=1024] [--out=FILE.json]
 
 Both sides do the same work with Pillow: decode a JPEG of COCO's size (640 × 480, quality 90),
 resize its shortest side to 336 (bicubic, antialiased), cut out the centre, and batch 64 of them as
-uint8. Each turn is a process of its own, pinned to so many cores, and the sides take turns: our
-loader with threads and with a worker process per core, `torch.utils.data.DataLoader` without and
-with workers; the faster one of torch counts. The first batches fill the queues and do not count.
+uint8. Each turn is a process of its own, and the sides take turns: our loader with threads and with
+worker processes, `torch.utils.data.DataLoader` without and with workers; the fastest one of torch
+counts. Rates are per second of processor time, workers included: other processes on the machine
+do not count, nor do the first batches, during which workers start.
 
 What an accelerator needs follows from the FLOPs of a training step of CLIP ViT-L/14-336, counted on
 shapes: examples/s of a TPU v5e chip at 50 % MFU, and the cores that provide them.
@@ -15,10 +16,10 @@ shapes: examples/s of a TPU v5e chip at 50 % MFU, and the cores that provide the
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import io
 import json
-import math
 import os
 import pathlib
 import statistics
@@ -26,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -96,7 +97,9 @@ def our_batches(folder: pathlib.Path, workers: int) -> Iterator[np.ndarray]:
         num_workers=workers,
         host=(0, 1),
     )
-    return (batch["image"] for batch in loader)
+    with contextlib.closing(iter(loader)) as batches:
+        for batch in batches:
+            yield batch["image"]
 
 
 class TheirImages:
@@ -130,31 +133,49 @@ def their_batches(folder: pathlib.Path, workers: int) -> Iterator[Any]:
         yield from loader
 
 
-def images_per_second(batches: Iterable[Any], count: int) -> float:
-    """The rate over `count` batches."""
-    batches = iter(batches)
+def processor_seconds() -> float:
+    """Processor time of this process and of all that it started and that still run."""
+    ticks, parents = {}, {}
+    for file in pathlib.Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            fields = file.read_text().rpartition(")")[2].split()
+            number = int(file.parent.name)
+            parents[number], ticks[number] = int(fields[1]), int(fields[11]) + int(fields[12])
+    mine = {os.getpid()}
+    while more := {number for number, parent in parents.items() if parent in mine} - mine:
+        mine |= more
+    return sum(ticks[number] for number in mine) / os.sysconf("SC_CLK_TCK")
+
+
+def measured(batches: Iterator[Any], count: int) -> dict[str, float]:
+    """Images per second of processor time, and per second, over `count` batches."""
     for _ in range(WARM_UP):
         next(batches)
-    start = time.perf_counter()
+    start, busy = time.perf_counter(), processor_seconds()
     for _ in range(count):
         batch = next(batches)
     assert tuple(batch.shape) == (BATCH, SIDE, SIDE, 3)
-    return count * BATCH / (time.perf_counter() - start)
+    images = count * BATCH
+    return {
+        "per_core": images / (processor_seconds() - busy),
+        "per_second": images / (time.perf_counter() - start),
+    }
 
 
-def child(side: str, folder: str, cores: str, count: str) -> None:
-    """One turn; prints the rate."""
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(cores)])
+def child(side: str, folder: str, workers: str, count: str) -> None:
+    """One turn; prints the rates."""
     make = our_batches if side.startswith("ours") else their_batches
-    workers = int(cores) if side.endswith("workers") else 0
-    print(images_per_second(make(pathlib.Path(folder), workers), int(count)), flush=True)
+    batches = make(pathlib.Path(folder), int(workers) if side.endswith("workers") else 0)
+    with contextlib.closing(batches):
+        print(json.dumps(measured(batches, int(count))), flush=True)
 
 
-def turn(side: str, folder: str, cores: int, count: int) -> float:
-    command = [sys.executable, __file__, "--child", side, folder, str(cores), str(count)]
+def turn(side: str, folder: str, given: argparse.Namespace) -> dict[str, float]:
+    counts = [str(given.workers), str(given.images // BATCH)]
+    command = [sys.executable, __file__, "--child", side, folder, *counts]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
-    return float(done.stdout.splitlines()[-1])
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def same_pixels(folder: pathlib.Path) -> float:
@@ -198,20 +219,24 @@ def demand() -> dict[str, float]:
 
 
 def summary(
-    cores: int, rates: Mapping[str, Sequence[float]], needed: Mapping[str, float]
-) -> Iterator[dict[str, Any]]:
-    """Medians of each side, printed as they come."""
-    medians = {side: statistics.median(values) / cores for side, values in rates.items()}
+    turns: Mapping[str, Sequence[Mapping[str, float]]], needed: Mapping[str, float]
+) -> dict[str, dict[str, float]]:
+    """Medians of each side, printed."""
+    medians = {
+        side: statistics.median(turn["per_core"] for turn in found) for side, found in turns.items()
+    }
     against = max((rate for side, rate in medians.items() if "torch" in side), default=None)
+    rows = {}
     for side, rate in medians.items():
-        chip = math.ceil(needed["examples_per_s"] / rate)
-        line = f"{cores} cores  {side:14} {rate:6.1f} images/s/core, {chip} cores for a chip"
-        row = {"cores": cores, "side": side, "images_per_s_per_core": rate, "cores_per_chip": chip}
+        rows[side] = {"per_core": rate, "cores_per_chip": needed["examples_per_s"] / rate}
+        line = (
+            f"{side:14} {rate:6.1f} images/s/core, {rows[side]['cores_per_chip']:.2f} cores a chip"
+        )
         if against is not None:
-            row["over_torch"] = rate / against
+            rows[side]["over_torch"] = rate / against
             line += f", {rate / against:.2f} times torch"
-        print(line, flush=True)
-        yield row
+        print(line)
+    return rows
 
 
 def main(argv: Sequence[str]) -> None:
@@ -219,37 +244,39 @@ def main(argv: Sequence[str]) -> None:
         child(*argv[1:])
         return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cores", default="1,2", type=lambda text: [*map(int, text.split(","))])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--images", type=int, default=768, help="of each turn")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--images", type=int, default=1024, help="of each turn")
     parser.add_argument("--out", type=pathlib.Path, help="JSON with the numbers")
     given = parser.parse_args(argv)
     against = importlib.util.find_spec("torch") is not None
     sides = [side for side in SIDES if against or side.startswith("ours")]
-    rates: dict[int, dict[str, list[float]]] = {}
+    turns: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
     with tempfile.TemporaryDirectory() as folder:
         write_images(pathlib.Path(folder))
         size = sum(file.stat().st_size for file in pathlib.Path(folder).iterdir()) / FILES
-        same = same_pixels(pathlib.Path(folder)) if against else None
-        print(f"files of {size / 1e3:.0f} kB; equal values of both sides: {same}", flush=True)
-        for cores in given.cores:
-            rates[cores] = {side: [] for side in sides}
-            for _ in range(given.rounds):
-                for side in sides:
-                    rates[cores][side].append(turn(side, folder, cores, given.images // BATCH))
-                    print(
-                        f"{cores} cores  {side:15} {rates[cores][side][-1]:7.1f} images/s",
-                        flush=True,
-                    )
+        print(f"files of {size / 1e3:.0f} kB on average", flush=True)
+        if against:
+            same = same_pixels(pathlib.Path(folder))
+            print(f"{same:.1%} of the values are the same on both sides", flush=True)
+        for _ in range(given.rounds):
+            for side in sides:
+                turns[side].append(turn(side, folder, given))
+                rates = turns[side][-1]
+                print(
+                    f"{side:14} {rates['per_core']:6.1f} images/s/core, "
+                    f"{rates['per_second']:6.1f} images/s by the clock",
+                    flush=True,
+                )
     needed = demand()
-    rows = [row for cores, found in rates.items() for row in summary(cores, found, needed)]
     print(
         f"ViT-L/14-336: {needed['flops'] / 1e12:.2f} TFLOP an example, "
         f"{needed['examples_per_s']:.0f} examples/s of a v5e chip at {MFU:.0%} MFU"
     )
+    rows = summary(turns, needed)
     if given.out:
-        everything = {"rates": rates, "medians": rows, "needed": needed, "file_bytes": size}
-        given.out.write_text(json.dumps(everything, indent=1) + "\n")
+        found = {"turns": turns, "medians": rows, "needed": needed, "file_bytes": size}
+        given.out.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

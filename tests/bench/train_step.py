@@ -53,7 +53,7 @@ OPTIM = {"learning_rate": 1e-4, "schedule": "constant", "weight_decay": 0.01, "c
 
 TINY_CLIP = ClipConfig(
     vision=VisionConfig(image_size=32, patch_size=16, width=64, depth=2, heads=2, mlp_dim=128),
-    text=TextConfig(vocab_size=512, context=16, width=64, depth=2, heads=2, mlp_dim=128),
+    text=TextConfig(vocab_size=600, context=16, width=64, depth=2, heads=2, mlp_dim=128),
     embed_dim=32,
 )
 
@@ -92,7 +92,7 @@ class LanguageTask:
         return {}
 
     def loss(self, model: Llama, batch: Any, key: jax.Array) -> Any:
-        hidden = model(batch["ids"], head=False).hidden
+        hidden = model(batch["ids"], head=False).tokens
         return next_token_loss(hidden, model.logits, batch["ids"]).mean(), {}
 
 
