@@ -27,6 +27,7 @@ from perception_jax.train.config import TrainConfig
 from perception_jax.train.feed import BatchFeed, DeviceBatch, described, signature
 from perception_jax.train.interrupt import Interrupt, Stopped
 from perception_jax.train.metrics import EVALUATE, Clock, Reporter
+from perception_jax.train.profiling import StepTrace
 from perception_jax.train.run_settings import RunSettings, require_same_everywhere
 from perception_jax.train.state import TrainState, with_shardings
 from perception_jax.train.step import FINITE_METRICS, VOTE, CompiledStep
@@ -227,9 +228,14 @@ class _Trainer:
             active=jax.process_index() == 0,
             evaluated=evaluation is not None,
         )
+        self._trace = StepTrace(
+            self.home.path / "profile",
+            first=self.config.profile_at if jax.process_index() == 0 else 0,
+            count=self.config.profile_steps,
+        )
 
     def train(self) -> TrainResult:
-        with contextlib.closing(self._reporter):
+        with contextlib.closing(self._reporter), contextlib.closing(self._trace):
             try:
                 self._run()
             except Stopped:  # inside an evaluation or a wait for data
@@ -275,9 +281,10 @@ class _Trainer:
         if not self._compiled:
             self._compile([fed.arrays])
         compiled = self._compiled[fed.shape]
-        self.state, metrics = compiled.call(
-            self.state, self._with_vote(fed.arrays, self._stop_requested)
-        )
+        batch = self._with_vote(fed.arrays, self._stop_requested)
+        self._trace.before(self.step + 1, self._finish_pending)
+        with jax.profiler.StepTraceAnnotation("train", step_num=self.step + 1):
+            self.state, metrics = compiled.call(self.state, batch)
         self.step += 1
         self._finish_pending()
         self._pending = _Pending(self.step, metrics, fed.ids, compiled)
