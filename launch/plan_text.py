@@ -10,8 +10,8 @@ _GIB, _TERA = 2**30, 1e12
 _PARTS = ("compute", "memory", "communication")
 
 HEADER = (
-    "slice      mesh        step     remat    batch   args GiB   temp GiB  total GiB   of GiB  fits"
-    "       TFLOP   ICI GB    step ms  at most"
+    "slice      mesh        step        remat            batch   args GiB   temp GiB  total GiB"
+    "   of GiB  fits       TFLOP   ICI GB    step ms  at most"
 )
 """Heads of the columns of `row`."""
 
@@ -21,15 +21,27 @@ def row(plan: Mapping[str, Any]) -> str:
     mesh = "×".join(str(size) for size in plan["mesh"].values())
     total = plan["total_bytes"]
     sent = sum(plan["collective_bytes"].values())
-    remat = {None: "-", True: "yes", False: "no"}[plan["remat"]]
     return (
-        f"{plan['slice']:10} {mesh:11} {plan['kind']:8} {remat:5} {plan['batch_size']:8} "
+        f"{plan['slice']:10} {mesh:11} {_step(plan):11} {_remat(plan):13} {plan['batch_size']:8} "
         f"{plan['argument_bytes'] / _GIB:10.2f} {plan['temporary_bytes'] / _GIB:10.2f} "
         f"{'-' if total is None else f'{total / _GIB:.2f}':>10} "
         f"{plan['available_bytes'] / _GIB:8.2f}  {'yes' if plan['fits'] else 'NO':4} "
         f"{plan['hardware_flops'] / _TERA:11.3f} {sent / 1e9:8.4f} "
         f"{1e3 * plan['step_seconds']:10.2f}  {_bound(plan)}"
     )
+
+
+def _step(plan: Mapping[str, Any]) -> str:
+    """The name of the step; `launch.plan` numbers those of several shapes."""
+    return plan.get("step", plan["kind"])
+
+
+def _remat(plan: Mapping[str, Any]) -> str:
+    """The policy's name, or one for each tower where they differ."""
+    names = plan["remat"]
+    if isinstance(names, Mapping):
+        names = "/".join(names.values() if len(set(names.values())) > 1 else [*names.values()][:1])
+    return "-" if names is None else names
 
 
 def _bound(plan: Mapping[str, Any]) -> str:
@@ -50,12 +62,22 @@ def details(plan: Mapping[str, Any], steps: int, price: float | None) -> list[st
     path, size = plan["replicated"]
     seconds = [f"{name} {1e3 * plan[f'{name}_seconds']:.2f}" for name in _PARTS]
     lines = [
-        f"{plan['slice']}, {plan['kind']}, mesh {plan['mesh']}, {chips} chips",
+        f"{plan['slice']}, {_step(plan)}, mesh {plan['mesh']}, {chips} chips",
         *(_training(plan) if plan["kind"] == "training" else _serving(plan)),
         f"  roofline     {', '.join(seconds)} ms",
+        *(
+            [f"  host memory  {plan['host_bytes'] / _GIB:.3f} GiB a chip"]
+            if plan["host_bytes"]
+            else []
+        ),
         f"  replicated   {path or 'nothing'} ({size / 2**20:.2f} MiB) is the largest on every chip",
     ]
     lines += [f"  {'traffic' if k == 0 else '':12} {x}" for k, x in enumerate(plan["collectives"])]
+    if plan["dcn_bytes"]:
+        lines.append(
+            f"  to slices    {plan['dcn_bytes'] / 1e6:.1f} MB a chip and step over the data-centre "
+            "network"
+        )
     if plan["whole"]:
         lines.append(f"  WHOLE        on every chip: {'; '.join(plan['whole'][:4])}")
     if not plan["fits"]:
@@ -67,10 +89,12 @@ def details(plan: Mapping[str, Any], steps: int, price: float | None) -> list[st
 
 def _training(plan: Mapping[str, Any]) -> list[str]:
     return [
+        f"  batch        {', '.join(f'{name} {shape}' for name, shape in plan['batch'].items())}",
         f"  parameters   {plan['trained'] / 1e6:.1f} M trained, {plan['frozen'] / 1e6:.1f} M "
         f"frozen; state {plan['state_bytes'] / _GIB:.3f} GiB a chip",
         f"  FLOPs        {plan['model_flops'] / _TERA:.2f} T of the model, "
         f"{plan['hardware_flops'] / _TERA:.2f} T with recomputation, all chips together",
+        *([f"  accumulation {plan['accumulate']} micro-batches"] if plan["accumulate"] > 1 else []),
     ]
 
 
@@ -108,8 +132,14 @@ def advice(plan: Mapping[str, Any], chips: int) -> str:
     shards = plan["mesh"]["replica"] * plan["mesh"]["fsdp"]
     rows = int(plan["batch_size"] * (free - state) / max(plan["temporary_bytes"], 1))
     rows -= rows % shards
+    parts = 2 * plan["accumulate"] if trains else 1
+    cut = trains and plan["batch_size"] % (parts * shards) == 0
+    remat = plan["remat"] or {}
+    towers = {f".{k}": v for k, v in remat.items()} if isinstance(remat, Mapping) else {"": remat}
+    kept = [f"--config.remat{k}=full" for k, v in towers.items() if v not in ("full", "offload")]
     ideas: Sequence[str] = [
-        *(["recompute activations (--config.remat=True)"] if plan["remat"] is False else []),
+        *([f"recompute activations ({', '.join(kept)})"] if kept else []),
+        *([f"{parts} micro-batches ({group}optim.accumulate)"] if cut else []),
         *([f"a batch of about {rows} rows ({group}batch_size)"] if rows else []),
         *([f"{group}mesh.tensor=2 or more"] if plan["mesh"]["tensor"] < min(chips, 8) else []),
         "a larger slice",

@@ -42,8 +42,8 @@ def blocks(*, groups: int, images: int, heads: int | None = None) -> ml_collecti
     config.sampler = ml_collections.ConfigDict(
         {"grouped": True, "groups": groups, "images": images}
     )
-    # Recompute activations in the backward pass.
-    config.remat = False
+    # What the backward pass computes again instead of keeping it: a name of `nn.stack.REMAT`.
+    config.remat = "none"
     config.evaluation = ml_collections.ConfigDict(
         {
             # Name under which its numbers are logged.
@@ -144,7 +144,7 @@ def published(
             "rules": RULES,
         },
     )
-    config.remat = True
+    config.remat = "full"
     config.data = data(
         "data/moinst/train.jsonl", test="data/moinst/test.jsonl", size=size, mode=mode, workers=8
     )

@@ -109,12 +109,15 @@ class TextTower(nnx.Module):
         *,
         taps: Taps | None = None,
         dtype: np.typing.DTypeLike = jnp.float32,
-        remat: bool = False,
+        remat: stack.Remat = False,
     ) -> TowerOutput:
         """Encodes token ids.
 
         Pooled at the end token, what follows it changes nothing and T may be shorter than the
         context. Pooled at the last position, T must be the context, padded as in training.
+
+        Args:
+          remat: what the backward pass recomputes; see `nn.stack.REMAT`.
 
         Returns:
           `tokens` after the final norm, `pooled` the row that is read.

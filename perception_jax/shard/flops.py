@@ -1,8 +1,9 @@
 """FLOPs of a function and of its gradient, counted on the jaxpr.
 
 XLA's own cost analysis counts the body of a loop once, so a scanned stack of 24 layers looks like
-one layer. Here a scan counts as often as it runs. Only matrix products and convolutions count,
-as is usual for model FLOPs; a multiply-add is two.
+one layer. Here a scan counts as often as it runs, and the part of a device in a `jax.shard_map` for
+all of them. Only matrix products and convolutions count, as is usual for model FLOPs; a
+multiply-add is two.
 
 `count_flops` counts all that a function computes, also what rematerialisation computes a second
 time: hardware FLOPs. `gradient_flops` counts what a gradient needs however little is kept in
@@ -136,7 +137,9 @@ def _backward(jaxpr: core.Jaxpr, inputs: Sequence[bool], wanted: Sequence[bool])
         given = [_marked(known, var) for var in equation.invars]
         part = _equation_backward(equation, given, asked)
         total += part.flops
-        reached |= {v for v, hit in zip(equation.invars, part.reached, strict=True) if hit}
+        hits = zip(equation.invars, part.reached, strict=True)
+        # A loop's carry may start from a constant and depend on what trains later.
+        reached |= {var for var, hit in hits if hit and not isinstance(var, core.Literal)}
     return _Backward(total, [var in reached for var in jaxpr.invars])
 
 
@@ -145,7 +148,7 @@ def _equation_backward(equation: core.JaxprEqn, given: list[bool], asked: list[b
     if not bodies:
         return _Backward(_equation(equation) * sum(given), given)
     first, carried = _carry(equation)
-    turns = equation.params["length"] if equation.primitive.name == "scan" else 1
+    turns = _turns(equation)
     given = _fixed_point(equation, given)
     while True:
         inner = given[len(given) - len(bodies[0].invars) :]
@@ -173,7 +176,8 @@ def _bodies(equation: core.JaxprEqn) -> list[core.Jaxpr]:
         return [equation.params["body_jaxpr"].jaxpr]
     bodies = list(_inner(equation.params))
     # A scatter or a reduction carries a function of scalars, which is no call of its operands.
-    return bodies if name == "scan" or all(_calls(equation, body) for body in bodies) else []
+    loops = name in ("scan", "shard_map")
+    return bodies if loops or all(_calls(equation, body) for body in bodies) else []
 
 
 def _calls(equation: core.JaxprEqn, body: core.Jaxpr) -> bool:
@@ -205,7 +209,15 @@ def _equation(equation: core.JaxprEqn) -> int:
     inner = [count_jaxpr(jaxpr) for jaxpr in _inner(equation.params)]
     if name == "cond":
         return max(inner, default=0)
-    return sum(inner) * (equation.params["length"] if name == "scan" else 1)
+    return sum(inner) * _turns(equation)
+
+
+def _turns(equation: core.JaxprEqn) -> int:
+    """How often the body of an equation runs, on all devices together."""
+    name, parameters = equation.primitive.name, equation.params
+    if name == "shard_map":
+        return math.prod(parameters["mesh"].shape[axis] for axis in parameters["newly_manual_axes"])
+    return parameters["length"] if name == "scan" else 1
 
 
 def _dot(equation: core.JaxprEqn) -> int:

@@ -60,11 +60,11 @@ def results(compiled: jax.stages.Compiled) -> Iterator[Result]:
             yield Result(found["name"], array["dtype"], _shape(array))
 
 
-def parse_result(line: str) -> Result | None:
-    """The array that a line of a program's text gives, the last of several; None without one."""
+def parse_results(line: str) -> list[Result]:
+    """The arrays that a line of a program's text gives."""
     found = _OPERATION.match(line)
-    arrays = [] if found is None else list(_ARRAY.finditer(found["types"]))
-    return Result(found["name"], arrays[-1]["dtype"], _shape(arrays[-1])) if arrays else None
+    arrays = [] if found is None else _ARRAY.finditer(found["types"])
+    return [Result(found["name"], array["dtype"], _shape(array)) for array in arrays]
 
 
 def collectives(compiled: jax.stages.Compiled) -> Mapping[Result, int]:

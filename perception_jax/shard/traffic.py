@@ -1,7 +1,9 @@
 """Bytes that a compiled program moves between devices, loops counted as often as they run.
 
 XLA's text has a loop's body once. Here each collective is multiplied by the trip counts of the
-loops around it, and asynchronous ones, which the text has in several pieces, count once.
+loops around it, and asynchronous ones, which the text has in several pieces, count once. A program
+for several TPU slices is that of one of them: what goes to the others, its text has as `send`s of
+buffers to the runtime.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 
-from perception_jax.shard.program import Result, parse_result
+from perception_jax.shard.program import Result, parse_results
 
 _COMPUTATION = re.compile(r"^(?P<entry>ENTRY )?%?(?P<name>[\w.\-]+) \(.*\{\s*$")
 _CALLED = re.compile(
@@ -24,6 +26,13 @@ _CALLED = re.compile(
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _CONSTANT = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
 _CHANNEL = re.compile(r"\bchannel_id=(\d+)")
+_ACROSS = re.compile(
+    r" = \((?P<result>\w+\[[\d,]*\]).* send\(.*"
+    r'_xla_megascale_transfer_type="(?P<kind>\w+)"'
+)
+_MESH_GROUPS = re.compile(
+    r"replica_groups=mesh\[(?P<axes>[^\]]*)\](?:, device_ids=\S+)? ?\{(?P<over>[^}]*)\}"
+)
 _BYTES = {"pred": 1, "bf16": 2}
 
 
@@ -35,15 +44,19 @@ class Traffic:
       kind: "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", ….
       result: of one of them, on one device.
       group: devices that take part in each.
-      times: how often it runs in the program.
-      bytes: that a device sends in all of them, in a ring.
+      runs: how often each of them runs in the program.
+      times: how often all of them together do.
+      bytes: that a device sends in all of them inside its slice, in a ring.
+      dcn_bytes: that it sends to other slices.
     """
 
     kind: str
     result: Result
     group: int
+    runs: int
     times: int
     bytes: int
+    dcn_bytes: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,40 +71,57 @@ class _Computation:
     lines: list[str] = dataclasses.field(default_factory=list)
 
 
-def traffic(compiled: jax.stages.Compiled, devices: int) -> list[Traffic]:
+def traffic(compiled: jax.stages.Compiled, devices: int, slices: int = 1) -> list[Traffic]:
     """Returns the collectives of a program, those that send most first.
 
     Args:
-      devices: on which the program runs; a collective without groups spans all.
+      devices: of a slice; a collective without groups spans all.
+      slices: on which the program runs.
     """
-    return parse(compiled.as_text(), devices)
+    return parse(compiled.as_text(), devices, slices)
 
 
-def parse(text: str, devices: int) -> list[Traffic]:
+def parse(text: str, devices: int, slices: int = 1) -> list[Traffic]:
     """`traffic` of a program's text."""
     computations, entry = _computations(text)
     times = _multiplicities(computations, entry)
-    found: dict[tuple[Result, int, str], int] = collections.Counter()
+    found: dict[tuple[str, Result, int, int], int] = collections.Counter()
     seen: set[str] = set()
+    listed = []
     for computation in computations.values():
         scattered = computation.name.startswith("all-reduce-scatter")
         for line in computation.lines:
-            result = parse_result(line)
-            if result is None or not result.is_collective or result.operation.endswith("-done"):
+            across = _to_slices(line, times[computation.name], slices)
+            listed += [] if across is None else [across]
+            results = parse_results(line)
+            if not results or not results[0].is_collective:
+                continue
+            operation = results[0].operation
+            if operation.endswith("-done"):
                 continue
             channel = _CHANNEL.search(line)
             if channel is not None and channel[1] in seen:
                 continue  # another piece of an asynchronous one
             if channel is not None:
                 seen.add(channel[1])
-            kind = "reduce-scatter" if scattered else result.operation.removesuffix("-start")
-            found[(result, _group(line, devices), kind)] += times[computation.name]
-    listed = [
-        Traffic(kind=kind, result=result, group=group, times=count, bytes=count * once)
-        for (result, group, kind), count in found.items()
-        if (once := _sent(kind, result, group)) and count
+            kind = "reduce-scatter" if scattered else operation.removesuffix("-start")
+            if operation.endswith("-start") and kind != "all-reduce":
+                results = results[-1:]  # behind the operands
+            for result in results:  # several that XLA has combined
+                found[(kind, result, _group(line, devices), times[computation.name])] += 1
+    listed += [
+        Traffic(
+            kind=kind,
+            result=result,
+            group=group,
+            runs=runs,
+            times=count * runs,
+            bytes=count * runs * once,
+        )
+        for (kind, result, group, runs), count in found.items()
+        if (once := _sent(kind, result, group)) and runs
     ]
-    return sorted(listed, key=lambda item: -item.bytes)
+    return sorted(listed, key=lambda item: -item.bytes - item.dcn_bytes)
 
 
 def by_kind(found: Sequence[Traffic]) -> Mapping[str, int]:
@@ -107,6 +137,26 @@ def nbytes(result: Result) -> int:
     digits = re.match(r"[fsuc](\d+)", result.dtype)
     width = _BYTES.get(result.dtype) or math.ceil(int(digits[1]) / 8)
     return math.prod(result.shape) * width
+
+
+def _to_slices(line: str, times: int, slices: int) -> Traffic | None:
+    """What a line sends to other slices."""
+    found = _ACROSS.search(line)
+    if found is None or not times:
+        return None
+    kind = found["kind"].lower().replace("_", "-")
+    (result,) = parse_results(f" %sent = {found['result']} send(")
+    # Buffers of one slice, which a ring of slices reduces, or each gives to all others.
+    turns = {"all-reduce": 2 * (slices - 1) / slices, "all-gather": slices - 1}.get(kind, 1)
+    return Traffic(
+        kind=kind,
+        result=result,
+        group=slices,
+        runs=times,
+        times=times,
+        bytes=0,
+        dcn_bytes=int(times * turns * nbytes(result)),
+    )
 
 
 def _sent(kind: str, result: Result, group: int) -> int:
@@ -130,7 +180,7 @@ def _group(line: str, devices: int) -> int:
     tiled = re.search(r"replica_groups=\[([\d,]+)\]<=", line)
     if tiled:
         return int(tiled[1].split(",")[-1])
-    mesh = re.search(r"replica_groups=mesh\[(?P<axes>[^\]]*)\] ?\{(?P<over>[^}]*)\}", line)
+    mesh = _MESH_GROUPS.search(line)
     if mesh:
         sizes = dict(re.findall(r"'([^']+)'=(\d+)", mesh["axes"]))
         over = re.findall(r"'([^']+)'", mesh["over"])

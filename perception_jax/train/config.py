@@ -61,9 +61,7 @@ DEFAULT_RULES = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """Settings of the optimizer and its schedule.
-
-    Steps are trainer steps (batches), also under accumulation.
+    """Settings of the optimizer and its schedule. A step is an update.
 
     Attributes:
       name: "adamw", "lion", "sgd" (with momentum), "adafactor" (factored second moments) or "muon":
@@ -74,9 +72,17 @@ class OptimConfig:
         to `final_fraction` of the peak at the last step; "rsqrt" falls like 1/sqrt(step) once
         `timescale` steps are done.
       b1, b2, eps: of the moments; `b1` is also sgd's and adafactor's momentum.
+      moment_dtype: of the first moments (momentum); "bfloat16" halves their memory. Second moments
+        stay float32: with b2 = 0.999 a bfloat16 number would never fall, since a step of 0.1 % is
+        less than half the distance to the next one.
       weight_decay: decoupled: per step, `learning rate * weight_decay * parameter` is subtracted.
       clip_norm: largest global norm of a gradient; None does not clip.
-      accumulate: batches whose gradients are averaged into one update.
+      accumulate: micro-batches into which the rows of an update are cut, one after another; see
+        `train.accumulate`. Memory is that of one. Contrastive losses compare the rows of one
+        micro-batch only, so that it changes their value.
+      accumulate_mean: "equal" weights micro-batches the same, as the Trainer of `transformers` did
+        before its version 4.46; "tokens" by the metric of that name, which gives the mean over the
+        tokens of all.
       ema: decay of an exponential moving average of the parameters, e.g. 0.9999; evaluators and
         the result then see the average. None keeps none.
       matrices: regex of paths; what of "muon" goes by matrices. Their last two axes are inputs
@@ -93,9 +99,11 @@ class OptimConfig:
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
+    moment_dtype: Literal["float32", "bfloat16"] = "float32"
     weight_decay: float = 1e-4
     clip_norm: float | None = 1.0
     accumulate: int = 1
+    accumulate_mean: Literal["equal", "tokens"] = "equal"
     ema: float | None = None
     matrices: str = r"(^|/)blocks/.*kernel$"
     rules: tuple[OptimRule, ...] = DEFAULT_RULES
@@ -119,8 +127,8 @@ class TrainConfig:
     """Settings of a training run.
 
     Attributes:
-      steps: batches to train on, counted from the start of the run, resumes included.
-      batch_size: examples per step over all hosts; checked against the loader's batches.
+      steps: updates, counted from the start of the run, resumes included.
+      batch_size: rows of an update over all hosts; checked against the loader's batches.
       seed: of the initial parameters and of the keys that `Task.loss` gets.
       log_every: steps between lines of the log.
       evaluate_every: steps between evaluations; 0 evaluates at the end only.
@@ -130,11 +138,16 @@ class TrainConfig:
         a leading "-" means smaller is): the best checkpoint by it stays too. "" for none.
       compute_dtype: dtype to which parameters are cast inside the step; the parameters that the
         optimizer updates stay as the model made them (float32).
+      frozen_dtype: dtype in which leaves that do not train are loaded, kept and saved; "float32"
+        keeps that of the model. "bfloat16" halves their memory, and changes nothing but rounding
+        where `compute_dtype` is bfloat16 anyway.
       watchdog_seconds: without a step, after which the log and a file in the workdir say where each
         thread is; 0 for 20 times the median step, at least 60 s.
       heartbeat_seconds: without a sign of life from one of several processes, after which the
         others name it and end.
       tensorboard: also writes TensorBoard files (needs `pip install tensorboardX`).
+      profile_at: first of `profile_steps` steps whose trace (`jax.profiler`) process 0 writes to
+        `profile/` in the workdir; 0 traces none.
     """
 
     steps: int
@@ -148,21 +161,24 @@ class TrainConfig:
     keep: int = 3
     keep_best: str = ""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    frozen_dtype: Literal["float32", "bfloat16"] = "float32"
     tensorboard: bool = False
     watchdog_seconds: float = 0.0
     heartbeat_seconds: float = 60.0
+    profile_at: int = 0
+    profile_steps: int = 3
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "log_every", "keep"):
+        for name in ("steps", "batch_size", "log_every", "keep", "profile_steps"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
         _require(0 <= self.seed < 2**32, "seed", self.seed, "0 to 2**32 - 1")
         _require(
-            self.optim.accumulate <= self.steps,
+            self.batch_size % self.optim.accumulate == 0,
             "optim.accumulate",
             self.optim.accumulate,
-            f"at most {self.steps}, the steps of the run (else nothing is updated)",
+            f"a divisor of {self.batch_size}, the rows of an update (batch_size)",
         )
-        for name in ("evaluate_every", "checkpoint_every", "watchdog_seconds"):
+        for name in ("evaluate_every", "checkpoint_every", "watchdog_seconds", "profile_at"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         _require(
             self.heartbeat_seconds >= 1, "heartbeat_seconds", self.heartbeat_seconds, "1 or more"

@@ -33,12 +33,10 @@ class Optimizer:
     Attributes:
       transform: its `update` needs the parameters.
       learning_rate: trainer step → rate of the update at that step, before rules' multipliers.
-      accumulate: steps per update.
     """
 
     transform: optax.GradientTransformation
     learning_rate: Schedule
-    accumulate: int
 
 
 def make_optimizer(config: OptimConfig, steps: int, paths: Iterable[str]) -> Optimizer:
@@ -62,14 +60,12 @@ def make_optimizer(config: OptimConfig, steps: int, paths: Iterable[str]) -> Opt
         _core(config),
         _add_decay({path: _decay(rule, config) for path, rule in rules.items()}),
         _scale({path: rule.multiplier for path, rule in rules.items()}),
-        optax.scale_by_schedule(lambda updates: -rate(updates * config.accumulate)),
+        optax.scale_by_schedule(lambda step: -rate(step)),
     ]
-    trained = optax.chain(*chain)
-    if config.accumulate > 1:
-        steps_of = optax.MultiSteps(trained, every_k_schedule=config.accumulate)
-        trained = steps_of.gradient_transformation()
-    transform = optax.partition({_TRAINED: trained, _FROZEN: optax.set_to_zero()}, labels)
-    return Optimizer(transform, _at_update(rate, config.accumulate), config.accumulate)
+    transform = optax.partition(
+        {_TRAINED: optax.chain(*chain), _FROZEN: optax.set_to_zero()}, labels
+    )
+    return Optimizer(transform, rate)
 
 
 def match_rules(rules: Iterable[OptimRule], paths: Iterable[str]) -> dict[str, OptimRule]:
@@ -126,18 +122,19 @@ _MUON_RMS = 0.2
 
 
 def _core(config: OptimConfig) -> optax.GradientTransformation:
+    dtype = config.moment_dtype
     if config.name == "adamw":
-        return optax.scale_by_adam(config.b1, config.b2, config.eps)
+        return optax.scale_by_adam(config.b1, config.b2, config.eps, mu_dtype=dtype)
     if config.name == "lion":
-        return optax.scale_by_lion(config.b1, config.b2)
+        return optax.scale_by_lion(config.b1, config.b2, mu_dtype=dtype)
     if config.name == "muon":
         return _muon(config)
     if config.name == "sgd":
-        return optax.trace(config.b1) if config.b1 else optax.identity()
+        return optax.trace(config.b1, accumulator_dtype=dtype) if config.b1 else optax.identity()
     # Adafactor (Shazeer & Stern, arXiv 1804.04235) without its clip per leaf, which would mix the
     # layers of a stack; the global clip does its work.
-    momentum = optax.ema(config.b1, debias=False) if config.b1 else optax.identity()
-    return optax.chain(optax.scale_by_factored_rms(), momentum)
+    momentum = optax.ema(config.b1, debias=False, accumulator_dtype=dtype)
+    return optax.chain(optax.scale_by_factored_rms(), momentum if config.b1 else optax.identity())
 
 
 def _muon(config: OptimConfig) -> optax.GradientTransformation:
@@ -156,9 +153,10 @@ def _muon(config: OptimConfig) -> optax.GradientTransformation:
         del params
         return jax.tree.map(lambda u: _MUON_RMS * max(u.shape[-2:]) ** 0.5 * u, updates)
 
-    orthogonal = optax.contrib.scale_by_muon(weight_dimension_numbers=per_matrix)
+    dtype = config.moment_dtype
+    orthogonal = optax.contrib.scale_by_muon(mu_dtype=dtype, weight_dimension_numbers=per_matrix)
     matrices = optax.chain(orthogonal, optax.stateless(to_adams_size))
-    others = optax.scale_by_adam(config.b1, config.b2, config.eps)
+    others = optax.scale_by_adam(config.b1, config.b2, config.eps, mu_dtype=dtype)
     return optax.partition({_MATRIX: matrices, _OTHER: others}, labels)
 
 
@@ -189,7 +187,3 @@ def _scale(multiplier: Mapping[str, float | None]) -> optax.GradientTransformati
         return jax.tree.map_with_path(lambda keys, u: u * multiplier[keys[-1].key], updates)
 
     return optax.stateless(update)
-
-
-def _at_update(rate: Schedule, accumulate: int) -> Schedule:
-    return lambda step: rate(step // accumulate * accumulate)

@@ -14,6 +14,7 @@ from perception_jax.errors import ConfigError
 from perception_jax.shard import mesh as mesh_lib
 from perception_jax.shard import plan
 from perception_jax.shard.slices import Slice
+from perception_jax.train import state_tree
 from perception_jax.train.config import TrainConfig
 from perception_jax.train.task import Batch, Task
 from perception_jax.train.task_step import TaskStep
@@ -24,10 +25,14 @@ class StepPlan(plan.ProgramPlan):
     """A compiled training step on a slice.
 
     Attributes:
+      accumulate: micro-batches of a step.
+      batch: dtype and shape of the arrays of the global batch, by name.
       trained, frozen: parameters.
       model_flops: of a step without recomputation, see `CompiledStep`.
     """
 
+    accumulate: int
+    batch: Mapping[str, str]
     trained: int
     frozen: int
     model_flops: int
@@ -56,7 +61,8 @@ def make_plan(
       ConfigError: a mesh that does not fit the slice or the batch.
     """
     mesh = mesh_lib.make_mesh(**dataclasses.asdict(config.mesh), devices=devices)
-    mesh_lib.check_batch(mesh, config.batch_size)
+    accumulate = config.optim.accumulate
+    mesh_lib.check_batch(mesh, config.batch_size, accumulate=accumulate)
     rows = {leaf.shape[0] for leaf in jax.tree.leaves(batch)}
     if rows != {config.batch_size}:
         raise ConfigError(
@@ -64,14 +70,15 @@ def make_plan(
         )
     with jax.set_mesh(mesh):
         step = TaskStep.of(task, config, mesh)
-        traced = step.trace(batch)
+        parts = step.in_micro_batches(batch)
+        traced = step.trace(parts)
         done = plan.compiled(traced.lowered)
-        whole = plan.whole_batch(done, config.batch_size)
+        whole = plan.whole_batch(done, config.batch_size, config.batch_size // accumulate)
         if whole and not _with_other_rows(task, config, batch, mesh):
             whole = []  # another axis has the length of the batch
     state_bytes = plan.shard_bytes(step.state, step.shardings)
-    split = mesh_lib.batch_sharding(mesh)
-    arguments = state_bytes + plan.shard_bytes(batch, jax.tree.map(lambda _: split, batch))
+    split = mesh_lib.batch_sharding(mesh, axis=int(accumulate > 1))
+    arguments = state_bytes + plan.shard_bytes(parts, jax.tree.map(lambda _: split, parts))
     return StepPlan(
         **plan.measured(
             done,
@@ -82,7 +89,12 @@ def make_plan(
             moved=2 * arguments,  # read and written once
         ),
         kind="training",
+        batch={
+            name: f"{leaf.dtype.name}{list(leaf.shape)}"
+            for name, leaf in state_tree.flatten(batch).items()
+        },
         batch_size=config.batch_size,
+        accumulate=accumulate,
         trained=_count(step.state.trainable),
         frozen=_count(step.state.frozen),
         state_bytes=state_bytes,
@@ -97,11 +109,13 @@ def make_plan(
 
 def _with_other_rows(task: Task, config: TrainConfig, batch: Batch, mesh: Mesh) -> bool:
     """Whether a batch of another length is whole somewhere as well."""
-    rows = config.batch_size + 3 * mesh_lib.batch_shards(mesh)
+    accumulate = config.optim.accumulate
+    rows = config.batch_size + 3 * accumulate * mesh_lib.batch_shards(mesh)
     other = jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), batch)
     config = dataclasses.replace(config, batch_size=rows)
-    done = plan.compiled(TaskStep.of(task, config, mesh).trace(other).lowered)
-    return done.program is None or bool(plan.whole_batch(done, rows))
+    step = TaskStep.of(task, config, mesh)
+    done = plan.compiled(step.trace(step.in_micro_batches(other)).lowered)
+    return done.program is None or bool(plan.whole_batch(done, rows, rows // accumulate))
 
 
 def _count(leaves: Mapping[str, Any]) -> int:

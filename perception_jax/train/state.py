@@ -34,7 +34,7 @@ class TrainState:
     the loose annotations: JAX puts its own placeholders here as well).
 
     Attributes:
-      step: int32[]; batches trained on.
+      step: int32[]; updates done.
       trainable, frozen: the model's leaves by path.
       opt_state: optax's state over `trainable`.
       ema: moving average of `trainable`, or None.
@@ -79,8 +79,11 @@ class AbstractModel:
         return nnx.State(nested)
 
 
-def abstract_model(task: Task) -> AbstractModel:
+def abstract_model(task: Task, frozen_dtype: str = "float32") -> AbstractModel:
     """Traces `task.init` for shapes only.
+
+    Args:
+      frozen_dtype: of floating leaves that do not train; "float32" keeps that of the model.
 
     Raises:
       ConfigError: `task.trainable` selects nothing.
@@ -94,7 +97,15 @@ def abstract_model(task: Task) -> AbstractModel:
             f"the task's filter `trainable` ({task.trainable!r}) selects none of the model's "
             f"{len(keyed)} leaves. Use nnx.Param to train all parameters."
         )
-    return AbstractModel(graphdef, flat, _flatten(frozen), {_path(k): k for k in keyed})
+    kept = _flatten(frozen)
+    if frozen_dtype != "float32":
+        kept = {
+            path: jax.ShapeDtypeStruct(leaf.shape, frozen_dtype)
+            if jnp.issubdtype(leaf.dtype, jnp.floating)
+            else leaf
+            for path, leaf in kept.items()
+        }
+    return AbstractModel(graphdef, flat, kept, {_path(k): k for k in keyed})
 
 
 def abstract_state(
@@ -150,8 +161,12 @@ def init_state(
     transform: optax.GradientTransformation,
     shardings: TrainState,
     seed: int,
+    frozen_dtype: str = "float32",
 ) -> TrainState:
     """Initialises a state in shards: the task's pretrained leaves, and the others at random.
+
+    Args:
+      frozen_dtype: see `abstract_model`.
 
     Raises:
       ConfigError: `task.pretrained` returns a path or a shape that the model does not have.
@@ -159,7 +174,7 @@ def init_state(
     model_key, step_key = jax.random.split(jax.random.key(seed))
 
     places = {**shardings.trainable, **shardings.frozen}
-    model = abstract_model(task)
+    model = abstract_model(task, frozen_dtype)
     targets = with_shardings({**model.trainable, **model.frozen}, places)
     given = _pretrained(task, targets)
     missing = {path: place for path, place in places.items() if path not in given}
@@ -168,7 +183,7 @@ def init_state(
         # What is not returned is not computed either: the compiler drops its random numbers.
         _, trainable, frozen = nnx.split(task.init(key), task.trainable, ...)
         fresh = {**_flatten(trainable), **_flatten(frozen)}
-        return {path: fresh[path] for path in missing}
+        return {path: _with_dtype(fresh[path], targets[path].dtype) for path in missing}
 
     leaves = given | jax.jit(parameters, out_shardings=missing)(model_key)
     trainable = {path: leaves[path] for path in shardings.trainable}
@@ -205,6 +220,10 @@ def place_like(value: Any, target: jax.ShapeDtypeStruct) -> jax.Array:
     if not isinstance(value, jax.Array):
         value = np.asarray(value)
     return jax.device_put(value.astype(target.dtype, copy=False), target.sharding)
+
+
+def _with_dtype(leaf: jax.Array, dtype: Any) -> jax.Array:
+    return leaf if leaf.dtype == dtype else leaf.astype(dtype)  # keys cannot be cast
 
 
 def _flatten(state: Mapping[Any, Any]) -> Leaves:

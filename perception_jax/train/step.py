@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -14,6 +15,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from perception_jax.errors import ConfigError
 from perception_jax.shard import flops
 from perception_jax.shard import mesh as mesh_lib
+from perception_jax.train.accumulate import accumulated
+from perception_jax.train.config import TrainConfig
 from perception_jax.train.optim import Optimizer
 from perception_jax.train.state import AbstractModel, Leaves, TrainState
 from perception_jax.train.task import Batch, Metrics, Task
@@ -34,11 +37,14 @@ class Step:
 
     Attributes:
       advance: state and batch to the next state and metrics.
-      loss: trainable leaves, frozen leaves, batch and key to the loss and the task's metrics.
+      loss: trainable leaves, frozen leaves, batch and key to the loss and the task's metrics; of
+        one micro-batch.
+      accumulate: micro-batches of an update. More than one are the first axis of a batch.
     """
 
     advance: Advance
     loss: Callable[[Leaves, Leaves, Batch, jax.Array], tuple[jax.Array, Metrics]]
+    accumulate: int = 1
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """`advance`."""
@@ -65,26 +71,31 @@ def make_step(
     model: AbstractModel,
     optimizer: Optimizer,
     *,
-    compute_dtype: str,
-    ema: float | None,
+    config: TrainConfig,
+    specs: Mapping[str, PartitionSpec] = MappingProxyType({}),
 ) -> Step:
-    """Makes the step of a task.
+    """Makes the step of a task: one update.
 
     Metrics, float32[]: what `task.loss` returns, and "loss", "grad_norm" (before the clip),
     "param_norm" (after the update), "update_ratio" (norm of the update by norm of the parameters)
     and "learning_rate".
+
+    Args:
+      specs: how the gradients of several micro-batches are split while they are summed, by path.
     """
-    dtype = jnp.dtype(compute_dtype)
+    dtype, optim = jnp.dtype(config.compute_dtype), config.optim
 
     def loss(trainable: Leaves, frozen: Leaves, batch: Batch, key: jax.Array):
         module = model.merge(_cast(trainable, dtype), _cast(frozen, dtype))
         return task.loss(module, batch, key)
 
+    gradient = jax.value_and_grad(loss, has_aux=True)
+    if optim.accumulate > 1:
+        gradient = accumulated(gradient, task, optim.accumulate_mean, specs)
+
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-        (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(
-            state.trainable, state.frozen, batch, key
-        )
+        (value, metrics), grads = gradient(state.trainable, state.frozen, batch, key)
         updates, opt_state = optimizer.transform.update(grads, state.opt_state, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
         param_norm = optax.tree.norm(trainable)
@@ -100,12 +111,12 @@ def make_step(
             trainable=trainable,
             frozen=state.frozen,
             opt_state=opt_state,
-            ema=_average(state.ema, trainable, state.step + 1, ema, optimizer.accumulate),
+            ema=_average(state.ema, trainable, optim.ema),
             key=state.key,
         )
         return new, jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), _union(own, metrics))
 
-    return Step(step, loss)
+    return Step(step, loss, optim.accumulate)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,13 +140,17 @@ class TracedStep:
 def trace_step(
     step: Step, state: TrainState, shardings: TrainState, batch: Batch, mesh: Mesh
 ) -> TracedStep:
-    """Traces `step` for the shapes of `state` and `batch` (arrays or shapes).
+    """Traces `step` for the shapes of `state` and `batch` (arrays or shapes), the latter as
+    `accumulate.in_micro_batches` gives it.
 
     A batch with the key `VOTE` (int[devices], see `shard.distributed.Ballots`) gets the sum of it
     as a metric of that name.
     """
-    split: Any = mesh_lib.batch_sharding(mesh)
+    several = step.accumulate > 1
+    split: Any = mesh_lib.batch_sharding(mesh, axis=int(several))
     examples = {key: batch[key] for key in batch if key != VOTE}
+    if several:
+        examples = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), examples)
     advance = step.advance
     if VOTE in batch:
         advance = _counting_votes(advance)
@@ -153,7 +168,7 @@ def trace_step(
     key = jax.eval_shape(lambda: jax.random.key(0))
     needed = flops.gradient_flops(step.loss, state.trainable, state.frozen, examples, key)
     computed = flops.count_jaxpr(traced.jaxpr.jaxpr)
-    return TracedStep(traced.lower(), model_flops=needed, hardware_flops=computed)
+    return TracedStep(traced.lower(), model_flops=step.accumulate * needed, hardware_flops=computed)
 
 
 def compile_step(
@@ -186,14 +201,10 @@ def _cast(leaves: Leaves, dtype: jnp.dtype) -> Leaves:
     }
 
 
-def _average(
-    average: Leaves | None, new: Leaves, step: jax.Array, decay: float | None, accumulate: int
-) -> Leaves | None:
+def _average(average: Leaves | None, new: Leaves, decay: float | None) -> Leaves | None:
     if average is None:
         return None
-    # Between the updates of an accumulation nothing moves; averaging then would decay too fast.
-    keep = jnp.where(step % accumulate == 0, decay, 1.0)
-    return jax.tree.map(lambda a, p: (keep * a + (1 - keep) * p).astype(a.dtype), average, new)
+    return jax.tree.map(lambda a, p: (decay * a + (1 - decay) * p).astype(a.dtype), average, new)
 
 
 def _union(own: Metrics, task: Any) -> Metrics:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
 from flax import nnx
@@ -64,7 +64,8 @@ class Task(Protocol):
         """Leaves to start from; called once, before the rest of a new run's model is initialised.
 
         Args:
-          targets: shape, dtype and sharding of every leaf of the model by its "/"-joined path.
+          targets: shape, dtype and sharding of every leaf of the model by its "/"-joined path;
+            frozen ones have the dtype `config.frozen_dtype`.
 
         Returns:
           Arrays by path, of the same shapes; {} for training from scratch. The trainer takes them
@@ -75,8 +76,12 @@ class Task(Protocol):
     def loss(self, model: nnx.Module, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         """Scalar float32 loss over the *global* batch, and metrics to log.
 
+        With `config.optim.accumulate` the batch is one micro-batch (`train.accumulate`): a loss
+        that compares rows has the negatives of that one only.
+
         Floating leaves of `model` have the dtype `config.compute_dtype`. The metrics' names must
         not be those that the trainer reports itself ("loss", "grad_norm", …; see `train.step`).
+        The metric "tokens", the number of text tokens that are no padding, becomes a rate.
         """
 
     def datasets(self) -> Mapping[str, Iterable[Batch]]:
@@ -87,3 +92,32 @@ class Task(Protocol):
 
         Called when they are first needed, so that training does not begin by reading test data.
         """
+
+
+@runtime_checkable
+class DeclaresShapes(Protocol):
+    """A task that declares the shapes of its batches: text lengths, image grids, text alone.
+
+    Without it, all batches have the shape of the first.
+    """
+
+    def batch_shapes(self) -> Sequence[Batch]:
+        """Returns the finite set of global batches as `jax.ShapeDtypeStruct`s, without "id".
+
+        The trainer compiles the step for each of them before the first step, in this order, which
+        must be the same on all processes. Every batch must be one of them; keys that none of them
+        has stay on the host. On several processes, all batches of one step must have one shape.
+        """
+
+
+@runtime_checkable
+class MeanLoss(Protocol):
+    """What a task adds whose loss is a mean of terms of single rows, so that parts of a batch can
+    be computed apart; see `train.accumulate`. Losses that compare rows of a batch are none.
+
+    The task's metrics must be such means too. Where a batch is computed in parts each part has a
+    key of its own, so that what is drawn from it, such as dropout, depends on the mesh.
+    """
+
+    mean_over: Literal["rows", "tokens"]
+    """What counts the same: rows, or the tokens that the metric "tokens" counts."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
+import jax
 import optax
 from jax.sharding import Mesh
 
+from perception_jax.train.accumulate import in_micro_batches
 from perception_jax.train.config import TrainConfig
 from perception_jax.train.optim import make_optimizer
 from perception_jax.train.state import (
@@ -18,7 +21,7 @@ from perception_jax.train.state import (
     state_shardings,
 )
 from perception_jax.train.step import Step, TracedStep, make_step, trace_step
-from perception_jax.train.task import Batch, Task
+from perception_jax.train.task import Batch, DeclaresShapes, Task
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,6 +29,7 @@ class TaskStep:
     """A training step before it is compiled; `model` and `state` have shapes for leaves."""
 
     task: Task
+    config: TrainConfig
     mesh: Mesh
     model: AbstractModel
     optimizer: optax.GradientTransformation
@@ -36,24 +40,37 @@ class TaskStep:
     @classmethod
     def of(cls, task: Task, config: TrainConfig, mesh: Mesh) -> TaskStep:
         """Puts model, optimizer, shardings and step together."""
-        model = abstract_model(task)
+        model = abstract_model(task, config.frozen_dtype)
         optimizer = make_optimizer(config.optim, config.steps, model.trainable)
-        ema = config.optim.ema
-        state = abstract_state(model, optimizer.transform, ema=ema is not None)
+        state = abstract_state(model, optimizer.transform, ema=config.optim.ema is not None)
+        shardings = state_shardings(state, task.shardings, mesh)
+        specs = {path: sharding.spec for path, sharding in shardings.trainable.items()}
         return cls(
             task=task,
+            config=config,
             mesh=mesh,
             model=model,
             optimizer=optimizer.transform,
             state=state,
-            shardings=state_shardings(state, task.shardings, mesh),
-            step=make_step(task, model, optimizer, compute_dtype=config.compute_dtype, ema=ema),
+            shardings=shardings,
+            step=make_step(task, model, optimizer, config=config, specs=specs),
         )
 
-    def init(self, seed: int) -> TrainState:
+    def init(self) -> TrainState:
         """The state of a new run, initialised or loaded in shards."""
-        return init_state(self.task, self.optimizer, self.shardings, seed)
+        seed, dtype = self.config.seed, self.config.frozen_dtype
+        return init_state(self.task, self.optimizer, self.shardings, seed, dtype)
+
+    @property
+    def batch_shapes(self) -> Sequence[Batch]:
+        """The shapes that the task declares; () if the first batch decides."""
+        return self.task.batch_shapes() if isinstance(self.task, DeclaresShapes) else ()
+
+    def in_micro_batches(self, batch: Batch) -> Batch:
+        """The shapes of a batch as the step gets it."""
+        accumulate = self.config.optim.accumulate
+        return jax.eval_shape(lambda batch: in_micro_batches(batch, accumulate), batch)
 
     def trace(self, batch: Batch) -> TracedStep:
-        """Traces the step for a batch of arrays or shapes."""
+        """Traces the step for a batch of arrays or shapes, in micro-batches if there are any."""
         return trace_step(self.step, self.state, self.shardings, batch, self.mesh)

@@ -134,7 +134,7 @@ def forward_speed(backbone: Loaded, batch: int, calls: int) -> str:
 def training_speed(backbone: Loaded, rows: int, calls: int, layers: str) -> str:
     """Gradients per second with and without sharing between the rows of an image."""
     settings = settings_of(layers)
-    settings = dataclasses.replace(settings, batch_size=rows, remat=False)
+    settings = dataclasses.replace(settings, batch_size=rows, remat="none")
     give = random_give(backbone, settings.model)
     batch = jax.tree.map(
         lambda leaf: jnp.ones(leaf.shape, leaf.dtype),

@@ -49,7 +49,7 @@ class Large(TinyTask):
 def begin(workdir: pathlib.Path, mesh: Mesh) -> TrainState:
     """Saves a new state as step 1, with moments that are not zero."""
     step = _task_step(mesh)
-    state = step.init(seed=0)
+    state = step.init()
     moments = jax.tree.map(
         lambda x: x + jax.random.normal(jax.random.key(2), x.shape) if x.ndim else x,
         state.opt_state,

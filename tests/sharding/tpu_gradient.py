@@ -1,6 +1,7 @@
 """A program: compiles the gradient of CLIP's ViT-L/14-336 for a TPU slice that is not there.
 
-python -m tests.sharding.tpu_gradient [REPLICA FSDP TENSOR]; needs libtpu, prints one line of JSON.
+python -m tests.sharding.tpu_gradient [POLICY [REPLICA FSDP TENSOR]]; needs libtpu, prints one line
+of JSON. POLICY is a name of `nn.stack.REMAT`.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ from perception_jax.shard.rules import shardings
 BATCH, SIDE = 256, 336
 
 
-def main(sizes: tuple[int, int, int]) -> None:
+def main(remat: str = "full", *sizes: str) -> None:
     slice_ = topologies.get_topology_desc(platform="tpu", topology_name="v5e:4x4")
-    mesh = mesh_lib.make_mesh(*sizes, devices=slice_.devices)
+    mesh = mesh_lib.make_mesh(*map(int, sizes or (1, 16, 1)), devices=slice_.devices)
     config = ClipConfig.vit_l14_336()
     tower = nnx.eval_shape(
         lambda: ClipVisionTower(config.vision, config.embed_dim, rngs=nnx.Rngs(params=0))
@@ -39,7 +40,7 @@ def main(sizes: tuple[int, int, int]) -> None:
 
     def loss(leaves: dict[str, jax.Array], pixels: jax.Array) -> jax.Array:
         half = {path: leaf.astype(jnp.bfloat16) for path, leaf in leaves.items()}
-        out = unflatten(tower, half)(pixels.astype(jnp.bfloat16), remat=True)
+        out = unflatten(tower, half)(pixels.astype(jnp.bfloat16), remat=remat)
         return jnp.sum(out.embedding.astype(jnp.float32) ** 2)
 
     pixels = jax.ShapeDtypeStruct((BATCH, SIDE, SIDE, 3), jnp.float32)
@@ -56,6 +57,7 @@ def main(sizes: tuple[int, int, int]) -> None:
         json.dumps(
             {
                 "temporary_bytes": memory.temp_size_in_bytes,
+                "host_bytes": memory.host_temp_size_in_bytes,
                 "argument_bytes": memory.argument_size_in_bytes,
                 "collectives": len([r for r in found if r.is_collective]),
                 "whole_batch": [str(r) for r in found if len(r.shape) >= 3 and BATCH in r.shape],
@@ -65,4 +67,4 @@ def main(sizes: tuple[int, int, int]) -> None:
 
 
 if __name__ == "__main__":
-    main(tuple(int(size) for size in sys.argv[1:]) or (1, 16, 1))
+    main(*sys.argv[1:])

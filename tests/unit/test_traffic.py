@@ -82,6 +82,7 @@ ENTRY %main (x: f32[8]) -> f32[8] {
   %x = f32[8] parameter(0)
   %loop = (s32[], f32[8]) while(%x), condition=%condition, body=%body
   %total = f32[8]{0} all-reduce(%x), channel_id=3, replica_groups=[4,2]<=[8], to_apply=%add
+  %two = (f32[8], f32[16]) all-to-all(%x), replica_groups=mesh['a'=2,'b'=4], device_ids=([8]) {'b'}
   ROOT %moved = f32[8]{0} collective-permute(%total), channel_id=4, source_target_pairs={{0,1}}
 }
 """
@@ -89,9 +90,34 @@ ENTRY %main (x: f32[8]) -> f32[8] {
 
 def test_the_text_of_a_tpu_program_is_read():
     """As libtpu writes it: no trip counts, asynchronous pieces, all-reduce-scatter fusions."""
-    found = {item.kind: item for item in traffic.parse(PROGRAM, 8)}
+    listed = traffic.parse(PROGRAM, 8)
+    found = {item.kind: item for item in listed}
     gather, scatter = found["all-gather"], found["reduce-scatter"]
     assert (gather.group, gather.times, gather.bytes) == (4, 12, 12 * 16 * 8 * 2 * 3 // 4)
     assert (scatter.group, scatter.times, scatter.bytes) == (8, 12, 12 * 64 * 4 * 7 // 8)
     assert (found["all-reduce"].group, found["all-reduce"].bytes) == (2, 2 * 8 * 4 // 2)
+    combined = [item for item in listed if item.kind == "all-to-all"]
+    assert [(item.group, item.bytes) for item in combined] == [(4, 16 * 3), (4, 8 * 3)]
     assert (found["collective-permute"].times, found["collective-permute"].bytes) == (1, 8 * 4)
+
+
+def test_buffers_that_go_to_other_slices_are_counted():
+    """As libtpu writes a program for several slices; the channels are counted anew."""
+    send = (
+        "  %sent = (f32[4,8]{1,0:T(8,128)}, u32[], token[]) send(%x, %after), channel_id=7, "
+        "is_host_transfer=true, frontend_attributes={"
+        '_xla_host_transfer_rendezvous="all-reduce.1_0",'
+        '_xla_megascale_reduce_operation="SUM",_xla_megascale_transfer_type="ALL_REDUCE"}'
+    )
+    lines = PROGRAM.replace("  ROOT %next", f"{send}\n  ROOT %next")
+    within, across = (traffic.parse(text, 8, 4) for text in (PROGRAM, lines))
+    (found,) = [item for item in across if item not in within]
+    assert (found.kind, found.group, found.times, found.bytes) == ("all-reduce", 4, 12, 0)
+    assert found.dcn_bytes == 12 * 4 * 8 * 4 * 2 * 3 // 4
+    assert len(across) == len(within) + 1
+    (found,) = [
+        item
+        for item in traffic.parse(lines.replace("ALL_REDUCE", "ALL_GATHER"), 8, 4)
+        if item.dcn_bytes
+    ]
+    assert found.dcn_bytes == 12 * 4 * 8 * 4 * 3

@@ -24,17 +24,34 @@ _LONGEST_PATTERN = 4
 Remat = bool | str
 """A name of `REMAT`; True is "full", False "none"."""
 
+BLOCK_INPUT = "block input"
+"""Name, by `jax.ad_checkpoint.checkpoint_name`, of what "offload" keeps: the tokens that enter a
+block."""
+
 _POLICIES = jax.checkpoint_policies
 REMAT: Mapping[str, Callable | None] = MappingProxyType(
     {
         "none": _POLICIES.everything_saveable,
-        "full": None,
         "dots": _POLICIES.dots_saveable,
         "dots_no_batch": _POLICIES.dots_with_no_batch_dims_saveable,
+        "full": None,
+        "offload": _POLICIES.save_and_offload_only_these_names(
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=[BLOCK_INPUT],
+            offload_src="device",
+            offload_dst="pinned_host",
+        ),
     }
 )
-"""What is kept for the backward pass: "none" recomputes nothing, "full" keeps the edges of layers
-alone, "dots" keeps all matrix products and "dots_no_batch" those with weights."""
+"""What is kept for the backward pass; what is not kept is computed again.
+
+- "none": everything is kept.
+- "dots": all matrix products.
+- "dots_no_batch": those with weights, not those of attention.
+- "full": the input of each block alone.
+- "offload": the same, in the host's memory: copied there while the next blocks run, and back in the
+  backward pass. On CPUs, whose memory is the host's, it is "full".
+"""
 
 Kind = Hashable
 """The kind of a layer: layers of equal kinds run the same program."""

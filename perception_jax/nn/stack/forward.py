@@ -14,12 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from perception_jax.errors import ConfigError
 from perception_jax.nn.attention import AnyMask, KvCache, LayerCache
 from perception_jax.nn.rope import Rope
-from perception_jax.nn.stack.engine import LayerInputs, LayerSlice, Remat, scan
+from perception_jax.nn.stack.engine import BLOCK_INPUT, LayerInputs, LayerSlice, Remat, scan
 from perception_jax.nn.stack.kinds import InsertGroup, LayerKind, insert_groups, kinds_of, of_kind
 from perception_jax.nn.stack.layer import Context, Layer
 from perception_jax.nn.stack.stacked import Mixed, Separate, base_of, depth_of
@@ -163,7 +164,7 @@ class _Shared:
         given = self._layer(layer, state)
         wide = not kind.widens
         recorded: dict[str, Any] = {}
-        x = constrain(x, "batch")
+        x = checkpoint_name(constrain(x, "batch"), BLOCK_INPUT)
         for position in range(len(steps) + 1):
             for group, place in enumerate(self.placed):
                 if not kind.inserts[group] or place.position(len(steps)) != position:

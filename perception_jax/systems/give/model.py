@@ -139,7 +139,7 @@ class Give(nnx.Module):
         repeats: int = 1,
         taps: Taps | None = None,
         depth: int | None = None,
-        remat: bool = False,
+        remat: stack.Remat = False,
     ) -> GiveOutput:
         """Encodes normalised pixels, each conditioned on its instruction.
 
@@ -191,7 +191,7 @@ class ConditionedTower:
         *,
         taps: Taps | None = None,
         depth: int | None = None,
-        remat: bool = False,
+        remat: stack.Remat = False,
     ) -> TowerOutput:
         """Runs the tower; `embedding` of the output is a unit vector in the joint space."""
         out = self.give(pixels, self.instruction, taps=taps, depth=depth, remat=remat)
