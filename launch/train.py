@@ -60,19 +60,20 @@ def run(parsed: common.Parsed) -> int:
     stopped = _stopped_code()
     _log_to_stderr()
     compile_cache.skip_several_cpu_devices()
-    distributed.initialize()
     if "train" not in parsed.config:
         raise ConfigError(
             f"{parsed.config_path}: to train, a config file needs a block `train` (see "
             "configs.common.trainer)."
         )
+    config = TrainConfig.from_mapping(parsed.config.train.to_dict())
+    distributed.initialize(heartbeat_seconds=config.heartbeat_seconds)
     program = training_program(parsed.config)
     resolved, workdir = parsed.config.to_dict(), pathlib.Path(parsed.flags.workdir)
     task = program.task(parsed.config)
     try:
         result = loop.run(
             task,
-            TrainConfig.from_mapping(resolved["train"]),
+            config,
             workdir,
             resolved_config=resolved,
             default_config=parsed.defaults.to_dict(),

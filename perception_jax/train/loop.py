@@ -22,6 +22,7 @@ from perception_jax.errors import CheckpointError, PerceptionError, TrainingErro
 from perception_jax.files import write_whole
 from perception_jax.shard import distributed, flops
 from perception_jax.shard import mesh as mesh_lib
+from perception_jax.shard.peers import Peers
 from perception_jax.train import checkpoint
 from perception_jax.train.config import TrainConfig
 from perception_jax.train.feed import BatchFeed, DeviceBatch, described, signature
@@ -33,6 +34,7 @@ from perception_jax.train.state import TrainState, with_shardings
 from perception_jax.train.step import FINITE_METRICS, VOTE, CompiledStep
 from perception_jax.train.task import Batch, Metrics, Task
 from perception_jax.train.task_step import TaskStep
+from perception_jax.train.watchdog import Watchdog
 from perception_jax.train.workdir import Workdir, open_workdir
 from perception_jax.version import __version__
 
@@ -105,6 +107,7 @@ def run(
     settings = RunSettings.of(config, resolved_config, default_config, may_change)
     require_same_everywhere(settings)
     with contextlib.ExitStack() as stack:
+        peers = stack.enter_context(Peers(config.heartbeat_seconds))
         home = distributed.together(
             "opening the workdir", lambda: stack.enter_context(open_workdir(workdir))
         )
@@ -135,6 +138,7 @@ def run(
             interrupt=interrupt,
             stop=stop or (lambda _: False),
             ballots=distributed.Ballots(mesh),
+            watchdog=Watchdog(home.path, config.watchdog_seconds),
             clock=Clock(
                 batch_size=config.batch_size,
                 devices=mesh.size,
@@ -143,7 +147,8 @@ def run(
             state=task_step.init() if restored is None else restored.state,
             restored=restored,
         )
-        return trainer.train()
+        with peers.telling():
+            return trainer.train()
 
 
 def _record_settings(home: Workdir, settings: RunSettings) -> Mapping[str, Any]:
@@ -162,13 +167,17 @@ def _open_data(step: TaskStep, config: TrainConfig, interrupt: Interrupt) -> Bat
 
 
 def _restore(
-    step: TaskStep, checkpoints: checkpoint.Checkpoints, feed: BatchFeed, changed: Sequence[str]
+    step: TaskStep,
+    checkpoints: checkpoint.Checkpoints,
+    feed: BatchFeed,
+    changed: Sequence[str],
 ) -> checkpoint.Restored | None:
     """The newest checkpoint that can be used, with the data set to its position; None for a new
     run. If settings have changed, the data must have the same records as before."""
     if changed:
         _log.warning("settings that may change have changed:\n  %s", "\n  ".join(changed))
-    restored = checkpoints.restore(with_shardings(step.state, step.shardings), feed.iterator)
+    target = with_shardings(step.state, step.shardings)
+    restored = checkpoints.restore(target, feed.iterator, lambda: step.init().frozen)
     first = [] if restored is None else restored.meta.get("first_ids")
     if changed and first:
         distributed.together(
@@ -202,6 +211,7 @@ class _Trainer:
     interrupt: Interrupt
     stop: Callable[[int], bool]
     ballots: distributed.Ballots
+    watchdog: Watchdog
     clock: Clock
 
     state: TrainState
@@ -235,7 +245,8 @@ class _Trainer:
         )
 
     def train(self) -> TrainResult:
-        with contextlib.closing(self._reporter), contextlib.closing(self._trace):
+        closing = contextlib.closing
+        with closing(self._reporter), closing(self._trace), self.watchdog:
             try:
                 self._run()
             except Stopped:  # inside an evaluation or a wait for data
@@ -288,6 +299,7 @@ class _Trainer:
         self.step += 1
         self._finish_pending()
         self._pending = _Pending(self.step, metrics, fed.ids, compiled)
+        self.watchdog.advanced(self.step)
 
     def _compile(self, shapes: Sequence[Batch]) -> None:
         """Compiles the step for each shape; all processes do so in the same order."""
@@ -373,7 +385,7 @@ class _Trainer:
         # Several processes evaluate in step: none may leave alone, they vote in the model's calls.
         poll = distributed.Poll(self.ballots, lambda: self.interrupt.requested, Stopped)
         patience = 0.0 if self._alone else math.inf
-        with self.interrupt.leaving(patience), distributed.polling(poll):
+        with self.interrupt.leaving(patience), distributed.polling(poll), self.watchdog.paused():
             found = {
                 f"{EVALUATE}{name}/{key}": float(value)
                 for name, evaluator in self.task.evaluators().items()

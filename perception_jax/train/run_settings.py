@@ -31,6 +31,8 @@ MAY_CHANGE = frozenset(
         "profile_at",
         "profile_steps",
         "mesh",
+        "watchdog_seconds",
+        "heartbeat_seconds",
     )
 )
 """Trainer settings that a resumed run may change (`steps` only upward)."""
