@@ -122,21 +122,22 @@ class TheirImages:
 def their_batches(folder: pathlib.Path, workers: int) -> Iterator[Any]:
     import torch
 
-    loader = torch.utils.data.DataLoader(
-        TheirImages(folder), batch_size=BATCH, shuffle=True, num_workers=workers, drop_last=True
+    images = TheirImages(folder)
+    # Without end, as at an epoch's end the workers would wait.
+    order = torch.utils.data.RandomSampler(images, replacement=True, num_samples=10**9)
+    return iter(
+        torch.utils.data.DataLoader(images, batch_size=BATCH, sampler=order, num_workers=workers)
     )
-    while True:
-        yield from loader
 
 
 def processor_seconds() -> float:
-    """Processor time of this process and of all that it started and that still run."""
+    """Processor time of this process and of all that it started."""
     ticks, parents = {}, {}
     for file in pathlib.Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):  # it ended meanwhile
             fields = file.read_text().rpartition(")")[2].split()
             number = int(file.parent.name)
-            parents[number], ticks[number] = int(fields[1]), int(fields[11]) + int(fields[12])
+            parents[number], ticks[number] = int(fields[1]), sum(map(int, fields[11:15]))
     mine = {os.getpid()}
     while more := {number for number, parent in parents.items() if parent in mine} - mine:
         mine |= more
