@@ -141,6 +141,10 @@ class TrainConfig:
       frozen_dtype: dtype in which leaves that do not train are loaded, kept and saved; "float32"
         keeps that of the model. "bfloat16" halves their memory, and changes nothing but rounding
         where `compute_dtype` is bfloat16 anyway.
+      deterministic: the same bits on 1, 2, 4, … devices, at a price in speed and memory; see
+        `train.deterministic`.
+      deterministic_parts: parts of a batch for it, at least twice the number of devices. Another
+        number gives other bits.
       tensorboard: also writes TensorBoard files (needs `pip install tensorboardX`).
     """
 
@@ -156,6 +160,8 @@ class TrainConfig:
     keep_best: str = ""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     frozen_dtype: Literal["float32", "bfloat16"] = "float32"
+    deterministic: bool = False
+    deterministic_parts: int = 16
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
@@ -168,6 +174,14 @@ class TrainConfig:
             self.optim.accumulate,
             f"a divisor of {self.batch_size}, the rows of an update (batch_size)",
         )
+        if self.deterministic:
+            parts = self.deterministic_parts
+            holds = parts > 0 and self.batch_size % parts == 0
+            _require(
+                holds, "deterministic_parts", parts, f"a divisor of {self.batch_size}, the batch"
+            )
+            accumulate = self.optim.accumulate
+            _require(accumulate == 1, "optim.accumulate", accumulate, "1 with deterministic")
         for name in ("evaluate_every", "checkpoint_every"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
 

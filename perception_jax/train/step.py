@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from perception_jax.errors import ConfigError
@@ -17,6 +18,7 @@ from perception_jax.shard import flops
 from perception_jax.shard import mesh as mesh_lib
 from perception_jax.train.accumulate import accumulated
 from perception_jax.train.config import TrainConfig
+from perception_jax.train.deterministic import deterministic
 from perception_jax.train.optim import Optimizer
 from perception_jax.train.state import AbstractModel, Leaves, TrainState
 from perception_jax.train.task import Batch, Metrics, Task
@@ -85,12 +87,16 @@ def make_step(
     """
     dtype, optim = jnp.dtype(config.compute_dtype), config.optim
 
+    def merge(trainable: Leaves, frozen: Leaves) -> nnx.Module:
+        return model.merge(_cast(trainable, dtype), _cast(frozen, dtype))
+
     def loss(trainable: Leaves, frozen: Leaves, batch: Batch, key: jax.Array):
-        module = model.merge(_cast(trainable, dtype), _cast(frozen, dtype))
-        return task.loss(module, batch, key)
+        return task.loss(merge(trainable, frozen), batch, key)
 
     gradient = jax.value_and_grad(loss, has_aux=True)
-    if optim.accumulate > 1:
+    if config.deterministic:
+        gradient = deterministic(gradient, merge, task, config.deterministic_parts)
+    elif optim.accumulate > 1:
         gradient = accumulated(gradient, task, optim.accumulate_mean, specs)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:

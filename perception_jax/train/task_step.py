@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
 from perception_jax.train.config import TrainConfig
+from perception_jax.train.deterministic import check
 from perception_jax.train.optim import make_optimizer
 from perception_jax.train.state import (
     AbstractModel,
@@ -40,7 +41,11 @@ class TaskStep:
         model = abstract_model(task, config.frozen_dtype)
         optimizer = make_optimizer(config.optim, config.steps, model.trainable)
         state = abstract_state(model, optimizer.transform, ema=config.optim.ema is not None)
-        shardings = state_shardings(state, task.shardings, mesh)
+        rules = task.shardings
+        if config.deterministic:
+            check(mesh, config.deterministic_parts)
+            rules = ((".*", PartitionSpec()),)
+        shardings = state_shardings(state, rules, mesh)
         specs = {path: sharding.spec for path, sharding in shardings.trainable.items()}
         return cls(
             task=task,
