@@ -71,7 +71,7 @@ def test_adapters_of_a_bfloat16_backbone_are_those_of_the_backbone(tmp_path: pat
     assert jnp.dtype("bfloat16") in kept
     program.save(result.model, task.backbone, tmp_path)
     for source in (tmp_path / ADAPTERS_FILE, tmp_path / "hf"):
-        found = flatten(GiveEncoder.from_pretrained(source, backbone=None).model)
+        found = flatten(GiveEncoder.from_pretrained(source, backbone=tmp_path / "hf").model)
         for path, leaf in flatten(result.model).items():
             np.testing.assert_allclose(found[path], leaf, rtol=2**-8, err_msg=path)
 

@@ -17,7 +17,7 @@ from tests.sharding.test_accumulate import Compiled
 def main(name: str) -> None:
     devices = slices.devices(slices.find("v5e-16"))
     found = Compiled.of(
-        getattr(test_accumulate, name), {"replica": 8, "fsdp": 2}, devices, accumulate=4
+        getattr(test_accumulate, name), {"replica": 8, "fsdp": 2}, devices, accumulate=4, rows=64
     )
     sizes = {
         "gradient": found.gradient_numbers(),
