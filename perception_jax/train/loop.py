@@ -269,7 +269,7 @@ class _Trainer:
         batch, ids = self._next_batch()
         if self._compiled is None:
             with self.interrupt.leaving(0.0 if self._alone else math.inf):
-                self._compiled = self.task_step.trace(batch).compile()
+                self._compiled = self.task_step.compile(batch)
             self.clock.model_flops = self._compiled.model_flops
             self.clock.hardware_flops = self._compiled.hardware_flops
             self.clock.restart()
