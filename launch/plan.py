@@ -3,10 +3,12 @@
     python -m launch.plan --config=configs/clip/scenes.py --slice=v5e-16,v5p-128 --sweep --price=1.2
     python -m launch.plan --config=configs/text/serve.py --slice=v5e-4,v5e-8
 
-A config of training has one step, one of serving two: the prefill and a step of the decode loop.
-For each slice: bytes per chip, FLOPs, traffic between chips, the roofline of a step, arrays that
-are whole on a chip and should not be. Exits with 1 if a step does not fit. `--sweep` tries meshes
-and what the backward pass recomputes (`nn.stack.REMAT`), and sorts them by roofline. Needs libtpu
+A config of training has a step for each shape of its batches, one of serving two: the prefill and
+a step of the decode loop. For each slice: bytes per chip, FLOPs, traffic between chips, the
+roofline of a step, arrays that are whole on a chip and should not be. "2xv5e-256" are two slices,
+whose mesh needs replicas (`--config.train.mesh.replica=2`). Exits with 1 if a step does not fit.
+`--sweep` tries meshes and what the backward pass recomputes (`nn.stack.REMAT`), and sorts them by
+roofline. Needs libtpu
 (`make tpu` installs it), no data and no weights.
 """
 
@@ -64,9 +66,10 @@ def run(parsed: common.Parsed) -> int:
     print(plan_text.HEADER, flush=True)
     for slice_ in found:
         tried: list[list[dict[str, Any]]] = []
-        for settings in _candidates(config, slice_.chips, sweep=parsed.flags.sweep):
+        sweep = parsed.flags.sweep
+        for settings in _candidates(config, slice_.chips, slice_.slices, sweep=sweep):
             steps = compiled(settings, slice_.name, parsed.flags)
-            tried.append([{"remat": settings.get("remat"), **step} for step in steps])
+            tried.append([{"remat": settings.get("remat"), **step} for step in _numbered(steps)])
             print("\n".join(map(plan_text.row, tried[-1])), flush=True)
         fits = fits and any(_fit(steps) for steps in tried)
         plans += sorted(tried, key=lambda steps: (not _fit(steps), steps[-1]["step_seconds"]))
@@ -77,6 +80,16 @@ def run(parsed: common.Parsed) -> int:
         every = list(itertools.chain(*plans))
         write_whole(pathlib.Path(parsed.flags.json), json.dumps(every, indent=2) + "\n")
     return 0 if fits else 1
+
+
+def _numbered(steps: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Names each step by its kind, and by the number of its shape where several have one kind."""
+    kinds = [step["kind"] for step in steps]
+    numbers = [kinds[:k].count(kind) + 1 for k, kind in enumerate(kinds)]
+    return [
+        {"step": f"{kind} {number}" if kinds.count(kind) > 1 else kind, **step}
+        for step, kind, number in zip(steps, kinds, numbers, strict=True)
+    ]
 
 
 def _fit(steps: Sequence[Mapping[str, Any]]) -> bool:
@@ -163,14 +176,15 @@ def made(
     program = planning_program(config)
     if isinstance(program, Serves):
         return program.serving_plans(config, found, devices)
-    task, batch = program.shapes(config)
-    return [
-        make_plan(task, TrainConfig.from_mapping(config.train.to_dict()), batch, found, devices)
-    ]
+    task, batches = program.shapes(config)
+    settings = TrainConfig.from_mapping(config.train.to_dict())
+    return [make_plan(task, settings, batch, found, devices) for batch in batches]
 
 
-def _candidates(config: Mapping[str, Any], chips: int, *, sweep: bool) -> Iterator[dict[str, Any]]:
-    """The config itself, or all meshes of a slice that divide its batch."""
+def _candidates(
+    config: Mapping[str, Any], chips: int, slices: int, *, sweep: bool
+) -> Iterator[dict[str, Any]]:
+    """The config itself, or all meshes of the slices that divide its batch."""
     if not sweep:
         yield dict(config)
         return
@@ -181,9 +195,9 @@ def _candidates(config: Mapping[str, Any], chips: int, *, sweep: bool) -> Iterat
     rows //= config["train"]["optim"]["accumulate"] if trains else 1
     for remat in REMAT if "remat" in config else (None,):
         for tensor in _TENSOR:
-            if chips % tensor or rows % (chips // tensor):
+            if chips // slices % tensor or rows % (chips // tensor):
                 continue
-            mesh = {"replica": 1, "fsdp": chips // tensor, "tensor": tensor}
+            mesh = {"replica": slices, "fsdp": chips // slices // tensor, "tensor": tensor}
             changed = {"train": {**config["train"], "mesh": mesh}} if trains else {"mesh": mesh}
             yield {**config, **changed, **({} if remat is None else _remat(config, remat))}
 

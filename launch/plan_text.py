@@ -10,7 +10,7 @@ _GIB, _TERA = 2**30, 1e12
 _PARTS = ("compute", "memory", "communication")
 
 HEADER = (
-    "slice      mesh        step     remat            batch   args GiB   temp GiB  total GiB"
+    "slice      mesh        step        remat            batch   args GiB   temp GiB  total GiB"
     "   of GiB  fits       TFLOP   ICI GB    step ms  at most"
 )
 """Heads of the columns of `row`."""
@@ -22,13 +22,18 @@ def row(plan: Mapping[str, Any]) -> str:
     total = plan["total_bytes"]
     sent = sum(plan["collective_bytes"].values())
     return (
-        f"{plan['slice']:10} {mesh:11} {plan['kind']:8} {_remat(plan):13} {plan['batch_size']:8} "
+        f"{plan['slice']:10} {mesh:11} {_step(plan):11} {_remat(plan):13} {plan['batch_size']:8} "
         f"{plan['argument_bytes'] / _GIB:10.2f} {plan['temporary_bytes'] / _GIB:10.2f} "
         f"{'-' if total is None else f'{total / _GIB:.2f}':>10} "
         f"{plan['available_bytes'] / _GIB:8.2f}  {'yes' if plan['fits'] else 'NO':4} "
         f"{plan['hardware_flops'] / _TERA:11.3f} {sent / 1e9:8.4f} "
         f"{1e3 * plan['step_seconds']:10.2f}  {_bound(plan)}"
     )
+
+
+def _step(plan: Mapping[str, Any]) -> str:
+    """The name of the step; `launch.plan` numbers those of several shapes."""
+    return plan.get("step", plan["kind"])
 
 
 def _remat(plan: Mapping[str, Any]) -> str:
@@ -57,7 +62,7 @@ def details(plan: Mapping[str, Any], steps: int, price: float | None) -> list[st
     path, size = plan["replicated"]
     seconds = [f"{name} {1e3 * plan[f'{name}_seconds']:.2f}" for name in _PARTS]
     lines = [
-        f"{plan['slice']}, {plan['kind']}, mesh {plan['mesh']}, {chips} chips",
+        f"{plan['slice']}, {_step(plan)}, mesh {plan['mesh']}, {chips} chips",
         *(_training(plan) if plan["kind"] == "training" else _serving(plan)),
         f"  roofline     {', '.join(seconds)} ms",
         *(
@@ -68,6 +73,11 @@ def details(plan: Mapping[str, Any], steps: int, price: float | None) -> list[st
         f"  replicated   {path or 'nothing'} ({size / 2**20:.2f} MiB) is the largest on every chip",
     ]
     lines += [f"  {'traffic' if k == 0 else '':12} {x}" for k, x in enumerate(plan["collectives"])]
+    if plan["dcn_bytes"]:
+        lines.append(
+            f"  to slices    {plan['dcn_bytes'] / 1e6:.1f} MB a chip and step over the data-centre "
+            "network"
+        )
     if plan["whole"]:
         lines.append(f"  WHOLE        on every chip: {'; '.join(plan['whole'][:4])}")
     if not plan["fits"]:
@@ -79,6 +89,7 @@ def details(plan: Mapping[str, Any], steps: int, price: float | None) -> list[st
 
 def _training(plan: Mapping[str, Any]) -> list[str]:
     return [
+        f"  batch        {', '.join(f'{name} {shape}' for name, shape in plan['batch'].items())}",
         f"  parameters   {plan['trained'] / 1e6:.1f} M trained, {plan['frozen'] / 1e6:.1f} M "
         f"frozen; state {plan['state_bytes'] / _GIB:.3f} GiB a chip",
         f"  FLOPs        {plan['model_flops'] / _TERA:.2f} T of the model, "

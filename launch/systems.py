@@ -72,8 +72,8 @@ class Trains(Protocol):
 class Plans(Protocol):
     """Protocol of the program of a system whose training step `launch.plan` compiles."""
 
-    def shapes(self, config: ml_collections.ConfigDict) -> tuple[Task, Batch]:
-        """Returns the task and the shapes of its global batch, without data and weights."""
+    def shapes(self, config: ml_collections.ConfigDict) -> tuple[Task, Sequence[Batch]]:
+        """Returns the task and the shapes of its global batches, without data and weights."""
 
 
 @runtime_checkable

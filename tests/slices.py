@@ -20,7 +20,13 @@ LIBTPU = pathlib.Path(sys.prefix) / "libtpu"
 
 def cpu_slice(chips: int = 8, **changes: float) -> slices.Slice:
     """A slice with round numbers for its chips; `changes` are other fields of `slices.Slice`."""
-    numbers = {"hbm": 2**30, "flops": 1e12, "hbm_bandwidth": 1e11, "ici_bandwidth": 1e10}
+    numbers = {
+        "hbm": 2**30,
+        "flops": 1e12,
+        "hbm_bandwidth": 1e11,
+        "ici_bandwidth": 1e10,
+        "dcn_bandwidth": 1e8,
+    }
     return slices.Slice(name="cpus", topology="", chips=chips, **numbers | changes)
 
 

@@ -32,6 +32,9 @@ from perception_jax.shard.rules import fsdp_largest_axis
 RECORDS, IMAGE_FEATURES, TEXT_FEATURES, WIDTH = 64, 12, 6, 16
 
 
+READING = grain.ReadOptions(num_threads=1, prefetch_buffer_size=16)
+
+
 class Frozen(nnx.Variable):
     """A leaf that does not train."""
 
@@ -108,16 +111,18 @@ class TinyTask:
             loss = losses.sigmoid_contrastive(image, text, scale, bias)
         return loss, {"valid": jnp.mean(batch["valid"].astype(jnp.float32))}
 
-    def datasets(self) -> dict[str, Any]:
+    def records(self) -> Any:
+        """This host's records in order."""
         hosts = jax.process_count()
         pairs = grain.MapDataset.range(RECORDS).seed(3).shuffle()
         if self.repeat:
             pairs = pairs.repeat()
         # Hosts take turns, so that together they see the batches of a single one.
-        pairs = pairs[jax.process_index() :: hosts].map(lambda i: record(int(i), self.poison))
-        options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=16)
-        rows = pairs.to_iter_dataset(options)
-        return {"train": rows.batch(self.batch_size // hosts, drop_remainder=True)}
+        return pairs[jax.process_index() :: hosts].map(lambda i: record(int(i), self.poison))
+
+    def datasets(self) -> dict[str, Any]:
+        rows = self.records().to_iter_dataset(READING)
+        return {"train": rows.batch(self.batch_size // jax.process_count(), drop_remainder=True)}
 
     def evaluators(self) -> dict[str, Any]:
         def norm(model: TwoTowers, mesh: Mesh) -> dict[str, float]:
@@ -146,6 +151,54 @@ class TinyTask:
             "rows": rows,
             **{name: run for name, (run, wanted) in optional.items() if wanted},
         }
+
+
+@dataclasses.dataclass
+class Bucketed(TinyTask):
+    """`TinyTask` with texts of several tokens, padded to the length of one of several buckets.
+
+    Attributes:
+      buckets: lengths; batches take turns, two at a time.
+      declared: lengths that the task declares; () for the buckets.
+      shift: of the turns, for a process that disagrees with the others.
+    """
+
+    buckets: tuple[int, ...] = (3, 5)
+    declared: tuple[int, ...] = ()
+    shift: int = 0
+
+    def batch_shapes(self) -> list[Any]:
+        def rows(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((self.batch_size, *shape), dtype)
+
+        return [
+            {
+                "image": rows(IMAGE_FEATURES),
+                "text": rows(length, TEXT_FEATURES),
+                "text_mask": rows(length, dtype=jnp.bool_),
+                "valid": rows(dtype=jnp.bool_),
+            }
+            for length in self.declared or self.buckets
+        ]
+
+    def loss(self, model: TwoTowers, batch: Any, key: jax.Array) -> Any:
+        mask = batch["text_mask"]
+        text = jnp.sum(batch["text"], axis=1, where=mask[..., None]) / mask.sum(1, keepdims=True)
+        # A product with every token, so that a longer bucket has more FLOPs.
+        seen = jnp.mean(model.text(batch["text"]) ** 2)
+        loss, metrics = super().loss(model, {**batch, "text": text}, key)
+        return loss + 1e-3 * seen, {**metrics, "tokens": jnp.sum(mask)}
+
+    def datasets(self) -> dict[str, Any]:
+        batches = self.records().batch(self.batch_size // jax.process_count(), drop_remainder=True)
+        return {"train": batches.map_with_index(self._padded).to_iter_dataset(READING)}
+
+    def _padded(self, index: int, batch: dict[str, Any]) -> dict[str, Any]:
+        length = self.buckets[(index // 2 + self.shift) % len(self.buckets)]
+        tokens = 1 + np.arange(len(batch["text"])) % length
+        mask = np.arange(length) < tokens[:, None]
+        text = np.where(mask[..., None], batch["text"][:, None], np.float32(0))
+        return {**batch, "text": text, "text_mask": mask, "unused": text}
 
 
 @contextlib.contextmanager
@@ -188,13 +241,16 @@ def main(argv: list[str]) -> None:
     - full: from there on, no file may grow beyond 1,500 bytes (as close to a full disk as a process
       can bring itself);
     - processes, process, port: one of several processes with `devices` (2) each;
-    - noise, passes: of the task.
+    - noise, passes: of the task; buckets, shift: of a `Bucketed` one.
     """
     workdir, *pairs = argv
     settings = {key: ast.literal_eval(value) for key, value in (pair.split("=") for pair in pairs)}
     pause, hold_at = settings.pop("pause", 0.0), settings.pop("hold_at", -1)
     full = settings.pop("full", False)
-    task = TinyTask(noise=settings.pop("noise", 1e-3), passes=settings.pop("passes", 0))
+    own = {
+        key: settings.pop(key) for key in ("noise", "passes", "buckets", "shift") if key in settings
+    }
+    task = Bucketed(**own) if "buckets" in own else TinyTask(**own)
     if "processes" in settings:
         jax.config.update("jax_num_cpu_devices", settings.pop("devices", 2))
         port, count, index = (settings.pop(key) for key in ("port", "processes", "process"))

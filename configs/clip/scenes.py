@@ -64,6 +64,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.loss = "softmax"
     # What the backward pass computes again instead of keeping it: a name of `nn.stack.REMAT`.
     config.remat = ml_collections.ConfigDict({"vision": "none", "text": "none"})
+    # Parts of a batch that go through the towers one after another.
+    config.parts = 1
     config.data = ml_collections.ConfigDict(
         {
             # "scenes", or a folder or file of your own that `data.sources.open_source` reads.

@@ -1,7 +1,8 @@
 """Contrastive losses over the global batch. Letters: B batch, D embedding width.
 
 Under `jax.jit` with a sharded batch the products below span all devices, so each row is compared
-with every row of the global batch, whatever the mesh. All arithmetic is float32.
+with every row of the global batch, whatever the mesh; a chip holds the products of its own images
+with all texts. All arithmetic is float32.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from perception_jax.errors import ConfigError
+from perception_jax.ops.sharding import constrain
 
 
 def unit(x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
@@ -93,4 +95,5 @@ def _similarity(image: Float[Array, "B D"], text: Float[Array, "B D"]) -> Float[
             f"contrastive loss: expected as many texts as images and of their width, found images "
             f"{image.shape} and texts {text.shape}."
         )
-    return jnp.matmul(image.astype(jnp.float32), text.astype(jnp.float32).T)
+    similarity = jnp.matmul(image.astype(jnp.float32), text.astype(jnp.float32).T)
+    return constrain(similarity, "batch")  # each chip compares its own images

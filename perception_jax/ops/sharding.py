@@ -4,19 +4,23 @@ Under `jax.jit` the compiler places every intermediate array as it likes. With p
 the same axis as the batch it may keep the whole global batch on every chip and reduce activations
 instead of gathering weights; a constraint at the edges of blocks and towers leaves it no choice.
 
-Letters: B batch.
+Letters: B batch, b a part of it.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 from jaxtyping import Array, Shaped
+
+from perception_jax.errors import ConfigError
 
 REPLICA, FSDP, TENSOR = "replica", "fsdp", "tensor"
 """Names of the mesh axes."""
@@ -85,6 +89,40 @@ def on_mesh() -> bool:
 def constrain_batch(tree: Tree) -> Tree:
     """`constrain(x, "batch")` for every array of a pytree that has an axis."""
     return jax.tree.map(lambda x: constrain(x, "batch") if x.ndim else x, tree)
+
+
+def in_parts(
+    function: Callable[[Shaped[Array, "b ..."]], Shaped[Array, "b ..."]],
+    x: Shaped[Array, "B ..."],
+    parts: int,
+) -> Shaped[Array, "B ..."]:
+    """Applies a function of rows to a batch in equal parts, one after another.
+
+    Intermediate arrays take the memory of one part; what the backward pass keeps (under `remat` the
+    inputs of blocks) takes that of the whole batch. Every part is split over the mesh as the batch
+    is, so that no row moves.
+
+    Args:
+      function: rows to rows, each independent of the others.
+      parts: how many.
+
+    Raises:
+      ConfigError: the batch or its share of a chip cannot be divided.
+    """
+    if parts == 1:
+        return function(x)
+    mesh, rows = jax.sharding.get_abstract_mesh(), x.shape[0]
+    shards = math.prod(mesh.shape.get(axis, 1) for axis in BATCH_AXES)
+    if parts < 1 or rows % (parts * shards):
+        raise ConfigError(
+            f"expected a batch that {parts} parts on {shards} shards of the mesh divide, found "
+            f"{rows} rows. Set fewer parts, or a batch_size that is a multiple of "
+            f"{max(parts, 1) * shards}."
+        )
+    split = jnp.swapaxes(x.reshape(rows // parts, parts, *x.shape[1:]), 0, 1)
+    out = jax.lax.map(function, constrain(split, None, "batch"))
+    joined = jnp.swapaxes(out, 0, 1).reshape(rows, *out.shape[2:])
+    return constrain(joined, "batch")
 
 
 def gathered(tree: Any) -> Any:

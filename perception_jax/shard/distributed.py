@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import json
 import logging
 import os
 import threading
@@ -146,7 +147,8 @@ def exchange(subject: str, text: str, *, timeout_seconds: float = TIMEOUT_SECOND
     """Returns the texts of all processes in the order of their indices.
 
     The texts go through the coordination service, not through the devices, so that this may run
-    beside a computation. All processes must call this in the same order.
+    beside a computation. All processes must call this in the same order. The service forgets the
+    texts of the call before the last one, which all have read.
 
     Args:
       subject: what the texts are; for messages.
@@ -161,6 +163,8 @@ def exchange(subject: str, text: str, *, timeout_seconds: float = TIMEOUT_SECOND
     _turns[subject] += 1
     client = jax_distributed.global_state.client
     client.key_value_set(_key(subject, turn, jax.process_index()), text)
+    if turn > 1:
+        client.key_value_delete(_key(subject, turn - 2, jax.process_index()))
     end = time.monotonic() + timeout_seconds
     return [_receive(client, subject, turn, index, end) for index in range(count)]
 
@@ -181,6 +185,41 @@ def together(subject: str, action: Callable[[], T]) -> T:
         if message:
             raise TrainingError(f"process {index} of this run failed ({subject}): {message}")
     return result
+
+
+def from_first(
+    subject: str, action: Callable[[], str], *, timeout_seconds: float = TIMEOUT_SECONDS
+) -> str:
+    """Returns the text that `action` gives on process 0; the others do not run it but wait for it.
+
+    Process 0 waits for nobody, and a process on its own just runs `action`.
+
+    Args:
+      subject: what the text is, the same for the same text; for messages.
+
+    Raises:
+      Exception: what `action` raised here.
+      TrainingError: it failed on process 0, with the message, or gave nothing in time.
+    """
+    state = jax_distributed.global_state
+    if state.client is None:
+        return action()
+    if state.process_id == 0:
+        failed, text = "", ""
+        try:
+            text = action()
+        except BaseException as error:
+            failed = f"{type(error).__name__}: {error}"
+            raise
+        finally:
+            answer = json.dumps([failed, text])
+            state.client.key_value_set(_key(subject, 0, 0), answer, allow_overwrite=True)
+        return text
+    end = time.monotonic() + timeout_seconds
+    failed, text = json.loads(_receive(state.client, subject, 0, 0, end))
+    if failed:
+        raise TrainingError(f"process 0 of this run failed ({subject}): {failed}")
+    return text
 
 
 def is_wanted(environment: Mapping[str, str]) -> bool:

@@ -1,6 +1,7 @@
 """The device mesh: three named axes that every program of the library uses.
 
-- `replica`: copies of the whole model, each with its share of the batch;
+- `replica`: copies of the whole model, each with its share of the batch; the only axis that may go
+  from one TPU slice to another;
 - `fsdp`: the batch is split, and parameters are too (gathered when needed);
 - `tensor`: layers are split, the batch is not.
 """
@@ -13,6 +14,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from perception_jax.errors import ConfigError
@@ -38,14 +41,48 @@ def make_mesh(
 
     Args:
       replica, fsdp, tensor: axis sizes; one may be -1.
-      devices: the devices to use; all by default.
+      devices: the devices to use; all by default. Those of several TPU slices are ordered so that
+        `fsdp` and `tensor` stay inside a slice.
 
     Raises:
-      ConfigError: the sizes do not multiply to the number of devices.
+      ConfigError: the sizes do not multiply to the number of devices, or `fsdp` or `tensor` would
+        go from one TPU slice to another.
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = _resolve((replica, fsdp, tensor), len(devices))
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    kinds = (AxisType.Auto,) * len(AXES)
+    slices = _slices(devices)
+    if slices > 1:
+        return Mesh(over_slices(sizes, devices, slices), AXES, axis_types=kinds)
+    return jax.make_mesh(sizes, AXES, axis_types=kinds, devices=devices)
+
+
+def over_slices(sizes: tuple[int, int, int], devices: Sequence[Any], slices: int) -> np.ndarray:
+    """Arranges the devices of several slices, those of a slice next to each other.
+
+    Args:
+      sizes: of `AXES`.
+      devices: have a `slice_index`.
+
+    Raises:
+      ConfigError: the slices do not divide the replicas.
+    """
+    replica, fsdp, tensor = sizes
+    chips = len(devices) // slices
+    if replica % slices:
+        inside = math.gcd(chips, tensor)
+        raise ConfigError(
+            f"the devices are {slices} slices of {chips} chips, and with mesh.replica={replica} "
+            f"mesh.fsdp={fsdp} mesh.tensor={tensor} the parts of a layer would be gathered over "
+            "the slow network between the slices. Only replicas may be on different slices: "
+            f"mesh.replica={slices} mesh.fsdp={chips // inside} mesh.tensor={inside}."
+        )
+    return mesh_utils.create_hybrid_device_mesh(
+        (replica // slices, fsdp, tensor),
+        (slices, 1, 1),
+        devices,
+        allow_split_physical_axes=True,
+    )
 
 
 def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
@@ -94,6 +131,14 @@ def check_batch(mesh: Mesh, batch_size: int, hosts: int = 1, accumulate: int = 1
         f"it: mesh.replica=1 mesh.fsdp={fitting} mesh.tensor={mesh.size // fitting}; or set a "
         f"batch_size that is a multiple of {larger} for tensor={tensor}."
     )
+
+
+def _slices(devices: Sequence[jax.Device]) -> int:
+    """Number of TPU slices; 1 elsewhere: GPUs number their NVLink domains there, and splitting
+    parameters over several of these is usual."""
+    if devices[0].platform != "tpu":
+        return 1
+    return len({getattr(device, "slice_index", 0) for device in devices})
 
 
 def _resolve(sizes: tuple[int, ...], count: int) -> tuple[int, ...]:

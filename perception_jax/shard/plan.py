@@ -41,14 +41,16 @@ class ProgramPlan:
       available_bytes: memory of a chip.
       fits: whether the compiler placed the program.
       hardware_flops: that the program computes.
-      collective_bytes: sent by a chip, by kind of collective.
+      collective_bytes: sent by a chip inside its slice, by kind of collective.
+      dcn_bytes: sent by a chip to other slices.
       collectives: the largest of them, for reading.
       replicated: path and bytes of the largest leaf of which every chip holds all.
       whole: arrays on one chip that should be split: rows of the global batch, and others that the
         kind of plan names.
       compute_seconds: hardware FLOPs at the chips' peak.
       memory_seconds: what has to be read and written at the memory's peak: a lower bound.
-      communication_seconds: collectives at the interconnect's peak.
+      communication_seconds: collectives at the peak of the interconnect or, if that takes longer,
+        of the network between slices.
       compile_seconds: of this plan.
     """
 
@@ -65,6 +67,7 @@ class ProgramPlan:
     fits: bool
     hardware_flops: int
     collective_bytes: Mapping[str, int]
+    dcn_bytes: int
     collectives: Sequence[str]
     replicated: tuple[str, int]
     whole: Sequence[str]
@@ -122,7 +125,8 @@ def measured(
       flops: that it computes, all chips together.
       moved: bytes of a chip's memory that it has to read or write.
     """
-    sent = [] if done.program is None else traffic.traffic(done.program, mesh.size)
+    chips = mesh.size // found.slices
+    sent = [] if done.program is None else traffic.traffic(done.program, chips, found.slices)
     memory = None if done.program is None else done.program.memory_analysis()
     if memory is None:
         temporary, host, total = done.required, 0, None
@@ -142,21 +146,28 @@ def measured(
         "fits": total is not None and total <= found.hbm,
         "hardware_flops": flops,
         "collective_bytes": traffic.by_kind(sent),
+        "dcn_bytes": sum(item.dcn_bytes for item in sent),
         "collectives": [_described(item) for item in sent[:_SHOWN]],
         "compute_seconds": flops / (mesh.size * found.flops),
         "memory_seconds": moved / found.hbm_bandwidth,
-        "communication_seconds": sum(item.bytes for item in sent) / found.ici_bandwidth,
+        "communication_seconds": max(
+            sum(item.bytes for item in sent) / found.ici_bandwidth,
+            sum(item.dcn_bytes for item in sent) / found.dcn_bandwidth,
+        ),
         "compile_seconds": done.seconds,
     }
 
 
 def whole_batch(done: Compiled, *rows: int) -> list[str]:
-    """Arrays of three or more axes on one chip of which one is as long as the global batch, or as a
-    global micro-batch."""
+    """Arrays on one chip that hold the global batch or a global micro-batch: of three or more axes
+    of which one is as long, or of two as long, such as the similarities of all pairs."""
     if done.program is None:
         return []
     found = set(program.results(done.program))
-    return listed(r for r in found if len(r.shape) >= 3 and set(rows) & set(r.shape))
+    pairs = {(count, count) for count in rows}
+    return listed(
+        r for r in found if (len(r.shape) >= 3 and set(rows) & set(r.shape)) or r.shape in pairs
+    )
 
 
 def listed(results: Any) -> list[str]:
@@ -190,4 +201,5 @@ def _described(item: traffic.Traffic) -> str:
     return (
         f"{item.kind} {item.result.dtype}[{shape}] over {item.group}, {item.times} times: "
         f"{item.bytes / 1e6:.1f} MB"
+        + (f" and {item.dcn_bytes / 1e6:.1f} MB to other slices" if item.dcn_bytes else "")
     )

@@ -1,7 +1,8 @@
 """TPU slices by name: topology, memory, speed; and their devices, without the hardware.
 
 `libtpu` compiles for a slice on any machine. Names are Google's: "v5e-16" has 16 chips, and
-"v5p-128" has 64, as v5p names count cores. Figures are from Cloud TPU's pages on each version.
+"v5p-128" has 64, as v5p names count cores; "2xv5e-256" are two slices, joined by the data-centre
+network. Figures are from Cloud TPU's pages on each version.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import os
+import re
 
 import jax
 
@@ -23,16 +25,18 @@ ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Slice:
-    """A slice of a TPU pod. Speeds are peaks of one chip.
+    """A slice of a TPU pod, or several equal ones. Speeds are peaks of one chip.
 
     Attributes:
       name: e.g. "v5e-16".
-      topology: for `libtpu`, e.g. "v5e:4x4".
-      chips: each is one JAX device.
+      topology: of one slice for `libtpu`, e.g. "v5e:4x4".
+      chips: of all slices; each is one JAX device.
       hbm: bytes of memory of a chip that a program can use.
       flops: bfloat16 FLOPs per second.
       hbm_bandwidth: bytes per second.
       ici_bandwidth: bytes per second to the other chips, in one direction over all links.
+      dcn_bandwidth: bytes per second to other slices, a chip's share of its pod's network.
+      slices: how many.
     """
 
     name: str
@@ -42,6 +46,8 @@ class Slice:
     flops: float
     hbm_bandwidth: float
     ici_bandwidth: float
+    dcn_bandwidth: float
+    slices: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +57,7 @@ class _Version:
     flops: float
     hbm_bandwidth: float
     ici_bandwidth: float
+    dcn_bandwidth: float
     topologies: dict[int, str]
     cores: int = 1
 
@@ -76,9 +83,9 @@ _CUBES = {
     512: "8x8x8",
 }
 _VERSIONS = {
-    "v5e": _Version(int(15.75 * GIB), 197e12, 819e9, 200e9, _FLAT),
-    "v6e": _Version(int(31.25 * GIB), 918e12, 1640e9, 400e9, _FLAT),
-    "v5p": _Version(int(95.74 * GIB), 459e12, 2765e9, 600e9, _CUBES, cores=2),
+    "v5e": _Version(int(15.75 * GIB), 197e12, 819e9, 200e9, 3.125e9, _FLAT),
+    "v6e": _Version(int(31.25 * GIB), 918e12, 1640e9, 400e9, 12.5e9, _FLAT),
+    "v5p": _Version(int(95.74 * GIB), 459e12, 2765e9, 600e9, 6.25e9, _CUBES, cores=2),
 }
 
 
@@ -92,28 +99,32 @@ def names() -> list[str]:
 
 
 def find(name: str) -> Slice:
-    """Returns the slice of a name.
+    """Returns the slice of a name, or N slices of "NxNAME".
 
     Raises:
       ConfigError: there is none.
     """
-    version, _, size = name.partition("-")
-    if name not in names():
+    several = re.fullmatch(r"([1-9]\d*)x(.+)", name)
+    slices, one = (int(several[1]), several[2]) if several else (1, name)
+    version, _, size = one.partition("-")
+    if one not in names():
         sizes = [other for other in names() if other.startswith(f"{version}-")]
         raise ConfigError(
-            f"expected a TPU slice, found {name!r}{did_you_mean(name, names())} There are "
-            f"{', '.join(sizes or names())}."
+            f"expected a TPU slice, found {name!r}{did_you_mean(one, names())} There are "
+            f"{', '.join(sizes or names())}; 2x{names()[0]} are two slices."
         )
     found = _VERSIONS[version]
     chips = int(size) // found.cores
     return Slice(
         name=name,
         topology=f"{version}:{found.topologies[chips]}",
-        chips=chips,
+        chips=slices * chips,
+        slices=slices,
         hbm=found.hbm,
         flops=found.flops,
         hbm_bandwidth=found.hbm_bandwidth,
         ici_bandwidth=found.ici_bandwidth,
+        dcn_bandwidth=found.dcn_bandwidth,
     )
 
 
@@ -135,5 +146,8 @@ def devices(found: Slice) -> list[jax.Device]:
             "compiling for a TPU slice needs libtpu, which is not installed: `make tpu` installs "
             "it beside the packages, or `pip install libtpu==0.0.52`."
         )
-    described = topologies.get_topology_desc(platform="tpu", topology_name=found.topology)
+    several = {"num_slices": found.slices} if found.slices > 1 else {}
+    described = topologies.get_topology_desc(
+        platform="tpu", topology_name=found.topology, **several
+    )
     return list(described.devices)

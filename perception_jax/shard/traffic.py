@@ -1,7 +1,9 @@
 """Bytes that a compiled program moves between devices, loops counted as often as they run.
 
 XLA's text has a loop's body once. Here each collective is multiplied by the trip counts of the
-loops around it, and asynchronous ones, which the text has in several pieces, count once.
+loops around it, and asynchronous ones, which the text has in several pieces, count once. A program
+for several TPU slices is that of one of them: what goes to the others, its text has as `send`s of
+buffers to the runtime.
 """
 
 from __future__ import annotations
@@ -24,6 +26,10 @@ _CALLED = re.compile(
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _CONSTANT = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
 _CHANNEL = re.compile(r"\bchannel_id=(\d+)")
+_ACROSS = re.compile(
+    r" = \((?P<result>\w+\[[\d,]*\]).* send\(.*"
+    r'_xla_megascale_transfer_type="(?P<kind>\w+)"'
+)
 _MESH_GROUPS = re.compile(
     r"replica_groups=mesh\[(?P<axes>[^\]]*)\](?:, device_ids=\S+)? ?\{(?P<over>[^}]*)\}"
 )
@@ -40,7 +46,8 @@ class Traffic:
       group: devices that take part in each.
       runs: how often each of them runs in the program.
       times: how often all of them together do.
-      bytes: that a device sends in all of them, in a ring.
+      bytes: that a device sends in all of them inside its slice, in a ring.
+      dcn_bytes: that it sends to other slices.
     """
 
     kind: str
@@ -49,6 +56,7 @@ class Traffic:
     runs: int
     times: int
     bytes: int
+    dcn_bytes: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,24 +71,28 @@ class _Computation:
     lines: list[str] = dataclasses.field(default_factory=list)
 
 
-def traffic(compiled: jax.stages.Compiled, devices: int) -> list[Traffic]:
+def traffic(compiled: jax.stages.Compiled, devices: int, slices: int = 1) -> list[Traffic]:
     """Returns the collectives of a program, those that send most first.
 
     Args:
-      devices: on which the program runs; a collective without groups spans all.
+      devices: of a slice; a collective without groups spans all.
+      slices: on which the program runs.
     """
-    return parse(compiled.as_text(), devices)
+    return parse(compiled.as_text(), devices, slices)
 
 
-def parse(text: str, devices: int) -> list[Traffic]:
+def parse(text: str, devices: int, slices: int = 1) -> list[Traffic]:
     """`traffic` of a program's text."""
     computations, entry = _computations(text)
     times = _multiplicities(computations, entry)
     found: dict[tuple[str, Result, int, int], int] = collections.Counter()
     seen: set[str] = set()
+    listed = []
     for computation in computations.values():
         scattered = computation.name.startswith("all-reduce-scatter")
         for line in computation.lines:
+            across = _to_slices(line, times[computation.name], slices)
+            listed += [] if across is None else [across]
             results = parse_results(line)
             if not results or not results[0].is_collective:
                 continue
@@ -97,7 +109,7 @@ def parse(text: str, devices: int) -> list[Traffic]:
                 results = results[-1:]  # behind the operands
             for result in results:  # several that XLA has combined
                 found[(kind, result, _group(line, devices), times[computation.name])] += 1
-    listed = [
+    listed += [
         Traffic(
             kind=kind,
             result=result,
@@ -109,7 +121,7 @@ def parse(text: str, devices: int) -> list[Traffic]:
         for (kind, result, group, runs), count in found.items()
         if (once := _sent(kind, result, group)) and runs
     ]
-    return sorted(listed, key=lambda item: -item.bytes)
+    return sorted(listed, key=lambda item: -item.bytes - item.dcn_bytes)
 
 
 def by_kind(found: Sequence[Traffic]) -> Mapping[str, int]:
@@ -125,6 +137,26 @@ def nbytes(result: Result) -> int:
     digits = re.match(r"[fsuc](\d+)", result.dtype)
     width = _BYTES.get(result.dtype) or math.ceil(int(digits[1]) / 8)
     return math.prod(result.shape) * width
+
+
+def _to_slices(line: str, times: int, slices: int) -> Traffic | None:
+    """What a line sends to other slices."""
+    found = _ACROSS.search(line)
+    if found is None or not times:
+        return None
+    kind = found["kind"].lower().replace("_", "-")
+    (result,) = parse_results(f" %sent = {found['result']} send(")
+    # Buffers of one slice, which a ring of slices reduces, or each gives to all others.
+    turns = {"all-reduce": 2 * (slices - 1) / slices, "all-gather": slices - 1}.get(kind, 1)
+    return Traffic(
+        kind=kind,
+        result=result,
+        group=slices,
+        runs=times,
+        times=times,
+        bytes=0,
+        dcn_bytes=int(times * turns * nbytes(result)),
+    )
 
 
 def _sent(kind: str, result: Result, group: int) -> int:

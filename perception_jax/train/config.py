@@ -143,9 +143,11 @@ class TrainConfig:
         where `compute_dtype` is bfloat16 anyway.
       deterministic: the same bits on 1, 2, 4, … devices, at a price in speed and memory; see
         `train.deterministic`.
-      deterministic_parts: parts of a batch for it, at least twice the number of devices. Another
-        number gives other bits.
+      deterministic_parts: parts of a batch for it, a power of 2 and at least the number of devices.
+        Another number gives other bits.
       tensorboard: also writes TensorBoard files (needs `pip install tensorboardX`).
+      profile_at: first of `profile_steps` steps whose trace (`jax.profiler`) process 0 writes to
+        `profile/` in the workdir; 0 traces none.
     """
 
     steps: int
@@ -161,11 +163,13 @@ class TrainConfig:
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     frozen_dtype: Literal["float32", "bfloat16"] = "float32"
     deterministic: bool = False
-    deterministic_parts: int = 16
+    deterministic_parts: int = 8
     tensorboard: bool = False
+    profile_at: int = 0
+    profile_steps: int = 3
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "log_every", "keep"):
+        for name in ("steps", "batch_size", "log_every", "keep", "profile_steps"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
         _require(0 <= self.seed < 2**32, "seed", self.seed, "0 to 2**32 - 1")
         _require(
@@ -182,7 +186,7 @@ class TrainConfig:
             )
             accumulate = self.optim.accumulate
             _require(accumulate == 1, "optim.accumulate", accumulate, "1 with deterministic")
-        for name in ("evaluate_every", "checkpoint_every"):
+        for name in ("evaluate_every", "checkpoint_every", "profile_at"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
 
     @classmethod

@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import os
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -23,13 +24,14 @@ from perception_jax.shard import distributed, flops
 from perception_jax.shard import mesh as mesh_lib
 from perception_jax.train import checkpoint
 from perception_jax.train.config import TrainConfig
-from perception_jax.train.feed import BatchFeed
+from perception_jax.train.feed import BatchFeed, DeviceBatch, described, signature
 from perception_jax.train.interrupt import Interrupt, Stopped
 from perception_jax.train.metrics import EVALUATE, Clock, Reporter
+from perception_jax.train.profiling import StepTrace
 from perception_jax.train.run_settings import RunSettings, require_same_everywhere
 from perception_jax.train.state import TrainState, with_shardings
 from perception_jax.train.step import FINITE_METRICS, VOTE, CompiledStep
-from perception_jax.train.task import Metrics, Task
+from perception_jax.train.task import Batch, Metrics, Task
 from perception_jax.train.task_step import TaskStep
 from perception_jax.train.workdir import Workdir, open_workdir
 from perception_jax.version import __version__
@@ -112,7 +114,7 @@ def run(
         kept = distributed.together("settings", lambda: _record_settings(home, settings))
         task_step = TaskStep.of(task, config, mesh)
         feed = distributed.together(
-            "opening the data", lambda: _open_data(task, mesh, config, interrupt)
+            "opening the data", lambda: _open_data(task_step, config, interrupt)
         )
         stack.callback(feed.close)
         checkpoints = stack.enter_context(
@@ -153,10 +155,10 @@ def _record_settings(home: Workdir, settings: RunSettings) -> Mapping[str, Any]:
     return kept or {}
 
 
-def _open_data(task: Task, mesh: Mesh, config: TrainConfig, interrupt: Interrupt) -> BatchFeed:
+def _open_data(step: TaskStep, config: TrainConfig, interrupt: Interrupt) -> BatchFeed:
     with interrupt.leaving() if jax.process_count() == 1 else contextlib.nullcontext():
-        data = task.datasets()["train"]
-        return BatchFeed(data, mesh, config.batch_size, config.optim.accumulate)
+        data, accumulate = step.task.datasets()["train"], config.optim.accumulate
+        return BatchFeed(data, step.mesh, config.batch_size, step.batch_shapes, accumulate)
 
 
 def _restore(
@@ -182,6 +184,7 @@ class _Pending:
     step: int
     metrics: Metrics
     ids: tuple[str, ...]
+    compiled: CompiledStep
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -213,7 +216,7 @@ class _Trainer:
         self._first_ids = list(meta.get("first_ids", ()))
         self._saved_at = -1 if restored is None else self.step
         self._evaluated_at = -1 if evaluation is None else self.step
-        self._compiled: CompiledStep | None = None
+        self._compiled: list[CompiledStep] = []
         self._pending: _Pending | None = None
         self._stop_requested, self._votes = False, 0.0
         self._alone = not self.ballots.needed
@@ -225,9 +228,14 @@ class _Trainer:
             active=jax.process_index() == 0,
             evaluated=evaluation is not None,
         )
+        self._trace = StepTrace(
+            self.home.path / "profile",
+            first=self.config.profile_at if jax.process_index() == 0 else 0,
+            count=self.config.profile_steps,
+        )
 
     def train(self) -> TrainResult:
-        with contextlib.closing(self._reporter):
+        with contextlib.closing(self._reporter), contextlib.closing(self._trace):
             try:
                 self._run()
             except Stopped:  # inside an evaluation or a wait for data
@@ -246,6 +254,9 @@ class _Trainer:
         if self.step > 0 and self._wants_evaluation():
             self._evaluate()  # a stop or a failure cut it short
         stopping = False
+        if self.step < self.config.steps:
+            step = self.task_step
+            self._compile([step.in_micro_batches(shape) for shape in step.batch_shapes])
         while self.step < self.config.steps and not stopping:
             self._advance()
             stopping = self._stops()
@@ -266,19 +277,38 @@ class _Trainer:
 
     def _advance(self) -> None:
         """Starts one step, then checks the one before: the devices never wait for the host."""
-        batch, ids = self._next_batch()
-        if self._compiled is None:
-            with self.interrupt.leaving(0.0 if self._alone else math.inf):
-                self._compiled = self.task_step.compile(batch)
-            self.clock.model_flops = self._compiled.model_flops
-            self.clock.hardware_flops = self._compiled.hardware_flops
-            self.clock.restart()
-        self.state, metrics = self._compiled.call(self.state, batch)
+        fed = self._next_batch()
+        if not self._compiled:
+            self._compile([fed.arrays])
+        compiled = self._compiled[fed.shape]
+        batch = self._with_vote(fed.arrays, self._stop_requested)
+        self._trace.before(self.step + 1, self._finish_pending)
+        with jax.profiler.StepTraceAnnotation("train", step_num=self.step + 1):
+            self.state, metrics = compiled.call(self.state, batch)
         self.step += 1
         self._finish_pending()
-        self._pending = _Pending(self.step, metrics, ids)
+        self._pending = _Pending(self.step, metrics, fed.ids, compiled)
 
-    def _next_batch(self) -> tuple[dict[str, Any], tuple[str, ...]]:
+    def _compile(self, shapes: Sequence[Batch]) -> None:
+        """Compiles the step for each shape; all processes do so in the same order."""
+        for number, shape in enumerate(shapes, start=1):
+            start = time.perf_counter()
+            with self.interrupt.leaving(0.0 if self._alone else math.inf):
+                self._compiled.append(self.task_step.compile(self._with_vote(shape, stop=False)))
+            _log.info(
+                "compiled the step for shape %d of %d in %.1f s (%s)",
+                number,
+                len(shapes),
+                time.perf_counter() - start,
+                described(signature(shape)),
+            )
+        self.clock.restart()
+
+    def _with_vote(self, batch: Batch, stop: bool) -> Batch:
+        """The batch with this process's vote, if it is one of several."""
+        return batch if self._alone else {**batch, VOTE: self.ballots.cast(stop)}
+
+    def _next_batch(self) -> DeviceBatch:
         """Waits for the next batch. If none comes, the place in the data is the one before it."""
         place = self.feed.place()
         try:
@@ -296,9 +326,7 @@ class _Trainer:
                 ) from error
             raise
         self._first_ids = self._first_ids or list(fed.ids[:_SHOWN_IDS])
-        if self._alone:
-            return fed.arrays, fed.ids
-        return {**fed.arrays, VOTE: self.ballots.cast(self._stop_requested)}, fed.ids
+        return fed
 
     def _keep_what_is_done(self, error: Exception) -> None:
         """Saves the steps before data that cannot be had; raises Stopped if a signal is the cause.
@@ -325,7 +353,11 @@ class _Trainer:
         if not all(math.isfinite(values[key]) for key in FINITE_METRICS):
             raise self._not_finite(pending, values)
         self.training = values
-        self.clock.tick()
+        self.clock.tick(
+            model_flops=pending.compiled.model_flops,
+            hardware_flops=pending.compiled.hardware_flops,
+            tokens=values.get("tokens"),
+        )
         self._reporter.advance(pending.step, values["loss"])
         if _due(pending.step, self.config.log_every):
             self.checkpoints.poll()

@@ -37,12 +37,13 @@ class Clock:
         """`peak_flops`: of one device per second, None if unknown (MFU and HFU are then null)."""
         self._batch_size, self._devices, self._peak = batch_size, devices, peak_flops
         self._begin = time.perf_counter()
-        self.model_flops = self.hardware_flops = 0
         self.restart()
 
     def restart(self) -> None:
         """Starts a new window, e.g. after an evaluation."""
         self._since, self._steps, self._waited = time.perf_counter(), 0, 0.0
+        self._model_flops = self._hardware_flops = 0
+        self._tokens: float | None = None
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
@@ -51,26 +52,37 @@ class Clock:
         yield
         self._waited += time.perf_counter() - start
 
-    def tick(self) -> None:
-        """Counts a finished step."""
+    def tick(self, *, model_flops: int, hardware_flops: int, tokens: float | None = None) -> None:
+        """Counts a finished step.
+
+        Args:
+          model_flops, hardware_flops: of this step's shape, all devices together.
+          tokens: of the global batch, padding left out; None where the task counts none.
+        """
         self._steps += 1
+        self._model_flops += model_flops
+        self._hardware_flops += hardware_flops
+        if tokens is not None:
+            self._tokens = (self._tokens or 0.0) + tokens
 
     def read(self) -> dict[str, float | None]:
         """Rates of the window, and a new window.
 
         "examples_per_second_per_chip", "mfu" (model FLOPs by peak FLOPs) and "hfu" (the same with
         what is computed a second time) per JAX device, "input_wait" in [0, 1], "seconds" since this
-        process began to train.
+        process began to train; "tokens_per_second_per_chip" where the task counts tokens.
         """
         elapsed = max(time.perf_counter() - self._since, 1e-9)
         rate = self._steps / elapsed
         rates = {
             "examples_per_second_per_chip": rate * self._batch_size / self._devices,
-            "mfu": self._utilisation(self.model_flops * rate),
-            "hfu": self._utilisation(self.hardware_flops * rate),
+            "mfu": self._utilisation(self._model_flops / elapsed),
+            "hfu": self._utilisation(self._hardware_flops / elapsed),
             "input_wait": min(self._waited / elapsed, 1.0),
             "seconds": time.perf_counter() - self._begin,
         }
+        if self._tokens is not None:
+            rates["tokens_per_second_per_chip"] = self._tokens / elapsed / self._devices
         self.restart()
         return rates
 

@@ -14,7 +14,7 @@ from perception_jax.errors import ConfigError
 from perception_jax.shard import mesh as mesh_lib
 from perception_jax.shard import plan
 from perception_jax.shard.slices import Slice
-from perception_jax.train.accumulate import in_micro_batches
+from perception_jax.train import state_tree
 from perception_jax.train.config import TrainConfig
 from perception_jax.train.task import Batch, Task
 from perception_jax.train.task_step import TaskStep
@@ -26,11 +26,13 @@ class StepPlan(plan.ProgramPlan):
 
     Attributes:
       accumulate: micro-batches of a step.
+      batch: dtype and shape of the arrays of the global batch, by name.
       trained, frozen: parameters.
       model_flops: of a step without recomputation, see `CompiledStep`.
     """
 
     accumulate: int
+    batch: Mapping[str, str]
     trained: int
     frozen: int
     model_flops: int
@@ -73,7 +75,7 @@ def make_plan(
         )
     with jax.set_mesh(mesh):
         step = TaskStep.of(task, config, mesh)
-        parts = _in_micro_batches(batch, accumulate)
+        parts = step.in_micro_batches(batch)
         traced = step.trace(parts)
         done = plan.compiled(traced.lowered)
         whole = plan.whole_batch(done, config.batch_size, config.batch_size // accumulate)
@@ -92,6 +94,10 @@ def make_plan(
             moved=2 * arguments,  # read and written once
         ),
         kind="training",
+        batch={
+            name: f"{leaf.dtype.name}{list(leaf.shape)}"
+            for name, leaf in state_tree.flatten(batch).items()
+        },
         batch_size=config.batch_size,
         accumulate=accumulate,
         trained=_count(step.state.trainable),
@@ -112,13 +118,9 @@ def _with_other_rows(task: Task, config: TrainConfig, batch: Batch, mesh: Mesh) 
     rows = config.batch_size + 3 * accumulate * mesh_lib.batch_shards(mesh)
     other = jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), batch)
     config = dataclasses.replace(config, batch_size=rows)
-    traced = TaskStep.of(task, config, mesh).trace(_in_micro_batches(other, accumulate))
-    done = plan.compiled(traced.lowered)
+    step = TaskStep.of(task, config, mesh)
+    done = plan.compiled(step.trace(step.in_micro_batches(other)).lowered)
     return done.program is None or bool(plan.whole_batch(done, rows, rows // accumulate))
-
-
-def _in_micro_batches(batch: Batch, accumulate: int) -> Batch:
-    return jax.eval_shape(lambda batch: in_micro_batches(batch, accumulate), batch)
 
 
 def _count(leaves: Mapping[str, Any]) -> int:

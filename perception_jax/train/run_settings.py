@@ -28,6 +28,8 @@ MAY_CHANGE = frozenset(
         "keep",
         "keep_best",
         "tensorboard",
+        "profile_at",
+        "profile_steps",
         "mesh",
     )
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
@@ -81,6 +81,7 @@ class Task(Protocol):
 
         Floating leaves of `model` have the dtype `config.compute_dtype`. The metrics' names must
         not be those that the trainer reports itself ("loss", "grad_norm", …; see `train.step`).
+        The metric "tokens", the number of text tokens that are no padding, becomes a rate.
         """
 
     def datasets(self) -> Mapping[str, Iterable[Batch]]:
@@ -90,6 +91,22 @@ class Task(Protocol):
         """Named evaluators, run every `config.evaluate_every` steps and at the end.
 
         Called when they are first needed, so that training does not begin by reading test data.
+        """
+
+
+@runtime_checkable
+class DeclaresShapes(Protocol):
+    """A task that declares the shapes of its batches: text lengths, image grids, text alone.
+
+    Without it, all batches have the shape of the first.
+    """
+
+    def batch_shapes(self) -> Sequence[Batch]:
+        """Returns the finite set of global batches as `jax.ShapeDtypeStruct`s, without "id".
+
+        The trainer compiles the step for each of them before the first step, in this order, which
+        must be the same on all processes. Every batch must be one of them; keys that none of them
+        has stay on the host. On several processes, all batches of one step must have one shape.
         """
 
 

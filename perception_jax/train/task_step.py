@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
+import jax
 import optax
 from jax.sharding import Mesh, PartitionSpec
 
+from perception_jax.train.accumulate import in_micro_batches
 from perception_jax.train.config import TrainConfig
 from perception_jax.train.deterministic import DeterministicStep, check
 from perception_jax.train.optim import make_optimizer
@@ -26,7 +29,7 @@ from perception_jax.train.step import (
     make_step,
     trace_step,
 )
-from perception_jax.train.task import Batch, Metrics, Task
+from perception_jax.train.task import Batch, DeclaresShapes, Metrics, Task
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,6 +72,16 @@ class TaskStep:
         """The state of a new run, initialised or loaded in shards."""
         seed, dtype = self.config.seed, self.config.frozen_dtype
         return init_state(self.task, self.optimizer, self.shardings, seed, dtype)
+
+    @property
+    def batch_shapes(self) -> Sequence[Batch]:
+        """The shapes that the task declares; () if the first batch decides."""
+        return self.task.batch_shapes() if isinstance(self.task, DeclaresShapes) else ()
+
+    def in_micro_batches(self, batch: Batch) -> Batch:
+        """The shapes of a batch as the step gets it."""
+        accumulate = self.config.optim.accumulate
+        return jax.eval_shape(lambda batch: in_micro_batches(batch, accumulate), batch)
 
     def trace(self, batch: Batch) -> TracedStep:
         """Traces the step for a batch of arrays or shapes, in micro-batches if there are any."""

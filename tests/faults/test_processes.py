@@ -144,3 +144,20 @@ def test_what_fails_on_one_is_said_by_both(root, tmp_path):
         said = ends(children, 1)
     assert f"in use by process {owner.pid} on " in said[0][1]
     assert "process 0 of this run failed (opening the workdir): TrainingError" in said[1][1]
+
+
+@pytest.mark.slow
+def test_batches_of_different_shapes_end_both(root, tmp_path):
+    """Their programs would wait for each other forever."""
+    with both(root, tmp_path, own=({}, {"shift": 1}), buckets=(3, 5), devices=1) as children:
+        said = ends(children, 1)
+    for _, errors in said:
+        assert "batches of different shapes at one step (process 0: 1. image" in errors
+        assert "process 1: 2. image" in errors
+
+
+@pytest.mark.slow
+def test_they_train_on_several_shapes(root, tmp_path):
+    with both(root, tmp_path, buckets=(3, 5), devices=1) as children:
+        ends(children)
+    assert len(losses(tmp_path)) == 12

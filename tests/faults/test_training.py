@@ -323,7 +323,10 @@ def name(batch: dict[str, Any], count: int) -> dict[str, Any]:
     ("change", "message"),
     [
         (cut, r"'image': expected 16 examples on its first axis .*found shape \(8, 12\)"),
-        (widen, r"text: \(\(16, 6\), dtype\('float32'\)\) first, \(\(16, 7\), .*pair-"),
+        (
+            widen,
+            r"pair-.*the shape of the first, text float32\[16, 6\], found text float32\[16, 7\]",
+        ),
         (name, r"'caption' has dtype <U7; only numbers"),
     ],
 )

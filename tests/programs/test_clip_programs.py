@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import json
 
+import jax
 import numpy as np
 import PIL.Image
 import pytest
+from flax import nnx
 
 import perception_jax
 from launch import common, contact_sheet, evaluate, train
+from perception_jax import api
 from perception_jax.evals.predictions import PredictionWriter
+from perception_jax.models.clip.config import ClipConfig
+from perception_jax.models.siglip.config import SiglipConfig
+from perception_jax.systems.contrastive import program
+from perception_jax.testing.tiny_clip import PROCESSOR
 
 CONFIG = "--config=configs/clip/scenes.py:runlocal"
 
@@ -98,3 +105,30 @@ def test_contact_sheet_is_a_picture_of_the_asked_size(tmp_path):
     with PIL.Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.width == 2 * 64 + 3 * 12
         assert len(np.unique(np.asarray(sheet).reshape(-1, 3), axis=0)) > 100
+
+
+def test_a_published_model_is_named_by_its_hub_id(photos):
+    config, _ = common.load_config("configs/clip/vit_b16.py")
+    config.data.update({"source": str(photos), "workers": 0})
+    config.train.batch_size = 4
+    task = program.task(config)
+    assert task.model == ClipConfig.vit_b16()
+    batch = next(iter(task.datasets()["train"]))
+    assert batch["image"].shape == (4, 224, 224, 3)
+    (shapes,) = task.batch_shapes()
+    assert {key: batch[key].shape for key in shapes} == {
+        key: leaf.shape for key, leaf in shapes.items()
+    }
+    assert batch["ids"][0, 0] == 49406  # CLIP's own vocabulary
+
+
+def test_a_siglip_fetches_its_vocabulary(photos, monkeypatch):
+    config, _ = common.load_config("configs/siglip/so400m14_384.py")
+    config.data.source = str(photos)
+    fetched = []
+    monkeypatch.setattr(api, "backbone_processor", lambda name: fetched.append(name) or PROCESSOR)
+    task = program.task(config)
+    assert (fetched, task.processor) == (["google/siglip-so400m-patch14-384"], PROCESSOR)
+    assert (task.model, task.config.loss) == (SiglipConfig.so400m_384(), "sigmoid")
+    model = nnx.eval_shape(lambda: task.init(jax.random.key(0)))
+    assert model.logit_bias.shape == ()

@@ -83,7 +83,7 @@ def test_a_plan_counts_the_bytes_of_frozen_leaves():
         make_plan(
             task,
             config(dtype, steps=1, batch_size=GROUPS.batch_size),
-            task.batch_shapes(),
+            *task.batch_shapes(),
             found,
             devices,
         )

@@ -7,10 +7,16 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
+from perception_jax.api import Processor
+from perception_jax.data.processors import ImageProcessor
 from perception_jax.models.clip.config import ClipConfig
 from perception_jax.models.clip.modeling import ClipVisionTower
+from perception_jax.models.llama.config import LlamaConfig
+from perception_jax.models.llama.modeling import Llama
 from perception_jax.models.params import flatten, unflatten
 from perception_jax.shard import flops
+from perception_jax.systems.contrastive.data import ContrastiveData
+from perception_jax.systems.contrastive.task import ContrastiveConfig, ContrastiveTask, TowerRemat
 
 
 def shape(*sizes: int) -> jax.ShapeDtypeStruct:
@@ -98,6 +104,54 @@ def test_vit_l14_336_is_within_one_percent_of_the_closed_form(remat):
     if remat:
         computed = flops.count_flops(jax.value_and_grad(loss), params, pixels)
         assert computed / needed > 1.25  # what MFU once took for work
+
+
+def test_a_clip_step_is_within_one_percent_of_the_closed_form():
+    config, batch = ClipConfig.vit_b16(), 8
+    task = ContrastiveTask(
+        ContrastiveConfig(remat=TowerRemat(vision="full", text="full")),
+        config,
+        data=ContrastiveData(
+            [], Processor(image=ImageProcessor(size=224), tokenizer=None), batch_size=batch, seed=0
+        ),
+    )
+    model = nnx.eval_shape(lambda: task.init(jax.random.key(0)))
+
+    def loss(params, batch):
+        return task.loss(unflatten(model, params), batch, jax.random.key(0))[0]
+
+    def tower(tokens, width, depth, mlp_dim):
+        layer = 2 * tokens * (4 * width**2 + 2 * width * mlp_dim) + 4 * tokens**2 * width
+        return 3 * depth * layer
+
+    vision, text = config.vision, config.text
+    # The first layer has no gradient of its input.
+    patches = 2 * 2 * 196 * 16 * 16 * 3 * vision.width
+    closed = batch * (
+        tower(vision.tokens, vision.width, vision.depth, vision.mlp_dim)
+        + tower(text.context, text.width, text.depth, text.mlp_dim)
+        + patches
+    )
+    (shapes,) = task.batch_shapes()
+    assert flops.gradient_flops(loss, flatten(model), shapes) == pytest.approx(closed, rel=0.01)
+
+
+def test_a_decoder_step_is_within_one_percent_of_the_closed_form():
+    config, batch, tokens = LlamaConfig.vicuna_7b(), 2, 256
+    model = nnx.eval_shape(lambda: Llama(config, rngs=nnx.Rngs(params=0)))
+
+    def loss(params, ids):
+        model_ = unflatten(model, params)
+        return jnp.sum(model_(ids).logits.astype(jnp.float32))
+
+    width, heads = config.width, config.width // config.heads
+    projections = 2 * width**2 + 2 * width * config.kv_heads * heads
+    matrices = config.depth * (projections + 3 * width * config.mlp_dim) + width * config.vocab_size
+    # Scores and values of every pair, those that the causal mask hides among them.
+    attention = config.depth * 4 * tokens**2 * width
+    closed = batch * 3 * (2 * tokens * matrices + attention)
+    ids = jax.ShapeDtypeStruct((batch, tokens), jnp.int32)
+    assert flops.gradient_flops(loss, flatten(model), ids) == pytest.approx(closed, rel=0.01)
 
 
 def test_flops_count_each_turn_of_a_scan():

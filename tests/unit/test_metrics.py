@@ -24,20 +24,25 @@ def test_clock_rates_by_hand(monkeypatch: pytest.MonkeyPatch):
     now = [100.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     clock = Clock(batch_size=32, devices=4, peak_flops=1e6)
-    clock.model_flops, clock.hardware_flops = 2_000_000, 3_000_000
-    for _ in range(5):
+    for turn in range(5):
         with clock.waiting():
             now[0] += 0.1
         now[0] += 0.4
-        clock.tick()
+        more = turn % 2  # two shapes in turn
+        clock.tick(model_flops=2_000_000 + more, hardware_flops=3_000_000 + more)
     rates = clock.read()
     assert rates["examples_per_second_per_chip"] == pytest.approx(5 * 32 / 2.5 / 4)
-    assert rates["mfu"] == pytest.approx(2e6 * 2 / (1e6 * 4))
-    assert rates["hfu"] == pytest.approx(3e6 * 2 / (1e6 * 4))
+    assert rates["mfu"] == pytest.approx((5 * 2e6 + 2) / 2.5 / (1e6 * 4), rel=1e-9)
+    assert rates["hfu"] == pytest.approx((5 * 3e6 + 2) / 2.5 / (1e6 * 4), rel=1e-9)
+    assert "tokens_per_second_per_chip" not in rates
     assert rates["input_wait"] == pytest.approx(0.2)
     assert rates["seconds"] == pytest.approx(2.5)
     now[0] += 1.0
     assert clock.read()["examples_per_second_per_chip"] == 0.0  # a new window
+    for tokens in (100.0, 300.0):
+        now[0] += 0.5
+        clock.tick(model_flops=1, hardware_flops=1, tokens=tokens)
+    assert clock.read()["tokens_per_second_per_chip"] == pytest.approx(400 / 4)
 
 
 def test_mfu_is_null_where_the_peak_is_unknown():

@@ -7,6 +7,7 @@ import json
 import math
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import pytest
 
@@ -18,6 +19,7 @@ from perception_jax.testing import tiny_clip
 from perception_jax.train.config import TrainConfig
 from perception_jax.train.plan import make_plan
 from tests.slices import cpu_slice, tpu_test
+from tests.tiny_training import Bucketed
 
 ROWS = 40
 SLICE = cpu_slice()
@@ -29,7 +31,8 @@ def planned(task=None, found=SLICE, optim=None, **mesh: int):
         {"steps": 10, "batch_size": ROWS, "mesh": mesh, "optim": optim or {}}
     )
     devices = jax.devices()[: found.chips]
-    return make_plan(task, config, task.batch_shapes(), found, devices)
+    (batch,) = task.batch_shapes()
+    return make_plan(task, config, batch, found, devices)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +107,8 @@ def test_an_axis_as_long_as_the_batch_is_no_whole():
     rows = 32  # the towers' width
     task = tiny_clip.task(batch_size=rows)
     settings = TrainConfig.from_mapping({"steps": 1, "batch_size": rows, "mesh": {"fsdp": 8}})
-    found = make_plan(task, settings, task.batch_shapes(), SLICE, jax.devices())
+    (batch,) = task.batch_shapes()
+    found = make_plan(task, settings, batch, SLICE, jax.devices())
     assert found.whole == []
 
 
@@ -120,6 +124,65 @@ def test_what_does_not_fit_is_said_with_advice(split):
     assert "2 micro-batches (train.optim.accumulate)" in text
     assert "state alone" in plan_text.advice({**lines, "available_bytes": found.state_bytes - 1}, 8)
     assert " NO " in plan_text.row(lines)
+
+
+class Similar:
+    """A task that holds the similarities of all pairs on every chip."""
+
+    def __init__(self):
+        self._task = tiny_clip.task(batch_size=ROWS)
+
+    def __getattr__(self, name):
+        return getattr(self._task, name)
+
+    def loss(self, model, batch, key):
+        loss, metrics = self._task.loss(model, batch, key)
+        rows = jnp.mean(batch["image"].astype(jnp.float32), axis=(1, 2))
+        whole = jax.lax.with_sharding_constraint(rows @ rows.T, jax.sharding.PartitionSpec())
+        return loss, {**metrics, "mean": jnp.mean(jnp.sort(whole))}
+
+
+def test_similarities_of_all_pairs_on_a_chip_are_named():
+    found = planned(Similar(), fsdp=8)
+    assert any(array.endswith(f"f32[{ROWS}, {ROWS}]") for array in found.whole)
+
+
+def test_every_shape_of_a_config_is_planned_and_the_largest_decides(monkeypatch, tmp_path, capsys):
+    task = Bucketed(buckets=(3, 50_000))
+    monkeypatch.setattr(systems, "planning_program", lambda _: Shapes(task))
+    settings = ml_collections.ConfigDict({"train": {"steps": 9, "batch_size": 16}})
+    short, long = (made.to_json() for made in plan.made(settings, SLICE, jax.devices()))
+    assert short["batch"]["text"] == "float32[16, 3, 6]"
+    assert long["batch"]["text"] == "float32[16, 50000, 6]"
+    assert short["model_flops"] < long["model_flops"]
+    small = dataclasses.replace(SLICE, hbm=long["total_bytes"] - 1)
+    steps = [made.to_json() for made in plan.made(settings, small, jax.devices())]
+    assert [step["fits"] for step in steps] == [True, False]
+    monkeypatch.setattr(plan, "compiled", lambda *_: steps)
+    words = [
+        "--config=configs/clip/scenes.py:runlocal",
+        "--slice=v5e-8",
+        f"--json={tmp_path / 'p'}",
+    ]
+    assert common.main(plan.PROGRAM, plan.run, words) == 1
+    printed = capsys.readouterr().out
+    assert " training 1 " in printed
+    assert " training 2 " in printed
+    assert "batch        image float32[16, 12], text float32[16, 50000, 6]" in printed
+    assert [step["step"] for step in json.loads((tmp_path / "p").read_text())] == [
+        "training 1",
+        "training 2",
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Shapes:
+    """A program whose training step can be planned."""
+
+    task: Bucketed
+
+    def shapes(self, config):
+        return self.task, self.task.batch_shapes()
 
 
 class Refused(jax.stages.Lowered):
@@ -152,7 +215,10 @@ def test_slices_have_googles_names():
         flops=459e12,
         hbm_bandwidth=2765e9,
         ici_bandwidth=600e9,
+        dcn_bandwidth=6.25e9,
     )
+    two = slices.find("2xv5p-128")
+    assert (two.name, two.topology, two.chips, two.slices) == ("2xv5p-128", "v5p:4x4x4", 128, 2)
     for name in slices.names():
         found = slices.find(name)
         sides = found.topology.partition(":")[2].split("x")
@@ -164,11 +230,17 @@ def test_slices_have_googles_names():
 
 
 def test_systems_that_train_can_be_planned():
-    for file, rows in (("configs/clip/scenes.py", 128), ("configs/give/clip_b16.py", 1024)):
+    for file, rows in (
+        ("configs/clip/scenes.py", 128),
+        ("configs/clip/vit_b16.py", 32_768),
+        ("configs/clip/vit_l14_336.py", 32_768),
+        ("configs/siglip/so400m14_384.py", 32_768),
+        ("configs/give/clip_b16.py", 1024),
+    ):
         settings, _ = common.load_config(file)
         settings = ml_collections.ConfigDict(json.loads(settings.to_json_best_effort()))
-        task, batch = systems.planning_program(settings).shapes(settings)
-        assert {leaf.shape[0] for leaf in jax.tree.leaves(batch)} == {rows}
+        task, batches = systems.planning_program(settings).shapes(settings)
+        assert {leaf.shape[0] for leaf in jax.tree.leaves(batches)} == {rows}
         assert task.shardings
 
 
@@ -200,6 +272,34 @@ def test_a_step_is_compiled_for_a_slice(tmp_path, capsys):
     assert found["temporary_bytes"] > 0
     assert "all-gather" in found["collective_bytes"]
     assert "at least 0.00 h for 12 steps" in capsys.readouterr().out
+    # Two slices: only the sums of gradients go from one to the other.
+    replicas = [*words, "--config.train.mesh.replica=2", "--config.train.mesh.fsdp=4"]
+    assert common.main(plan.PROGRAM, plan.run, [*replicas, "--slice=2xv5e-4"]) == 0
+    (two,) = json.loads((tmp_path / "plan.json").read_text())
+    assert two["mesh"] == {"replica": 2, "fsdp": 4, "tensor": 1}
+    assert two["fits"]
+    assert two["whole"] == []
+    assert two["dcn_bytes"] > found["dcn_bytes"] == 0
+    # Of the gradients, those that are split over a slice are sent by parts.
+    assert two["dcn_bytes"] < 2 * 4 * two["trained"]
+    assert "to slices " in capsys.readouterr().out
     # A mesh that the batch does not fit ends in the worker and is said once.
     assert common.main(plan.PROGRAM, plan.run, [config, "--slice=v5e-64"]) == 1
     assert "v5e-64: batch_size 32 must be divisible" in capsys.readouterr().err
+
+
+@tpu_test
+def test_the_smallest_published_config_fits_v5e_16(tmp_path):
+    words = ["--config=configs/give/clip_b16.py", "--slice=v5e-16", f"--json={tmp_path / 'plan'}"]
+    assert common.main(plan.PROGRAM, plan.run, words) == 0
+    (found,) = json.loads((tmp_path / "plan").read_text())
+    assert found["fits"]
+    assert found["whole"] == []
+    assert found["total_bytes"] < 3 * 2**30  # of 15.75 GiB
+    # The frozen backbone is split too, in float32; what trains has two moments.
+    assert found["state_bytes"] < 1.15 * 4 * (3 * found["trained"] + found["frozen"]) / 16 + 2**22
+    assert found["replicated"][1] < 4 * 2**20
+    assert found["model_flops"] < found["hardware_flops"] < 1.4 * found["model_flops"]
+    # Layers are gathered in bfloat16, one after another; no batch of tokens is.
+    assert sum(found["collective_bytes"].values()) < 2.5 * 2 * (found["trained"] + found["frozen"])
+    assert found["communication_seconds"] < 0.05 * found["compute_seconds"]

@@ -6,12 +6,19 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from perception_jax.errors import ConfigError, TrainingError
 from perception_jax.shard import distributed
-from perception_jax.shard.mesh import batch_sharding, batch_shards, check_batch, make_mesh
+from perception_jax.shard.mesh import (
+    batch_sharding,
+    batch_shards,
+    check_batch,
+    make_mesh,
+    over_slices,
+)
 from perception_jax.shard.rules import fsdp_largest_axis, place, shardings
 from perception_jax.train.state import TrainState
 from perception_jax.train.step import VOTE, Step, compile_step
@@ -19,6 +26,49 @@ from perception_jax.train.step import VOTE, Step, compile_step
 
 def shape(*sizes: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(sizes, jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """A device of a TPU slice, as far as a mesh asks."""
+
+    id: int
+    slice_index: int
+    coords: tuple[int, int, int]
+    platform: str = "tpu"
+    device_kind: str = "TPU v9"
+    core_on_chip: int = 0
+    process_index: int = 0
+
+
+def two_slices() -> list[Chip]:
+    """2 × 4 chips each, those of both in turn."""
+    return [
+        Chip(id=8 * k + 2 * y + x, slice_index=k, coords=(x, y, 0))
+        for y in range(4)
+        for x in range(2)
+        for k in range(2)
+    ]
+
+
+@pytest.mark.parametrize("sizes", [(2, 8, 1), (4, 2, 2), (2, 2, 4), (16, 1, 1)])
+def test_only_replicas_go_from_slice_to_slice(sizes: tuple[int, int, int]):
+    grid = over_slices(sizes, two_slices(), 2)
+    assert grid.shape == sizes
+    assert len({chip.id for chip in grid.ravel()}) == 16
+    slices = np.vectorize(lambda chip: chip.slice_index)(grid)
+    half = sizes[0] // 2
+    assert (slices[:half] == 0).all()
+    assert (slices[half:] == 1).all()
+
+
+def test_a_mesh_that_splits_layers_over_slices_is_refused():
+    message = (
+        r"2 slices of 8 chips, and with mesh\.replica=1 mesh\.fsdp=8 mesh\.tensor=2 .*"
+        r"mesh\.replica=2 mesh\.fsdp=4 mesh\.tensor=2\."
+    )
+    with pytest.raises(ConfigError, match=message):
+        over_slices((1, 8, 2), two_slices(), 2)
 
 
 def test_mesh_fills_the_open_axis_and_is_auto():

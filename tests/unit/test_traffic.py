@@ -99,3 +99,25 @@ def test_the_text_of_a_tpu_program_is_read():
     combined = [item for item in listed if item.kind == "all-to-all"]
     assert [(item.group, item.bytes) for item in combined] == [(4, 16 * 3), (4, 8 * 3)]
     assert (found["collective-permute"].times, found["collective-permute"].bytes) == (1, 8 * 4)
+
+
+def test_buffers_that_go_to_other_slices_are_counted():
+    """As libtpu writes a program for several slices; the channels are counted anew."""
+    send = (
+        "  %sent = (f32[4,8]{1,0:T(8,128)}, u32[], token[]) send(%x, %after), channel_id=7, "
+        "is_host_transfer=true, frontend_attributes={"
+        '_xla_host_transfer_rendezvous="all-reduce.1_0",'
+        '_xla_megascale_reduce_operation="SUM",_xla_megascale_transfer_type="ALL_REDUCE"}'
+    )
+    lines = PROGRAM.replace("  ROOT %next", f"{send}\n  ROOT %next")
+    within, across = (traffic.parse(text, 8, 4) for text in (PROGRAM, lines))
+    (found,) = [item for item in across if item not in within]
+    assert (found.kind, found.group, found.times, found.bytes) == ("all-reduce", 4, 12, 0)
+    assert found.dcn_bytes == 12 * 4 * 8 * 4 * 2 * 3 // 4
+    assert len(across) == len(within) + 1
+    (found,) = [
+        item
+        for item in traffic.parse(lines.replace("ALL_REDUCE", "ALL_GATHER"), 8, 4)
+        if item.dcn_bytes
+    ]
+    assert found.dcn_bytes == 12 * 4 * 8 * 4 * 3

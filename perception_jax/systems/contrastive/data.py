@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import grain
 
 from perception_jax.api import Processor
@@ -42,11 +44,15 @@ class ContrastiveData:
         self._source = source
         self._seed, self._workers = seed, workers
         self._max_bad_fraction = max_bad_fraction
-        self._transform = ImageTextTransform(
-            processor=processor.image,
-            tokenizer=processor.tokenizer,
-            weights=caption_weights,
-            augment=Augment(min_area=min_area) if min_area < 1 else None,
+        self._weights, self._min_area = caption_weights, min_area
+
+    @functools.cached_property
+    def _transform(self) -> ImageTextTransform:
+        return ImageTextTransform(
+            processor=self.processor.image,
+            tokenizer=self.processor.tokenizer,
+            weights=self._weights,
+            augment=Augment(min_area=self._min_area) if self._min_area < 1 else None,
         )
 
     @property

@@ -1,12 +1,16 @@
 """The program of contrastive training for `launch`: data, task, evaluation, report and export.
 
-`config` is an `ml_collections.ConfigDict` as `configs/clip/scenes.py` makes it.
+`config` is an `ml_collections.ConfigDict` as `configs/clip/scenes.py` makes it: `config.model`
+holds the sizes of a CLIP, or is the hub id of a published model (`api.PUBLISHED`) that is trained
+from scratch.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import pathlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,6 +20,7 @@ if TYPE_CHECKING:
     from perception_jax.api import Loaded, Processor
     from perception_jax.data.records import Source
     from perception_jax.models.clip.config import ClipConfig
+    from perception_jax.models.siglip.config import SiglipConfig
     from perception_jax.systems.contrastive.benchmark import Benchmark
     from perception_jax.systems.contrastive.data import ContrastiveData
     from perception_jax.systems.contrastive.encode import Embeddings
@@ -42,20 +47,21 @@ def task(config: Any, loaded: Loaded | None = None) -> ContrastiveTask:
 
     processor = _processor(config) if loaded is None else loaded.processor
     return ContrastiveTask(
-        _task_config(config),
-        clip_config(config.model) if loaded is None else loaded.config,
+        _settings(config),
+        _model(config.model) if loaded is None else loaded.config,
         data=_data(config, processor),
         benchmark=functools.partial(_benchmark, config, processor),
     )
 
 
-def shapes(config: Any) -> tuple[ContrastiveTask, Batch]:
-    """The task and the shapes of its batch, without data."""
+def shapes(config: Any) -> tuple[ContrastiveTask, Sequence[Batch]]:
+    """The task and the shapes of its batches, without data and tokenizer."""
     from perception_jax.systems.contrastive.data import ContrastiveData
     from perception_jax.systems.contrastive.task import ContrastiveTask
 
-    data = ContrastiveData([], _processor(config), batch_size=config.train.batch_size, seed=0)
-    task = ContrastiveTask(_task_config(config), clip_config(config.model), data=data)
+    model = _model(config.model)
+    data = ContrastiveData([], _image_processor(model), batch_size=config.train.batch_size, seed=0)
+    task = ContrastiveTask(_settings(config), model, data=data)
     return task, task.batch_shapes()
 
 
@@ -79,7 +85,7 @@ def report(config: Any, task: ContrastiveTask, model: nnx.Module, folder: pathli
         model,
         benchmark.inputs,
         folder / "predictions",
-        settings=repr(task.clip),
+        settings=repr(task.model),
     )
     _write_report(config, task, model, embeddings, folder)
 
@@ -136,7 +142,7 @@ def finish(config: Any, task: ContrastiveTask, model: nnx.Module, workdir: pathl
     benchmark = task.benchmark
     embeddings = dict(benchmark.encoder.embed(model, benchmark.inputs))
     _write_report(config, task, model, embeddings, workdir)
-    loaded = api.Loaded(model=model, config=task.clip, processor=task.processor)
+    loaded = api.Loaded(model=model, config=task.model, processor=task.processor)
     image = decode(benchmark.pictures[0].image)
 
     def outputs(loaded: Loaded) -> dict[str, np.ndarray]:
@@ -153,10 +159,24 @@ def finish(config: Any, task: ContrastiveTask, model: nnx.Module, workdir: pathl
     print(f"checkpoint  {folder} (Hugging Face layout; loads back with equal embeddings)")
 
 
-def clip_config(model: Any) -> ClipConfig:
-    """The model's dataclass: 32-wide heads, MLPs of four times the width."""
+def _settings(config: Any) -> ContrastiveConfig:
+    from perception_jax.systems.contrastive.task import ContrastiveConfig, TowerRemat
+
+    return ContrastiveConfig(loss=config.loss, remat=TowerRemat(**config.remat), parts=config.parts)
+
+
+def _model(model: Any) -> ClipConfig | SiglipConfig:
+    """The model's dataclass: of a hub id, or of sizes with 32-wide heads and MLPs of four times the
+    width.
+
+    Raises:
+      ConfigError: a hub id that is not among `api.PUBLISHED`.
+    """
+    from perception_jax import api
     from perception_jax.models.clip.config import ClipConfig, TextConfig, VisionConfig
 
+    if isinstance(model, str):
+        return api.published_backbone(model).config
     return ClipConfig(
         vision=VisionConfig(
             image_size=model.image_size,
@@ -178,22 +198,27 @@ def clip_config(model: Any) -> ClipConfig:
     )
 
 
-def _task_config(config: Any) -> ContrastiveConfig:
-    from perception_jax.systems.contrastive.task import ContrastiveConfig, TowerRemat
-
-    return ContrastiveConfig(loss=config.loss, remat=TowerRemat(**config.remat))
-
-
 def _processor(config: Any) -> Processor:
+    """CLIP's vocabulary ships; that of a SigLIP is fetched."""
+    from perception_jax import api
+    from perception_jax.data.tokenization import ClipTokenizer
+    from perception_jax.models.siglip.config import SiglipConfig
+
+    model = _model(config.model)
+    if isinstance(model, SiglipConfig):
+        return api.backbone_processor(config.model)
+    tokenizer = ClipTokenizer.shipped(model.text.vocab_size, model.text.context)
+    return dataclasses.replace(_image_processor(model), tokenizer=tokenizer)
+
+
+def _image_processor(model: ClipConfig | SiglipConfig) -> Processor:
+    """The processor of a model without its tokenizer."""
     from perception_jax.api import Processor
     from perception_jax.data.processors import ImageProcessor
-    from perception_jax.data.tokenization import ClipTokenizer
+    from perception_jax.models.registry import architecture_of
 
-    model = config.model
-    return Processor(
-        image=ImageProcessor(size=model.image_size),
-        tokenizer=ClipTokenizer.shipped(model.vocab_size, model.context),
-    )
+    image = ImageProcessor(**architecture_of(model).image_settings(model, "hf"))
+    return Processor(image=image, tokenizer=None)
 
 
 def _data(config: Any, processor: Processor) -> ContrastiveData:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -20,8 +20,11 @@ from jaxtyping import Array, Bool, Float, Int
 from perception_jax.models.clip.config import ClipConfig
 from perception_jax.models.clip.modeling import Clip
 from perception_jax.models.shardings import SHARDINGS
+from perception_jax.models.siglip.config import SiglipConfig
+from perception_jax.models.siglip.modeling import Siglip
 from perception_jax.ops.image import normalise
 from perception_jax.ops.losses import sigmoid_contrastive, softmax_contrastive, unit
+from perception_jax.ops.sharding import constrain, in_parts
 from perception_jax.systems.contrastive.benchmark import Benchmark
 from perception_jax.systems.contrastive.data import ContrastiveData
 from perception_jax.train.task import Batch, Evaluator, Metrics
@@ -48,14 +51,17 @@ class ContrastiveConfig:
     Attributes:
       loss: "softmax" (CLIP) or "sigmoid" (SigLIP).
       remat: what is recomputed instead of kept.
+      parts: into which the towers divide a batch, one after another: activations of one block then
+        stay in memory for a part only. The loss is that of the whole batch.
     """
 
     loss: Literal["softmax", "sigmoid"] = "softmax"
     remat: TowerRemat = TowerRemat()
+    parts: int = 1
 
 
 class ContrastiveTask:
-    """Trains every parameter of a CLIP on the captions of a source."""
+    """Trains every parameter of a CLIP or SigLIP on the captions of a source."""
 
     trainable = nnx.Param
     shardings = SHARDINGS
@@ -63,14 +69,14 @@ class ContrastiveTask:
     def __init__(
         self,
         config: ContrastiveConfig,
-        clip: ClipConfig,
+        model: ClipConfig | SiglipConfig,
         *,
         data: ContrastiveData,
         benchmark: Callable[[], Benchmark] | None = None,
     ):
         """Args: benchmark: makes what is measured; called when it is first needed."""
         self.config = config
-        self.clip = clip
+        self.model = model
         self.data = data
         self.processor = data.processor
         self._make_benchmark = benchmark
@@ -81,10 +87,12 @@ class ContrastiveTask:
         return None if self._make_benchmark is None else self._make_benchmark()
 
     def init(self, key: jax.Array) -> nnx.Module:
-        """A CLIP with fresh parameters; the sigmoid loss adds a logit bias (`SigmoidClip`)."""
+        """The model with fresh parameters; the sigmoid loss adds a logit bias to a CLIP
+        (`SigmoidClip`)."""
         rngs = nnx.Rngs(params=key)
-        build = Clip if self.config.loss == "softmax" else SigmoidClip
-        return build(self.clip, rngs=rngs)
+        if isinstance(self.model, SiglipConfig):
+            return Siglip(self.model, rngs=rngs)
+        return (Clip if self.config.loss == "softmax" else SigmoidClip)(self.model, rngs=rngs)
 
     def pretrained(self, targets: Mapping[str, jax.ShapeDtypeStruct]) -> Mapping[str, Any]:
         """Nothing: trains from scratch."""
@@ -98,12 +106,17 @@ class ContrastiveTask:
         """Unit embeddings of images and texts, and the texts' tokens."""
         del key  # no dropout
         dtype = model.logit_scale.dtype  # the trainer's compute dtype
-        pixels = normalise(
-            batch["image"], self.processor.image.mean, self.processor.image.std, dtype
-        )
-        remat = self.config.remat
-        image = unit(model.vision(pixels, remat=remat.vision).embedding)
-        text = unit(model.text(batch["ids"], dtype=dtype, remat=remat.text).embedding)
+        remat, parts, processor = self.config.remat, self.config.parts, self.processor.image
+
+        def encode_images(pixels: Array) -> Array:
+            pixels = normalise(pixels, processor.mean, processor.std, dtype)
+            return unit(model.vision(pixels, remat=remat.vision).embedding)
+
+        def encode_texts(ids: Array) -> Array:
+            return unit(model.text(ids, dtype=dtype, remat=remat.text).embedding)
+
+        image = in_parts(encode_images, batch["image"], parts)
+        text = in_parts(encode_texts, batch["ids"], parts)
         return {"image": image, "text": text, "ids": batch["ids"]}
 
     def loss_of(self, model: nnx.Module, features: Features) -> tuple[jax.Array, Metrics]:
@@ -122,13 +135,15 @@ class ContrastiveTask:
         """ "train": endless batches of the data."""
         return {"train": self.data.loader()}
 
-    def batch_shapes(self) -> Batch:
-        """The shapes of a batch."""
-        rows, side = self.data.batch_size, self.clip.vision.image_size
-        return {
-            "image": jax.ShapeDtypeStruct((rows, side, side, 3), jnp.uint8),
-            "ids": jax.ShapeDtypeStruct((rows, self.clip.text.context), jnp.int32),
-        }
+    def batch_shapes(self) -> Sequence[Batch]:
+        """The one shape of all batches."""
+        rows, side = self.data.batch_size, self.model.vision.image_size
+        return [
+            {
+                "image": jax.ShapeDtypeStruct((rows, side, side, 3), jnp.uint8),
+                "ids": jax.ShapeDtypeStruct((rows, self.model.text.context), jnp.int32),
+            }
+        ]
 
     def evaluators(self) -> Mapping[str, Evaluator]:
         """The benchmark's, if one was given."""
@@ -149,7 +164,7 @@ def equal_rows(ids: Int[Array, "B T"]) -> Bool[Array, "B B"]:
     # Token by token: the whole comparison would be [B, B, T], over the global batch.
     same, _ = jax.lax.scan(
         lambda same, token: (same & (token[:, None] == token[None]), None),
-        ~jnp.eye(ids.shape[0], dtype=bool),
+        constrain(~jnp.eye(ids.shape[0], dtype=bool), "batch"),
         ids.T,
     )
     return same
@@ -159,7 +174,7 @@ def batch_accuracy(
     image: Float[Array, "B E"], text: Float[Array, "B E"], same: Bool[Array, "B B"]
 ) -> Float[Array, ""]:
     """Share of images whose own text, or an equal one, is the most similar of the batch."""
-    best = jnp.argmax(image @ text.T, axis=1)
+    best = jnp.argmax(constrain(image @ text.T, "batch"), axis=1)
     own = jnp.eye(image.shape[0], dtype=bool)
     right = (own | same) & (best[:, None] == jnp.arange(image.shape[0]))
     return jnp.mean(jnp.any(right, axis=1), dtype=jnp.float32)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,7 +22,6 @@ from perception_jax import api
 from perception_jax.models.paired import build_backbone
 from perception_jax.models.params import flatten
 from perception_jax.nn.adapters import AdapterParam
-from perception_jax.nn.text_tower import TextTower
 from perception_jax.ops.boxes import patch_coverage
 from perception_jax.ops.image import normalise
 from perception_jax.ops.losses import unit
@@ -45,7 +44,7 @@ from perception_jax.systems.give.training_data import TrainingData
 from perception_jax.train.task import Batch, Evaluator, Metrics
 
 INSTRUCTION_TOKENS = 16
-"""Length of instructions for which a step is planned; names of classes are shorter."""
+"""Length of instructions for which a step is planned without data; names of classes are shorter."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -159,18 +158,17 @@ class GiveTask:
     def datasets(self) -> Mapping[str, Iterable[Batch]]:
         """ "train": endless batches of `ObjectRows`' arrays, with "instruction" and
         "absent_instruction" (states, mask and embedding of each row) instead of their indices."""
-        strings = self.data.index.instructions.strings
-        tower, features = self._text_tower(), self.encoder.instruction_features
-        lookup = _InstructionLookup(features(tower, strings))
         if self.config.plus.generic:
-            self._generic = as_arrays(features(tower, [GENERIC]))
+            self._generic = self._features([GENERIC])
+        lookup = _InstructionLookup(self._instructions)
         loader = self.data.loader(
             batch_size=self.config.batch_size, num_workers=self.config.workers
         )
         return {"train": loader.map(lookup)}
 
-    def batch_shapes(self) -> Batch:
-        """The shapes of a batch, with instructions of `INSTRUCTION_TOKENS` tokens."""
+    def batch_shapes(self) -> Sequence[Batch]:
+        """The one shape of all batches: instructions are as long as the longest of the data, or
+        `INSTRUCTION_TOKENS` without data."""
         config, text = self.backbone.config, self.backbone.config.text
         side = self.backbone.processor.image.size
 
@@ -183,6 +181,9 @@ class GiveTask:
             "mask": rows(tokens, dtype=jnp.bool_),
             "embedding": rows(config.embed_dim),
         }
+        if self.data is not None:
+            table = self._instructions
+            instruction = {k: rows(*v.shape[1:], dtype=v.dtype) for k, v in table.items()}
         shapes = {
             "image": rows(side, side, 3, dtype=jnp.uint8),
             **dict.fromkeys(("image_index", "label", "caption_index"), rows(dtype=jnp.int32)),
@@ -197,7 +198,7 @@ class GiveTask:
                 "altered_ids": rows(text.context, dtype=jnp.int32),
                 "altered": rows(dtype=jnp.bool_),
             }
-        return shapes
+        return [shapes]
 
     def evaluators(self) -> Mapping[str, Evaluator]:
         """The evaluators by name, made when they are first needed."""
@@ -206,12 +207,18 @@ class GiveTask:
     @functools.cached_property
     def _generic(self) -> Mapping[str, np.ndarray]:
         with jax.ensure_compile_time_eval():  # the first to ask is the loss, while it is traced
-            return as_arrays(self.encoder.instruction_features(self._text_tower(), [GENERIC]))
+            return self._features([GENERIC])
 
-    def _text_tower(self) -> TextTower:
-        """The backbone's text tower on the current mesh, needed only to encode instructions."""
+    @functools.cached_property
+    def _instructions(self) -> Mapping[str, np.ndarray]:
+        """A row for each instruction of the data."""
+        return self._features(self.data.index.instructions.strings)
+
+    def _features(self, instructions: Sequence[str]) -> Mapping[str, np.ndarray]:
+        """Encodes instructions with the backbone's text tower on the current mesh."""
         mesh = jax.sharding.get_mesh()
-        return self.backbone.part("text", None if mesh.empty else mesh)
+        tower = self.backbone.part("text", None if mesh.empty else mesh)
+        return as_arrays(self.encoder.instruction_features(tower, instructions))
 
     def _encode(self, model: Give, pixels: Array, batch: Batch) -> tuple[_Encoded, _Encoded]:
         """Every image under both of its instructions."""
@@ -278,8 +285,8 @@ def _pair(rows: Array) -> tuple[Array, Array]:
 class _InstructionLookup:
     """Replaces the instruction indices of a batch by the rows of a table of features."""
 
-    def __init__(self, table: InstructionFeatures):
-        self._table = as_arrays(table)
+    def __init__(self, table: Mapping[str, np.ndarray]):
+        self._table = table
 
     def __call__(self, batch: Batch) -> Batch:
         made = {
