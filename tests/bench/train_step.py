@@ -153,7 +153,7 @@ def our_step(config: Any, given: argparse.Namespace) -> Ours:
         split = mesh_lib.batch_sharding(mesh)
         batch = jax.device_put(arrays(config, given.batch, given.length), split)
         compiled = step.trace(batch).compile()
-        state = [step.init(0)]
+        state = [step.init()]
 
     def call() -> jax.Array:
         state[0], metrics = compiled.call(state[0], batch)
