@@ -2,8 +2,8 @@
 
 python -m tests.sharding.tpu_gradient [vit|decoder] [--mesh=REPLICA,FSDP,TENSOR] [--dense]
 
-Needs libtpu, prints one line of JSON. `vit` is CLIP's ViT-L/14-336, `decoder` two layers of Vicuna 7B
-over 2,623 tokens. `--dense` has XLA compute the attention as on other platforms.
+Needs libtpu, prints one line of JSON. `vit` is CLIP's ViT-L/14-336, `decoder` two layers of Vicuna
+7B over 2,623 tokens. `--dense` has XLA compute the attention as on other platforms.
 """
 
 from __future__ import annotations
