@@ -178,10 +178,24 @@ def _attend_long(
     leaves: list[Array | int],
     structure: jax.tree_util.PyTreeDef,
 ) -> Float[Array, "B T N H"]:
+    return _attend_long_on(q, k, v, bias, leaves, structure, trained=False)
+
+
+def _attend_long_on(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B K M H"],
+    v: Float[Array, "B K M H"],
+    bias: Bias | None,
+    leaves: list[Array | int],
+    structure: jax.tree_util.PyTreeDef,
+    *,
+    trained: bool,
+) -> Float[Array, "B T N H"]:
     mask = as_conditions(structure.unflatten(leaves))
 
     def fused(kernel: Callable, q: Array, k: Array, v: Array, *_: Array | None) -> Array:
-        return _fused(kernel, q, k, v, mask)
+        run = functools.partial(_fused, kernel, mask=mask)
+        return jax.vjp(run, q, k, v)[0] if trained else run(q, k, v)
 
     branches = {"cpu": functools.partial(blocks.in_blocks, _attend_heads_first)}
     for platform, kernel in _kernels(q, k, v, mask, bias).items():
@@ -191,9 +205,12 @@ def _attend_long(
 
 
 def _attend_long_forward(
-    *inputs: Any,
+    q: Array, k: Array, v: Array, bias: Bias | None, leaves: list, structure: Any
 ) -> tuple[Array, tuple]:
-    return _attend_long(*inputs), inputs[:-1]
+    # By the form of a kernel that its gradient runs: under rematerialisation both forward passes
+    # are then next to each other, and XLA runs one of them.
+    out = _attend_long_on(q, k, v, bias, leaves, structure, trained=True)
+    return out, (q, k, v, bias, leaves)
 
 
 def _attend_long_backward(

@@ -126,7 +126,7 @@ def _on_chip(
     queries, keys = q.shape[1], k.shape[1]
     kernel = _kernel(queries, keys, causal, window, interpret=PLATFORM == "cpu")
     q = q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
-    q, k, v = (_pad(x.swapaxes(1, 2), 2, 0) for x in (q, k, v))
+    q, k, v = (_pad(x, 1, 0).swapaxes(1, 2) for x in (q, k, v))
     segments, axis = None, None
     if ids is not None:
         own, other = _pad(ids[0], 1, 0), _pad(ids[1], 1, _HIDDEN)
