@@ -47,6 +47,7 @@ def interpreted(monkeypatch):
     """The TPU's kernel on CPU, in several blocks, for every number of tokens."""
     monkeypatch.setattr(splash, "PLATFORM", "cpu")
     monkeypatch.setattr(splash, "SCORES", 0)
+    monkeypatch.setattr(splash, "SCORE_BYTES", 0)
     monkeypatch.setattr(splash, "_LARGEST_BLOCK", 128)
 
 
@@ -114,9 +115,9 @@ def test_rows_of_probabilities_agree_with_the_tpu_kernel(interpreted):
     chex.assert_trees_all_close(*both(q, k, v), atol=1e-5)
 
 
-def text_for(platform, dtype, mask, tokens=256, bias=None):
+def text_for(platform, dtype, mask, tokens=256, heads=256 // B, bias=None):
     """The program of an attention and its gradient on a platform that need not be here."""
-    shape = jax.ShapeDtypeStruct((B, tokens, N, 64), dtype)
+    shape = jax.ShapeDtypeStruct((B, tokens, heads, 64), dtype)
 
     def score(q, k, v):
         return attend(q, k, v, mask, bias=bias).sum().astype(jnp.float32)
@@ -133,7 +134,7 @@ BY_TYPE = {
     "segments": (AttentionMask(segments=IDS), True),
     "keys": (coins(1, B, 1, 1, 256), True),
     "pairs": (coins(1, B, 1, 256, 256), False),
-    "heads": (coins(1, 1, N, 1, 256), False),
+    "heads": (coins(1, 1, 256 // B, 1, 256), False),
     "cache": (AttentionMask(causal=True, start=jnp.array([0, 0])), False),
 }
 
@@ -146,9 +147,10 @@ def test_a_mask_that_the_tpu_kernel_does_not_have_is_xlas(mask, taken):
 
 
 def test_the_tpu_kernel_is_for_long_inputs_without_bias():
-    assert "tpu_custom_call" not in text_for("tpu", jnp.bfloat16, None, tokens=128)
+    assert "tpu_custom_call" not in text_for("tpu", jnp.bfloat16, None, tokens=128, heads=512)
+    assert "tpu_custom_call" not in text_for("tpu", jnp.bfloat16, None, heads=64)
     assert "tpu_custom_call" not in text_for("tpu", jnp.float16, None)
-    bias = jnp.zeros((1, N, 256, 256))
+    bias = jnp.zeros((1, 1, 256, 256))
     assert "tpu_custom_call" not in text_for("tpu", jnp.float32, None, bias=bias)
 
 
@@ -181,10 +183,10 @@ def test_on_a_mesh_each_device_runs_the_tpu_kernel_on_its_own(kv_heads, interpre
 @pytest.mark.parametrize("causal", [False, True])
 def test_flops_are_those_of_a_dense_attention_on_every_platform(causal):
     """A causal mask counts as none, as for the models' FLOPs per second."""
-    tokens = 577
-    shape = jax.ShapeDtypeStruct((B, tokens, N, 64), jnp.float32)
+    tokens, heads = 577, 32
+    shape = jax.ShapeDtypeStruct((B, tokens, heads, 64), jnp.float32)
     mask = AttentionMask(causal=causal)
-    closed = 4 * B * N * tokens**2 * 64
+    closed = 4 * B * heads * tokens**2 * 64
 
     def score(qkv):
         return attend(*qkv, mask).sum()
@@ -204,7 +206,7 @@ def test_flops_are_those_of_a_dense_attention_on_every_platform(causal):
         (AttentionMask(lengths=jnp.array([3]), causal=True), ("fmhaSoftmax", "PADDING_CAUSAL")),
         (AttentionMask(segments=IDS, causal=True), ("fmhaScaleBiasSoftmax", "CAUSAL")),
         (coins(1, B, 1, 1, 256), ("fmhaScaleBiasSoftmax", "NO_MASK")),
-        (coins(1, 1, N, 256, 256), None),
+        (coins(1, 1, 256 // B, 1, 256), None),
     ],
 )
 def test_cudnn_is_called_with_masks_on_cuda(mask, calls, monkeypatch):

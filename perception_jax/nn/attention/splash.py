@@ -24,7 +24,10 @@ from perception_jax.ops.sharding import AXES, BATCH_AXES, TENSOR
 PLATFORM = "tpu"
 """Where `attend` runs; tests set "cpu", which interprets the kernel."""
 SCORES = 256 * 256
-"""Scores of one head from which the kernel is used."""
+"""Scores of one head from which the kernel is used; compiled for v5e, XLA's attention is as fast at
+197 tokens and slower at 257 (docs/scale.md)."""
+SCORE_BYTES = 64 << 20
+"""Bytes of a chip's float32 scores from which the kernel is used: fewer stay in its fast memory."""
 _LANES = 128
 """Tokens are padded to a multiple of a vector register's width."""
 _LARGEST_BLOCK = 1024
@@ -40,8 +43,11 @@ def takes(q: Array, k: Array, v: Array, mask: AttentionMask) -> bool:
     """
     same = q.dtype == k.dtype == v.dtype and q.dtype in (jnp.float32, jnp.bfloat16)
     of_keys = mask.array is None or mask.array.shape[1:3] == (1, 1)
-    long = q.shape[1] * k.shape[1] >= SCORES
-    return same and of_keys and mask.start is None and long and _splits(k.shape[0], k.shape[2])
+    shards = _shards(k.shape[0], k.shape[2])
+    if not same or not of_keys or mask.start is not None or shards is None:
+        return False
+    scores = q.shape[1] * k.shape[1]
+    return scores >= SCORES and 4 * q.shape[0] * q.shape[2] * scores // shards >= SCORE_BYTES
 
 
 def attend(
@@ -79,18 +85,18 @@ def _automatic() -> set[str]:
     return {axis for axis, kind in kinds if kind == AxisType.Auto}
 
 
-def _splits(batch: int, kv_heads: int) -> bool:
-    """Whether the current mesh is of TPUs and splits examples and heads evenly."""
+def _shards(batch: int, kv_heads: int) -> int | None:
+    """Parts into which the current mesh of TPUs splits examples and heads; None if not evenly."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.abstract_device is not None and mesh.abstract_device.platform != PLATFORM:
-        return False
+        return None
     sizes = {axis: size for axis, size in mesh.shape.items() if size > 1}
     automatic = _automatic() & set(sizes)
     if AxisType.Explicit in mesh.axis_types or not automatic <= set(AXES):
-        return False
-    shards = math.prod(sizes[axis] for axis in automatic - {TENSOR})
+        return None
+    examples = math.prod(sizes[axis] for axis in automatic - {TENSOR})
     heads = sizes[TENSOR] if TENSOR in automatic else 1
-    return batch % shards == 0 and kv_heads % heads == 0
+    return None if batch % examples or kv_heads % heads else examples * heads
 
 
 def _segment_ids(
