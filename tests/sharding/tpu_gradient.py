@@ -33,7 +33,8 @@ from perception_jax.shard import mesh as mesh_lib
 from perception_jax.shard import program, traffic
 from perception_jax.shard.rules import shardings
 
-BATCHES = {"vit": 256, "decoder": 32}
+BATCHES = {"vit": 256, "decoder": 48}
+"""No other axis of the model is as long."""
 TOKENS = 2623
 
 
