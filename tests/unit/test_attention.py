@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from perception_jax.nn.attention import LONG, attend, blocks, core
+from perception_jax.nn.attention import LONG, AttentionMask, attend, blocks, core
+from perception_jax.nn.attention.mask import dense_mask
 from tests.arrays import normal
 
 BATCH, QUERIES, KEYS, HEADS, WIDTH = 2, 130, 140, 3, 8
@@ -105,33 +106,45 @@ def lowered(platform, dtype, mask=None):
     return both.trace(q).lower(lowering_platforms=(platform,)).as_text()
 
 
-def test_cudnn_serves_16_bits_without_a_mask_on_cuda_alone(monkeypatch):
+def test_cudnn_serves_16_bits_on_cuda_alone(monkeypatch):
     monkeypatch.setattr(core, "_has_cudnn", lambda: True)
     # Stands in for a kernel that cannot even be lowered without a GPU.
     monkeypatch.setattr(core, "_cudnn", lambda q, k, v, mask: jnp.cos(q) + (k + v).mean())
     for platform in ("cpu", "cuda", "tpu"):
         for dtype in (jnp.float32, jnp.bfloat16, jnp.float16):
-            for mask in (None, MASKS["shared"]):
-                text = lowered(platform, dtype, mask)
-                served = platform == "cuda" and dtype != jnp.float32 and mask is None
+            for name in ("none", "shared", "each head"):
+                text = lowered(platform, dtype, MASKS[name])
+                served = platform == "cuda" and dtype != jnp.float32 and name != "each head"
                 # The cosine is its output, the sine its gradient.
                 for mark in ("stablehlo.cosine", "stablehlo.sine"):
-                    assert (mark in text) == served, (platform, dtype, mask is not None)
+                    assert (mark in text) == served, (platform, dtype, name)
 
 
-def test_cudnn_and_its_gradients_equal_a_dense_softmax():
+CUDNN_MASKS = {
+    "none": None,
+    "pairs of tokens": MASKS["shared"],
+    "keys of each example": MASKS["keys of each example"],
+    "lengths": AttentionMask(lengths=jnp.array([60, 0])),
+}
+
+
+@pytest.mark.parametrize("mask", CUDNN_MASKS.values(), ids=CUDNN_MASKS)
+def test_cudnn_and_its_gradients_equal_a_dense_softmax(mask):
     if not core._has_cudnn():
         pytest.skip("needs a CUDA device")
     q, k, v, readout = (x.astype(jnp.bfloat16) for x in arrays())
 
     def both(function, *qkv):
         def score(*qkv):
-            out = function(*qkv, None)
+            out = function(*qkv, mask)
             return jnp.sum((out * readout).astype(jnp.float32)), out
 
         return jax.jit(jax.grad(score, argnums=(0, 1, 2), has_aux=True))(*qkv)
 
-    expected = both(dense, *(x.astype(jnp.float32) for x in (q, k, v)))
+    def by_hand(q, k, v, mask):
+        return dense(q, k, v, dense_mask(mask, QUERIES, KEYS))
+
+    expected = both(by_hand, *(x.astype(jnp.float32) for x in (q, k, v)))
     found = jax.tree.map(lambda x: x.astype(jnp.float32), both(attend, q, k, v))
     chex.assert_trees_all_close(found, expected, atol=2e-2)  # bfloat16 has 8 bits
-    assert "cudnn" in jax.jit(attend).lower(q, k, v).compile().as_text()
+    assert "cudnn" in jax.jit(attend).lower(q, k, v, mask).compile().as_text()

@@ -8,6 +8,7 @@ Q tapped query rows.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -17,8 +18,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from perception_jax.errors import ConfigError
-from perception_jax.nn.attention import blocks
-from perception_jax.nn.attention.mask import AnyMask, AttentionMask, dense_mask, take_rows
+from perception_jax.nn.attention import blocks, splash
+from perception_jax.nn.attention.mask import (
+    AnyMask,
+    AttentionMask,
+    as_conditions,
+    dense_mask,
+    take_rows,
+)
+from perception_jax.ops.sharding import constrain
 
 Bias = Float[Array, "#B #N #T #K"]
 """An additive bias of the scores, e.g. of relative positions."""
@@ -94,18 +102,61 @@ def _attend_heads_first(
     return (mixed / sums).astype(v.dtype)
 
 
-def _cudnn(q: Array, k: Array, v: Array, mask: AttentionMask | None) -> Array:
-    return jax.nn.dot_product_attention(q, k, v, is_causal=mask is not None, implementation="cudnn")
+def _kernels(
+    q: Array, k: Array, v: Array, mask: AttentionMask, bias: Bias | None
+) -> dict[str, Callable[..., Array]]:
+    """The fused kernels that take these inputs, by platform."""
+    found = {}
+    if bias is None and _cudnn_takes(q, k, v, mask):
+        found["cuda"] = _cudnn
+    if bias is None and splash.takes(q, k, v, mask):
+        found[splash.PLATFORM] = splash.attend
+    return found
 
 
-def _cudnn_takes(q: Array, k: Array, v: Array, mask: AnyMask, bias: Bias | None) -> bool:
-    """Whether these inputs are for `_cudnn` where the program runs on CUDA."""
-    if bias is not None or q.dtype not in (jnp.bfloat16, jnp.float16):
+def _fused(
+    kernel: Callable[..., Array], q: Array, k: Array, v: Array, mask: AttentionMask
+) -> Float[Array, "B T N H"]:
+    """What a kernel gives for queries with a key; others average all values, as in `_attend`."""
+    out = kernel(q, k, v, mask)
+    seen = mask.seen(q.shape[1], k.shape[1])
+    if seen is None:
+        return out
+    mean = v.mean(axis=1, keepdims=True, dtype=jnp.float32).astype(v.dtype)
+    mean = mean.repeat(q.shape[2] // k.shape[2], axis=2)
+    return jnp.where(seen.swapaxes(1, 2)[..., None], out, mean)
+
+
+def _cudnn(q: Array, k: Array, v: Array, mask: AttentionMask) -> Array:
+    options: dict[str, Any] = {"is_causal": mask.causal}
+    if _needs_bias(mask):
+        dense = dataclasses.replace(mask, causal=False).dense(q.shape[1], k.shape[1])
+        shape = (*dense.shape[:2], q.shape[1], k.shape[1])
+        options["mask"] = constrain(jnp.broadcast_to(dense, shape), "batch")
+    elif mask.lengths is not None:
+        lengths = jnp.maximum(mask.lengths, 1)  # for none the kernel would divide by 0
+        options["key_value_seq_lengths"] = jnp.broadcast_to(lengths, k.shape[:1]).astype(jnp.int32)
+    return jax.nn.dot_product_attention(q, k, v, **options, implementation="cudnn")
+
+
+def _cudnn_takes(q: Array, k: Array, v: Array, mask: AttentionMask) -> bool:
+    """Whether these inputs are for `_cudnn` where the program runs on CUDA.
+
+    Not with a mask that differs between heads, which would be as large as the scores, nor with a
+    `start` (a cache).
+    """
+    if q.dtype not in (jnp.bfloat16, jnp.float16) or not q.dtype == k.dtype == v.dtype:
         return False
-    if mask is not None and not (isinstance(mask, AttentionMask) and mask.only_causal):
+    if mask.start is not None or (mask.array is not None and mask.array.shape[1] > 1):
         return False
-    same = q.dtype == k.dtype == v.dtype
-    return same and q.shape[3] % 8 == 0 and q.shape[3] <= _CUDNN_WIDTH and _has_cudnn()
+    if _needs_bias(mask) and (q.shape[1] % 2 or k.shape[1] % 2):
+        return False  # cuDNN's backward pass takes a bias of even lengths only
+    return q.shape[3] % 8 == 0 and q.shape[3] <= _CUDNN_WIDTH and _has_cudnn()
+
+
+def _needs_bias(mask: AttentionMask) -> bool:
+    """Whether cuDNN has a mask as a bias of the scores alone: not lengths, not a causal one."""
+    return mask.array is not None or mask.segments is not None or mask.window is not None
 
 
 @functools.cache
@@ -127,25 +178,46 @@ def _attend_long(
     leaves: list[Array | int],
     structure: jax.tree_util.PyTreeDef,
 ) -> Float[Array, "B T N H"]:
-    mask = structure.unflatten(leaves)
+    return _attend_long_on(q, k, v, bias, leaves, structure, trained=False)
+
+
+def _attend_long_on(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B K M H"],
+    v: Float[Array, "B K M H"],
+    bias: Bias | None,
+    leaves: list[Array | int],
+    structure: jax.tree_util.PyTreeDef,
+    *,
+    trained: bool,
+) -> Float[Array, "B T N H"]:
+    mask = as_conditions(structure.unflatten(leaves))
+
+    def fused(kernel: Callable, q: Array, k: Array, v: Array, *_: Array | None) -> Array:
+        run = functools.partial(_fused, kernel, mask=mask)
+        return jax.vjp(run, q, k, v)[0] if trained else run(q, k, v)
+
     branches = {"cpu": functools.partial(blocks.in_blocks, _attend_heads_first)}
-    if _cudnn_takes(q, k, v, mask, bias):
-        branches["cuda"] = lambda q, k, v, _mask, _bias: _cudnn(q, k, v, mask)
-    dense = dense_mask(mask, q.shape[1], k.shape[1])
+    for platform, kernel in _kernels(q, k, v, mask, bias).items():
+        branches[platform] = functools.partial(fused, kernel)
+    dense = mask.dense(q.shape[1], k.shape[1])
     return jax.lax.platform_dependent(q, k, v, dense, bias, default=_attend, **branches)
 
 
 def _attend_long_forward(
-    *inputs: Any,
+    q: Array, k: Array, v: Array, bias: Bias | None, leaves: list, structure: Any
 ) -> tuple[Array, tuple]:
-    return _attend_long(*inputs), inputs[:-1]
+    # By the form of a kernel that its gradient runs: under rematerialisation both forward passes
+    # are then next to each other, and XLA runs one of them.
+    out = _attend_long_on(q, k, v, bias, leaves, structure, trained=True)
+    return out, (q, k, v, bias, leaves)
 
 
 def _attend_long_backward(
     structure: jax.tree_util.PyTreeDef, kept: tuple, gradient: Array
 ) -> tuple:
     q, k, v, bias, leaves = kept
-    mask = structure.unflatten(leaves)
+    mask = as_conditions(structure.unflatten(leaves))
 
     def one(arrays: tuple, mask: Array | None, bias: Bias | None) -> tuple:
         *qkv, gradient = arrays
@@ -160,15 +232,15 @@ def _attend_long_backward(
         to_heads, to_bias = function(tuple(x.swapaxes(1, 2) for x in arrays), *others)
         return tuple(x.swapaxes(1, 2) for x in to_heads), to_bias
 
-    def cudnn(arrays: tuple, _mask: Array | None, _bias: Bias | None) -> tuple:
+    def fused(kernel: Callable, arrays: tuple, *_: Array | None) -> tuple:
         *qkv, gradient = arrays
-        return jax.vjp(lambda *qkv: _cudnn(*qkv, mask), *qkv)[1](gradient), None
+        return jax.vjp(lambda *qkv: _fused(kernel, *qkv, mask), *qkv)[1](gradient), None
 
     at_once = functools.partial(heads_first, one)
     branches = {"cpu": functools.partial(heads_first, functools.partial(blocks.in_turn, one))}
-    if _cudnn_takes(q, k, v, mask, bias):
-        branches["cuda"] = cudnn
-    dense = dense_mask(mask, q.shape[1], k.shape[1])
+    for platform, kernel in _kernels(q, k, v, mask, bias).items():
+        branches[platform] = functools.partial(fused, kernel)
+    dense = mask.dense(q.shape[1], k.shape[1])
     to_heads, to_bias = jax.lax.platform_dependent(
         (q, k, v, gradient), dense, bias, default=at_once, **branches
     )

@@ -43,11 +43,6 @@ class AttentionMask:
     causal: bool = dataclasses.field(default=False, metadata={"static": True})
     window: int | None = dataclasses.field(default=None, metadata={"static": True})
 
-    @property
-    def only_causal(self) -> bool:
-        """Whether `causal` is the only condition and queries and keys are the same tokens."""
-        return self.causal and self.window is None and not jax.tree.leaves(self)
-
     def dense(
         self, queries: int, keys: int, rows: Int[Array, "*R Q"] | None = None
     ) -> Bool[Array, "#B #N #Q #K"] | None:
@@ -75,6 +70,13 @@ class AttentionMask:
         for condition in found:
             joined = condition if joined is None else joined & condition
         return joined
+
+    def seen(self, queries: int, keys: int) -> Bool[Array, "#B #N #T"] | None:
+        """Which queries have a key at all; None where each has, as every token sees itself."""
+        partial = (self.array, self.lengths, self.key_segments, self.start)
+        if all(condition is None for condition in partial):
+            return None
+        return self.dense(queries, keys).any(axis=-1)
 
     def cached(self, lengths: Int[Array, "B"], queries: int) -> AttentionMask:
         """Returns the mask of new queries after `lengths` cached keys, which unused ones follow.
