@@ -4,7 +4,8 @@ python -m tests.sharding.tpu_gradient [vit|decoder] [--mesh=REPLICA,FSDP,TENSOR]
     [--remat=POLICY]
 
 Needs libtpu, prints one line of JSON. `vit` is CLIP's ViT-L/14-336, `decoder` two layers of Vicuna
-7B over 2,623 tokens. POLICY is a name of `nn.stack.REMAT`. `--dense` has XLA compute the attention as on other platforms.
+7B over 2,623 tokens. POLICY is a name of `nn.stack.REMAT`. `--dense` has XLA compute the attention
+as on other platforms.
 """
 
 from __future__ import annotations
