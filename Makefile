@@ -32,7 +32,7 @@ help:
 	@echo "make parity [ARGS=...]      comparison with PyTorch (installs torch, transformers, timm, open_clip)"
 	@echo "make parity-packages        installs these packages only"
 	@echo "make tpu                    compiles for a TPU slice without TPU hardware (installs libtpu separately)"
-	@echo "make lint                   style, formatting and import contracts"
+	@echo "make lint                   style, formatting, import contracts and shell scripts"
 	@echo "make clean                  removes caches and build outputs; keeps .venv and runs/"
 
 quickstart: $(VENV)/.stamp-base
@@ -62,6 +62,7 @@ lint: $(VENV)/.stamp-test
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/lint-imports
+	@$(BIN)/shellcheck .ci/run launch/cloud/*.sh
 
 clean:
 	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache .benchmarks

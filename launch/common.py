@@ -53,12 +53,14 @@ class Program:
         functions by command, for a program whose first argument is a command.
       config: whether the program takes `--config`, which is then required.
       positional: names of the arguments without dashes, all required.
+      rest: whether words behind `--` are taken as they are, e.g. a command.
     """
 
     name: str
     define: Define | Mapping[str, Define]
     config: bool = False
     positional: tuple[str, ...] = ()
+    rest: bool = False
 
     @property
     def command(self) -> str:
@@ -74,6 +76,7 @@ class Parsed:
       flags: value by name, e.g. `parsed.flags.workdir`.
       command: the first argument of a program with commands.
       positional: text by name.
+      rest: the words behind `--`.
       config: with overrides applied, locked; None for a program without `--config`.
       defaults: the config without overrides.
       config_path: the file of `--config`, without its argument.
@@ -81,6 +84,7 @@ class Parsed:
 
     flags: flags.FlagValues
     positional: Mapping[str, str]
+    rest: tuple[str, ...] = ()
     command: str | None = None
     config: ml_collections.ConfigDict | None = None
     defaults: ml_collections.ConfigDict | None = None
@@ -99,6 +103,7 @@ def parse(argv: Sequence[str], program: Program, values: flags.FlagValues | None
       ConfigError: a config file that cannot be used.
     """
     values = flags.FlagValues() if values is None else values
+    argv, behind = _split_rest(argv, program)
     command, define, argv = _split_command(argv, program)
     argv = [program.command, *argv]
     defaults = path = None
@@ -129,6 +134,7 @@ def parse(argv: Sequence[str], program: Program, values: flags.FlagValues | None
     return Parsed(
         flags=values,
         positional=dict(zip(program.positional, rest, strict=True)),
+        rest=behind,
         command=command,
         config=values.config if program.config else None,
         defaults=defaults,
@@ -192,6 +198,14 @@ def _define_common_flags(values: flags.FlagValues, config_argv: Sequence[str] | 
         sys_argv=list(config_argv),
     )
     flags.mark_flag_as_required("config", values)
+
+
+def _split_rest(argv: Sequence[str], program: Program) -> tuple[Sequence[str], tuple[str, ...]]:
+    """The words before the first `--`, and those behind it, for a program that takes them."""
+    if not program.rest or "--" not in argv:
+        return argv, ()
+    place = list(argv).index("--")
+    return argv[:place], tuple(argv[place + 1 :])
 
 
 def _split_command(

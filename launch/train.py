@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
 import pathlib
 import tempfile
 from typing import Any
@@ -27,6 +28,10 @@ from perception_jax.errors import ConfigError
 MAY_CHANGE = ("data.workers", "data.source", "data.images", "data.test")
 """Settings of a config that a resumed run may change: the batches do not depend on how many
 processes load them, nor on where the same data are."""
+
+STOPPED_CODE = "PERCEPTION_JAX_STOPPED_CODE"
+"""Environment variable: the exit code of a run that was stopped before its last step; 0 by default.
+What starts a run again after a preemption needs another one to tell it from a run that is done."""
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -45,28 +50,30 @@ PROGRAM = common.Program(name="train", define=define_flags, config=True)
 
 
 def run(parsed: common.Parsed) -> int:
-    """Trains; returns 0 also when it was asked to stop and has saved."""
+    """Trains; returns 0, or `STOPPED_CODE` when it was asked to stop and has saved."""
     from launch.systems import training_program
     from perception_jax.shard import distributed
     from perception_jax.train import loop
     from perception_jax.train.config import TrainConfig
     from perception_jax.train.interrupt import Stopped
 
+    stopped = _stopped_code()
     _log_to_stderr()
     compile_cache.skip_several_cpu_devices()
-    distributed.initialize()
     if "train" not in parsed.config:
         raise ConfigError(
             f"{parsed.config_path}: to train, a config file needs a block `train` (see "
             "configs.common.trainer)."
         )
+    config = TrainConfig.from_mapping(parsed.config.train.to_dict())
+    distributed.initialize(heartbeat_seconds=config.heartbeat_seconds)
     program = training_program(parsed.config)
     resolved, workdir = parsed.config.to_dict(), pathlib.Path(parsed.flags.workdir)
     task = program.task(parsed.config)
     try:
         result = loop.run(
             task,
-            TrainConfig.from_mapping(resolved["train"]),
+            config,
             workdir,
             resolved_config=resolved,
             default_config=parsed.defaults.to_dict(),
@@ -74,14 +81,21 @@ def run(parsed: common.Parsed) -> int:
         )
     except Stopped:
         _say(f"{workdir}: stopped before the first step; the same command starts again")
-        return 0
+        return stopped
     values = "  ".join(f"{key} {value:.4g}" for key, value in result.metrics.items())
     if not result.finished:
         _say(f"{workdir}: stopped at step {result.step}; the same command continues from there")
-        return 0
+        return stopped
     _say(f"{workdir}: {result.step} steps done  {values}")
     _finish(program, parsed.config, task, result.model, workdir)
     return 0
+
+
+def _stopped_code() -> int:
+    text = os.environ.get(STOPPED_CODE, "0")
+    if not text.isdecimal() or int(text) > 255:
+        raise ConfigError(f"{STOPPED_CODE}: expected an exit code up to 255, found {text!r}.")
+    return int(text)
 
 
 def _say(text: str) -> None:

@@ -15,6 +15,7 @@ import resource
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,8 +26,10 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 
+from launch import compile_cache
 from perception_jax.inference.batches import Batched
 from perception_jax.ops import losses
+from perception_jax.shard import distributed
 from perception_jax.shard.rules import fsdp_largest_axis
 
 RECORDS, IMAGE_FEATURES, TEXT_FEATURES, WIDTH = 64, 12, 6, 16
@@ -233,6 +236,15 @@ def wait_for_line(child: Any, expected: str) -> None:
     raise AssertionError(f"ended before {expected!r}: {child.stderr.read()}")
 
 
+def read_arrays(path: pathlib.Path, name: str) -> Any:
+    """The arrays in one folder of a checkpoint, as orbax alone reads them."""
+    from orbax.checkpoint import v1 as ocp
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it takes the shardings from the files
+        return ocp.load_checkpointables(path, {name: None})[name]
+
+
 def main(argv: list[str]) -> None:
     """Trains; the settings are those of `TrainConfig`, and:
 
@@ -240,21 +252,30 @@ def main(argv: list[str]) -> None:
     - hold_at: after this step, waits for a checkpoint to be finished;
     - full: from there on, no file may grow beyond 1,500 bytes (as close to a full disk as a process
       can bring itself);
-    - processes, process, port: one of several processes with `devices` (2) each;
-    - noise, passes: of the task; buckets, shift: of a `Bucketed` one.
+    - processes, process, port: one of several processes with `devices` (2) each, which waits
+      `join_seconds` for the others;
+    - fail_at: after this step, it raises an error;
+    - noise, passes, repeat: of the task; buckets, shift: of a `Bucketed` one.
     """
     workdir, *pairs = argv
     settings = {key: ast.literal_eval(value) for key, value in (pair.split("=") for pair in pairs)}
     pause, hold_at = settings.pop("pause", 0.0), settings.pop("hold_at", -1)
-    full = settings.pop("full", False)
-    own = {
-        key: settings.pop(key) for key in ("noise", "passes", "buckets", "shift") if key in settings
-    }
+    full, fail_at = settings.pop("full", False), settings.pop("fail_at", -1)
+    names = ("noise", "passes", "repeat", "buckets", "shift")
+    own = {key: settings.pop(key) for key in names if key in settings}
     task = Bucketed(**own) if "buckets" in own else TinyTask(**own)
     if "processes" in settings:
+        compile_cache.skip_several_cpu_devices()
         jax.config.update("jax_num_cpu_devices", settings.pop("devices", 2))
         port, count, index = (settings.pop(key) for key in ("port", "processes", "process"))
-        jax.distributed.initialize(f"localhost:{port}", count, index)
+        distributed.initialize(
+            True,
+            timeout_seconds=settings.pop("join_seconds", 300),
+            heartbeat_seconds=settings.get("heartbeat_seconds", 60.0),
+            coordinator_address=f"localhost:{port}",
+            num_processes=count,
+            process_id=index,
+        )
 
     from perception_jax.train import checkpoint, loop
     from perception_jax.train.config import TrainConfig
@@ -262,6 +283,8 @@ def main(argv: list[str]) -> None:
     def after(step: int) -> bool:
         print("step", step, flush=True)
         time.sleep(pause)
+        if step == fail_at:
+            raise ValueError("no such row")
         if step == hold_at:
             while not checkpoint.steps(pathlib.Path(workdir, "checkpoints")):
                 time.sleep(0.01)

@@ -140,6 +140,24 @@ def read_picture(
         return picture.copy() if method is None else picture.transpose(method)
 
 
+def decode_picture(
+    image: records.Image | PIL.Image.Image,
+    *,
+    name: str = "",
+    exif: bool = True,
+    alpha: Alpha = "white",
+) -> PIL.Image.Image:
+    """Decodes as `decode`, but to an RGB picture of Pillow, which saves copies before it resizes.
+
+    Raises:
+      ImageError: as `decode`.
+    """
+    picture = read_picture(image, name=name, exif=exif)
+    if picture.mode == "RGB" and not picture.has_transparency_data:
+        return picture
+    return PIL.Image.fromarray(decode(picture, name=name, exif=False, alpha=alpha))
+
+
 def _checked_orientation(picture: PIL.Image.Image, where: str, max_pixels: int) -> int:
     """The orientation that a picture of allowed size still has once its pixels are loaded."""
     _check_size(*picture.size, where, max_pixels)

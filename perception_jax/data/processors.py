@@ -31,7 +31,7 @@ from jaxtyping import UInt8
 from perception_jax import settings
 from perception_jax.data import records
 from perception_jax.data.geometry import Geometry
-from perception_jax.data.images import MAX_PIXELS, decode, read_picture
+from perception_jax.data.images import MAX_PIXELS, decode_picture, read_picture
 from perception_jax.errors import ConfigError, ImageError
 from perception_jax.ops.image import CLIP_MEAN, CLIP_STD
 from perception_jax.settings import FLAG, MEAN, STD, Choice
@@ -144,16 +144,16 @@ class ImageProcessor:
         if self.alpha == "drop_resized" and self.mode in ("squash", "hf_crop", "tv_crop"):
             return self._process(read_picture(image, exif=self.exif, name=name))
         alpha = "white" if self.alpha == "white" else "drop"
-        return self(decode(image, exif=self.exif, alpha=alpha, name=name))
+        return self(decode_picture(image, exif=self.exif, alpha=alpha, name=name))
 
-    def __call__(self, image: UInt8[np.ndarray, "H W 3"]) -> ProcessedImage:
-        """Processes one decoded image.
+    def __call__(self, image: UInt8[np.ndarray, "H W 3"] | PIL.Image.Image) -> ProcessedImage:
+        """Processes one decoded image, an array or an RGB picture of Pillow.
 
         Raises:
           ImageError: the result would not fit in memory: "llava_pad" or "whole" of an image that is
             very long.
         """
-        return self._process(PIL.Image.fromarray(image))
+        return self._process(PIL.Image.fromarray(image) if isinstance(image, np.ndarray) else image)
 
     def geometry(self, width: int, height: int) -> Geometry:
         """Returns the map from pixels of an image of this size to those of the processed image.

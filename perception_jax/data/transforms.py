@@ -95,10 +95,10 @@ class ImageTextTransform:
         """
         if not record.captions:
             raise DataError("expected at least one caption, found none.")
-        image = images.decode(record.image, name=record.id)
         if self.augment is None:
-            processed = self.processor(image)
+            processed = self.processor(images.decode_picture(record.image, name=record.id))
         else:
+            image = images.decode(record.image, name=record.id)
             processed = self.augment(image, self.processor, rng)
         tokens = self.tokenizer([record.captions[self._choice(len(record.captions), rng)]])
         return {"image": processed.pixels, "ids": tokens.ids[0], "id_mask": tokens.mask[0]}

@@ -18,7 +18,7 @@ from typing import Any
 import grain
 from absl import flags
 
-from perception_jax.data.worker_watch import WorkerWatch
+from perception_jax.data import worker_watch
 
 _THREADS = 4
 _THREADS_BUFFER = 64
@@ -71,7 +71,7 @@ class ClosableIterator(Iterator[Any]):
         self._stream = stream
         self._starting = num_workers
         self._first: collections.deque[Any] = collections.deque()
-        self._watch = WorkerWatch() if num_workers else None
+        self._watch = worker_watch.WorkerWatch() if num_workers else None
 
     def __next__(self) -> Any:
         if self._watch is None:
@@ -96,7 +96,11 @@ class ClosableIterator(Iterator[Any]):
             self._stream.close()
             return
         with self._watch.closing():
-            self._stream.close()
+            # grain first reads what the workers have sent. If one is killed while it sends, that
+            # read never ends: this process holds the other end of the pipe too.
+            closing = threading.Thread(target=self._stream.close, daemon=True)
+            closing.start()
+            closing.join(2 * worker_watch.CLOSE_SECONDS)
 
 
 def _start_tracker() -> None:

@@ -1,4 +1,8 @@
-"""Downloads a checkpoint's files from the Hugging Face hub (extra [hub])."""
+"""Downloads a checkpoint's files from the Hugging Face hub (extra [hub]).
+
+Of several processes the first downloads alone. The others wait, and then find its files in a cache
+that they share with it, or else download the same revision: once for each host.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +11,14 @@ from collections.abc import Sequence
 
 from perception_jax.errors import CheckpointError
 from perception_jax.interop.checkpoint_dir import INDEX_SUFFIX, WEIGHT_SUFFIXES, is_inner_path
+from perception_jax.shard import distributed
 
 _SETTINGS = ("*.json", "*.txt", "*.model", "*.jinja")
 _WEIGHTS = (("*.safetensors",), ("*.bin",), ("*.pth", "*.pt"))
 """Later ones are fetched only where there are none of the earlier."""
+
+_TIMEOUT_SECONDS = 6 * 3600.0
+"""How long a process waits for the download of the first."""
 
 
 def is_hub_id(name: str) -> bool:
@@ -83,6 +91,22 @@ def _existing(name: str, folder: pathlib.Path, inside: str) -> pathlib.Path:
 
 
 def _download(name: str, repository: str, patterns: Sequence[str]) -> pathlib.Path:
+    folders: list[pathlib.Path] = []
+
+    def first() -> str:
+        folders.append(_snapshot(name, repository, patterns))
+        return folders[0].name  # the commit, so that all processes have the same revision
+
+    revision = distributed.from_first(
+        f"download of {repository} {' '.join(patterns)}", first, timeout_seconds=_TIMEOUT_SECONDS
+    )
+    return folders[0] if folders else _snapshot(name, repository, patterns, revision)
+
+
+def _snapshot(
+    name: str, repository: str, patterns: Sequence[str], revision: str | None = None
+) -> pathlib.Path:
+    """The folder of a revision (the newest by default), with the files that fit the patterns."""
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
@@ -91,7 +115,9 @@ def _download(name: str, repository: str, patterns: Sequence[str]) -> pathlib.Pa
             "pip install 'perception_jax[hub]'"
         ) from error
     try:
-        return pathlib.Path(snapshot_download(repository, allow_patterns=list(patterns)))
+        return pathlib.Path(
+            snapshot_download(repository, revision=revision, allow_patterns=list(patterns))
+        )
     except Exception as error:  # the hub's client raises many unrelated types
         raise CheckpointError(
             f"cannot fetch {name!r} from the hub: {error}. Check the name and the connection, or "

@@ -9,8 +9,13 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import ipaddress
+import json
 import logging
 import os
+import pathlib
+import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -55,13 +60,23 @@ class ProcessInfo:
         )
 
 
-def initialize(enabled: bool | None = None, *, timeout_seconds: int = 300) -> ProcessInfo:
+def initialize(
+    enabled: bool | None = None,
+    *,
+    timeout_seconds: int = 300,
+    heartbeat_seconds: float = 60.0,
+    **cluster: Any,
+) -> ProcessInfo:
     """Joins the other hosts if configured, and logs the devices of this process.
 
     Args:
       enabled: True joins, False does not; None asks the variable `SWITCH`, then joins on a TPU
         slice with more than one host.
       timeout_seconds: how long to wait for the other hosts.
+      heartbeat_seconds: without a sign of life, after which `shard.peers` takes a process for gone.
+        JAX's own limit, at which it aborts, is 40 s more.
+      cluster: of `jax.distributed.initialize`, where JAX cannot find them: `coordinator_address`,
+        `num_processes`, `process_id`.
 
     Raises:
       TrainingError: there are no hosts to find, or JAX was used before this call. (Hosts that do
@@ -69,7 +84,7 @@ def initialize(enabled: bool | None = None, *, timeout_seconds: int = 300) -> Pr
     """
     wanted = is_wanted(os.environ) if enabled is None else enabled
     if wanted and not jax.distributed.is_initialized():
-        _join(timeout_seconds)
+        _join(timeout_seconds, heartbeat_timeout_seconds=int(heartbeat_seconds) + 40, **cluster)
     info = ProcessInfo(
         index=jax.process_index(),
         count=jax.process_count(),
@@ -186,6 +201,41 @@ def together(subject: str, action: Callable[[], T]) -> T:
     return result
 
 
+def from_first(
+    subject: str, action: Callable[[], str], *, timeout_seconds: float = TIMEOUT_SECONDS
+) -> str:
+    """Returns the text that `action` gives on process 0; the others do not run it but wait for it.
+
+    Process 0 waits for nobody, and a process on its own just runs `action`.
+
+    Args:
+      subject: what the text is, the same for the same text; for messages.
+
+    Raises:
+      Exception: what `action` raised here.
+      TrainingError: it failed on process 0, with the message, or gave nothing in time.
+    """
+    state = jax_distributed.global_state
+    if state.client is None:
+        return action()
+    if state.process_id == 0:
+        failed, text = "", ""
+        try:
+            text = action()
+        except BaseException as error:
+            failed = f"{type(error).__name__}: {error}"
+            raise
+        finally:
+            answer = json.dumps([failed, text])
+            state.client.key_value_set(_key(subject, 0, 0), answer, allow_overwrite=True)
+        return text
+    end = time.monotonic() + timeout_seconds
+    failed, text = json.loads(_receive(state.client, subject, 0, 0, end))
+    if failed:
+        raise TrainingError(f"process 0 of this run failed ({subject}): {failed}")
+    return text
+
+
 def is_wanted(environment: Mapping[str, str]) -> bool:
     """Whether the environment asks for it: `SWITCH`, else more than one TPU host."""
     switch = environment.get(SWITCH, "")
@@ -217,24 +267,70 @@ def _receive(client: Any, subject: str, turn: int, index: int, end: float) -> st
                 ) from error
 
 
-def _join(timeout_seconds: int) -> None:
+def _join(timeout_seconds: int, **settings: Any) -> None:
     advice = (
         "Start the same command on every host (with gcloud: --worker=all), before anything else "
         f"uses JAX. To run on this host alone, set {SWITCH}=0."
     )
-    # XLA does not raise when the time is up, it aborts the process; so the advice comes before.
-    last_call = threading.Timer(
-        0.9 * timeout_seconds,
-        _log.error,
-        ["still waiting for other hosts of this job, up to %d s. %s", timeout_seconds, advice],
-    )
-    last_call.daemon = True
-    last_call.start()
+
+    def last_call() -> None:
+        _log.error("%s After %d s JAX ends this process. %s", _presence(), timeout_seconds, advice)
+
+    # JAX does not raise when the time is up, it aborts without saying who is missing.
+    timer = threading.Timer(0.9 * timeout_seconds, last_call)
+    timer.daemon = True
+    timer.start()
     try:
-        jax.distributed.initialize(initialization_timeout=timeout_seconds)
+        jax.distributed.initialize(initialization_timeout=timeout_seconds, **settings)
     except (RuntimeError, ValueError) as error:
         raise TrainingError(
             f"this process cannot join the job's others: {error}\n{advice}"
         ) from error
     finally:
-        last_call.cancel()
+        timer.cancel()
+
+
+def _presence() -> str:
+    """Says who has come, while this process waits for all to have come."""
+    state = jax_distributed.global_state
+    if state.coordinator_address is None:
+        return f"{socket.gethostname()} is still looking for the hosts of this job."
+    own = f"Process {state.process_id} of {state.num_processes} on {socket.gethostname()}"
+    address = state.coordinator_address
+    host, _, port = address.rpartition(":")
+    if state.process_id == 0:
+        came = _connected(int(port))
+        return (
+            f"{own} is still waiting for the others: {len(came)} of {state.num_processes} have "
+            f"come, itself included, from {', '.join(sorted(set(came))) or 'nowhere'}."
+        )
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()
+    except OSError as error:
+        return f"{own} is still waiting for process 0, expected at {address}: {error}."
+    return f"{own} is still waiting; process 0 at {address} is there, another one is missing."
+
+
+def _connected(port: int) -> list[str]:
+    """Addresses of the established connections to a port of this host, as Linux lists them."""
+    found = []
+    for table in ("tcp", "tcp6"):
+        try:
+            lines = pathlib.Path("/proc/net", table).read_text().splitlines()[1:]
+        except OSError:
+            continue
+        for line in lines:
+            _, local, remote, state = line.split()[:4]
+            if int(local.rpartition(":")[2], 16) == port and state == "01":
+                found.append(_address(remote.rpartition(":")[0]))
+    return found
+
+
+def _address(digits: str) -> str:
+    """An address from the kernel's notation: words of 32 bits, in the order of this processor."""
+    words = [
+        int(digits[i : i + 8], 16).to_bytes(4, sys.byteorder) for i in range(0, len(digits), 8)
+    ]
+    address = ipaddress.ip_address(b"".join(words))
+    mapped = getattr(address, "ipv4_mapped", None)
+    return str(mapped or address)

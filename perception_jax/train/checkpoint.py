@@ -1,13 +1,15 @@
 """Checkpoints: the complete state of a run, written with orbax.
 
-    checkpoints/N/state/       arrays: step, trainable, frozen, opt_state, ema, key (nested dict)
+    checkpoints/N/state/       arrays: step, trainable, opt_state, ema, key (nested dict)
     checkpoints/N/data/        position of the data iterator, one JSON per process
-    checkpoints/N/meta/        meta.json: settings, library version, process count; leaves.json:
-                               shapes of all arrays
+    checkpoints/N/meta/        meta.json: settings, library version, process count, digest of the
+                               frozen leaves; leaves.json: shapes of all arrays
     checkpoints/N/files.json   sizes and checksums
     checkpoints/N/evaluation.json   what the evaluators found, once they have
+    frozen/DIGEST/             the leaves that no step changes, see `train.frozen`
 
 Saves run in the background and are atomic: a directory has its final name only once it is whole.
+Checkpoints of older versions have the frozen leaves in `state`.
 Restores take shapes and shardings from the running program, never from the files, so a run may
 continue on another mesh. A damaged checkpoint is set aside and the one before it is used.
 """
@@ -19,16 +21,17 @@ import json
 import logging
 import math
 import pathlib
-from collections.abc import Awaitable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from perception_jax.errors import CheckpointError
+from perception_jax.errors import CheckpointError, PerceptionError
 from perception_jax.files import write_whole
 from perception_jax.shard import distributed
-from perception_jax.train import data_position, integrity, state_tree
+from perception_jax.train import checkpoint_parts, data_position, frozen, integrity, state_tree
+from perception_jax.train.checkpoint_parts import JsonFiles, SummedArrays
 from perception_jax.train.data_position import PositionFile
 from perception_jax.train.state import Leaves, TrainState
 
@@ -61,15 +64,14 @@ class Checkpoints:
         self._saving: Any = None
         self._saving_step: int | None = None
         self._has_failed = False
+        self._frozen: str | None = None
         self._keep = _Keep(keep, keep_best)
         for step in steps(directory):
             self._keep.consider(step, _read_evaluation(directory / str(step)) or {})
-        context = ocp.Context()
+        context = frozen.array_context()
         # A lambda, because a context deep-copies its options, and with a bound method its object.
         context.asynchronous.post_finalization_callback = lambda: self._seal()
-        # Replicas share the writing of large leaves; each part is cut by a program of its own,
-        # which for small leaves takes longer to compile than all of it to write.
-        context.array.saving.min_slice_bytes_for_replica_parallel = 2**20
+        context.pytree.loading.partial_load = True
         self._orbax = ocp.training.Checkpointer(
             directory,
             context=context,
@@ -104,16 +106,28 @@ class Checkpoints:
         """
         self.wait()
         own = {"step": step, "process_count": jax.process_count(), "ema": state.ema is not None}
-        meta = {**meta, **own}
         tree = state_tree.to_tree(state)
-        files = _JsonFiles({"meta.json": meta, "leaves.json": state_tree.shapes(tree)})
+        shapes = state_tree.shapes(tree)
+        constant = tree.pop("frozen")
         self._saving_step = step
         try:
+            own["frozen"] = self._write_frozen(constant)
+            files = JsonFiles({"meta.json": {**meta, **own}, "leaves.json": shapes})
             self._saving = self._orbax.save_checkpointables_async(
-                step, {"state": tree, "data": PositionFile(data), "meta": files}, force=True
+                step,
+                {"state": SummedArrays("state", tree), "data": PositionFile(data), "meta": files},
+                force=True,
             )
         except Exception as error:  # orbax and the file system raise many kinds
             raise self._failed(step, error) from error
+
+    def _write_frozen(self, leaves: Leaves) -> str:
+        """Writes the frozen leaves before the first checkpoint; returns their digest."""
+        if self._frozen is None:
+            self._frozen = frozen.digest(leaves) if leaves else ""
+            if leaves:
+                frozen.write(self._directory.parent / frozen.FOLDER, self._frozen, leaves)
+        return self._frozen
 
     def record_evaluation(self, step: int, values: Mapping[str, float]) -> None:
         """Adds what the evaluators found to the checkpoint of `step`, which is being or was saved.
@@ -144,16 +158,20 @@ class Checkpoints:
         except Exception as error:
             raise self._failed(self._saving_step, error) from error
 
-    def restore(self, target: TrainState, data: Any) -> Restored | None:
+    def restore(
+        self, target: TrainState, data: Any, again: Callable[[], Leaves] | None = None
+    ) -> Restored | None:
         """Restores the newest undamaged checkpoint; None if there is no checkpoint.
 
         Args:
           target: shapes with shardings.
           data: a grain iterator, moved to the saved position.
+          again: computes the frozen leaves of a new run. They replace frozen leaves that are
+            missing or damaged, if they are the same.
 
         Raises:
           CheckpointError: checkpoints exist but all are damaged, or the newest whole one is of
-            another model or cannot be loaded.
+            another model, cannot be loaded or lacks its frozen leaves.
           DataError: its position in the data is that of other data.
         """
         damaged: dict[int, str] = {}
@@ -162,7 +180,7 @@ class Checkpoints:
             if why:
                 damaged[step] = why
                 continue
-            restored = self._load(step, target, data)
+            restored = self._load(step, target, data, again)
             self._set_aside(damaged, used=step)
             return restored
         if damaged:
@@ -179,16 +197,11 @@ class Checkpoints:
         return json.loads(distributed.exchange("checkpoints", found)[0])
 
     def _agreed_damage(self, step: int) -> str:
-        """Describes the damage of a checkpoint as process 0 sees it."""
-
-        def look() -> str:
-            if jax.process_index() != 0:
-                return ""
-            why = integrity.find_damage(self.path(step))
-            return why or ("" if _read_meta(self.path(step)) else "meta/meta.json is no settings")
-
-        why = distributed.together("checking a checkpoint", look)
-        return distributed.exchange("damage", why)[0]
+        """Describes the damage of a checkpoint; each process reads its share of the files."""
+        path = self.path(step)
+        return _shared_damage(path) or _agreed(
+            lambda: "" if _read_meta(path) else "meta/meta.json is no settings"
+        )
 
     def close(self) -> None:
         """Waits for the save in the background and ends orbax's threads.
@@ -219,11 +232,15 @@ class Checkpoints:
                 raise
             _log.error("%s", error)  # the exception that is under way says more
 
-    def _load(self, step: int, target: TrainState, data: Any) -> Restored:
+    def _load(
+        self, step: int, target: TrainState, data: Any, again: Callable[[], Leaves] | None
+    ) -> Restored:
         path = self.path(step)
         meta = read_meta(path)
         tree = state_tree.to_tree(target)
         _require_fit(path, tree)
+        if "frozen" in meta:
+            constant = self._read_frozen(path, meta["frozen"], tree.pop("frozen"), again)
         distributed.together(
             "finding the position in the data",
             lambda: data_position.restore(
@@ -231,13 +248,49 @@ class Checkpoints:
             ),
         )
         try:
-            loaded = self._orbax.load_checkpointables(step, {"state": tree})
+            loaded = self._orbax.load_checkpointables(step, {"state": tree})["state"]
         except Exception as error:  # orbax and the file system raise many kinds
             raise _unloadable(path, error) from error
+        if "frozen" in meta:
+            loaded["frozen"] = constant
         found = distributed.exchange("evaluation", json.dumps(_read_evaluation(path)))[0]
-        return Restored(
-            state_tree.from_tree(loaded["state"], target), step, meta, json.loads(found)
+        return Restored(state_tree.from_tree(loaded, target), step, meta, json.loads(found))
+
+    def _read_frozen(
+        self,
+        path: pathlib.Path,
+        name: str,
+        target: Leaves,
+        again: Callable[[], Leaves] | None,
+    ) -> Leaves:
+        """The frozen leaves of the checkpoint at `path`; if need be those of a new run."""
+        if not name:
+            return {}
+        folder = frozen.find(path, name)
+        why = _shared_damage(folder)
+        if not why:
+            return distributed.together(
+                "reading the frozen leaves", lambda: _read_frozen(path, name, target)
+            )
+        if again is None:
+            raise frozen.unusable(path, name, why)
+        try:
+            leaves = again()
+        except PerceptionError as error:
+            raise frozen.unusable(path, name, f"{why}, and a new run fails ({error})") from error
+        found = frozen.digest(leaves)
+        if found != name:
+            raise frozen.unusable(path, name, f"{why}, and a new run would have those of {found}")
+        _log.warning(
+            "the frozen leaves in %s cannot be used (%s); a new run has the same, which are taken "
+            "and written again",
+            folder,
+            why,
         )
+        root = self._directory.parent / frozen.FOLDER
+        frozen.remove(root / name)
+        frozen.write(root, name, leaves)
+        return leaves
 
     def _set_aside(self, damaged: Mapping[int, str], *, used: int) -> None:
         """Moves damaged checkpoints out of the way of the run that is about to repeat them."""
@@ -261,7 +314,10 @@ class Checkpoints:
         """Runs when all files of a save are written, before its directory gets its name."""
         if jax.process_index() == 0 and self._saving_step is not None:
             for path in self._directory.glob(f"{self._saving_step}.*tmp*"):
-                integrity.seal(path, ("state", "data", "meta"))
+                listed = checkpoint_parts.take_sums(path)
+                for part in ("data", "meta"):
+                    listed |= integrity.checksums(path / part, name=part)
+                integrity.write_list(path, listed)
 
     def _failed(self, step: int | None, error: Exception) -> CheckpointError:
         self._has_failed = True
@@ -298,18 +354,53 @@ def read_leaves(path: pathlib.Path, target: Mapping[str, Leaves]) -> dict[str, L
     if why:
         raise CheckpointError(f"checkpoint {path} is damaged: {why}. Use another step.")
     _require_fit(path, target)
+    parts, constant = dict(target), {}
+    name = read_meta(path).get("frozen")
+    if name is not None and "frozen" in parts:
+        constant["frozen"] = _read_whole_frozen(path, name, parts.pop("frozen"))
     context = ocp.Context()
     context.pytree.loading.partial_load = True
     try:
         with context:
-            state = ocp.load_checkpointables(path, {"state": dict(target)})["state"]
+            state = ocp.load_checkpointables(path, {"state": parts})["state"]
     except Exception as error:  # orbax and the file system raise many kinds
         raise _unloadable(path, error) from error
     # A run in progress deletes old checkpoints, and arrays without files are read as zeros.
     why = integrity.find_damage(path, contents=False)
     if why:
         raise CheckpointError(f"checkpoint {path} changed while it was read: {why}.")
-    return state
+    return {**state, **constant}
+
+
+def _read_whole_frozen(path: pathlib.Path, name: str, target: Leaves) -> Leaves:
+    """The frozen leaves of a checkpoint, all of whose files this process checks."""
+    if not name:
+        return {}
+    why = integrity.find_damage(frozen.find(path, name))
+    if why:
+        raise frozen.unusable(path, name, why)
+    return _read_frozen(path, name, target)
+
+
+def _read_frozen(path: pathlib.Path, name: str, target: Leaves) -> Leaves:
+    try:
+        return frozen.read(frozen.find(path, name), name, target)
+    except CheckpointError as error:
+        raise frozen.unusable(path, name, str(error)) from error
+    except Exception as error:  # orbax and the file system raise many kinds
+        raise _unloadable(path, error) from error
+
+
+def _shared_damage(path: pathlib.Path) -> str:
+    """Describes the damage of a folder whose files the processes check together."""
+    share = (jax.process_index(), jax.process_count())
+    return _agreed(lambda: integrity.find_damage(path, share=share))
+
+
+def _agreed(look: Callable[[], str]) -> str:
+    """The first that any process finds."""
+    found = distributed.together("checking a checkpoint", look)
+    return next(filter(None, distributed.exchange("damage", found)), "")
 
 
 def read_meta(path: pathlib.Path) -> dict[str, Any]:
@@ -340,27 +431,6 @@ class _Keep:
         best = max(scores, key=lambda step: (scores[step], step), default=None)
         latest = {c.step for c in sorted(checkpoints, key=lambda c: c.step)[-self._latest :]}
         return [c.step in latest or c.step == best for c in checkpoints]
-
-
-class _JsonFiles:
-    """JSON values by file name, as orbax wants them; they are read without orbax."""
-
-    def __init__(self, values: Mapping[str, Any]) -> None:
-        self._texts = {
-            name: json.dumps(value, indent=1, default=str) for name, value in values.items()
-        }
-
-    async def save(self, directory: Any) -> Awaitable[None]:
-        async def write() -> None:
-            path = await directory.await_creation()
-            if jax.process_index() == 0:
-                for name, text in self._texts.items():
-                    (path / name).write_text(text)
-
-        return write()
-
-    async def load(self, directory: Any) -> Awaitable[None]:
-        raise CheckpointError(f"{directory}: restores never ask orbax for these; see read_meta.")
 
 
 def _has_no_traceback(record: logging.LogRecord) -> bool:

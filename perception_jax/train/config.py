@@ -141,7 +141,13 @@ class TrainConfig:
       frozen_dtype: dtype in which leaves that do not train are loaded, kept and saved; "float32"
         keeps that of the model. "bfloat16" halves their memory, and changes nothing but rounding
         where `compute_dtype` is bfloat16 anyway.
+      watchdog_seconds: without a step, after which the log and a file in the workdir say where each
+        thread is; 0 for 20 times the median step, at least 60 s.
+      heartbeat_seconds: without a sign of life from one of several processes, after which the
+        others name it and end.
       tensorboard: also writes TensorBoard files (needs `pip install tensorboardX`).
+      profile_at: first of `profile_steps` steps whose trace (`jax.profiler`) process 0 writes to
+        `profile/` in the workdir; 0 traces none.
     """
 
     steps: int
@@ -157,9 +163,13 @@ class TrainConfig:
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     frozen_dtype: Literal["float32", "bfloat16"] = "float32"
     tensorboard: bool = False
+    watchdog_seconds: float = 0.0
+    heartbeat_seconds: float = 60.0
+    profile_at: int = 0
+    profile_steps: int = 3
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "log_every", "keep"):
+        for name in ("steps", "batch_size", "log_every", "keep", "profile_steps"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
         _require(0 <= self.seed < 2**32, "seed", self.seed, "0 to 2**32 - 1")
         _require(
@@ -168,8 +178,11 @@ class TrainConfig:
             self.optim.accumulate,
             f"a divisor of {self.batch_size}, the rows of an update (batch_size)",
         )
-        for name in ("evaluate_every", "checkpoint_every"):
+        for name in ("evaluate_every", "checkpoint_every", "watchdog_seconds", "profile_at"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        _require(
+            self.heartbeat_seconds >= 1, "heartbeat_seconds", self.heartbeat_seconds, "1 or more"
+        )
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any]) -> TrainConfig:

@@ -22,16 +22,19 @@ from perception_jax.errors import CheckpointError, PerceptionError, TrainingErro
 from perception_jax.files import write_whole
 from perception_jax.shard import distributed, flops
 from perception_jax.shard import mesh as mesh_lib
+from perception_jax.shard.peers import Peers
 from perception_jax.train import checkpoint
 from perception_jax.train.config import TrainConfig
 from perception_jax.train.feed import BatchFeed, DeviceBatch, described, signature
 from perception_jax.train.interrupt import Interrupt, Stopped
 from perception_jax.train.metrics import EVALUATE, Clock, Reporter
+from perception_jax.train.profiling import StepTrace
 from perception_jax.train.run_settings import RunSettings, require_same_everywhere
 from perception_jax.train.state import TrainState, with_shardings
 from perception_jax.train.step import FINITE_METRICS, VOTE, CompiledStep
 from perception_jax.train.task import Batch, Metrics, Task
 from perception_jax.train.task_step import TaskStep
+from perception_jax.train.watchdog import Watchdog
 from perception_jax.train.workdir import Workdir, open_workdir
 from perception_jax.version import __version__
 
@@ -104,6 +107,7 @@ def run(
     settings = RunSettings.of(config, resolved_config, default_config, may_change)
     require_same_everywhere(settings)
     with contextlib.ExitStack() as stack:
+        peers = stack.enter_context(Peers(config.heartbeat_seconds))
         home = distributed.together(
             "opening the workdir", lambda: stack.enter_context(open_workdir(workdir))
         )
@@ -134,6 +138,7 @@ def run(
             interrupt=interrupt,
             stop=stop or (lambda _: False),
             ballots=distributed.Ballots(mesh),
+            watchdog=Watchdog(home.path, config.watchdog_seconds),
             clock=Clock(
                 batch_size=config.batch_size,
                 devices=mesh.size,
@@ -142,7 +147,8 @@ def run(
             state=task_step.init() if restored is None else restored.state,
             restored=restored,
         )
-        return trainer.train()
+        with peers.telling():
+            return trainer.train()
 
 
 def _record_settings(home: Workdir, settings: RunSettings) -> Mapping[str, Any]:
@@ -161,13 +167,17 @@ def _open_data(step: TaskStep, config: TrainConfig, interrupt: Interrupt) -> Bat
 
 
 def _restore(
-    step: TaskStep, checkpoints: checkpoint.Checkpoints, feed: BatchFeed, changed: Sequence[str]
+    step: TaskStep,
+    checkpoints: checkpoint.Checkpoints,
+    feed: BatchFeed,
+    changed: Sequence[str],
 ) -> checkpoint.Restored | None:
     """The newest checkpoint that can be used, with the data set to its position; None for a new
     run. If settings have changed, the data must have the same records as before."""
     if changed:
         _log.warning("settings that may change have changed:\n  %s", "\n  ".join(changed))
-    restored = checkpoints.restore(with_shardings(step.state, step.shardings), feed.iterator)
+    target = with_shardings(step.state, step.shardings)
+    restored = checkpoints.restore(target, feed.iterator, lambda: step.init().frozen)
     first = [] if restored is None else restored.meta.get("first_ids")
     if changed and first:
         distributed.together(
@@ -201,6 +211,7 @@ class _Trainer:
     interrupt: Interrupt
     stop: Callable[[int], bool]
     ballots: distributed.Ballots
+    watchdog: Watchdog
     clock: Clock
 
     state: TrainState
@@ -227,9 +238,15 @@ class _Trainer:
             active=jax.process_index() == 0,
             evaluated=evaluation is not None,
         )
+        self._trace = StepTrace(
+            self.home.path / "profile",
+            first=self.config.profile_at if jax.process_index() == 0 else 0,
+            count=self.config.profile_steps,
+        )
 
     def train(self) -> TrainResult:
-        with contextlib.closing(self._reporter):
+        closing = contextlib.closing
+        with closing(self._reporter), closing(self._trace), self.watchdog:
             try:
                 self._run()
             except Stopped:  # inside an evaluation or a wait for data
@@ -275,12 +292,14 @@ class _Trainer:
         if not self._compiled:
             self._compile([fed.arrays])
         compiled = self._compiled[fed.shape]
-        self.state, metrics = compiled.call(
-            self.state, self._with_vote(fed.arrays, self._stop_requested)
-        )
+        batch = self._with_vote(fed.arrays, self._stop_requested)
+        self._trace.before(self.step + 1, self._finish_pending)
+        with jax.profiler.StepTraceAnnotation("train", step_num=self.step + 1):
+            self.state, metrics = compiled.call(self.state, batch)
         self.step += 1
         self._finish_pending()
         self._pending = _Pending(self.step, metrics, fed.ids, compiled)
+        self.watchdog.advanced(self.step)
 
     def _compile(self, shapes: Sequence[Batch]) -> None:
         """Compiles the step for each shape; all processes do so in the same order."""
@@ -366,7 +385,7 @@ class _Trainer:
         # Several processes evaluate in step: none may leave alone, they vote in the model's calls.
         poll = distributed.Poll(self.ballots, lambda: self.interrupt.requested, Stopped)
         patience = 0.0 if self._alone else math.inf
-        with self.interrupt.leaving(patience), distributed.polling(poll):
+        with self.interrupt.leaving(patience), distributed.polling(poll), self.watchdog.paused():
             found = {
                 f"{EVALUATE}{name}/{key}": float(value)
                 for name, evaluator in self.task.evaluators().items()

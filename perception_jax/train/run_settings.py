@@ -28,7 +28,11 @@ MAY_CHANGE = frozenset(
         "keep",
         "keep_best",
         "tensorboard",
+        "profile_at",
+        "profile_steps",
         "mesh",
+        "watchdog_seconds",
+        "heartbeat_seconds",
     )
 )
 """Trainer settings that a resumed run may change (`steps` only upward)."""

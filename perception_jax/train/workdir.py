@@ -4,6 +4,7 @@ workdir/
   config.json       the resolved settings of the run
   metrics.jsonl     see `train.metrics`
   checkpoints/N/    see `train.checkpoint`
+  frozen/DIGEST/    see `train.frozen`
   .lock             who is training here now
 """
 
@@ -148,9 +149,7 @@ def open_workdir(path: str | os.PathLike[str]) -> Iterator[Workdir]:
       TrainingError: another process trains there, or the directory cannot be written.
     """
     if "://" in str(path):
-        raise ConfigError(
-            f"workdir {path}: expected a path of a (mounted) file system, found a URL."
-        )
+        raise ConfigError(f"workdir {path}: {_mount_recipe(str(path))}")
     path = pathlib.Path(path).expanduser().resolve()
     with write_errors_explained(path):
         path.mkdir(parents=True, exist_ok=True)
@@ -193,6 +192,22 @@ def write_errors_explained(path: pathlib.Path) -> Iterator[None]:
             "intact; free disk space or correct the permissions there, then run the same command "
             "again."
         ) from error
+
+
+def _mount_recipe(url: str) -> str:
+    """Why a bucket cannot be a workdir, and how it can."""
+    bucket, _, rest = url.partition("://")[2].partition("/")
+    message = (
+        "expected a path of a file system that locks files and renames folders, found a URL. "
+        "A run locks its workdir, appends to its metrics and renames each finished checkpoint."
+    )
+    if url.startswith("gs://") and bucket:
+        message += (
+            " Mount the bucket on every host (best is one with a hierarchical namespace, which "
+            f"renames folders at once): gcsfuse --implicit-dirs --rename-dir-limit=100000 {bucket} "
+            f"/mnt/{bucket}; then use the workdir /mnt/{bucket}/{rest}."
+        )
+    return message
 
 
 def _appears(path: pathlib.Path) -> bool:

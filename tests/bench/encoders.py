@@ -19,12 +19,9 @@ import os
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import argparse
-import importlib.metadata
 import importlib.util
 import json
 import pathlib
-import platform
-import statistics
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,8 +32,8 @@ import jax
 import numpy as np
 import variants
 from cold_start import OURS, SEPARATE
+from measuring import Call, machine, product_rate, products, seconds_per_call, wait
 from towers import (
-    Call,
     Tower,
     forward_flops,
     our_call,
@@ -52,37 +49,6 @@ from perception_jax.nn import stack
 CALLS = {"cpu": 7, "gpu": 50}
 """Timed calls of each side."""
 MODES = "default"
-PACKAGES = ("jax", "jaxlib", "flax", "numpy", "torch", "transformers", "triton")
-
-
-def wait(output: Any) -> None:
-    """Until the output is computed."""
-    if isinstance(output, jax.Array):
-        output.block_until_ready()
-    elif output.is_cuda:
-        import torch
-
-        torch.cuda.synchronize()
-
-
-def seconds_per_call(calls: Mapping[str, Call], count: int, queue: int) -> dict[str, float]:
-    """Median seconds of each, taken in turns after three calls to warm up.
-
-    Args:
-      count: timed turns of each.
-      queue: calls in a turn; only the last is waited for.
-    """
-    for call in (*calls.values(),) * 3:
-        wait(call())
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(count):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            for _ in range(queue):
-                output = call()
-            wait(output)
-            times[name].append((time.perf_counter() - start) / queue)
-    return {name: statistics.median(taken) for name, taken in times.items()}
 
 
 def sides(tower: Tower, models: Mapping[str, Any], batch: int, given: argparse.Namespace):
@@ -107,22 +73,6 @@ def sides(tower: Tower, models: Mapping[str, Any], batch: int, given: argparse.N
         for mode in (None, *given.compile):
             name = "eager" if mode is None else f"compiled:{mode}"
             _first(calls, outputs, name, their_call(tower, models["theirs"], batch, compiled=mode))
-    return calls
-
-
-_SIDE = 2048
-
-
-def products(against: bool) -> dict[str, Call]:
-    """Square matrix products, which show what the processor can do at the moment."""
-    ours = jax.numpy.ones((_SIDE, _SIDE))
-    product = jax.jit(jax.numpy.matmul)
-    calls: dict[str, Call] = {"product": lambda: product(ours, ours)}
-    if against:
-        import torch
-
-        theirs = torch.ones(_SIDE, _SIDE)
-        calls["product, torch"] = lambda: theirs @ theirs
     return calls
 
 
@@ -158,7 +108,7 @@ def throughput(given: argparse.Namespace, against: bool) -> Iterator[dict[str, A
             flops = forward_flops(tower, models[OURS], batch)
             for queue in given.queue:
                 taken = seconds_per_call(calls | extra, given.calls or CALLS[backend], queue)
-                best = max((2 * _SIDE**3 / taken[name] for name in extra), default=None)
+                best = product_rate(taken, extra)
                 for side in calls:
                     seconds = taken[side]
                     row = {"tower": name, "batch": batch, "queue": queue, "side": side}
@@ -173,36 +123,6 @@ def throughput(given: argparse.Namespace, against: bool) -> Iterator[dict[str, A
                         line += f"  {rate / best:.0%} of {best / 1e9:.0f} GFLOP/s"
                     print(line, flush=True)
                     yield row
-
-
-def processor() -> str:
-    """Its name, with the instructions for vectors and matrices that matter here."""
-    try:
-        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    known = dict(map(str.strip, line.split(":", 1)) for line in lines if ":" in line)
-    flags = known.get("flags", "").split()
-    some = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_tile") if name in flags]
-    numbers = f"family {known.get('cpu family')} model {known.get('model')}"
-    return f"{known.get('model name', platform.machine())}, {numbers}, {' '.join(some)}"
-
-
-def machine() -> dict[str, Any]:
-    """What the numbers were measured on."""
-    versions = {}
-    for name in PACKAGES:
-        if importlib.util.find_spec(name):
-            versions[name] = importlib.metadata.version(name)
-    return {
-        "device": jax.devices()[0].device_kind,
-        "processor": processor(),
-        "dtype": our_dtype().name,
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "xla_flags": os.environ.get("XLA_FLAGS", ""),
-        **versions,
-    }
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -230,7 +150,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> None:
     given = parse(argv)
     against = all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
-    found: dict[str, Any] = {"machine": machine()}
+    found: dict[str, Any] = {"machine": machine(our_dtype())}
     print(json.dumps(found["machine"]), flush=True)
 
     def save() -> None:

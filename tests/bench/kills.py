@@ -1,11 +1,13 @@
 """Kills training runs at random moments, resumes them and compares with an uninterrupted run.
 
-    python tests/bench/kills.py --kills 12
+    python -m tests.bench.kills --kills 12
+    python -m tests.bench.kills --kills 50 toy
 
 A run is killed (SIGKILL) and started again until a start ends before its moment comes; then its
 metrics, the rates excepted, and its results must be those of the uninterrupted run, bit for bit. Of
 four starts one is killed before its first step (imports, restoring, compilation), the others up to
-12 steps later, in a step, a save, an evaluation or the report.
+12 steps later, in a step, a save, an evaluation or the report. "toy" is `tests.killing`: a run
+that starts in a second and is also killed at chosen points (inside a save, at an epoch's end, …).
 Exits with 1 if a run cannot be resumed or differs.
 """
 
@@ -20,7 +22,9 @@ import sys
 import tempfile
 import time
 
+from launch import compile_cache
 from perception_jax.train.metrics import read_metrics
+from tests import killing
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CONFIGS = {
@@ -29,8 +33,7 @@ CONFIGS = {
 }
 """Config file and an override, by name."""
 SETTINGS = {"steps": 60, "log_every": 1, "evaluate_every": 20, "checkpoint_every": 3}
-RATES = {"examples_per_second_per_chip", "mfu", "hfu", "input_wait", "seconds"}
-"""Metrics that depend on the clock."""
+TOY = "toy"
 
 
 def command(name: str, workdir: pathlib.Path) -> list[str]:
@@ -74,7 +77,7 @@ def _step(workdir: pathlib.Path) -> int:
 def outcome(workdir: pathlib.Path) -> list[dict[str, object]]:
     """Metrics without rates, and the results."""
     lines = [
-        {key: value for key, value in line.items() if key not in RATES}
+        {key: value for key, value in line.items() if key not in killing.RATES}
         for line in read_metrics(workdir)
     ]
     return [*lines, json.loads((workdir / "results.json").read_text())]
@@ -99,13 +102,32 @@ def series(name: str, kills: int, folder: pathlib.Path, rng: random.Random) -> N
     print(f"{name}: {done} of {done} kills resumed bit-equal, {runs} runs", flush=True)
 
 
+def toy(kills: int, seed: int) -> None:
+    """Kills the toy run; prints how many kills there were at each point."""
+    with tempfile.TemporaryDirectory() as folder, killing.Server(ROOT) as server:
+        start = time.monotonic()
+        done = killing.series(server, pathlib.Path(folder), kills, seed)
+        for point, count in done.most_common():
+            print(f"  {count:4d} {point}")
+        print(
+            f"{TOY}: {done.total()} of {done.total()} kills resumed bit-equal, "
+            f"{time.monotonic() - start:.0f} s",
+            flush=True,
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=12, help="of each config")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("names", nargs="*", default=list(CONFIGS), help=f"of {list(CONFIGS)}")
+    names = [*CONFIGS, TOY]
+    parser.add_argument("names", nargs="*", default=names, help=f"of {names}")
     flags = parser.parse_args()
+    compile_cache.enable()  # for the children
     for name in flags.names:
+        if name == TOY:
+            toy(flags.kills, flags.seed)
+            continue
         with tempfile.TemporaryDirectory() as folder:
             series(name, flags.kills, pathlib.Path(folder), random.Random(flags.seed))
 

@@ -14,15 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from measuring import Call
 
 from perception_jax.models.clip.config import ClipConfig
 from perception_jax.models.clip.modeling import ClipVisionTower
 from perception_jax.models.dinov2.config import Dinov2Config
 from perception_jax.models.dinov2.modeling import Dinov2
 from perception_jax.shard.flops import count_flops
-
-Call = Callable[[], Any]
-"""Starts one forward pass and returns its output, which may not be finished yet."""
 
 _CLIP_SIZES = {"ViT-B/16": ClipConfig.vit_b16, "ViT-L/14-336": ClipConfig.vit_l14_336}
 

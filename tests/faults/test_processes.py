@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
+import re
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,27 +25,38 @@ SETTINGS = {"steps": 12, "noise": 0.0, "checkpoint_every": 0, "optim": OPTIM}
 
 
 @contextlib.contextmanager
-def both(root: pathlib.Path, *workdirs: pathlib.Path, own: Any = ({}, {}), **more: Any) -> Iterator:
-    """Two processes in one workdir, or each in its own; `own` holds settings of each."""
+def both(
+    root: pathlib.Path,
+    *workdirs: pathlib.Path,
+    own: Any = ({}, {}),
+    count: int = 2,
+    started: Any = None,
+    **more: Any,
+) -> Iterator:
+    """Two processes in one workdir, or each in its own; `own` holds settings of each.
+
+    Or `count` processes, of which those in `started` are started.
+    """
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
     with contextlib.ExitStack() as stack:
-        shared = {**SETTINGS, "processes": 2, "port": port, **more}
+        shared = {**SETTINGS, "processes": count, "port": port, **more}
+        own = (*own, *({},) * count)
         yield [
             stack.enter_context(
                 program(
                     root, workdirs[index % len(workdirs)], **{**shared, **own[index]}, process=index
                 )
             )
-            for index in range(2)
+            for index in (range(count) if started is None else started)
         ]
 
 
 def ends(children: list[Any], code: int = 0) -> list[tuple[str, str]]:
-    """What they wrote; both must end, and with `code`."""
+    """What they wrote; all must end, and with `code`."""
     said = [child.communicate(timeout=120) for child in children]
-    assert [child.returncode for child in children] == [code, code], said
+    assert [child.returncode for child in children] == [code] * len(children), said
     return said
 
 
@@ -161,3 +174,54 @@ def test_they_train_on_several_shapes(root, tmp_path):
     with both(root, tmp_path, buckets=(3, 5), devices=1) as children:
         ends(children)
     assert len(losses(tmp_path)) == 12
+
+
+HEARTBEAT = 2.0
+
+
+@pytest.mark.parametrize("dying", [1, pytest.param(0, marks=pytest.mark.slow)])
+def test_one_that_dies_is_named_by_the_other(root, tmp_path, dying):
+    with both(root, tmp_path, steps=10_000, heartbeat_seconds=HEARTBEAT) as children:
+        wait_for_step(children[1], 3)
+        children[dying].send_signal(signal.SIGKILL)
+        start = time.monotonic()
+        other = children[1 - dying]
+        _, errors = other.communicate(timeout=120)
+        assert time.monotonic() - start < HEARTBEAT + 10
+    assert other.returncode != 0
+    if dying == 0:  # JAX aborts: the coordination service is gone
+        assert re.search(r"leader task|UNAVAILABLE", errors), errors
+    else:
+        assert f"process 1 of 2 on {socket.gethostname()} was last seen" in errors
+        assert "start the same command on all of them again" in errors
+
+
+def test_one_that_fails_is_named_by_the_other(root, tmp_path):
+    own = ({}, {"fail_at": 3})
+    with both(root, tmp_path, own=own, steps=10_000, heartbeat_seconds=HEARTBEAT) as children:
+        _, errors = children[0].communicate(timeout=120)
+        _, own_error = children[1].communicate(timeout=120)
+    assert (children[0].returncode, "ValueError: no such row" in own_error) == (1, True)
+    assert f"process 1 of 2 on {socket.gethostname()} failed (ValueError: no such row" in errors
+
+
+@pytest.mark.parametrize("absent", [1, pytest.param(0, marks=pytest.mark.slow)])
+def test_a_host_that_does_not_come_is_named_with_a_hint(root, tmp_path, absent):
+    started = [1 - absent]
+    with both(root, tmp_path, started=started, join_seconds=5) as (child,):
+        _, errors = child.communicate(timeout=120)
+    assert child.returncode != 0
+    host = socket.gethostname()
+    if absent == 1:
+        assert f"Process 0 of 2 on {host} is still waiting for the others: 1 of 2 have" in errors
+    else:
+        assert f"Process 1 of 2 on {host} is still waiting for process 0, expected at" in errors
+    assert "Start the same command on every host" in errors
+
+
+@pytest.mark.slow
+def test_four_processes_train_to_the_end(root, tmp_path):
+    with both(root, tmp_path / "four", count=4, devices=1) as children:
+        ends(children)
+    train(tmp_path / "one")
+    np.testing.assert_allclose(losses(tmp_path / "four"), losses(tmp_path / "one"), atol=1e-5)

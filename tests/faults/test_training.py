@@ -78,6 +78,14 @@ def test_sigterm_saves_and_exits_0_and_the_workdir_has_one_owner(root, tmp_path)
     assert (tmp_path / ".lock").read_text() == ""
 
 
+def test_a_run_that_did_fewer_steps_than_asked_exits_with_1(root, tmp_path):
+    with program(root, tmp_path, steps=10, repeat=False) as child:  # there are 4 batches
+        _, errors = child.communicate(timeout=120)
+    assert child.returncode == 1
+    assert "DataError: the training dataset ended" in errors
+    assert checkpoint.steps(tmp_path / "checkpoints") == [4]
+
+
 def test_first_ctrl_c_saves_and_the_handlers_come_back(tmp_path):
     before = signal.getsignal(signal.SIGINT)
     result = train(tmp_path, stop=lambda step: step == 3 and signal.raise_signal(signal.SIGINT))
@@ -243,7 +251,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoints(root, tmp_path):
 
 def reseal(checkpoint_path: pathlib.Path) -> None:
     """As if the checkpoint had been written with what is in it now."""
-    integrity.seal(checkpoint_path, ("state", "data", "meta"))
+    integrity.write_list(checkpoint_path, integrity.checksums(checkpoint_path))
 
 
 def test_a_missing_place_in_the_data_is_named(tmp_path):
@@ -363,5 +371,10 @@ def test_batch_size_must_divide(tmp_path):
 
 
 def test_a_url_is_no_workdir():
-    with pytest.raises(ConfigError, match="found a URL"):
-        train("gs://bucket/run")
+    with pytest.raises(ConfigError, match="found a URL") as caught:
+        train("gs://bucket/runs/one")
+    assert "gcsfuse --implicit-dirs" in str(caught.value)
+    assert "use the workdir /mnt/bucket/runs/one." in str(caught.value)
+    with pytest.raises(ConfigError, match="found a URL") as caught:
+        train("s3://bucket/run")
+    assert "gcsfuse" not in str(caught.value)

@@ -193,7 +193,8 @@ def test_a_setting_that_older_settings_lack_has_its_default(tmp_path, caplog):
         content = json.loads(file.read_text())
         del content["trainer"]["keep_best"], content["trainer"]["optim"]["clip_norm"]
         file.write_text(json.dumps(content))
-    integrity.seal(meta.parent.parent, ("state", "data", "meta"))
+    saved_at = meta.parent.parent
+    integrity.write_list(saved_at, integrity.checksums(saved_at))
     new = {"data": {"length": 8, "flip": False}}
     with pytest.raises(ConfigError, match=r"flip: not set before, True now"):
         train(tmp_path, resolved={"data": {"length": 8, "flip": True}}, defaults=new)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import importlib
+import itertools
 import os
 import pathlib
 import re
@@ -97,10 +98,33 @@ def check_command(words: list[str]) -> None:
     """Fails if a `make` target, a program, a flag or a setting does not exist."""
     if words[0] == "make":
         check_make(words[1:])
+    elif words[0] == "launch/cloud/tpu.sh":
+        check_launcher(words)
     elif pathlib.Path(words[0]).name.startswith("python") and words[1:2] == ["-m"]:
         package, _, program = words[2].partition(".")
         if package == "launch":
             check_program(program, words[3:])
+    elif words[0] == "docker" and "-f" in words:
+        assert (ROOT / words[words.index("-f") + 1]).is_file()
+
+
+def check_launcher(words: list[str]) -> None:
+    """Runs `tpu.sh` dry, and checks the command that it would run on the slice."""
+    done = subprocess.run(
+        ["bash", ROOT / words[0], words[1], "--dry_run", *words[2:]], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "gcloud compute tpus" in done.stdout
+    check_remote(words)
+
+
+def check_remote(words: list[str]) -> None:
+    """Checks the words behind `--`, but for `env NAME=VALUE` in front."""
+    if "--" in words:
+        behind = words[words.index("--") + 1 :]
+        if behind[0] == "env":
+            behind = list(itertools.dropwhile(lambda word: "=" in word, behind[1:]))
+        check_command(behind)
 
 
 def check_make(words: list[str]) -> None:
@@ -115,7 +139,9 @@ def check_make(words: list[str]) -> None:
 
 
 def check_program(name: str, argv: list[str]) -> None:
-    assert (ROOT / "launch" / f"{name}.py").exists(), f"there is no program launch.{name}"
+    file = ROOT / "launch" / f"{name.replace('.', '/')}.py"
+    assert file.exists(), f"there is no program launch.{name}"
+    check_remote(argv)
     program = importlib.import_module(f"launch.{name}").PROGRAM
     shows_form = any(_PLACEHOLDER.search(word) for word in argv)
     if not shows_form and not {"--help", "-h"} & set(argv):
@@ -247,6 +273,10 @@ def test_blocks_are_found_and_skipped():
         "python -m launch.trian --help",
         ".venv/bin/python -m launch.train --config=configs/quickstart.py --workdir=w --no-such=1",
         "python -m launch.train --config=configs/quickstart.py --workdir=w --config.nothing=1",
+        "launch/cloud/tpu.sh status --name=vit --zone=z",
+        "docker build -f launch/Dockerfile .",
+        "python -m launch.cloud.jobset --name=a --slice=v5e-4 --image=i --claim=c "
+        "-- python -m launch.trian",
     ],
 )
 def test_wrong_commands_are_noticed(command, monkeypatch):

@@ -9,12 +9,15 @@ import pathlib
 import subprocess
 import sys
 import textwrap
+import threading
+from unittest import mock
 
+import grain
 import numpy as np
 import PIL.Image
 import pytest
 
-from perception_jax.data import records
+from perception_jax.data import records, worker_watch, workers
 from perception_jax.data.loader import make_eval_loader, make_loader
 from perception_jax.data.processors import ImageProcessor
 from perception_jax.data.sources.folder import ImageFolder
@@ -277,7 +280,7 @@ def test_a_script_without_a_main_guard_can_use_workers(tmp_path, root):
             """
             import os, signal
             import numpy as np, psutil
-            from perception_jax.data import records
+            from perception_jax.data import records, worker_watch, workers
             from perception_jax.data.loader import make_loader
 
             print("script starts", flush=True)
@@ -310,3 +313,18 @@ def test_a_script_without_a_main_guard_can_use_workers(tmp_path, root):
             psutil.Process(int(pid)).wait(timeout=20)
         except psutil.NoSuchProcess:
             continue
+
+
+def test_closing_ends_where_a_worker_was_killed_while_it_sent(monkeypatch):
+    """grain then waits for the rest of an element for ever."""
+    monkeypatch.setattr(worker_watch, "CLOSE_SECONDS", 0.05)
+    never = threading.Event()
+    stream = mock.create_autospec(grain.DatasetIterator, instance=True)
+    stream.close.side_effect = never.wait
+    loading = workers.ClosableIterator(stream, num_workers=1)
+    closing = threading.Thread(target=loading.close, daemon=True)
+    closing.start()
+    closing.join(30)
+    ended = not closing.is_alive()
+    never.set()
+    assert ended

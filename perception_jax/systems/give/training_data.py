@@ -147,7 +147,7 @@ class ObjectRows:
           DataError: the record has no image, or it cannot be decoded.
         """
         del shape  # always the same
-        processed = self._processor(images.decode(record.image, name=record.id))
+        processed = self._processor(images.decode_picture(record.image, name=record.id))
         given = [one.box or (0.0,) * 4 for one in record.objects]
         boxes = processed.geometry.boxes(np.array(given, np.float64).reshape(-1, 4))
         return BoxedImage(
