@@ -80,8 +80,10 @@ def _automatic() -> tuple[AbstractMesh, list[str]]:
 
 
 def on_mesh() -> bool:
-    """Whether what is traced now runs on a mesh of more than one device."""
-    return jax.sharding.get_abstract_mesh().size > 1
+    """Whether the compiler splits what is traced now over several devices. The part of a device
+    inside of a `jax.shard_map` is its own."""
+    mesh, automatic = _automatic()
+    return math.prod(mesh.shape[axis] for axis in automatic) > 1
 
 
 def constrain_batch(tree: Tree) -> Tree:

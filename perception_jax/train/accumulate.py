@@ -106,7 +106,7 @@ def accumulated(
             )
             weight, share = jnp.float32(1), jnp.float32(1 / copies)
             if mean == TOKENS or over == TOKENS:
-                own = _tokens(metrics)
+                own = tokens_of(metrics)
                 tokens = total(own)
                 weight = tokens if mean == TOKENS else weight
                 share = own / jnp.maximum(tokens, 1) if over == TOKENS else share
@@ -136,7 +136,8 @@ def accumulated(
     return update
 
 
-def _tokens(metrics: Metrics) -> Array:
+def tokens_of(metrics: Metrics) -> Array:
+    """The metric "tokens", float32[]; raises a ConfigError if there is none."""
     if TOKENS not in metrics:
         raise ConfigError(
             f"micro-batches are weighted by the metric {TOKENS!r}, but the task's loss returns "

@@ -145,6 +145,10 @@ class TrainConfig:
         thread is; 0 for 20 times the median step, at least 60 s.
       heartbeat_seconds: without a sign of life from one of several processes, after which the
         others name it and end.
+      deterministic: the same bits on 1, 2, 4, … devices, at a price in speed and memory; see
+        `train.deterministic`.
+      deterministic_parts: parts of a batch for it, a power of 2 and at least the number of devices.
+        Another number gives other bits.
       tensorboard: also writes TensorBoard files (needs `pip install tensorboardX`).
       profile_at: first of `profile_steps` steps whose trace (`jax.profiler`) process 0 writes to
         `profile/` in the workdir; 0 traces none.
@@ -162,6 +166,8 @@ class TrainConfig:
     keep_best: str = ""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     frozen_dtype: Literal["float32", "bfloat16"] = "float32"
+    deterministic: bool = False
+    deterministic_parts: int = 8
     tensorboard: bool = False
     watchdog_seconds: float = 0.0
     heartbeat_seconds: float = 60.0
@@ -178,6 +184,14 @@ class TrainConfig:
             self.optim.accumulate,
             f"a divisor of {self.batch_size}, the rows of an update (batch_size)",
         )
+        if self.deterministic:
+            parts = self.deterministic_parts
+            holds = parts > 0 and self.batch_size % parts == 0
+            _require(
+                holds, "deterministic_parts", parts, f"a divisor of {self.batch_size}, the batch"
+            )
+            accumulate = self.optim.accumulate
+            _require(accumulate == 1, "optim.accumulate", accumulate, "1 with deterministic")
         for name in ("evaluate_every", "checkpoint_every", "watchdog_seconds", "profile_at"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         _require(

@@ -306,8 +306,7 @@ class _Trainer:
         for number, shape in enumerate(shapes, start=1):
             start = time.perf_counter()
             with self.interrupt.leaving(0.0 if self._alone else math.inf):
-                traced = self.task_step.trace(self._with_vote(shape, stop=False))
-                self._compiled.append(traced.compile())
+                self._compiled.append(self.task_step.compile(self._with_vote(shape, stop=False)))
             _log.info(
                 "compiled the step for shape %d of %d in %.1f s (%s)",
                 number,

@@ -58,8 +58,13 @@ def make_plan(
       devices: of the slice.
 
     Raises:
-      ConfigError: a mesh that does not fit the slice or the batch.
+      ConfigError: a mesh that does not fit the slice or the batch, or a deterministic step.
     """
+    if config.deterministic:
+        raise ConfigError(
+            "a deterministic step is many programs, of which each is compiled for one device; "
+            "plan it with train.deterministic=False."
+        )
     mesh = mesh_lib.make_mesh(**dataclasses.asdict(config.mesh), devices=devices)
     accumulate = config.optim.accumulate
     mesh_lib.check_batch(mesh, config.batch_size, accumulate=accumulate)

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from perception_jax.errors import ConfigError
@@ -17,6 +18,7 @@ from perception_jax.shard import flops
 from perception_jax.shard import mesh as mesh_lib
 from perception_jax.train.accumulate import accumulated
 from perception_jax.train.config import TrainConfig
+from perception_jax.train.deterministic import Apply, Merge
 from perception_jax.train.optim import Optimizer
 from perception_jax.train.state import AbstractModel, Leaves, TrainState
 from perception_jax.train.task import Batch, Metrics, Task
@@ -31,24 +33,33 @@ FINITE_METRICS = ("loss", "grad_norm", "param_norm")
 """Metrics whose non-finite values stop the run."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Step:
-    """A training step as a plain function.
+    """A training step as a plain function, and what it is made of.
 
     Attributes:
       advance: state and batch to the next state and metrics.
       loss: trainable leaves, frozen leaves, batch and key to the loss and the task's metrics; of
         one micro-batch.
+      merge: trainable and frozen leaves to the model in the compute dtype.
+      apply: what follows the gradient.
       accumulate: micro-batches of an update. More than one are the first axis of a batch.
     """
 
     advance: Advance
     loss: Callable[[Leaves, Leaves, Batch, jax.Array], tuple[jax.Array, Metrics]]
+    merge: Merge
+    apply: Apply
     accumulate: int = 1
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """`advance`."""
         return self.advance(state, batch)
+
+    def model_flops(self, state: TrainState, batch: Batch) -> int:
+        """FLOPs that the loss of a (micro-)batch and its gradient need; see `CompiledStep`."""
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        return flops.gradient_flops(self.loss, state.trainable, state.frozen, batch, key)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,17 +96,19 @@ def make_step(
     """
     dtype, optim = jnp.dtype(config.compute_dtype), config.optim
 
+    def merge(trainable: Leaves, frozen: Leaves) -> nnx.Module:
+        return model.merge(_cast(trainable, dtype), _cast(frozen, dtype))
+
     def loss(trainable: Leaves, frozen: Leaves, batch: Batch, key: jax.Array):
-        module = model.merge(_cast(trainable, dtype), _cast(frozen, dtype))
-        return task.loss(module, batch, key)
+        return task.loss(merge(trainable, frozen), batch, key)
 
     gradient = jax.value_and_grad(loss, has_aux=True)
     if optim.accumulate > 1:
         gradient = accumulated(gradient, task, optim.accumulate_mean, specs)
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-        (value, metrics), grads = gradient(state.trainable, state.frozen, batch, key)
+    def apply(
+        state: TrainState, value: jax.Array, metrics: Metrics, grads: Leaves
+    ) -> tuple[TrainState, Metrics]:
         updates, opt_state = optimizer.transform.update(grads, state.opt_state, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
         param_norm = optax.tree.norm(trainable)
@@ -116,7 +129,12 @@ def make_step(
         )
         return new, jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), _union(own, metrics))
 
-    return Step(step, loss, optim.accumulate)
+    def advance(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+        (value, metrics), grads = gradient(state.trainable, state.frozen, batch, key)
+        return apply(state, value, metrics, grads)
+
+    return Step(advance=advance, loss=loss, merge=merge, apply=apply, accumulate=optim.accumulate)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,8 +183,7 @@ def trace_step(
         donate_argnums=0,
     )
     traced = jitted.trace(state, batch)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    needed = flops.gradient_flops(step.loss, state.trainable, state.frozen, examples, key)
+    needed = step.model_flops(state, examples)
     computed = flops.count_jaxpr(traced.jaxpr.jaxpr)
     return TracedStep(traced.lower(), model_flops=step.accumulate * needed, hardware_flops=computed)
 

@@ -121,3 +121,16 @@ class MeanLoss(Protocol):
 
     mean_over: Literal["rows", "tokens"]
     """What counts the same: rows, or the tokens that the metric "tokens" counts."""
+
+
+@runtime_checkable
+class FeatureLoss(Protocol):
+    """What a task adds whose loss compares rows, so that the rows can be computed apart:
+    `loss(model, batch, key)` is `loss_of(model, features(model, batch, key))`.
+    """
+
+    def features(self, model: nnx.Module, batch: Batch, key: jax.Array) -> Any:
+        """All that the loss needs to know of the rows: a pytree of arrays `[B, ...]`."""
+
+    def loss_of(self, model: nnx.Module, features: Any) -> tuple[jax.Array, Metrics]:
+        """The loss over the features of all rows, and metrics; see `Task.loss`."""

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 import jax
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
 from perception_jax.train.accumulate import in_micro_batches
 from perception_jax.train.config import TrainConfig
+from perception_jax.train.deterministic import DeterministicStep, check
 from perception_jax.train.optim import make_optimizer
 from perception_jax.train.state import (
     AbstractModel,
@@ -20,8 +21,15 @@ from perception_jax.train.state import (
     init_state,
     state_shardings,
 )
-from perception_jax.train.step import Step, TracedStep, make_step, trace_step
-from perception_jax.train.task import Batch, DeclaresShapes, Task
+from perception_jax.train.step import (
+    VOTE,
+    CompiledStep,
+    Step,
+    TracedStep,
+    make_step,
+    trace_step,
+)
+from perception_jax.train.task import Batch, DeclaresShapes, Metrics, Task
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,7 +51,11 @@ class TaskStep:
         model = abstract_model(task, config.frozen_dtype)
         optimizer = make_optimizer(config.optim, config.steps, model.trainable)
         state = abstract_state(model, optimizer.transform, ema=config.optim.ema is not None)
-        shardings = state_shardings(state, task.shardings, mesh)
+        rules = task.shardings
+        if config.deterministic:
+            check(mesh, config.deterministic_parts, task)
+            rules = ((".*", PartitionSpec()),)
+        shardings = state_shardings(state, rules, mesh)
         specs = {path: sharding.spec for path, sharding in shardings.trainable.items()}
         return cls(
             task=task,
@@ -74,3 +86,21 @@ class TaskStep:
     def trace(self, batch: Batch) -> TracedStep:
         """Traces the step for a batch of arrays or shapes, in micro-batches if there are any."""
         return trace_step(self.step, self.state, self.shardings, batch, self.mesh)
+
+    def compile(self, batch: Batch) -> CompiledStep:
+        """Compiles the step for a batch of arrays or shapes; the programs of a deterministic step
+        are compiled when it is first called."""
+        if not self.config.deterministic:
+            return self.trace(batch).compile()
+        rows = {key: x for key, x in batch.items() if key != VOTE}
+        parts = self.config.deterministic_parts
+        step = DeterministicStep(self.task, parts, self.mesh, self.step.merge, self.step.apply)
+
+        def call(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+            rows = {key: x for key, x in batch.items() if key != VOTE}
+            state, metrics, votes = step(state, rows, batch.get(VOTE))
+            return state, metrics if votes is None else {**metrics, VOTE: votes}
+
+        return CompiledStep(
+            call, self.step.model_flops(self.state, rows), step.hardware_flops(self.state, rows)
+        )

@@ -203,7 +203,9 @@ def test_votes_are_summed_inside_the_step():
 
     everywhere = jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), state)
     batch = {"x": jax.device_put(jnp.ones(8), batch_sharding(mesh)), VOTE: ballots.cast(False)}
-    step = compile_step(Step(plain, loss), state, everywhere, batch, mesh)
+    unused = {"merge": lambda *_: None, "apply": lambda *_: None}
+    step = Step(advance=plain, loss=loss, **unused)
+    step = compile_step(step, state, everywhere, batch, mesh)
     for stop, votes in ((False, 0), (True, 8), (False, 0)):
         state, metrics = step.call(state, {**batch, VOTE: ballots.cast(stop)})
         assert int(metrics[VOTE]) == votes

@@ -32,6 +32,9 @@ from perception_jax.train.task import Batch, Evaluator, Metrics
 MAX_LOG_SCALE = 4.6052
 """ln 100: CLIP's cap on the temperature (arXiv 2103.00020, §2.5)."""
 
+Features = Mapping[str, Any]
+"""Arrays with the rows of a batch first."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TowerRemat:
@@ -97,6 +100,10 @@ class ContrastiveTask:
 
     def loss(self, model: nnx.Module, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         """The contrastive loss, and how often the own text ranks first within the batch."""
+        return self.loss_of(model, self.features(model, batch, key))
+
+    def features(self, model: nnx.Module, batch: Batch, key: jax.Array) -> Features:
+        """Unit embeddings of images and texts, and the texts' tokens."""
         del key  # no dropout
         dtype = model.logit_scale.dtype  # the trainer's compute dtype
         remat, parts, processor = self.config.remat, self.config.parts, self.processor.image
@@ -110,9 +117,14 @@ class ContrastiveTask:
 
         image = in_parts(encode_images, batch["image"], parts)
         text = in_parts(encode_texts, batch["ids"], parts)
+        return {"image": image, "text": text, "ids": batch["ids"]}
+
+    def loss_of(self, model: nnx.Module, features: Features) -> tuple[jax.Array, Metrics]:
+        """See `loss`."""
+        image, text = features["image"], features["text"]
         log_scale = model.logit_scale[...].astype(jnp.float32)
         scale = jnp.exp(jnp.minimum(log_scale, MAX_LOG_SCALE))
-        same = equal_rows(batch["ids"])
+        same = equal_rows(features["ids"])
         if self.config.loss == "softmax":
             loss = softmax_contrastive(image, text, scale, ignore=same)
         else:
