@@ -80,7 +80,6 @@ def plans(only: str) -> None:
             f"{sum(row['collective_bytes'].values()) / 1e9:.2f}",
             *(f"{1e3 * row[f'{part}_seconds']:.0f}" for part in ("compute", "communication")),
             f"{100 * row['mfu_ceiling']:.0f}%",
-            f"{row['compile_seconds']:.0f}",
         ]
         for config, slices in PLANS
         if only in config
@@ -88,7 +87,7 @@ def plans(only: str) -> None:
     ]
     columns = (
         *("config, slice", "mesh", "batch", "state, GiB", "chip, GiB", "TFLOP", "sent, GB"),
-        *("compute, ms", "communication, ms", "MFU at most", "compiled in, s"),
+        *("compute, ms", "communication, ms", "MFU at most"),
     )
     show(columns, rows)
 
