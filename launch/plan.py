@@ -163,7 +163,7 @@ def made(
     from perception_jax.train.plan import make_plan
 
     program = planning_program(config)
-    if isinstance(program, Serves):
+    if isinstance(program, Serves) and "train" not in config:
         return program.serving_plans(config, found, devices)
     task, batch = program.shapes(config)
     return [

@@ -21,7 +21,7 @@ def row(plan: Mapping[str, Any]) -> str:
     mesh = "×".join(str(size) for size in plan["mesh"].values())
     total = plan["total_bytes"]
     sent = sum(plan["collective_bytes"].values())
-    remat = {None: "-", True: "yes", False: "no"}[plan["remat"]]
+    remat = {None: "-", True: "yes", False: "no"}.get(plan["remat"], plan["remat"])
     return (
         f"{plan['slice']:10} {mesh:11} {plan['kind']:8} {remat:5} {plan['batch_size']:8} "
         f"{plan['argument_bytes'] / _GIB:10.2f} {plan['temporary_bytes'] / _GIB:10.2f} "

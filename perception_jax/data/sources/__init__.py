@@ -156,7 +156,7 @@ def _kind_of_line(content: Any) -> str | None:
         return "objects"
     if "annotations" in content:  # a whole COCO file on one line
         return None
-    return "jsonl" if content.keys() & {"image", "images", "conversation"} else None
+    return "jsonl" if content.keys() & jsonl.CONTENT else None
 
 
 def _first_line(path: pathlib.Path) -> Any:
