@@ -208,8 +208,11 @@ class PackedTexts:
         """The records, each with its own tokens and labels."""
         return RecordExamples(self._source, self._transform, seed)
 
-    def loader(self) -> grain.IterDataset:
+    def loader(self, *, host: tuple[int, int] | None = None) -> grain.IterDataset:
         """This host's part of each batch, without end: `KEYS`, and "id", the ids of the records.
+
+        Args:
+          host: index and number of hosts; None asks JAX.
 
         Raises:
           DataError: too many records cannot be used, or there are none.
@@ -220,6 +223,7 @@ class PackedTexts:
             batch_size=self._batch_size,
             seed=self._seed,
             num_workers=self._workers,
+            host=host,
             max_bad_fraction=self._max_bad_fraction,
         )
 
