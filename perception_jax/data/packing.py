@@ -17,7 +17,7 @@ from collections.abc import Iterator
 
 import grain
 import numpy as np
-from jaxtyping import Int, Int64
+from jaxtyping import Bool, Int, Int64
 
 from perception_jax.data import conversation
 from perception_jax.data.conversation import IGNORE, EncodedConversation, Template
@@ -258,7 +258,7 @@ class PackedTexts:
         _log.info("%s", counts)
         return _Rows(self._source, rows), counts
 
-    def _lengths(self) -> tuple[Int[np.ndarray, " N"], Int[np.ndarray, " N"]]:
+    def _lengths(self) -> tuple[Int[np.ndarray, " N"], Bool[np.ndarray, " N"]]:
         """Length of each record in tokens, 0 for one that cannot be used, and whether it is cut."""
         count = len(self._source)
         loader = make_eval_loader(

@@ -136,7 +136,8 @@ def _backward(jaxpr: core.Jaxpr, inputs: Sequence[bool], wanted: Sequence[bool])
         given = [_marked(known, var) for var in equation.invars]
         part = _equation_backward(equation, given, asked)
         total += part.flops
-        reached |= {v for v, hit in zip(equation.invars, part.reached, strict=True) if hit}
+        pairs = zip(equation.invars, part.reached, strict=True)
+        reached |= {v for v, hit in pairs if hit and not isinstance(v, core.Literal)}
     return _Backward(total, [var in reached for var in jaxpr.invars])
 
 

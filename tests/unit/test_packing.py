@@ -59,7 +59,7 @@ def test_of_a_conversation_the_answer_alone_is_predicted():
     tokenizer = tiny_llama.tokenizer()
     found = transform().encode(chat("a", "the hat", "a cat"))
     counted = found.labels != IGNORE
-    assert tokenizer.decode(found.ids[counted]).strip() == "a cat"
+    assert tokenizer.decode(found.ids[counted]).strip() == "a cat <|im_end|>"
     assert tokenizer.decode(found.ids).count("the hat") == 1
     assert found.ids[counted][-1] == tokenizer.token_id("<|im_end|>")
 
