@@ -127,6 +127,27 @@ def test_check_data_shows_what_is_predicted(adapted, tmp_path, capsys):
     assert "usable" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            b'{"conversation": [{"role": "gpt", "text": "a"}]}',
+            "chats.jsonl:1: conversation[0]: role",
+        ),
+        (b'{"text": "caf\xe9"}', "chats.jsonl:1: expected UTF-8 text, found the byte 0xE9"),
+        (b'{"text": "  "}', "chats.jsonl:1: text: expected a text that is not blank"),
+        (b"", "chats.jsonl: expected at least one line, found none"),
+        (b'{"text": "a"', "chats.jsonl:1: not JSON"),
+    ],
+)
+def test_a_damaged_file_is_one_clear_error(adapted, tmp_path, capsys, content, message):
+    words, _ = adapted
+    (tmp_path / "chats.jsonl").write_bytes(content)
+    words = [*words, f"--config.data.source={tmp_path / 'chats.jsonl'}"]
+    assert run(check_data.PROGRAM, check_data, *words, f"--out={tmp_path / 'x.html'}") == 1
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("argument", "trained"), [("", 6_738_415_616), (":lora", 319_815_680)])
 def test_the_steps_of_7b_are_planned_without_weights(argument, trained):
     config, _ = common.load_config(f"configs/text/llama7b.py{argument}")
