@@ -33,6 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 import transformers
+from decoders import SIZES
 from flax import nnx
 
 import perception_jax
@@ -42,29 +43,6 @@ from perception_jax.models.llama.config import LlamaConfig
 from perception_jax.models.llama.modeling import Llama
 from perception_jax.nn import stack
 
-SIZES = {
-    "160m": LlamaConfig(
-        vocab_size=32000,
-        context=2048,
-        width=768,
-        depth=12,
-        heads=12,
-        kv_heads=12,
-        head_width=64,
-        mlp_dim=3072,
-    ),
-    "1b": LlamaConfig(
-        vocab_size=32000,
-        context=2048,
-        width=2048,
-        depth=22,
-        heads=32,
-        kv_heads=4,
-        head_width=64,
-        mlp_dim=5632,
-    ),
-}
-"""Sizes of JackFram/llama-160m and TinyLlama-1.1B."""
 COPIED = 2**28
 """Bytes of the array that is copied."""
 

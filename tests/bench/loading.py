@@ -1,8 +1,10 @@
-"""Seconds and host memory to load a checkpoint of CLIP ViT-L/14's size, against transformers.
+"""Seconds and host memory to load a checkpoint, against transformers.
 
-python tests/bench/loading.py [--rounds=5] [--shards=4] [--dtype=float32] [--out=FILE.json]
+python tests/bench/loading.py [--model=clip_l14] [--rounds=5] [--shards=4] [--dtype=float32]
+    [--out=FILE.json]
 
-Writes random weights as a Hugging Face folder in several shards (1.7 GB in float32), then loads it
+Writes random weights as a Hugging Face folder in several shards (CLIP ViT-L/14's 1.7 GB in float32,
+or with --model=llama_1b --dtype=bfloat16 TinyLlama's 2.2 GB), then loads it
 in new processes that take turns. What counts is the call that loads, until one number of every page
 of every weight has been read; imports are measured separately. The files stay in the page cache.
 Memory is the peak of the process above what it held before the call, as a multiple of the weights'
@@ -25,7 +27,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 CHILD = pathlib.Path(__file__)
@@ -34,7 +36,18 @@ PAGE = 4096
 OURS, THEIRS, OWN = "ours", "transformers", "transformers, own"
 
 
-def write(folder: pathlib.Path, shards: int, dtype: str) -> int:
+def _models() -> dict[str, tuple[Any, Callable[[Any], Any]]]:
+    """Settings and class of each model by name."""
+    import decoders
+
+    from perception_jax.models.clip.config import ClipConfig
+    from perception_jax.models.clip.modeling import Clip
+    from perception_jax.models.llama.modeling import Llama
+
+    return {"clip_l14": (ClipConfig.vit_l14(), Clip), "llama_1b": (decoders.SIZES["1b"], Llama)}
+
+
+def write(folder: pathlib.Path, model: str, shards: int, dtype: str) -> int:
     """A folder without checksums, as most that are published; returns its bytes of weights."""
     import ml_dtypes
     import numpy as np
@@ -42,14 +55,13 @@ def write(folder: pathlib.Path, shards: int, dtype: str) -> int:
     from safetensors.numpy import save_file
 
     from perception_jax.interop.binding import source_shapes
-    from perception_jax.models.clip.config import ClipConfig
-    from perception_jax.models.clip.modeling import Clip
-    from perception_jax.models.clip.params import hf_table
     from perception_jax.models.params import flatten
+    from perception_jax.models.registry import architecture_of
 
-    config = ClipConfig.vit_l14()
-    leaves = flatten(nnx.eval_shape(lambda: Clip(config, rngs=nnx.Rngs(params=0))))
-    shapes = source_shapes(hf_table(), {path: leaf.shape for path, leaf in leaves.items()})
+    config, build = _models()[model]
+    leaves = flatten(nnx.eval_shape(lambda: build(config, rngs=nnx.Rngs(params=0))))
+    table = architecture_of(config).table("hf", config, leaves)
+    shapes = source_shapes(table, {path: leaf.shape for path, leaf in leaves.items()})
     kind = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
     total = sum(int(np.prod(shape)) for shape in shapes.values()) * kind.itemsize
     rng = np.random.default_rng(0)
@@ -65,8 +77,8 @@ def write(folder: pathlib.Path, shards: int, dtype: str) -> int:
     _save(save_file, folder, groups, shards)
     index = {"metadata": {"total_size": total}, "weight_map": names}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    settings = {"model_type": "clip", "architectures": ["CLIPModel"], "torch_dtype": dtype}
-    (folder / "config.json").write_text(json.dumps(settings | config.to_hf()))
+    settings = {"model_type": "clip", "architectures": ["CLIPModel"], **config.to_hf()}
+    (folder / "config.json").write_text(json.dumps(settings | {"torch_dtype": dtype}))
     return total
 
 
@@ -174,7 +186,7 @@ def _to_target() -> Any:
 
     import perception_jax
     from perception_jax import api  # noqa: F401
-    from perception_jax.models import clip  # noqa: F401
+    from perception_jax.models import clip, llama  # noqa: F401
 
     jax.devices()
 
@@ -190,10 +202,11 @@ def _to_target() -> Any:
 
 def _to_source(*, own: bool) -> Any:
     import torch
-    from transformers import CLIPModel
+    import transformers
 
     def load(folder: str) -> Any:
-        model = CLIPModel.from_pretrained(folder)
+        (name,) = json.loads((pathlib.Path(folder) / "config.json").read_text())["architectures"]
+        model = getattr(transformers, name).from_pretrained(folder, dtype="auto")
         for weight in model.parameters():
             if own:
                 weight.data = weight.data.clone()
@@ -209,6 +222,7 @@ def main(argv: Sequence[str]) -> None:
         _child(*argv[1:])
         return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="clip_l14", choices=tuple(_models()))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--shards", type=int, default=4)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
@@ -219,7 +233,7 @@ def main(argv: Sequence[str]) -> None:
     if all(importlib.util.find_spec(name) for name in ("torch", "transformers")):
         sides += [THEIRS, OWN]
     with tempfile.TemporaryDirectory(dir=given.folder) as folder:
-        weights = write(pathlib.Path(folder), given.shards, given.dtype)
+        weights = write(pathlib.Path(folder), given.model, given.shards, given.dtype)
         runs = measure(pathlib.Path(folder), weights, sides, given.rounds)
     medians = {
         side: {

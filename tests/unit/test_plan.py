@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import math
-import pathlib
-import sys
 
 import jax
 import ml_collections
@@ -20,17 +17,10 @@ from perception_jax.shard.plan import compiled
 from perception_jax.testing import tiny_clip
 from perception_jax.train.config import TrainConfig
 from perception_jax.train.plan import make_plan
+from tests.slices import cpu_slice, tpu_test
 
 ROWS = 40
-SLICE = slices.Slice(
-    name="eight",
-    topology="",
-    chips=8,
-    hbm=2**30,
-    flops=1e12,
-    hbm_bandwidth=1e11,
-    ici_bandwidth=1e10,
-)
+SLICE = cpu_slice()
 
 
 def config(**mesh: int) -> TrainConfig:
@@ -49,7 +39,7 @@ def split():
 
 
 def test_numbers_of_a_plan(split):
-    assert (split.slice, split.mesh) == ("eight", {"replica": 1, "fsdp": 4, "tensor": 2})
+    assert (split.slice, split.mesh) == ("cpus", {"replica": 1, "fsdp": 4, "tensor": 2})
     assert (split.fits, split.frozen, split.whole) == (True, 0, [])
     one = planned(found=dataclasses.replace(SLICE, chips=1))
     assert one.model_flops == split.model_flops
@@ -184,13 +174,7 @@ def test_faults_on_the_command_line(flags, message, capsys):
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.slow
-@pytest.mark.tpu_compile
-@pytest.mark.skipif(
-    not (pathlib.Path(sys.prefix) / "libtpu").is_dir()
-    and importlib.util.find_spec("libtpu") is None,
-    reason="libtpu is not installed: make tpu",
-)
+@tpu_test
 def test_a_step_is_compiled_for_a_slice(tmp_path, capsys):
     config = "--config=configs/clip/scenes.py:runlocal"
     words = [config, "--slice=v5e-4", f"--json={tmp_path / 'plan.json'}", "--price=1.2"]

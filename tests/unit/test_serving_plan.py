@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
-import pathlib
-import sys
 
 import jax
 import pytest
@@ -14,22 +11,14 @@ import pytest
 from launch import common, plan, plan_text
 from perception_jax.errors import ConfigError
 from perception_jax.ops.sharding import constrain
-from perception_jax.shard import slices
 from perception_jax.shard.mesh import MeshConfig
 from perception_jax.systems.text import serving
 from perception_jax.testing.tiny_llama import CONFIG
+from tests.slices import cpu_slice, tpu_test
 
 WIDE = dataclasses.replace(CONFIG, heads=8, kv_heads=8, vocab_size=112, depth=2)
 """As many heads as chips; no two of its sizes are equal."""
-SLICE = slices.Slice(
-    name="chips",
-    topology="",
-    chips=8,
-    hbm=2**30,
-    flops=1e12,
-    hbm_bandwidth=1e11,
-    ici_bandwidth=1e12,
-)
+SLICE = cpu_slice(ici_bandwidth=1e12)
 SERVING = serving.Serving(batch_size=12, prompt=16, context=64, dtype="float32")
 
 
@@ -154,13 +143,7 @@ def test_faults(monkeypatch):
         serving.model_config("scenes-clip")
 
 
-@pytest.mark.slow
-@pytest.mark.tpu_compile
-@pytest.mark.skipif(
-    not (pathlib.Path(sys.prefix) / "libtpu").is_dir()
-    and importlib.util.find_spec("libtpu") is None,
-    reason="libtpu is not installed: make tpu",
-)
+@tpu_test
 def test_published_sizes_fit_their_slices(tmp_path):
     """7B on one chip in int8 and 13B on four in bfloat16; logits and cache stay split."""
     rows = (("vicuna_7b", "v5e-1", True, 7.5), ("vicuna_13b", "v5e-4", False, 6.6))

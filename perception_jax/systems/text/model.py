@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import jax
 
@@ -225,23 +226,30 @@ def _overlap(text: str, string: str) -> int:
     return next((size for size in sizes if text.endswith(string[:size])), 0)
 
 
-def prepared(loaded: Loaded, *, adapter: str | None = None, quantized: bool = False) -> Loaded:
-    """Returns a model for inference.
+def prepared(
+    opened: Loaded,
+    *,
+    dtype: Any = None,
+    adapter: str | None = None,
+    quantized: bool = False,
+) -> Loaded:
+    """Reads the weights of a model for inference.
 
     Args:
-      loaded: with weights.
+      opened: without weights; see `api.prepare`.
+      dtype: of the floating leaves; see `api.load`.
       adapter: folder with LoRA of PEFT, which is merged.
-      quantized: whether kernels become int8.
+      quantized: whether kernels become int8, each as soon as it is read; with an adapter only after
+        all are merged.
 
     Raises:
-      CheckpointError, ConfigError: as of `api.load_lora`.
+      CheckpointError, ConfigError: as of `api.load` and `api.load_lora`.
     """
-    if adapter is not None:
-        loaded = load_lora(loaded, adapter)
-        loaded = dataclasses.replace(loaded, model=lora.merge_lora(loaded.model))
-    if quantized:
-        loaded = dataclasses.replace(loaded, model=int8.quantize_linear(loaded.model))
-    return loaded
+    if adapter is None:
+        return opened.load_weights(dtype=dtype, int8=quantized)
+    loaded = load_lora(opened.load_weights(dtype=dtype), adapter)
+    model = lora.merge_lora(loaded.model)
+    return dataclasses.replace(loaded, model=int8.quantize_linear(model) if quantized else model)
 
 
 def tokenizer_of(loaded: Loaded) -> LanguageTokenizer:

@@ -158,9 +158,8 @@ def _open(values: flags.FlagValues) -> TextModel:
     sampling = dataclasses.replace(
         sampling_of(opened), **{name: value for name, value in given.items() if value is not None}
     )
-    loaded = opened.load_weights(dtype=values.dtype)
     return TextModel(
-        prepared(loaded, adapter=values.lora, quantized=values.int8),
+        prepared(opened, dtype=values.dtype, adapter=values.lora, quantized=values.int8),
         template=values.template,
         system=values.system,
         sampling=sampling,
