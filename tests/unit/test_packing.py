@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 
 import numpy as np
@@ -146,6 +147,15 @@ def test_batches_do_not_depend_on_the_hosts():
     for batch, even, odd in zip(whole, *parts, strict=True):
         same({name: value[0::2] for name, value in batch.items()}, even)
         same({name: value[1::2] for name, value in batch.items()}, odd)
+
+
+def test_batches_do_not_depend_on_the_workers():
+    packed = data(corpus(40), workers=2)
+    with contextlib.closing(iter(packed.loader())) as iterator:
+        loaded = [next(iterator) for _ in range(3)]
+    assert packed.counts == data(corpus(40)).counts
+    for batch, other in zip(loaded, batches(data(corpus(40)).loader(), 3), strict=True):
+        same(batch, other)
 
 
 def test_an_epoch_has_every_record_once_and_the_next_another_order():
