@@ -3,7 +3,7 @@
     python -m launch.train --config=configs/text/finetune.py --workdir=runs/mine \
         --config.data.source=chats.jsonl
     python -m launch.train --config=configs/text/finetune.py:lora,length=2048 --workdir=runs/lora \
-        --config.model=meta/folder --config.data.source=chats.jsonl
+        --config.model=DIR --config.data.source=chats.jsonl
 
 One record a line, and every tenth is kept for testing:
 

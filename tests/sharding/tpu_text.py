@@ -37,7 +37,7 @@ def main(kind: str) -> None:
     mesh = mesh_lib.make_mesh(1, FSDP, TENSOR, devices=slice_.devices)
     model = nnx.eval_shape(lambda: Llama(CONFIG, rngs=nnx.Rngs(params=0)))
     base = Loaded(model=model, config=CONFIG, processor=Processor(image=None, tokenizer=None))
-    lora = LoraConfig(rank=128, alpha=256.0, dropout=0.05) if kind == "lora" else None
+    lora = LoraConfig(rank=128, alpha=256.0) if kind == "lora" else None
     task = TextTask(TextTaskConfig(batch_size=ROWS, length=LENGTH, lora=lora), base, None)
     settings = TrainConfig.from_mapping(
         {"steps": 10, "batch_size": ROWS, "compute_dtype": "bfloat16"}
