@@ -89,6 +89,7 @@ def _record_texts(record: Record) -> list[tuple[str, str]]:
     rows += [("question", _describe_question(one)) for one in record.questions]
     rows += [("instruction", f"{one.text} → {named(one.target)}") for one in record.instructions]
     rows += [(one.role, _describe_turn(one, named)) for one in record.conversation]
+    rows += [("text", record.text)] if record.text else []
     rows += [("absent", ", ".join(record.absent))] if record.absent else []
     unsure = ", ".join(record.not_exhaustive)
     rows += [("not exhaustive", unsure)] if unsure else []
@@ -136,8 +137,8 @@ def _source_name(name: str, raw: str | None) -> str:
 def _describe(name: str, value: Any, tokenizer: Any) -> str:
     value = np.asarray(value)
     kind = f"{value.dtype}{list(value.shape)}"
-    if name == "ids" and value.ndim == 1 and isinstance(tokenizer, Tokenizer):
-        return f"{kind} “{tokenizer.decode(value)}”"
+    if name in ("ids", "label") and value.ndim == 1 and isinstance(tokenizer, Tokenizer):
+        return f"{kind} “{tokenizer.decode(value[value >= 0])}”"  # labels below 0 do not count
     if value.size == 0:
         return kind
     if value.size <= 8:

@@ -27,7 +27,7 @@ def define_flags(values: flags.FlagValues) -> None:
         "checkpoint",
         None,
         "A training workdir (or one of its checkpoints), a checkpoint folder, the name of shipped "
-        "weights, or a hub id; for GiVE also adapters.",
+        "weights, or a hub id; for GiVE also adapters, for a language model also LoRA of PEFT.",
         required=True,
         flag_values=values,
     )

@@ -174,7 +174,7 @@ def made(
     from perception_jax.train.plan import make_plan
 
     program = planning_program(config)
-    if isinstance(program, Serves):
+    if isinstance(program, Serves) and "train" not in config:
         return program.serving_plans(config, found, devices)
     task, batches = program.shapes(config)
     settings = TrainConfig.from_mapping(config.train.to_dict())

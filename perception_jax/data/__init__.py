@@ -9,6 +9,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "images": ("decode", "read_size"),
         "image_paths": ("find_images",),
         "loader": ("RecordExamples", "RecordTransform", "make_eval_loader", "make_loader"),
+        "packing": ("PackedCounts", "PackedTexts", "TextTransform", "pack"),
         "planned": ("BatchPlan", "BatchTransform", "PlannedData", "Planner", "Row", "RowTransform"),
         "processors": ("ImageProcessor", "ProcessedImage"),
         "records": (

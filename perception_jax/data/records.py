@@ -149,6 +149,7 @@ class Record:
       captions: sentences about the whole image.
       objects: of the image.
       conversation: turns, in order.
+      text: a passage to read or to learn, of a record without images.
       absent: class names known not to be in the image (LVIS's negatives).
       not_exhaustive: class names of which the image may have objects without an annotation: nothing
         follows from their absence (LVIS).
@@ -170,6 +171,7 @@ class Record:
     questions: tuple[Question, ...] = ()
     instructions: tuple[ObjectInstruction, ...] = ()
     conversation: tuple[Turn, ...] = ()
+    text: str = ""
     absent: tuple[str, ...] = ()
     not_exhaustive: tuple[str, ...] = ()
     extras: Mapping[str, Any] = dataclasses.field(default_factory=dict)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,9 +23,11 @@ from perception_jax.data.tokenization import ClipTokenizer
 from perception_jax.models.clip.config import ClipConfig, VisionConfig
 from perception_jax.models.dinov2.config import Dinov2Config
 from perception_jax.models.eva.config import EvaConfig, EvaVisionConfig
+from perception_jax.models.llama.config import LlamaConfig
 from perception_jax.models.registry import architecture_of
 from perception_jax.models.shardings import SHARDINGS
 from perception_jax.models.siglip.config import SiglipConfig, SiglipVisionConfig
+from perception_jax.nn.lora import LoraConfig
 from perception_jax.nn.text_tower import TextConfig
 from perception_jax.ops.image import normalise
 from perception_jax.ops.losses import softmax_contrastive, unit
@@ -35,6 +38,7 @@ from perception_jax.systems.contrastive.task import ContrastiveConfig, Contrasti
 from perception_jax.systems.give.adapter import AdapterConfig
 from perception_jax.systems.give.model import GiveConfig
 from perception_jax.systems.give.task import GiveTask, GiveTaskConfig
+from perception_jax.systems.text.task import TextTask, TextTaskConfig
 from perception_jax.train import state as state_lib
 from perception_jax.train.config import TrainConfig
 from perception_jax.train.optim import make_optimizer
@@ -60,6 +64,15 @@ CONFIGS = {
     ),
 }
 PROCESSOR = ImageProcessor(size=SIDE)
+ROW, WORDS_SPLIT = 20, 96
+"""Tokens of a row of the language model, and its vocabulary."""
+LLAMA = LlamaConfig(
+    vocab_size=WORDS_SPLIT,
+    context=64,
+    kv_heads=4,
+    head_width=8,
+    **SIZES | {"width": 40, "mlp_dim": 72},
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +134,17 @@ def give_task() -> GiveTask:
     return GiveTask(GiveTaskConfig(model=config, batch_size=BATCH, remat="full"), backbone, None)
 
 
+def text_task(lora: LoraConfig | None) -> TextTask:
+    model = nnx.eval_shape(lambda: architecture_of(LLAMA).build(LLAMA, rngs=nnx.Rngs(params=0)))
+    processor = Processor(image=None, tokenizer=None)
+    base = Loaded(name="tiny", model=model, config=LLAMA, processor=processor)
+    return TextTask(TextTaskConfig(batch_size=BATCH, length=ROW, lora=lora, chunk=7), base, None)
+
+
+def text_batch() -> dict[str, Any]:
+    return text_task(None).batch_shapes()
+
+
 def encoder_batch() -> dict[str, Any]:
     return {
         "image": array(SIDE, SIDE, 3, dtype=jnp.uint8),
@@ -154,6 +178,12 @@ TASKS = {
         for name, config in CONFIGS.items()
     },
     "give": (give_task, give_batch, 2),
+    "llama": (functools.partial(text_task, None), text_batch, 1),
+    "llama_lora": (
+        functools.partial(text_task, LoraConfig(rank=16, alpha=1.0, dropout=0.1)),
+        text_batch,
+        1,
+    ),
 }
 """Makes the task, its batch's shapes; how many rows of the model an example becomes at most."""
 
@@ -205,6 +235,23 @@ def test_no_device_holds_more_than_its_share(name, sizes):
         own_moments = [where for keys, where in moments if keys[-1] == jax.tree_util.DictKey(path)]
         assert len(own_moments) == 2
         assert all(where == placed.trainable[path] for where in own_moments), (path, leaf)
+
+
+@pytest.mark.parametrize("name", ["llama", "llama_lora"])
+def test_the_vocabulary_of_a_language_model_stays_split(name):
+    """Neither logits nor their gradient, nor the tables, are whole on a chip in any array."""
+    step, abstract, placed = compiled(name, mesh_lib.make_mesh(*MESHES["4x2"]))
+    found = [r for r in program.results(step.call) if r.dtype.startswith(("f", "bf"))]
+    assert not [result for result in found if WORDS_SPLIT in result.shape]
+    assert [result for result in found if WORDS_SPLIT // 2 in result.shape]
+    where = {**placed.trainable, **placed.frozen}
+    shapes = {**abstract.trainable, **abstract.frozen}
+    for path in ("token_embedding", "lm_head/kernel"):
+        (rows, columns), own = shapes[path].shape, where[path].shard_shape(shapes[path].shape)
+        assert own[0] * own[1] * 8 == rows * columns
+    # Logits of a chunk of a chip's rows, and of no more.
+    largest = max(math.prod(r.shape) for r in found if WORDS_SPLIT // 2 in r.shape)
+    assert largest <= BATCH // 4 * 7 * WORDS_SPLIT // 2
 
 
 def test_a_step_without_constraints_is_noticed(monkeypatch):

@@ -34,3 +34,18 @@ def test_copies_are_reduced_once_per_update_on_v5e(root):
     assert found["summed_in_the_loop"] == 0
     coupled = printed_on_tpu(root, "tests.sharding.tpu_accumulate", "PairTask")
     assert coupled["summed_in_the_loop"] > coupled["gradient"] / 4
+
+
+@tpu_test
+@pytest.mark.parametrize("kind", ["all", "lora"])
+def test_a_7b_decoder_keeps_its_batch_and_its_vocabulary_split_on_v5e(root, kind):
+    """Two of its 32 blocks: the others are the same in the scan."""
+    found = printed_on_tpu(root, "tests.sharding.tpu_text", kind)
+    assert found["collectives"] > 0
+    assert found["whole_batch"] == []
+    assert found["whole_vocabulary"] == []
+    assert found["split_vocabulary"] > 0
+    # Of the logits, 256 tokens of each of a chip's rows at a time; or the table, if it is larger.
+    chunk = found["rows"] * 256 * found["vocabulary"]
+    assert found["logits"] <= max(chunk, 4096 * found["vocabulary"])
+    assert found["temporary_bytes"] <= 8.0e9

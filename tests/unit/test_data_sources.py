@@ -165,6 +165,15 @@ def test_jsonl(tmp_path):
     assert type(open_source(tmp_path)) is JsonlSource
 
 
+def test_jsonl_of_texts_without_images(tmp_path):
+    said = [{"role": "user", "text": "Hello"}, {"role": "assistant", "text": "Hi"}]
+    both = jsonl(tmp_path, {"text": "Once upon a time"}, {"id": "b", "conversation": said})
+    source = open_source(both)
+    found = [(record.id, record.images, record.text) for record in source]
+    assert found == [("data.jsonl:1", (), "Once upon a time"), ("b", (), "")]
+    assert [turn.text for turn in source[1].conversation] == ["Hello", "Hi"]
+
+
 def box_line(box: list, **more) -> dict:
     return {"image": "pictures/a.png", "objects": [{"name": "dog", "box": box}], **more}
 

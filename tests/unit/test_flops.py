@@ -187,3 +187,12 @@ def test_peak_flops_knows_kinds_and_no_cpu():
     assert flops.peak_flops("NVIDIA L40S") is None
     assert flops.peak_flops("TPU v9 mega") is None
     assert flops.peak_flops(jax.devices()[0].device_kind) is None
+
+
+def test_a_loop_may_start_from_a_number():
+    def loss(weight, rows):
+        return jax.lax.scan(lambda sum_, row: (sum_ + jnp.sum(row @ weight), None), 0.0, rows)[0]
+
+    rows, weight = jnp.ones((5, 3, 4)), jnp.ones((4, 2))
+    forward = 5 * 2 * 3 * 4 * 2
+    assert flops.gradient_flops(loss, weight, rows) == 2 * forward

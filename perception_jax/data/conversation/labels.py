@@ -73,11 +73,13 @@ class EncodedConversation:
       ids: tokens; `IMAGE` where an image stands.
       labels: the same, `IGNORE` where nothing is supervised; not shifted.
       warning: why the reference leaves the whole conversation out of the loss, or "".
+      cut: whether it was longer than `max_length`.
     """
 
     ids: Int32[np.ndarray, "T"]
     labels: Int32[np.ndarray, "T"]
     warning: str = ""
+    cut: bool = False
 
 
 def tokenize(tokenizer: TextTokenizer, text: str) -> _Ids:
@@ -125,12 +127,13 @@ def encode(
     rule = {"v1": _v1, "v0": _v0, "plain": _plain, "spans": _spans}[template.rule]
     source = _Source(tokenizer, turns, template, images, max_length)
     text, mask = rule(source)
-    ids = source.ids(text)[: None if images else max_length]
+    whole = source.ids(text)
+    ids = whole[: None if images else max_length]
     labels = ids.copy()
     warning = mask(labels)
     if warning:
         _LOG.warning("%s", warning)
-    return EncodedConversation(ids, labels, warning)
+    return EncodedConversation(ids, labels, warning, cut=len(ids) < len(whole))
 
 
 def image_spans(
@@ -320,7 +323,8 @@ def _separated(
         else turn
         for turn in turns
     ]
-    ids = tokenizer(template.prompt(marked))[:max_length]
+    whole = tokenizer(template.prompt(marked))
+    ids = whole[:max_length]
     places = np.flatnonzero(ids == separator)
     if len(places) % 2:
         raise DataError(
@@ -334,4 +338,4 @@ def _separated(
         closed = last
     labels[np.flatnonzero(ids == end)[1:]] = end
     kept = ids != separator
-    return EncodedConversation(ids[kept], labels[kept])
+    return EncodedConversation(ids[kept], labels[kept], cut=len(ids) < len(whole))

@@ -156,7 +156,9 @@ def _kind_of_line(content: Any) -> str | None:
         return "objects"
     if "annotations" in content:  # a whole COCO file on one line
         return None
-    return "jsonl" if content.keys() & {"image", "images", "conversation"} else None
+    own = content.keys() & jsonl.CONTENT
+    text_alone = content.keys() <= {"text", "id", "extras"}  # other formats have texts as well
+    return "jsonl" if own - {"text"} or (own and text_alone) else None
 
 
 def _first_line(path: pathlib.Path) -> Any:

@@ -1,6 +1,6 @@
 """JSON lines next to image files: this library's own annotation format.
 
-One record per line, usually of one image; it needs "image", "images" or "conversation":
+One record per line, usually of one image; it needs "image", "images", "conversation" or "text":
 
     {"image": "photos/1.jpg",              path, relative to the file (or to `images`);
                                            or "images": ["photos/1.jpg", "photos/2.jpg"]
@@ -16,6 +16,7 @@ One record per line, usually of one image; it needs "image", "images" or "conver
      "instructions": [{"text": "Look at the cat.", "target": null}],        null: it is absent
      "conversation": [{"role": "user", "text": "What is this?"},
                       {"role": "assistant", "text": "A dog.", "targets": [0]}],
+     "text": "Once upon a time",           a passage, for language models
      "absent": ["cat"], "not_exhaustive": ["dog"],
      "extras": {"source": "mine"}}
 
@@ -38,6 +39,9 @@ from perception_jax.data import records, text_lines
 from perception_jax.data.sources import fields, names, sizes
 from perception_jax.data.sources.fields import Outside
 from perception_jax.errors import DataError
+
+CONTENT = frozenset({"image", "images", "conversation", "text"})
+"""Keys of which every line has at least one."""
 
 
 class JsonlSource:
@@ -93,7 +97,7 @@ class JsonlSource:
         where = f"{self._path}:{line.number}"
         content = fields.parse_json(line.text, where)
         known = fields.entries(content, where, _RECORD, required=())
-        if not known.keys() & {"image", "images", "conversation"}:
+        if not known.keys() & CONTENT:
             raise fields.fail_without(where, "image", known)
         if ("width" in known) != ("height" in known):
             raise DataError(f'{where}: expected "width" and "height" or neither, found one.')
@@ -117,6 +121,7 @@ class JsonlSource:
             questions=known.get("questions", ()),
             instructions=_targeted(records.ObjectInstruction, known, "instructions", kept, where),
             conversation=_turns(known, kept, where),
+            text=known.get("text", ""),
             absent=tuple(map(self._display, known.get("absent", ()))),
             not_exhaustive=tuple(map(self._display, known.get("not_exhaustive", ()))),
             extras=known.get("extras", {}),
@@ -257,6 +262,7 @@ _RECORD = {
     "questions": fields.list_of(_question),
     "instructions": fields.list_of(_entry(_INSTRUCTION, "text", "target")),
     "conversation": fields.list_of(_entry(_TURN, "role", "text")),
+    "text": fields.text,
     "absent": fields.list_of(fields.text),
     "not_exhaustive": fields.list_of(fields.text),
     "extras": fields.plain_mapping,

@@ -113,6 +113,7 @@ class Llama(nnx.Module):
         dtype: np.typing.DTypeLike | None = None,
         head: bool = True,
         remat: stack.Remat = False,
+        key: Array | None = None,
     ) -> LanguageOutput:
         """Runs the model on token ids or embeddings.
 
@@ -129,6 +130,7 @@ class Llama(nnx.Module):
           dtype: of embeddings that are looked up; see `embed`.
           head: whether logits are computed.
           remat: what the backward pass recomputes; see `nn.stack`.
+          key: for the dropout of LoRA; None drops nothing.
 
         Raises:
           ConfigError: an unknown id, more tokens than the context, or a mask beside a cache.
@@ -159,7 +161,7 @@ class Llama(nnx.Module):
             causal=True,
         )
         out = stack.run(
-            self.blocks, x, mask=visible, rope=rope, taps=taps, cache=cache, remat=remat
+            self.blocks, x, mask=visible, rope=rope, taps=taps, cache=cache, key=key, remat=remat
         )
         tokens = constrain(self.norm_final(out.x), "batch")
         return LanguageOutput(

@@ -1,4 +1,4 @@
-"""Text from a language model: answers to prompts, and conversations in a terminal."""
+"""Language models: answers to prompts, conversations in a terminal, and training."""
 
 from perception_jax import lazy
 
@@ -8,7 +8,9 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "attention": ("PromptAttention", "attention_page", "prompt_attention"),
         "chat": ("Chat", "converse"),
         "model": ("TextModel", "Writing"),
+        "perplexity": ("Perplexity",),
         "prompts": ("Prompt", "read_prompts"),
         "serving": ("Serving", "ServingPlan", "serving_plans"),
+        "task": ("TextTask", "TextTaskConfig"),
     },
 )

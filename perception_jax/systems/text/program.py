@@ -1,4 +1,6 @@
-"""The commands `text` and `chat` of `launch.predict`, and plans of serving for `launch.plan`."""
+"""The program of language models for `launch`: training (see `training`), the commands `text` and
+`chat` of `launch.predict`, and plans of serving for `launch.plan`.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
+from perception_jax.systems.text.training import data, finish, load, report, shapes, task
+
 if TYPE_CHECKING:
     import jax
 
@@ -18,6 +22,17 @@ if TYPE_CHECKING:
     from perception_jax.systems.text.model import TextModel
     from perception_jax.systems.text.prompts import Prompt
     from perception_jax.systems.text.serving import ServingPlan
+
+__all__ = [
+    "COMMANDS",
+    "data",
+    "finish",
+    "load",
+    "report",
+    "serving_plans",
+    "shapes",
+    "task",
+]
 
 _ENDED = {"end": "an end token", "stop": "a stop string", "length": "--tokens or the context"}
 _SAMPLING = ("temperature", "top_k", "top_p", "repetition_penalty")

@@ -32,6 +32,15 @@ from perception_jax.shard.flops import count_jaxpr
 from perception_jax.shard.slices import Slice
 
 _SIZES = ("vicuna_7b", "vicuna_13b", "smollm2_135m", "smollm2_360m", "smollm2_1_7b")
+PUBLISHED = {
+    "lmsys/vicuna-7b-v1.5": "vicuna_7b",
+    "lmsys/vicuna-13b-v1.5": "vicuna_13b",
+    "HuggingFaceTB/SmolLM2-135M": "smollm2_135m",
+    "HuggingFaceTB/SmolLM2-135M-Instruct": "smollm2_135m",
+    "HuggingFaceTB/SmolLM2-360M-Instruct": "smollm2_360m",
+    "HuggingFaceTB/SmolLM2-1.7B-Instruct": "smollm2_1_7b",
+}
+"""Sizes by hub id of models whose steps are planned without a connection."""
 _COUNT = Integer(1, 2**20)
 
 
@@ -100,15 +109,17 @@ class ServingPlan(plan.ProgramPlan):
 
 
 def model_config(source: str) -> Any:
-    """Configuration of a language model: of a published size, or of a checkpoint's settings.
+    """Configuration of a language model: of a published size or one of `PUBLISHED`, or of a
+    checkpoint's settings.
 
     Raises:
       ConfigError: neither, or a model that does not generate text.
     """
     from perception_jax.api import describe
 
-    if source in _SIZES:
-        return getattr(LlamaConfig, source)()
+    size = PUBLISHED.get(source, source)
+    if size in _SIZES:
+        return getattr(LlamaConfig, size)()
     try:
         config = describe(source)[0]
     except CheckpointError as error:
