@@ -19,16 +19,24 @@ from configs.text.common import recipe
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-    """One epoch of 665k conversations, unpacked; `lora` trains LoRA."""
+    """One epoch of 665k conversations, each in a row of its own.
+
+    `lora` trains LoRA, in micro-batches and on frozen weights in bfloat16.
+    """
+    lora = parse_arg(arg, lora=False).lora
+    spared = {"optim": {"accumulate": 8, "accumulate_mean": "tokens"}, "frozen_dtype": "bfloat16"}
     config = recipe(
         "lmsys/vicuna-7b-v1.5",
         length=2623,
         batch_size=128,
         steps=5196,
-        lora=parse_arg(arg, lora=False).lora,
+        lora=lora,
         log_every=10,
         checkpoint_every=500,
         compute_dtype="bfloat16",
+        **(spared if lora else {}),
     )
-    config.data.update({"source": "chats.jsonl", "template": "vicuna_v1", "workers": 8})
+    config.data.update(
+        {"packed": False, "source": "chats.jsonl", "template": "vicuna_v1", "workers": 8}
+    )
     return config

@@ -152,7 +152,7 @@ def test_a_damaged_file_is_one_clear_error(adapted, tmp_path, capsys, content, m
 def test_the_steps_of_7b_are_planned_without_weights(argument, trained):
     config, _ = common.load_config(f"configs/text/llama7b.py{argument}")
     config = ml_collections.ConfigDict(json.loads(config.to_json_best_effort()))
-    task, batch = systems.planning_program(config).shapes(config)
+    task, (batch,) = systems.planning_program(config).shapes(config)
     assert {leaf.shape for leaf in jax.tree.leaves(batch)} == {(128, 2623)}
     leaves = abstract_model(task).trainable.values()
     assert sum(math.prod(leaf.shape) for leaf in leaves) == trained

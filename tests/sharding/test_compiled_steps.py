@@ -142,7 +142,8 @@ def text_task(lora: LoraConfig | None) -> TextTask:
 
 
 def text_batch() -> dict[str, Any]:
-    return text_task(None).batch_shapes()
+    (batch,) = text_task(None).batch_shapes()
+    return batch
 
 
 def encoder_batch() -> dict[str, Any]:

@@ -44,7 +44,7 @@ def main(kind: str) -> None:
     )
     with jax.set_mesh(mesh):
         step = TaskStep.of(task, settings, mesh)
-        compiled = step.trace(task.batch_shapes()).lowered.compile()
+        compiled = step.trace(*task.batch_shapes()).lowered.compile()
     found = {r for r in program.results(compiled) if r.dtype.startswith(("f", "bf"))}
     part = [r for r in found if CONFIG.vocab_size // TENSOR in r.shape]
     everything = set(program.results(compiled))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,6 +25,7 @@ from perception_jax.nn.adapters import AdapterParam
 from perception_jax.nn.lora import LoraConfig, add_lora
 from perception_jax.nn.stack import Remat
 from perception_jax.ops.next_token import NextTokenLoss, next_token_loss
+from perception_jax.train.accumulate import TOKENS
 from perception_jax.train.task import Batch, Evaluator, Metrics
 
 ALL_BLOCKS = (r"blocks/.*",)
@@ -58,6 +59,9 @@ class TextTask:
     Attributes:
       base: the model, its configuration and tokenizer; its weights may be unread.
     """
+
+    mean_over = TOKENS
+    """See `train.task.MeanLoss`."""
 
     def __init__(
         self,
@@ -114,7 +118,7 @@ class TextTask:
         )
         count = jnp.maximum(found.count, 1).astype(jnp.float32)
         return found.mean(), {
-            "tokens": found.count.astype(jnp.float32),
+            TOKENS: found.count.astype(jnp.float32),
             "accuracy": found.correct / count,
         }
 
@@ -122,10 +126,10 @@ class TextTask:
         """ "train": endless batches of packed rows, see `data.packing.KEYS`."""
         return {"train": self.data.loader()}
 
-    def batch_shapes(self) -> Batch:
-        """The shapes of a batch."""
+    def batch_shapes(self) -> Sequence[Batch]:
+        """The one shape of all batches."""
         shape = (self.config.batch_size, self.config.length)
-        return dict.fromkeys(KEYS, jax.ShapeDtypeStruct(shape, jnp.int32))
+        return [dict.fromkeys(KEYS, jax.ShapeDtypeStruct(shape, jnp.int32))]
 
     def evaluators(self) -> Mapping[str, Evaluator]:
         """The evaluators by name, made when they are first needed."""

@@ -11,6 +11,8 @@ import pathlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
     from flax import nnx
     from jax.sharding import Mesh
@@ -60,8 +62,8 @@ def task(config: Any, loaded: Loaded | None = None) -> TextTask:
     )
 
 
-def shapes(config: Any) -> tuple[TextTask, Batch]:
-    """The task and the shapes of its batch, without data and weights."""
+def shapes(config: Any) -> tuple[TextTask, Sequence[Batch]]:
+    """The task and the shapes of its batches, without data and weights."""
     from perception_jax.systems.text.serving import model_config
     from perception_jax.systems.text.task import TextTask
 
