@@ -52,20 +52,20 @@ def pack(lengths: Int[np.ndarray, " N"], room: int, *, seed: int = 0) -> Int64[n
     order = order[np.argsort(-lengths[order], kind="stable")]
     rows = np.zeros(len(lengths), np.int64)
     by_room: list[list[int]] = [[] for _ in range(room + 1)]
-    rooms, count = 0, 0  # bit r of `rooms`: a row has room for r tokens
+    free, count = 0, 0  # bit r of `free`: a row has room for r tokens
     for number, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
-        fitting = rooms >> length
+        fitting = free >> length
         if fitting:
             left = length + (fitting & -fitting).bit_length() - 1
             row = by_room[left].pop()
-            rooms ^= 0 if by_room[left] else 1 << left
+            free ^= 0 if by_room[left] else 1 << left
         else:
             left, row, count = room, count, count + 1
         rows[number] = row
         left -= length
         if left:
             by_room[left].append(row)
-            rooms |= 1 << left
+            free |= 1 << left
     return rows
 
 

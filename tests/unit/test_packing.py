@@ -134,7 +134,7 @@ def batches(dataset, count):
     return [next(iterator) for _ in range(count)]
 
 
-def same(first, second):
+def assert_same(first, second):
     assert first.keys() == second.keys()
     for name, value in first.items():
         np.testing.assert_array_equal(value, second[name])
@@ -145,8 +145,8 @@ def test_batches_do_not_depend_on_the_hosts():
     whole = batches(packed.loader(), 6)
     parts = [batches(data(corpus(40)).loader(host=(k, 2)), 6) for k in (0, 1)]
     for batch, even, odd in zip(whole, *parts, strict=True):
-        same({name: value[0::2] for name, value in batch.items()}, even)
-        same({name: value[1::2] for name, value in batch.items()}, odd)
+        assert_same({name: value[0::2] for name, value in batch.items()}, even)
+        assert_same({name: value[1::2] for name, value in batch.items()}, odd)
 
 
 def test_batches_do_not_depend_on_the_workers():
@@ -155,7 +155,7 @@ def test_batches_do_not_depend_on_the_workers():
         loaded = [next(iterator) for _ in range(3)]
     assert packed.counts == data(corpus(40)).counts
     for batch, other in zip(loaded, batches(data(corpus(40)).loader(), 3), strict=True):
-        same(batch, other)
+        assert_same(batch, other)
 
 
 def test_an_epoch_has_every_record_once_and_the_next_another_order():
@@ -176,7 +176,7 @@ def test_an_iterator_goes_on_from_its_state():
     again = iter(data(corpus(40)).loader())
     again.set_state(iterator.get_state())
     for _ in range(4):
-        same(next(iterator), next(again))
+        assert_same(next(iterator), next(again))
 
 
 def test_bad_records_are_left_out_counted_and_named(caplog):
