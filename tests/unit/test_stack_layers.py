@@ -363,3 +363,74 @@ def test_policies_keep_less_and_less():
     *sizes, offloaded = [kept(remat) for remat in stack.REMAT]
     assert all(more > 1.05 * less for more, less in itertools.pairwise(sizes)), sizes
     assert offloaded <= sizes[-1]  # a CPU's memory is the host's
+
+
+# --- Separate layers without a second copy ------------------------------------------------------
+
+
+def test_separate_never_holds_more_than_the_model_and_one_leaf(monkeypatch):
+    class Model(nnx.Module):
+        def __init__(self):
+            self.table = nnx.Param(jnp.zeros((1000,)))
+            self.blocks = stack.init(block, 6, rngs=nnx.Rngs(params=0))
+
+    def live():
+        return sum(x.nbytes for x in jax.live_arrays())
+
+    model = drawn(Model)
+    leaves = [leaf.nbytes for leaf in jax.tree.leaves(model.blocks)]
+    run = jax.jit(lambda blocks: stack.run(blocks, X).x)
+    expected = run(model.blocks)
+    before, seen, unstack = live(), [], jnp.unstack
+
+    def watched(leaf):
+        layers = unstack(leaf)
+        seen.append(live())
+        return layers
+
+    monkeypatch.setattr(jnp, "unstack", watched)
+    once = stack.separate(model)
+    assert len(seen) == len(leaves)
+    assert max(seen) <= before + max(leaves)
+    assert live() <= before
+    chex.assert_trees_all_close(run(once.blocks), expected, atol=1e-5)
+    with pytest.raises(RuntimeError, match="deleted"):
+        run(model.blocks)
+
+
+# --- Loops that copy no stack -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kinds", ["equal", "with inserts in every other layer", "mixed"])
+def test_a_forward_pass_copies_no_stack(kinds):
+    """XLA on CPU copies a whole stack that is reshaped for a loop, without a word."""
+    width, depth = 64, 8
+
+    def make(rngs, cross=False):
+        other = Attention(width, 2, keys_width=width, rngs=rngs) if cross else None
+        mlp = Mlp(width, 4 * width, act="gelu", rngs=rngs)
+        return Block(width, Attention(width, 2, rngs=rngs), mlp, eps=1e-5, cross=other)
+
+    class Wide(Shift):
+        def __init__(self, rngs):
+            self.map = Linear(width, width, rngs=rngs)
+
+    def several(make, count):
+        return drawn(lambda: stack.init(make, count, rngs=nnx.Rngs(params=0)))
+
+    options = {}
+    blocks = several(make, depth)
+    if kinds == "mixed":
+        stacks = {
+            "cross": several(functools.partial(make, cross=True), 4),
+            "plain": several(make, 4),
+        }
+        blocks = stack.Mixed(stacks, ("cross", "plain") * 4)
+        options["memory"] = normal(2, 1, 3, width)
+    elif kinds != "equal":
+        blocks = stack.Inserted(blocks, several(Wide, 4), (1, 3, 5, 7), "between")
+        options["context"] = stack.Context(given=jnp.ones(1), repeats=1)
+    run = jax.jit(lambda blocks, x: stack.run(blocks, x, **options).x)
+    memory = run.lower(blocks, normal(1, 1, 2, width)).compile().memory_analysis()
+    # At most what one turn of the loop reads.
+    assert memory.temp_size_in_bytes < 2.5 / depth * memory.argument_size_in_bytes
