@@ -57,6 +57,9 @@ class LanguageModel(Protocol):
     def logits(self, tokens: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Computes float32 logits of the next token from tokens after the final norm."""
 
+    def with_whole_head(self) -> LanguageModel:
+        """Returns the model with a head that no batch axis splits, for many calls of `logits`."""
+
     def empty_cache(
         self, batch: int, capacity: int, dtype: np.typing.DTypeLike | None = None
     ) -> KvCache:

@@ -84,6 +84,18 @@ class Llama(nnx.Module):
             return jnp.einsum("...d,vd->...v", tokens, table, preferred_element_type=jnp.float32)
         return self.lm_head(tokens, dtype=jnp.float32)
 
+    def with_whole_head(self) -> Llama:
+        """Returns the model with a head that only "tensor" splits, for many calls of `logits` in a
+        loop: inside of it the compiler would gather what "fsdp" splits for each of them."""
+        model = jax.tree.map(lambda leaf: leaf, self)
+        if model.lm_head is None:
+            table = constrain(model.token_embedding[...], "tensor")
+            model.token_embedding = nnx.Param(table)
+        else:
+            kernel = constrain(model.lm_head.kernel[...], None, "tensor")
+            model.lm_head.kernel = nnx.Param(kernel)
+        return model
+
     def empty_cache(
         self, batch: int, capacity: int, dtype: np.typing.DTypeLike | None = None
     ) -> KvCache:

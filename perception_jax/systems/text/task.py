@@ -149,4 +149,4 @@ def row_loss(model: LanguageModel, batch: Batch, *, chunk: int, **options: Any) 
         head=False,
         **options,
     )
-    return next_token_loss(out.tokens, model.logits, batch["label"], chunk=chunk)
+    return next_token_loss(out.tokens, model.with_whole_head().logits, batch["label"], chunk=chunk)
