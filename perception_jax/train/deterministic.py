@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -44,7 +44,7 @@ from perception_jax.train.task import Batch, FeatureLoss, MeanLoss, Metrics, Tas
 
 Merge = Callable[[Leaves, Leaves], nnx.Module]
 """Trainable and frozen leaves to the module in the compute dtype."""
-Apply = Callable[[TrainState, jax.Array, Metrics, Leaves], tuple[TrainState, Metrics]]
+Apply = Callable[[TrainState, jax.Array, Mapping[str, Any], Leaves], tuple[TrainState, Metrics]]
 """State, loss, the task's metrics and gradients to the next state and all metrics."""
 
 

@@ -26,7 +26,7 @@ from perception_jax.errors import CheckpointError
 from perception_jax.ops.sharding import gathered
 from perception_jax.shard import distributed
 from perception_jax.train import integrity
-from perception_jax.train.state import Leaves
+from perception_jax.train.state import Leaves, place_like
 
 FOLDER = "frozen"
 """Folder of the frozen leaves in a workdir, or in a checkpoint that was copied."""
@@ -121,20 +121,27 @@ def find(checkpoint: pathlib.Path, name: str) -> pathlib.Path:
 
 
 def read(folder: pathlib.Path, name: str, target: Leaves) -> Leaves:
-    """Loads leaves straight to their shards and compares their digest.
+    """Loads leaves straight to their shards, compares their digest, and casts them.
 
     Args:
-      target: shapes with shardings by path.
+      target: shapes with dtypes and shardings by path.
 
     Raises:
       Exception: of the file system or orbax, e.g. if memory runs out.
       CheckpointError: these are other leaves.
     """
-    loaded = ocp.load_checkpointables(folder, {_LEAVES: dict(target)})[_LEAVES]
+    stored = ocp.checkpointables_metadata(folder).metadata[_LEAVES]
+    as_stored = {
+        path: jax.ShapeDtypeStruct(
+            leaf.shape, stored[path].dtype if path in stored else leaf.dtype, sharding=leaf.sharding
+        )
+        for path, leaf in target.items()
+    }
+    loaded = ocp.load_checkpointables(folder, {_LEAVES: as_stored})[_LEAVES]
     found = digest(loaded)
     if found != name:
         raise CheckpointError(f"{folder} holds leaves with the digest {found}")
-    return loaded
+    return {path: place_like(leaf, target[path]) for path, leaf in loaded.items()}
 
 
 def unusable(checkpoint: pathlib.Path, name: str, why: str) -> CheckpointError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -115,7 +116,10 @@ def make_plan(
 def _with_other_rows(task: Task, config: TrainConfig, batch: Batch, mesh: Mesh) -> bool:
     """Whether a batch of another length is whole somewhere as well."""
     accumulate = config.optim.accumulate
-    rows = config.batch_size + 3 * accumulate * mesh_lib.batch_shards(mesh)
+    shards = accumulate * mesh_lib.batch_shards(mesh)
+    # A prime number of rows in each part, so that no usual axis of a model is as long.
+    least = max(config.batch_size // shards + 1, 7)
+    rows = shards * next(n for n in itertools.count(least) if all(n % d for d in range(2, n)))
     other = jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), batch)
     config = dataclasses.replace(config, batch_size=rows)
     step = TaskStep.of(task, config, mesh)

@@ -107,7 +107,7 @@ def make_step(
         gradient = accumulated(gradient, task, optim.accumulate_mean, specs)
 
     def apply(
-        state: TrainState, value: jax.Array, metrics: Metrics, grads: Leaves
+        state: TrainState, value: jax.Array, metrics: Mapping[str, Any], grads: Leaves
     ) -> tuple[TrainState, Metrics]:
         updates, opt_state = optimizer.transform.update(grads, state.opt_state, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)

@@ -139,10 +139,17 @@ def test_through_files_and_shards(tmp_path_factory, model, limit):
     assert compare_params(params, loaded.params) == len(params)
 
 
+def quiet(leaf: np.ndarray) -> np.ndarray:
+    """The leaf with usual NaNs: signalling ones change where devices cut an array."""
+    if leaf.dtype.kind == "i":
+        return leaf
+    return np.where(np.isnan(leaf), leaf.dtype.type(np.nan), leaf)
+
+
 @settings(max_examples=20, deadline=None)
 @given(models())
 def test_any_way_of_placing_gives_the_same_leaves(model):
-    table, params = table_of(model[0]), model[1]
+    table, params = table_of(model[0]), {path: quiet(leaf) for path, leaf in model[1].items()}
     files = {tensor.name: tensor.read() for tensor in export_params(table, params)}
     mesh = jax.make_mesh((2, 4), ("a", "b"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     axes = itertools.cycle(("a", "b", None))

@@ -306,7 +306,7 @@ def test_micro_batches_are_consecutive_rows_on_every_mesh():
     number = np.arange(ROWS)
     for sizes, devices in MESHES.values():
         mesh = mesh_lib.make_mesh(**sizes, devices=jax.devices()[:devices])
-        feed = BatchFeed(Stream({"number": number}), mesh, ROWS, 4)
+        feed = BatchFeed(Stream({"number": number}), mesh, ROWS, accumulate=4)
         found = feed.next().arrays["number"]
         np.testing.assert_array_equal(found, number.reshape(4, -1))
         assert found.addressable_shards[0].data.shape == (4, 8 // mesh_lib.batch_shards(mesh))
