@@ -25,9 +25,18 @@ from absl import flags
 from launch import common, compile_cache
 from perception_jax.errors import ConfigError
 
-MAY_CHANGE = ("data.workers", "data.source", "data.images", "data.test")
+MAY_CHANGE = (
+    "data.workers",
+    "data.source",
+    "data.images",
+    "data.test",
+    "parts",
+    "remat",
+    "remat.text",
+    "remat.vision",
+)
 """Settings of a config that a resumed run may change: the batches do not depend on how many
-processes load them, nor on where the same data are."""
+processes load them, nor on where the same data are, and a step not on what is computed again."""
 
 STOPPED_CODE = "PERCEPTION_JAX_STOPPED_CODE"
 """Environment variable: the exit code of a run that was stopped before its last step; 0 by default.
