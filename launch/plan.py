@@ -8,8 +8,7 @@ a step of the decode loop. For each slice: bytes per chip, FLOPs, traffic betwee
 roofline of a step, arrays that are whole on a chip and should not be. "2xv5e-256" are two slices,
 whose mesh needs replicas (`--config.train.mesh.replica=2`). Exits with 1 if a step does not fit.
 `--sweep` tries meshes and what the backward pass recomputes (`nn.stack.REMAT`), and sorts them by
-roofline. Needs libtpu
-(`make tpu` installs it), no data and no weights.
+roofline. Needs libtpu (`make tpu` installs it), no data and no weights.
 """
 
 from __future__ import annotations

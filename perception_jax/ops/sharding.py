@@ -47,7 +47,7 @@ def constrain(x: Shaped[Array, "..."], *names: str | None) -> Shaped[Array, "...
     Raises:
       KeyError: an unknown name.
     """
-    mesh, automatic = _automatic()
+    mesh, automatic = automatic_axes()
     spec = []
     for size, name in zip(x.shape, names, strict=False):
         axes = [] if name is None else [axis for axis in _MESH_AXES[name] if axis in automatic]
@@ -63,7 +63,7 @@ def constrain_to(x: Shaped[Array, "..."], spec: PartitionSpec) -> Shaped[Array, 
 
     Axes that are not the compiler's to split, as those of a `jax.shard_map` around, are left out.
     """
-    mesh, automatic = _automatic()
+    mesh, automatic = automatic_axes()
     if not automatic or mesh.size == 1:
         return x
     entries = [(entry,) if isinstance(entry, str) else entry or () for entry in spec]
@@ -71,8 +71,8 @@ def constrain_to(x: Shaped[Array, "..."], spec: PartitionSpec) -> Shaped[Array, 
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*kept))
 
 
-def _automatic() -> tuple[AbstractMesh, list[str]]:
-    """The current mesh, and those of its axes over which the compiler splits arrays."""
+def automatic_axes() -> tuple[AbstractMesh, list[str]]:
+    """Returns the current mesh, and those of its axes over which the compiler splits arrays."""
     # The abstract mesh is the one that `jax.set_mesh` and `jax.shard_map` agree on.
     mesh = jax.sharding.get_abstract_mesh()
     kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
@@ -82,7 +82,7 @@ def _automatic() -> tuple[AbstractMesh, list[str]]:
 def on_mesh() -> bool:
     """Whether the compiler splits what is traced now over several devices. The part of a device
     inside of a `jax.shard_map` is its own."""
-    mesh, automatic = _automatic()
+    mesh, automatic = automatic_axes()
     return math.prod(mesh.shape[axis] for axis in automatic) > 1
 
 

@@ -19,7 +19,7 @@ from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from perception_jax.nn.attention.mask import AttentionMask
-from perception_jax.ops.sharding import AXES, BATCH_AXES, TENSOR
+from perception_jax.ops.sharding import AXES, BATCH_AXES, TENSOR, automatic_axes
 
 PLATFORM = "tpu"
 """Where `attend` runs; tests set "cpu", which interprets the kernel."""
@@ -63,7 +63,7 @@ def attend(
     batch, keys = k.shape[:2]
     ids = _segment_ids(mask, batch, q.shape[1], keys)
     run = functools.partial(_on_chip, causal=mask.causal, window=mask.window)
-    automatic = _automatic()
+    automatic = automatic_axes()[1]
     if not automatic:
         return run(q, k, v, ids)
     over = tuple(axis for axis in BATCH_AXES if axis in automatic) or None
@@ -73,25 +73,18 @@ def attend(
         run,
         in_specs=(tokens, tokens, tokens, of_examples),
         out_specs=tokens,
-        axis_names=automatic,
+        axis_names=set(automatic),
         check_vma=False,  # the kernel's outputs do not say over which axes they differ
     )(q, k, v, ids)
 
 
-def _automatic() -> set[str]:
-    """The axes of the current mesh that the compiler would split over."""
-    mesh = jax.sharding.get_abstract_mesh()
-    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
-    return {axis for axis, kind in kinds if kind == AxisType.Auto}
-
-
 def _shards(batch: int, kv_heads: int) -> int | None:
     """Parts into which the current mesh of TPUs splits examples and heads; None if not evenly."""
-    mesh = jax.sharding.get_abstract_mesh()
+    mesh, free = automatic_axes()
     if mesh.abstract_device is not None and mesh.abstract_device.platform != PLATFORM:
         return None
     sizes = {axis: size for axis, size in mesh.shape.items() if size > 1}
-    automatic = _automatic() & set(sizes)
+    automatic = set(free) & set(sizes)
     if AxisType.Explicit in mesh.axis_types or not automatic <= set(AXES):
         return None
     examples = math.prod(sizes[axis] for axis in automatic - {TENSOR})
