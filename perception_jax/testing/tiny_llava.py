@@ -26,7 +26,11 @@ DINOV2 = Dinov2Config(
     image_size=40, patch_size=8, width=64, depth=2, heads=1, mlp_dim=128, position_offset=0.1
 )
 """Configuration of the second image tower, of another width, with 5×5 stored positions."""
-CONFIG = LlavaConfig(language=tiny_llama.CONFIG, towers=(CLIP,), image_aspect="pad")
+CONFIG = LlavaConfig(
+    language=dataclasses.replace(tiny_llama.CONFIG, vocab_size=276),
+    towers=(CLIP,),
+    image_aspect="pad",
+)
 """Configuration of the tiny LLaVA with one image tower."""
 IMOF = dataclasses.replace(CONFIG, towers=(CLIP, DINOV2), mixing="interleaved")
 """Configuration of the tiny LLaVA with interleaved features."""
