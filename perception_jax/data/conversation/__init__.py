@@ -8,6 +8,7 @@ from perception_jax.data.conversation.labels import (
     image_spans,
     pad,
     tokenize,
+    tokenize_images,
 )
 from perception_jax.data.conversation.templates import (
     IMAGE_TEXT,
@@ -34,4 +35,5 @@ __all__ = [
     "pad",
     "repeat_images",
     "tokenize",
+    "tokenize_images",
 ]
