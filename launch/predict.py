@@ -9,7 +9,7 @@
     python -m launch.predict text --model=HuggingFaceTB/SmolLM2-135M-Instruct --prompt=Hello
     python -m launch.predict chat --model=HuggingFaceTB/SmolLM2-135M-Instruct
     python -m launch.predict vqa --model=llava-hf/llava-1.5-7b-hf --image=photo.jpg \
-        --question="What is in the picture?" --out=runs/vqa
+        --question=Describe --out=runs/vqa
 
 The first argument is the command. encoder: maps of an image encoder (attention, the patches and
 pixels that count for each text, patch features), and how well the texts fit. give: the same encoder
