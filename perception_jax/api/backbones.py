@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
-from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
 
-from perception_jax.api.loaded import LazyWeights, Loaded, Processor
+from perception_jax.api.joined import JoinedWeights, TableWeights
+from perception_jax.api.loaded import Loaded, Processor
 from perception_jax.api.loading import describe, prepare
 from perception_jax.api.locate import find
 from perception_jax.data.processors import ImageProcessor
 from perception_jax.errors import ConfigError
 from perception_jax.interop.checkpoint_source import open_source
-from perception_jax.interop.load import Convert, LoadedParams, load_params
 from perception_jax.models.architecture import Files
 from perception_jax.models.clip.architecture import read_tokenizer
 from perception_jax.models.clip.config import ClipConfig
@@ -125,53 +123,12 @@ def _paired(vision: Loaded, text: str | os.PathLike[str]) -> Loaded:
     tokenizer = read_tokenizer(
         Files(folders=found.folders, settings=found.settings, layout="hf"), clip
     )
+    leaves = {path: x for path, x in flatten(paired).items() if not path.startswith(_VISION)}
+    words = TableWeights(table=text_table(), files=found.files, leaves=leaves)
     return Loaded(
         name=vision.name,
         model=paired,
         config=config,
         processor=Processor(image=vision.processor.image, tokenizer=tokenizer),
-        weights=_PairedWeights(vision=vision.weights, text=found.files, leaves=flatten(paired)),
+        weights=JoinedWeights(parts={_VISION: vision.weights, "": words}, rules=SHARDINGS),
     )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _PairedWeights:
-    """The weights of a vision-only encoder and of a CLIP's text tower; see `LazyWeights`."""
-
-    vision: LazyWeights
-    text: Mapping[str, np.ndarray]
-    leaves: Mapping[str, jax.ShapeDtypeStruct]
-    rules: tuple[tuple[str, Any], ...] = SHARDINGS
-
-    def read(
-        self,
-        *,
-        dtype: np.dtype | None = None,
-        shardings: Mapping[str, jax.sharding.Sharding] | None = None,
-        targets: Mapping[str, jax.ShapeDtypeStruct] | None = None,
-        convert: Mapping[str, Convert] | None = None,
-    ) -> LoadedParams:
-        placed, wanted = _by_tower(shardings), _by_tower(targets)
-        converts = _by_tower(convert)
-        vision = self.vision.read(
-            dtype=dtype, shardings=placed[0], targets=wanted[0], convert=converts[0]
-        )
-        text = load_params(
-            text_table(),
-            self.text,
-            _by_tower(self.leaves)[1],
-            dtype=dtype,
-            shardings=placed[1],
-            targets=wanted[1],
-            convert=converts[1],
-        )
-        params = text.params | {f"{_VISION}{path}": leaf for path, leaf in vision.params.items()}
-        return LoadedParams(params, text.report)
-
-
-def _by_tower(leaves: Mapping[str, Any] | None) -> tuple[Any, Any]:
-    """The leaves of the image tower, by their paths in it, and the other ones."""
-    if leaves is None:
-        return None, None
-    vision = {p.removeprefix(_VISION): x for p, x in leaves.items() if p.startswith(_VISION)}
-    return vision, {p: x for p, x in leaves.items() if not p.startswith(_VISION)}
