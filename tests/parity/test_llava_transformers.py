@@ -39,10 +39,11 @@ VISION = {
 }
 
 
-def theirs_of(**settings):
+def theirs_of(*, tower="CLIP", **settings):
+    act = {"hidden_act": "gelu_pytorch_tanh"} if tower == "Siglip" else {}
     config = transformers.LlavaConfig(
         text_config=transformers.LlamaConfig(**TEXT),
-        vision_config=transformers.CLIPVisionConfig(**VISION),
+        vision_config=getattr(transformers, f"{tower}VisionConfig")(**VISION | act),
         image_token_index=PLACEHOLDER,
         image_seq_length=TOKENS,
         attn_implementation="eager",
@@ -89,6 +90,7 @@ def ours_of(ids):
             {"vision_feature_layer": -1, "vision_feature_select_strategy": "full"},
             TOKENS + 1,
         ),
+        ("SigLIP", {"tower": "Siglip", "vision_feature_select_strategy": "full"}, TOKENS),
     ],
 )
 def test_both_ways(tmp_path, name, settings, tokens):
@@ -176,6 +178,7 @@ def test_settings_that_are_not_supported_are_named(tmp_path):
     for change, message in (
         ({"vision_feature_layer": [-2, -1]}, "vision_feature_layer"),
         ({"projector_hidden_act": "relu"}, "projector_hidden_act"),
+        ({"vision_config": {"model_type": "siglip_vision_model"}}, "'default' drops one token"),
         ({"text_config": {"model_type": "qwen2"}}, "language model of the type 'llama'"),
         ({"vision_config": {"model_type": "pixtral"}}, "settings of an image tower"),
     ):

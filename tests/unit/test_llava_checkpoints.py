@@ -19,7 +19,7 @@ from perception_jax.errors import CheckpointError, ConfigError
 from perception_jax.generate import IMAGE
 from perception_jax.models.dinov2.modeling import Dinov2
 from perception_jax.models.llama.modeling import Llama
-from perception_jax.models.llava import Llava
+from perception_jax.models.llava import Llava, LlavaConfig
 from perception_jax.models.params import flatten, unflatten
 from perception_jax.models.registry import architecture
 from perception_jax.nn.lora import LoraConfig, add_lora, merge_lora
@@ -187,6 +187,50 @@ def test_llava_hf_holds_one_tower_and_an_id_for_images(tmp_path):
         api.export(loaded_of(CONFIGS["imof"]), tmp_path / "a")
     with pytest.raises(ConfigError, match="needs an id for images"):
         api.export(loaded_of(CONFIGS["clip"]), tmp_path / "b")
+
+
+def test_published_settings():
+    """As in `liuhaotian/llava-v1.5-7b` and `llava-hf/llava-1.5-7b-hf`, whatever else they hold."""
+    read = architecture("llava").read_config
+    theirs = {
+        "architectures": ["LlavaLlamaForCausalLM"],
+        "freeze_mm_mlp_adapter": False,
+        "hidden_size": 4096,
+        "image_aspect_ratio": "pad",
+        "image_grid_pinpoints": None,
+        "intermediate_size": 11008,
+        "max_position_embeddings": 4096,
+        "mm_hidden_size": 1024,
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_resampler_type": None,
+        "mm_use_im_start_end": False,
+        "mm_vision_select_feature": "patch",
+        "mm_vision_select_layer": -2,
+        "mm_vision_tower": "openai/clip-vit-large-patch14-336",
+        "model_type": "llava",
+        "num_attention_heads": 32,
+        "num_hidden_layers": 32,
+        "rms_norm_eps": 1e-05,
+        "rope_scaling": None,
+        "vocab_size": 32000,
+    }
+    assert read["reference"](theirs) == LlavaConfig.llava15_7b()
+    text = {"model_type": "llama", "max_position_embeddings": 4096, "rms_norm_eps": 1e-05}
+    vision = {"hidden_size": 1024, "image_size": 336, "intermediate_size": 4096, "patch_size": 14}
+    vision |= {"model_type": "clip_vision_model", "projection_dim": 768}
+    copy = {
+        "architectures": ["LlavaForConditionalGeneration"],
+        "image_token_index": 32000,
+        "model_type": "llava",
+        "pad_token_id": 32001,
+        "projector_hidden_act": "gelu",
+        "text_config": text | {"vocab_size": 32064},
+        "tie_word_embeddings": False,
+        "vision_config": vision | {"num_attention_heads": 16, "num_hidden_layers": 24},
+        "vision_feature_layer": -2,
+        "vision_feature_select_strategy": "default",
+    }
+    assert read["hf"](copy) == LlavaConfig.llava15_7b().with_image_token()
 
 
 # --- Projectors -----------------------------------------------------------------------------------

@@ -102,7 +102,7 @@ class LlavaConfig:
     @property
     def prefix(self) -> int:
         """Tokens of each tower before those of its patches that the language model gets."""
-        return 0 if self.select_feature == "patch" else _prefix(self.towers[0])
+        return 0 if self.select_feature == "patch" else tower_prefix(self.towers[0])
 
     @property
     def tokens_per_image(self) -> int:
@@ -196,7 +196,7 @@ class LlavaConfig:
                     f"(embed_dim None), found one of width {tower.embed_dim}."
                 )
         grids = [self.image_size // tower_vision(tower).patch_size for tower in self.towers]
-        before = [_prefix(tower) for tower in self.towers]
+        before = [tower_prefix(tower) for tower in self.towers]
         if len(set(grids)) > 1:
             described = " and ".join(
                 f"{side}×{side} (patches of {tower_vision(tower).patch_size} pixels)"
@@ -250,7 +250,7 @@ def dinov2_l14() -> Dinov2Config:
     return dataclasses.replace(Dinov2Config.large(), position_offset=0.1)
 
 
-def _prefix(tower: TowerConfig | Dinov2Config) -> int:
+def tower_prefix(tower: TowerConfig | Dinov2Config) -> int:
     """Class token and registers of a tower."""
     vision = tower_vision(tower)
     if isinstance(vision, Dinov2Config):

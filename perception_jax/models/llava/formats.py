@@ -26,6 +26,7 @@ from perception_jax.models.llava.config import (
     LlavaConfig,
     clip_l14,
     dinov2_l14,
+    tower_prefix,
     tower_vision,
 )
 from perception_jax.models.llava.params import SECOND_PROJECTOR, SECOND_TOWER, TOWER
@@ -44,7 +45,7 @@ DINOV2 = "facebook/dinov2-large"
 
 _MIXING = "perception_jax_mixing"
 """Key of what the authors' settings cannot express."""
-_STRATEGIES = {"default": "patch", "full": "cls_patch"}
+_STRATEGIES = ("default", "full")
 _RATIO = Number(low=0.0, high=1.0)
 
 
@@ -76,14 +77,21 @@ def from_hf(content: Mapping[str, Any]) -> LlavaConfig:
             f"{HF_FILE}: text_config: expected a language model of the type 'llama', found "
             f"{shown(kind)}, which is not supported in a LLaVA."
         )
-    tied = {"tie_word_embeddings": content.get("tie_word_embeddings", False)}
+    shared = {k: content[k] for k in ("tie_word_embeddings", "pad_token_id") if k in content}
     vision = model.section(VISION).content
-    strategy = model.get("vision_feature_select_strategy", Choice((*_STRATEGIES,)), "default")
+    tower = _read_tower({"model_type": "clip_vision_model"} | dict(vision), "hf")
+    strategy = model.get("vision_feature_select_strategy", Choice(_STRATEGIES), "default")
+    before = tower_prefix(tower)
+    if strategy == "default" and before != 1:
+        raise ConfigError(
+            f"{HF_FILE}: vision_feature_select_strategy 'default' drops one token, and the image "
+            f"tower has {before} before its patches. Expected 'full', or one with a class token."
+        )
     return LlavaConfig(
-        language=LlamaConfig.from_hf(tied | dict(text)),
-        towers=(_read_tower({"model_type": "clip_vision_model"} | dict(vision), "hf"),),
+        language=LlamaConfig.from_hf(shared | dict(text)),
+        towers=(tower,),
         select_layer=model.get("vision_feature_layer", LAYER, -2),
-        select_feature=_STRATEGIES[strategy],
+        select_feature="cls_patch" if strategy == "full" and before else "patch",
         image_aspect=model.get("image_aspect_ratio", ASPECT, None),
         image_id=model.get("image_token_index", TOKEN, content.get("image_token_id", 32000)),
     )
@@ -105,7 +113,12 @@ def to_hf(config: LlavaConfig) -> dict[str, Any]:
             "llava-hf needs an id for images, which the authors' vocabulary lacks. Export in the "
             "'reference' layout, or add rows to the vocabulary (`LlavaConfig.with_image_token`)."
         )
-    strategies = {ours: theirs for theirs, ours in _STRATEGIES.items()}
+    before = tower_prefix(config.towers[0])
+    if config.select_feature == "patch" and before > 1:
+        raise ConfigError(
+            f"llava-hf drops one token before the patches, this image tower has {before}. Export "
+            "in the layout 'reference' or 'jax'."
+        )
     aspect = {} if config.image_aspect is None else {"image_aspect_ratio": config.image_aspect}
     return {
         "architectures": ["LlavaForConditionalGeneration"],
@@ -116,7 +129,7 @@ def to_hf(config: LlavaConfig) -> dict[str, Any]:
         "image_seq_length": config.tokens_per_image,
         "projector_hidden_act": "gelu",
         "vision_feature_layer": config.select_layer,
-        "vision_feature_select_strategy": strategies[config.select_feature],
+        "vision_feature_select_strategy": "full" if config.prefix or not before else "default",
         "tie_word_embeddings": config.language.tied,
         "pad_token_id": config.language.pad_id,
         **aspect,
