@@ -86,6 +86,13 @@ def on_mesh() -> bool:
     return math.prod(mesh.shape[axis] for axis in automatic) > 1
 
 
+def on_one_cpu() -> bool:
+    """Whether what is traced now runs on one CPU device: that of the mesh, else JAX's default."""
+    device = automatic_axes()[0].abstract_device
+    platform = jax.default_backend() if device is None else device.platform
+    return platform == "cpu" and not on_mesh()
+
+
 def constrain_batch(tree: Tree) -> Tree:
     """`constrain(x, "batch")` for every array of a pytree that has an axis."""
     return jax.tree.map(lambda x: constrain(x, "batch") if x.ndim else x, tree)
