@@ -25,6 +25,7 @@ from perception_jax.api.loading import describe, load, prepare
 from perception_jax.api.locate import SHIPPED, find, shipped_folder
 from perception_jax.api.lora import load_lora, save_lora
 from perception_jax.api.multimodal import (
+    add_image_token,
     assemble_llava,
     load_llava_lora,
     load_projectors,
@@ -38,6 +39,7 @@ __all__ = [
     "Layout",
     "Loaded",
     "Processor",
+    "add_image_token",
     "assemble_llava",
     "backbone_processor",
     "describe",

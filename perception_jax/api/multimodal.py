@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -24,6 +25,7 @@ from perception_jax.api.loaded import LazyWeights, Loaded, Processor
 from perception_jax.api.loading import prepare, prepare_tower
 from perception_jax.api.locate import find
 from perception_jax.api.lora import load_lora
+from perception_jax.data.conversation import IMAGE_TEXT
 from perception_jax.data.processors import ImageProcessor
 from perception_jax.errors import CheckpointError, ConfigError
 from perception_jax.interop import peft
@@ -169,6 +171,50 @@ def save_projectors(
         weights=f"{FIRST}.safetensors",
         max_shard_bytes=2**63,
         overwrite=overwrite,
+    )
+
+
+def add_image_token(loaded: Loaded, *, vocab_size: int = 32064) -> Loaded:
+    """Returns a LLaVA of the authors with the vocabulary of llava-hf, so that it exports as "hf".
+
+    The tokenizer gets `<image>` and `<pad>`; new rows of the embedding table and of the head are
+    the mean of the others.
+
+    Args:
+      loaded: with weights, without an id for images.
+      vocab_size: rows of the new vocabulary.
+
+    Raises:
+      ConfigError: no LLaVA, one without weights, one that has an id for images, or a vocabulary
+        that is too small.
+    """
+    _check_llava(loaded)
+    old = loaded.config.language
+    if loaded.config.image_id is not None or vocab_size < old.vocab_size + 2:
+        raise ConfigError(
+            f"add_image_token: expected a LLaVA without an id for images and a vocabulary of at "
+            f"least {old.vocab_size + 2} rows, found the id {loaded.config.image_id} and "
+            f"{vocab_size} rows."
+        )
+    config = loaded.config.with_image_token(vocab_size)
+    leaves = flatten(loaded.model)
+    more = vocab_size - old.vocab_size
+    for path, axis in (("language/token_embedding", 0), ("language/lm_head/kernel", 1)):
+        if path in leaves:
+            mean = jnp.mean(leaves[path], axis=axis, keepdims=True, dtype=jnp.float32)
+            new = jnp.repeat(mean.astype(leaves[path].dtype), more, axis=axis)
+            leaves[path] = jnp.concatenate([leaves[path], new], axis=axis)
+    made = nnx.eval_shape(lambda: Llava(config, rngs=nnx.Rngs(params=0)))
+    tokenizer = loaded.processor.tokenizer
+    if tokenizer is not None:
+        ids = {IMAGE_TEXT: config.image_id, "<pad>": config.language.pad_id}
+        tokenizer = tokenizer.with_tokens(ids)
+    image = dataclasses.replace(loaded.processor.image, mode="hf_crop", exif=True, alpha="white")
+    return dataclasses.replace(
+        loaded,
+        model=unflatten(made, leaves),
+        config=config,
+        processor=Processor(image=image, tokenizer=tokenizer),
     )
 
 

@@ -10,7 +10,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import perception_jax
+from perception_jax import api
+from perception_jax.data.conversation import tokenize_images
 from perception_jax.generate import IMAGE, Generator, Sampling
+from perception_jax.testing import tiny_llava
 from tests.parity.measures import Row
 from tests.parity.torch_code import assert_bit_equal, channels_first, randomised
 
@@ -169,6 +172,34 @@ def test_greedy_texts_are_equal(tmp_path):
                 eos_token_id=2,
             )
         assert own.ids == tuple(whole[0, len(row) :].tolist())
+
+
+def test_a_model_of_the_authors_becomes_one_of_llava_hf(tmp_path):
+    """With rows for an image and for padding, it answers as before and loads in transformers."""
+    given = tiny_llava.loaded()
+    size = given.config.language.vocab_size
+    copy = api.add_image_token(given, vocab_size=size + 8)
+    perception_jax.export(copy, tmp_path)
+    theirs = transformers.LlavaForConditionalGeneration.from_pretrained(
+        tmp_path, attn_implementation="eager"
+    ).eval()
+    ids, mask, images = inputs(TOKENS)
+    run = jax.jit(lambda m, ids: m(ids, mask, images).logits)
+    expected = np.asarray(run(given.model, ours_of(ids)))
+    named = np.where(ids == PLACEHOLDER, size, ids)
+    found = outputs_of(theirs, named, mask, images)
+    np.testing.assert_allclose(found[mask][:, :size], expected[mask], atol=1e-4)
+    again = perception_jax.load(tmp_path)
+    assert again.config == copy.config
+    assert (again.config.image_id, theirs.config.image_token_index) == (size, size)
+    words, before = again.processor.tokenizer, given.processor.tokenizer
+    assert words("the cat</s>cats").tolist() == before("the cat</s>cats").tolist()
+    assert (words.start_id, words.end_id, words.token_id("<pad>")) == (1, 2, size + 1)
+    text = tokenize_images(words, "the <image>\ncat", [3], image_id=size)
+    plain = tokenize_images(before, "the <image>\ncat", [3])
+    assert text.tolist() == plain.tolist()
+    with pytest.raises(perception_jax.errors.ConfigError, match="found the id 276"):
+        api.add_image_token(copy)
 
 
 def test_settings_that_are_not_supported_are_named(tmp_path):

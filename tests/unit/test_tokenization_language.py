@@ -181,6 +181,31 @@ def test_streams_hold_back_unfinished_characters(mode, expected):
     assert bytes_only.close() == "\ufffd\ufffd"
 
 
+@pytest.mark.parametrize("start", ["slow_legacy", "slow", "byte level"])
+def test_further_special_tokens(start, tmp_path):
+    """They take no white space along, and the others stay what they are."""
+    if start == "byte level":
+        given = LanguageTokenizer(files_of(byte_level(), eos_token="<|end|>"), "fast")
+    else:
+        given = llama(start)
+    number = given.vocab_size
+    found = given.with_tokens({"<img>": number, "<pad>": number + 1})
+    found.save(tmp_path)
+    again = read_tokenizer(tmp_path)
+    for one in (found, again):
+        assert (one.vocab_size, one.mode) == (number + 2, given.mode)
+        assert one("at cat").tolist() == given("at cat").tolist()
+        ids = one("at <img> cat").tolist()
+        assert ids[: len(given("at "))] == given("at ").tolist()
+        assert ids.count(number) == 1
+        assert one.decode([number]) == ""
+        assert one.decode([number], special=True) == "<img>"
+        assert one.start_id == given.start_id
+    for wrong in ({"<other>": number}, {"<img>": number + 2}):
+        with pytest.raises(CheckpointError, match="expected a new token, found"):
+            found.with_tokens(wrong)
+
+
 def test_byte_level():
     tokenizer = LanguageTokenizer(files_of(byte_level(), eos_token="<|end|>"), "fast")
     assert tokenizer.encode("cat cat").ids.tolist() == [66, 256, 257, 256]

@@ -148,6 +148,37 @@ class LanguageTokenizer:
         """The id of one token by its text, e.g. "<image>"; None if there is none."""
         return self._parts.ids.get(text)
 
+    def with_tokens(self, ids: Mapping[str, int]) -> LanguageTokenizer:
+        """Returns a tokenizer with further special tokens, such as "<image>".
+
+        Args:
+          ids: by the text of a token.
+
+        Raises:
+          CheckpointError: an id or a text that another token has.
+        """
+        known = self._parts.ids
+        for text, number in ids.items():
+            if text in known or number in known.values():
+                raise CheckpointError(f"expected a new token, found {text!r} with the id {number}.")
+        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        entries = {n: {"content": text, **flags, "special": True} for text, n in ids.items()}
+        settings = dict(files.read_object(self.files, files.SETTINGS).content)
+        changed = {**self.files}
+        if files.VOCABULARY in self.files:
+            whole = dict(files.read_object(self.files, files.VOCABULARY).content)
+            more = [{"id": number, **entry} for number, entry in entries.items()]
+            whole["added_tokens"] = [*(whole.get("added_tokens") or []), *more]
+            changed[files.VOCABULARY] = json.dumps(whole).encode()
+        if self.mode != "fast" or files.VOCABULARY not in self.files:
+            # With a decoder in the settings the older file of names is no longer read.
+            names = files.read_object(self.files, files.SPECIALS).content
+            settings |= {key: names[key] for key in files.NAMED if key in names}
+            listed = settings.get("added_tokens_decoder") or {}
+            settings["added_tokens_decoder"] = listed | {str(n): e for n, e in entries.items()}
+        changed[files.SETTINGS] = json.dumps(settings, indent=2).encode()
+        return LanguageTokenizer(changed, self.mode)
+
     def encode(self, text: str) -> Encoding:
         """The tokens of one text with their places in it, without start and end.
 
