@@ -68,7 +68,8 @@ def test_one_and_eight_devices_give_the_same_and_no_device_gets_all_rows(name):
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     for path, gradient in gradients.items():
         np.testing.assert_allclose(theirs[path], gradient, atol=2e-5, err_msg=path)
-    whole = [one for one in results(compiled) if {ROWS, ROWS * IMAGES} & set(one.shape)]
-    assert not whole
+    every = (1, IMAGES, IMAGES * 9, IMAGES * config.tokens_per_image, LENGTH)
+    sizes = {ROWS * count for count in every}  # rows, their images, patches, image tokens, tokens
+    assert not [one for one in results(compiled) if sizes & set(one.shape)]
     assert any({ROWS // 4, ROWS * IMAGES // 4} & set(one.shape) for one in results(compiled))
     assert all(np.abs(np.asarray(gradients[p])).max() > 0 for p in gradients if "projector" in p)
