@@ -13,7 +13,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
 import grain
@@ -266,6 +266,26 @@ class ImageChats:
         )
         return data.loader(num_workers=self._workers, host=host)
 
+    def parts(self, size: int) -> Iterator[dict[str, np.ndarray]]:
+        """All conversations in order, `size` at a time, in rows of the last of the lengths.
+
+        Rows in which nothing is predicted fill up the last part, and take the place of a record
+        that cannot be read. Raises as `loader`.
+        """
+        shape = RowShape(self._lengths[-1], True)
+        loader = make_eval_loader(
+            self._source,
+            _InShape(self.transform, shape),
+            batch_size=size,
+            num_workers=self._workers,
+            host=(0, 1),  # each host needs all rows
+            max_bad_fraction=self._max_bad_fraction,
+        )
+        with contextlib.closing(iter(loader)) as batches:
+            for batch in batches:
+                batch["label"][~batch.pop("valid")] = IGNORE
+                yield {key: batch[key] for key in (*KEYS, IMAGES)}
+
     @functools.cached_property
     def _planned(self) -> tuple[GroupedPlanner, ChatCounts]:
         found = self._measured()
@@ -345,6 +365,19 @@ class _Measure:
             "silent": not (text.labels[1:longest] != IGNORE).any(),
         }
         return {key: np.array(value, np.int32) for key, value in numbers.items()}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _InShape:
+    """The row of a record in a given shape."""
+
+    transform: ImageChatTransform
+    shape: RowShape
+
+    def __call__(self, record: Record, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        del rng
+        row = Row(record=0, group=0, seed=(0,), shape=self.shape)
+        return self.transform(self.transform.read(record), row)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
