@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import os
 import re
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -51,8 +52,7 @@ def load_lora(
     """
     _check_loaded(loaded)
     config, files = peft.read_config(folder), peft.open_weights(folder)
-    table = _hf_table(loaded)
-    layers = peft.adapted_layers(table, files.specs)
+    table, layers = _adapted(loaded, files.specs)
     _check_base(loaded, config, files, folder)
     lora = LoraConfig(
         rank=config.rank,
@@ -155,6 +155,19 @@ def _check_loaded(loaded: Any) -> None:
     leaves = jax.tree.leaves(loaded.model)
     if loaded.weights is not None or not all(isinstance(leaf, jax.Array) for leaf in leaves):
         raise ConfigError("LoRA: expected a model with weights; call its `load_weights()` first.")
+
+
+def _adapted(loaded: Loaded, names: Collection[str]) -> tuple[RuleTable, tuple[str, ...]]:
+    """The table whose names a file has, Hugging Face's or the authors', and the adapted layers."""
+    table = _hf_table(loaded)
+    try:
+        return table, peft.adapted_layers(table, names)
+    except CheckpointError:
+        arch = architecture_of(loaded.config)
+        if arch.layout_of is None:
+            raise
+        table = arch.tables["reference"](loaded.config)
+        return table, peft.adapted_layers(table, names)
 
 
 def _hf_table(loaded: Loaded) -> RuleTable:
