@@ -81,7 +81,7 @@ def assemble_llava(
             f"{type(base.model).__name__}."
         )
     opened = [prepare_tower(tower) for tower in towers]
-    configs = [_with_offset(one.config, second=k > 0) for k, one in enumerate(opened)]
+    configs = [as_second_tower(one.config) if k else one.config for k, one in enumerate(opened)]
     mixed = {"mixing": "interleaved"} if len(opened) > 1 else {}
     config = LlavaConfig(language=base.config, towers=tuple(configs), **(mixed | settings))
     model = nnx.eval_shape(lambda: Llava(config, rngs=nnx.Rngs(params=0)))
@@ -259,9 +259,9 @@ def projector_files(
     return found
 
 
-def _with_offset(config: Any, *, second: bool) -> Any:
+def as_second_tower(config: Any) -> Any:
     """A DINOv2 as MoF's code runs it: with the authors' way of resizing positions."""
-    if second and isinstance(config, Dinov2Config) and not config.registers:
+    if isinstance(config, Dinov2Config) and not config.registers:
         return dataclasses.replace(config, position_offset=dinov2_l14().position_offset)
     return config
 

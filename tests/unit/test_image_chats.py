@@ -36,7 +36,7 @@ def test_an_image_has_as_many_ids_as_tokens_and_none_is_predicted():
     assert (label[length:] == IGNORE).all()
     assert (label[: first + IMAGE_TOKENS] == IGNORE).all()
     said = label[label != IGNORE]
-    assert maker.tokenizer.decode(said) == "the cata hat"
+    assert maker.tokenizer.decode(said) == "the cat a hat"
     assert (said == maker.tokenizer.end_id).sum() == 2
     # The image comes first in its turn, and is padded to a square with the mean colour.
     text = maker.tokenizer.decode(ids[first + IMAGE_TOKENS : length])
@@ -140,8 +140,9 @@ def batches(chats, count: int, host=(0, 1)) -> list[dict[str, np.ndarray]]:
 @pytest.mark.parametrize("order", ["random", "modality"])
 def test_batches_have_declared_shapes_and_are_the_same_on_two_hosts(order):
     settings = {"order": order, "lengths": (160, 180, 243)}
-    whole = batches(data(**settings), 4)
-    parts = [batches(data(**settings), 4, host=(k, 2)) for k in range(2)]
+    source = Chats.made(24)  # with six of text alone: one whole batch of them, and a mixed one
+    whole = batches(data(source, **settings), 6)
+    parts = [batches(data(source, **settings), 6, host=(k, 2)) for k in range(2)]
     declared = row_shapes(settings["lengths"], order)
     for number, batch in enumerate(whole):
         assert set(batch) - {"id", IMAGES} == set(KEYS)

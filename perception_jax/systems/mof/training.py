@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import numpy as np
     from flax import nnx
     from jax.sharding import Mesh
 
@@ -195,14 +194,9 @@ def _division(config: Any) -> Any:
 
 def _drawn(config: Any) -> tuple[str, ...]:
     """Parts of the model whose weights are drawn."""
-    whole, language = config.model.whole, config.model.language
-    return () if whole or language else ("language", *_new_projectors(config))
-
-
-def _new_projectors(config: Any) -> tuple[str, ...]:
     from perception_jax.systems.mof.task import PROJECTORS
 
-    return () if config.projectors else PROJECTORS
+    return () if config.model.whole or config.model.language else ("language", *PROJECTORS)
 
 
 def _chats(config: Any, base: Loaded, records: Source, *, test: bool = False) -> ImageChats:
