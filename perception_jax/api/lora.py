@@ -178,7 +178,15 @@ def _adapted(loaded: Loaded, names: Collection[str]) -> tuple[RuleTable, tuple[s
 
 
 def _hf_table(loaded: Loaded) -> RuleTable:
+    """The names of the code that PEFT adapts: Hugging Face's, and the authors' for a LLaVA that
+    Hugging Face's cannot hold."""
     arch = architecture_of(loaded.config)
     if "hf" not in arch.tables:
         raise ConfigError(f"{arch.name} has no names of Hugging Face, which PEFT's folders use.")
-    return arch.tables["hf"](loaded.config)
+    layout = "hf"
+    if arch.layout_of is not None:
+        try:
+            arch.write_config["hf"](loaded.config)
+        except ConfigError:
+            layout = "reference"
+    return arch.tables[layout](loaded.config)

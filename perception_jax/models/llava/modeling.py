@@ -136,7 +136,9 @@ class Llava(nnx.Module):
             found.append(constrain(state.reshape(batch, count, *state.shape[1:]), "batch"))
         return tuple(found)
 
-    def project(self, features: tuple[Float[Array, "B M P _"], ...]) -> Float[Array, "B M T D"]:
+    def project(
+        self, features: tuple[Float[Array | np.ndarray, "B M P _"], ...]
+    ) -> Float[Array, "B M T D"]:
         """Mixes and projects features of images to their tokens.
 
         Raises:
@@ -147,7 +149,7 @@ class Llava(nnx.Module):
                 f"LLaVA: expected the features of {len(self.config.towers)} image tower(s), found "
                 f"{len(features)}."
             )
-        first, *rest = (constrain(x.astype(self.dtype), "batch") for x in features)
+        first, *rest = (constrain(jnp.asarray(x, self.dtype), "batch") for x in features)
         if self.config.mixing == "single":
             tokens = self.projector(first)
         elif self.config.mixing == "additive":
