@@ -1,8 +1,8 @@
 """Settings shared by the configs that train a LLaVA, with one or two image towers.
 
-The recipe is LLaVA-1.5's (arXiv 2310.03744) and that of Mixture of Features (arXiv 2401.06209, §4 and
-its training scripts): AdamW without weight decay, gradients clipped at 1, 3 % of warm-up from 0,
-cosine to 0, the mean over devices and micro-batches of each one's mean over tokens.
+The recipe is LLaVA-1.5's (arXiv 2310.03744) and that of Mixture of Features (arXiv 2401.06209, §4
+and its training scripts): AdamW without weight decay, gradients clipped at 1, 3 % of warm-up from
+0, cosine to 0, the mean over devices and micro-batches of each one's mean over tokens.
 """
 
 from __future__ import annotations
@@ -204,6 +204,7 @@ def base(
             # Test records; "" keeps every so many of the source, and 0 of them does not test.
             "test": "",
             "test_every": 0,
+            # "auto" takes that of the tokenizer's files.
             "template": "vicuna_v1",
             # Tokens of a text at most, an image counted as one; what is longer is cut.
             "max_length": max_length,
@@ -255,8 +256,8 @@ def _division(recipe: str, batch: int) -> dict[str, int]:
     known = [size for kind, size in DIVISIONS if kind == recipe]
     if (recipe, batch) not in DIVISIONS:
         raise UsageError(
-            f"batch: expected one of {', '.join(map(str, known))}, found {batch}. Set config.division "
-            "and train.batch_size for another one."
+            f"batch: expected one of {', '.join(map(str, known))}, found {batch}. Set "
+            "config.division and train.batch_size for another one."
         )
     rows, accumulate = DIVISIONS[recipe, batch]
     return {"rows": rows, "devices": DEVICES, "accumulate": accumulate}

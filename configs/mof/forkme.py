@@ -1,21 +1,21 @@
 """A LLaVA on your own conversations about images: copy this file, point it to a JSONL file, run it.
 
-    python -m launch.train --config=configs/mof/forkme.py --workdir=runs/mine \
+    python -m launch.train --config=configs/mof/forkme.py --workdir=runs/mine \\
         --config.data.source=my/chats.jsonl
 
 One conversation a line; fifty are enough to run. Paths are relative to the file, a line without
 "image" is text alone, and every tenth line is kept for testing:
 
     {"image": "photos/1.jpg",
-     "conversation": [{"role": "user", "text": "<image>\nWhat is this?"},
+     "conversation": [{"role": "user", "text": "<image>\\nWhat is this?"},
                       {"role": "assistant", "text": "A red kite above the trees."}]}
 
 LLaVA's own format ("conversations" with "from" and "value", also as one JSON list) is read too.
 
-LoRA is trained on LLaVA-1.5 7B, and written to WORKDIR/lora for PEFT, with the projector; `:all` trains
-all weights of the language model, and writes WORKDIR/llava. `:samples=N` is the number of your
-conversations, for the schedule. `:runlocal` trains a tiny model on drawn scenes from scratch, without
-downloads.
+LoRA is trained on LLaVA-1.5 7B, and written to WORKDIR/lora for PEFT, with the projector; `:all`
+trains all weights of the language model, and writes WORKDIR/llava. `:samples=N` is the number of
+your conversations, for the schedule. `:runlocal` trains a tiny model on drawn scenes from scratch,
+without downloads.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def _runlocal() -> ml_collections.ConfigDict:
         frozen_dtype="float32",
         checkpoint_every=0,
     )
-    config.data.update({"order": "modality", "workers": 0, "hold": True})
+    config.data.update({"order": "modality", "template": "auto", "workers": 0, "hold": True})
     config.evaluation.scenes = 24
     sizes = {"width": 64, "depth": 2, "kv_heads": 2, "head_width": 16, "mlp_dim": 128}
     config.scratch.update(sizes)

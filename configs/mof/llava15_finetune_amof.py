@@ -1,7 +1,7 @@
 """Stage 2 of Additive Mixture of Features: 665k conversations.
 
-    python -m launch.train --config=configs/mof/llava15_finetune_amof.py:ssl=0.75 --workdir=runs/s2 \\
-        --config.projectors=runs/s1/projectors
+    python -m launch.train --config=configs/mof/llava15_finetune_amof.py:ssl=0.5 --workdir=runs/s \\
+        --config.projectors=runs/stage1/projectors
 
 `:ssl` as in stage 1, batch 128 as in the paper (`:batch=176` as in MoF's script), random order.
 `:pixels=336`, `:lora`, `:size=7b` and `:samples=N` as in the other recipes.

@@ -6,8 +6,8 @@
         --config.projectors=runs/stage1/projectors
     python -m launch.plan --config=configs/mof/llava15_finetune_clip.py --slice=v5e-256
 
-`:lora` trains LoRA of rank 128 instead of all weights. `:size=13b`, `:pixels=224`, and `:samples=N` for
-the schedule of other data. The result is WORKDIR/llava, or WORKDIR/lora.
+`:lora` trains LoRA of rank 128 instead of all weights. `:size=13b`, `:pixels=224`, and `:samples=N`
+for the schedule of other data. The result is WORKDIR/llava, or WORKDIR/lora.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@
         --config.projectors=runs/stage1/projectors
 
 As MoF's `finetune.sh`: two micro-batches of 11 × 8 rows (176; the paper says 128: `:batch=128`), in
-random order, 336 pixels (the paper's table: `:pixels=224`). Conversations without an image, which its
-code cannot run, are trained on as in LLaVA. `:lora`, `:size=7b` and `:samples=N` as in the other recipes;
-`--config.reference_adapter_collision=True` starts as its code does.
+random order, 336 pixels (the paper's table: `:pixels=224`). Conversations without an image, which
+its code cannot run, are trained on as in LLaVA. `:lora`, `:size=7b` and `:samples=N` as in the
+other recipes; `--config.reference_adapter_collision=True` starts as its code does.
 """
 
 from __future__ import annotations

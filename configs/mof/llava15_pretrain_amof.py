@@ -1,11 +1,11 @@
 """Stage 1 of Additive Mixture of Features: the projector learns 595k captions.
 
-    python -m launch.train --config=configs/mof/llava15_pretrain_amof.py:ssl=0.75 --workdir=runs/s1
+    python -m launch.train --config=configs/mof/llava15_pretrain_amof.py:ssl=0.75 --workdir=runs/s
 
 `:ssl` is the share of DINOv2 in the sum of features. The paper has 0, 0.25, 0.5, 0.625, 0.75, 0.875
 and 1, each trained in both stages, on the first LLaVA (Vicuna 1.3) at 224 pixels; there is no code
-of it. Here it is on LLaVA-1.5. `:lr=RATE`, `:pixels=336`, `:size=7b` and `:samples=N` as in the other
-recipes.
+of it. Here it is on LLaVA-1.5. `:lr=RATE`, `:pixels=336`, `:size=7b` and `:samples=N` as in the
+other recipes.
 """
 
 from __future__ import annotations

@@ -255,7 +255,8 @@ class ImageChats:
           host: index and number of hosts; None asks JAX.
 
         Raises:
-          DataError: too many records cannot be used, there are none, or nothing is predicted.
+          DataError: too many records cannot be used, there are none, or nothing is predicted in
+            more than half of them.
         """
         data = PlannedData(
             self._source,
@@ -300,10 +301,11 @@ class ImageChats:
             tokens=int(tokens.sum()),
         )
         _log.info("%s", counts)
-        if counts.records and counts.silent == counts.records:
+        if 2 * counts.silent > counts.records:
             raise DataError(
-                f"expected answers to learn, found none in all {counts.records} conversations: is "
-                "the template that of the data, and does it fit the tokenizer (see the warnings)?"
+                f"expected answers to learn, found none in {counts.silent} of {counts.records} "
+                "conversations. Does the template fit the tokenizer (see the warnings), and is "
+                "there room for the answers?"
             )
         planner = GroupedPlanner(
             records=usable,

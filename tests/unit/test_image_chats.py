@@ -173,7 +173,7 @@ def test_a_row_that_cannot_be_read_is_replaced_by_its_own_kind():
 
 def test_nothing_to_predict_at_all_is_an_error():
     source = Chats((chat("a", "<image>\nthe", "", images=1), chat("b", "cat", "")))
-    with pytest.raises(DataError, match="expected answers to learn, found none in all 2"):
+    with pytest.raises(DataError, match="expected answers to learn, found none in 2 of 2"):
         _ = data(source, division=Division(rows=1)).planner
 
 

@@ -12,6 +12,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from perception_jax.data.image_chats import ImageChats
+from perception_jax.errors import DataError
 from perception_jax.inference.batches import (
     CompiledPerMesh,
     current_mesh,
@@ -60,6 +61,11 @@ class HeldOut(CompiledPerMesh):
         total, count, correct = (
             float(sums[name].sum(dtype=np.float64)) for name in ("total", "count", "correct")
         )
+        if not count:
+            raise DataError(
+                "held-out conversations: expected answers to predict, found none. Does the "
+                "template fit the tokenizer?"
+            )
         return {"loss": total / count, "accuracy": correct / count, "tokens": count}
 
 

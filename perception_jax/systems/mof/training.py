@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from jax.sharding import Mesh
 
     from perception_jax.api import Loaded
+    from perception_jax.data.conversation import Template
     from perception_jax.data.image_chats import ImageChats, ImageChatTransform
     from perception_jax.data.records import Source
     from perception_jax.systems.mof.held_out import HeldOut
@@ -29,6 +30,8 @@ SCENES = "scenes"
 """Value of `data.source` for conversations about drawn scenes instead of files."""
 HELD_OUT = "held_out"
 """Name of the evaluator."""
+AUTO, TEMPLATE = "auto", "vicuna_v1"
+"""Value of `data.template` for what the tokenizer's files describe, and what it is without that."""
 
 _PROBED = 8
 """Tokens of text by which an export is compared with the model, behind an image."""
@@ -217,23 +220,31 @@ def _chats(config: Any, base: Loaded, records: Source, *, test: bool = False) ->
 
 
 def _transform(config: Any, base: Loaded) -> ImageChatTransform:
-    from perception_jax.data.conversation import TEMPLATES
     from perception_jax.data.image_chats import ImageChatTransform
-    from perception_jax.errors import ConfigError, did_you_mean
 
-    settings = config.data
-    if settings.template not in TEMPLATES:
-        hint = did_you_mean(settings.template, TEMPLATES)
-        raise ConfigError(f"data.template: there is no {settings.template!r}{hint}")
+    settings, tokenizer = config.data, base.processor.tokenizer
     return ImageChatTransform(
-        tokenizer=base.processor.tokenizer,
+        tokenizer=tokenizer,
         processor=base.processor.image,
-        template=TEMPLATES[settings.template],
+        template=_template(settings.template, tokenizer),
         vocab_size=base.config.language.vocab_size,
         max_length=settings.max_length,
         image_tokens=base.config.tokens_per_image,
         max_images=settings.max_images,
     )
+
+
+def _template(name: str, tokenizer: Any) -> Template:
+    """A template by name; `AUTO` is what the tokenizer's files describe, else `TEMPLATE`."""
+    from perception_jax.data.conversation import TEMPLATES, from_jinja
+    from perception_jax.errors import ConfigError, did_you_mean
+
+    if name == AUTO:
+        jinja = tokenizer.chat_template
+        return (from_jinja(jinja) if jinja else None) or TEMPLATES[TEMPLATE]
+    if name not in TEMPLATES:
+        raise ConfigError(f"data.template: there is no {name!r}{did_you_mean(name, TEMPLATES)}")
+    return TEMPLATES[name]
 
 
 def _evaluators(config: Any, base: Loaded) -> dict[str, HeldOut]:
