@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -69,7 +69,7 @@ class MofTaskConfig:
     lengths: tuple[int, ...]
     max_images: int = 1
     order: Order = "random"
-    trains: Literal["projectors", "all", "lora"] = "projectors"
+    trains: str = "projectors"
     lora: LoraConfig | None = None
     device_mean: bool = True
     remat: Remat = "full"
