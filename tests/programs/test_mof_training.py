@@ -22,12 +22,12 @@ from tests.tiny_chats import Chats
 PRETRAIN = "--config=configs/mof/llava15_pretrain_imof.py:samples=24"
 FINETUNE = "--config=configs/mof/llava15_finetune_imof.py:batch=128,samples=24"
 SMALL = [
-    *("--config.division.rows=2", "--config.division.devices=2", "--config.train.batch_size=4"),
+    *("--config.division.rows=4", "--config.division.devices=2", "--config.train.batch_size=8"),
     *("--config.division.accumulate=1", "--config.train.steps=3"),
     "--config.train.optim.warmup_steps=1",
     *("--config.train.compute_dtype=float32", "--config.train.frozen_dtype=float32"),
     *("--config.data.max_length=200", "--config.data.lengths=(256,)", "--config.data.workers=0"),
-    *("--config.evaluation.batch_size=4", "--config.data.test_every=6", "--config.chunk=64"),
+    *("--config.evaluation.batch_size=8", "--config.data.test_every=6", "--config.chunk=64"),
 ]
 
 
@@ -181,7 +181,7 @@ def test_check_data_shows_conversations_and_names_what_cannot_be_used(folder, tm
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["--config.train.batch_size=8"], "train.batch_size: expected 4"),
+        (["--config.train.batch_size=16"], "train.batch_size: expected 8"),
         (["--config.projectors=/nowhere"], "projectors: expected a folder or file of stage 1"),
         (["--config.data.template=vicuna"], "data.template: there is no 'vicuna'"),
         (["--config.model.whole=x"], "model: expected a whole LLaVA"),
