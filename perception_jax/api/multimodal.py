@@ -140,7 +140,7 @@ def load_projectors(
     read = load_params(
         projector_table(loaded.config),
         files,
-        leaves,
+        _shapes(leaves),
         dtype=next(iter(dtypes)),
         shardings=None if mesh is None else shardings(leaves, rules, mesh),
     )
@@ -273,7 +273,12 @@ def _projectors(model: Llava) -> tuple[str, ...]:
 
 def _projector_leaves(model: Llava) -> dict[str, Any]:
     names = tuple(f"{name}/" for name in _projectors(model))
-    return {path: leaf for path, leaf in flatten(model).items() if path.startswith(names)}
+    found = ((path, leaf) for path, leaf in flatten(model).items() if path.startswith(names))
+    return dict(found)
+
+
+def _shapes(leaves: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
+    return {path: jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in leaves.items()}
 
 
 def _init(model: Llava, name: str, seed: int) -> Any:

@@ -36,7 +36,7 @@ IMOF = dataclasses.replace(CONFIG, towers=(CLIP, DINOV2), mixing="interleaved")
 """Configuration of the tiny LLaVA with interleaved features."""
 AMOF = dataclasses.replace(
     CONFIG,
-    towers=(CLIP, dataclasses.replace(DINOV2, width=24, heads=2)),
+    towers=(CLIP, dataclasses.replace(DINOV2, width=24, heads=2, mlp_dim=96)),
     mixing="additive",
     mixing_ratio=0.25,
 )
@@ -44,7 +44,7 @@ AMOF = dataclasses.replace(
 
 
 def loaded(config: LlavaConfig = CONFIG, *, context: int = 256, seed: int = 0) -> Loaded:
-    """A tiny LLaVA with random weights, its tokenizer and processor, as `perception_jax.load` gives.
+    """A tiny LLaVA with random weights and its processor, as `perception_jax.load` gives.
 
     Args:
       config: of towers and mixing; the language model becomes that of `tiny_llama.loaded`.

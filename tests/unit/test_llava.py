@@ -103,8 +103,8 @@ def test_features_are_hidden_states_without_norm_or_class_token():
     taps = Taps(hidden=(-1, -2))
     states = jax.jit(lambda m, x: [t(x, taps=taps).hidden for t in (m.vision, m.second_vision)])
     theirs, others = states(model, pixels)
-    np.testing.assert_allclose(clip[:, 0], theirs[0][:, 1:], atol=1e-6)
-    np.testing.assert_allclose(dino[:, 0], others[1][:, 1:], atol=1e-6)
+    np.testing.assert_allclose(clip[:, 0], theirs[0][:, 1:], atol=1e-5)
+    np.testing.assert_allclose(dino[:, 0], others[1][:, 1:], atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["clip", "imof"])

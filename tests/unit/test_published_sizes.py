@@ -110,7 +110,7 @@ def tables_of(config):
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_size_by_shape_alone(name):
     config, millions = PUBLISHED[name]
-    arch, leaves = architecture_of(config), leaves_of(config)
+    leaves = leaves_of(config)
     assert round(sum(leaf.size for leaf in leaves.values()) / 1e6, 1) == millions
     for table in tables_of(config).values():  # raises unless every leaf is covered exactly once
         bind(table(config), {path: leaf.shape for path, leaf in leaves.items()})
