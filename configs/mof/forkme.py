@@ -56,7 +56,7 @@ def _runlocal() -> ml_collections.ConfigDict:
         samples=240,
         rate=3e-3,
         trains="all",
-        tokens=9,
+        tokens=16,
         rooms=(),
         max_length=448,
         epochs=1,

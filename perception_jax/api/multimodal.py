@@ -234,6 +234,7 @@ def projector_files(
             if (path / (name + suffix)).is_file()
         ]
     found: dict[str, np.ndarray] = {}
+    collided: dict[str, np.ndarray] = {}
     others: list[str] = []
     for file in paths:
         tensors = open_checkpoint(file)
@@ -243,8 +244,10 @@ def projector_files(
             if match is None:
                 others.append(name)
                 continue
-            own = match[1].replace(f"{SECOND}.", f"{FIRST}.") if collides else match[1]
-            found[f"model.{own}"] = tensors[name]
+            found[f"model.{match[1]}"] = tensors[name]
+            if collides and match[1].startswith(f"{SECOND}."):
+                collided[f"model.{match[1].removeprefix('dino_')}"] = tensors[name]
+    found |= collided
     if not found:
         raise CheckpointError(
             f"Expected projectors in {path}, in files such as {FIRST}.bin with names such as "

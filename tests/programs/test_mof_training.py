@@ -139,7 +139,7 @@ def test_stage_2_writes_a_whole_model_that_evaluates_as_the_run(stage2, tmp_path
     asked, workdir = stage2
     loaded = perception_jax.load(workdir / "llava")
     assert loaded.config.mixing == "interleaved"
-    assert loaded.config.tokens_per_image == 18
+    assert loaded.config.tokens_per_image == 32
     before = base_of(asked)
     for part, moves in (("vision/", False), ("second_vision/", False), ("language/", True)):
         own, old = flatten(loaded.model), leaves_of(before, part)
@@ -150,7 +150,7 @@ def test_stage_2_writes_a_whole_model_that_evaluates_as_the_run(stage2, tmp_path
         told = [*asked, f"--checkpoint={source}", f"--out={out}"]
         assert run(evaluate.PROGRAM, evaluate, *told) == 0
         assert results(out) == pytest.approx(results(workdir), rel=1e-5)
-    assert "Test conversations: 3 conversations" in (workdir / "report.html").read_text()
+    assert "Test conversations: 4 conversations" in (workdir / "report.html").read_text()
 
 
 def test_lora_and_projector_are_written_for_peft(folder, stage1, tmp_path):
@@ -185,7 +185,7 @@ def test_check_data_shows_conversations_and_names_what_cannot_be_used(folder, tm
         (["--config.projectors=/nowhere"], "projectors: expected a folder or file of stage 1"),
         (["--config.data.template=vicuna"], "data.template: there is no 'vicuna'"),
         (["--config.model.whole=x"], "model: expected a whole LLaVA"),
-        (["--config.data.lengths=(64,)"], "lengths: expected the last to be at least 217"),
+        (["--config.data.max_length=300"], "lengths: expected the last to be at least 331"),
         (["--config.model.towers=('scenes-clip',)"], "takes 2 image tower"),
         (["--config.train.optim.accumulate=4"], "micro-batches of whole devices"),
     ],
