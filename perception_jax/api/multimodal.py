@@ -1,8 +1,8 @@
 """LLaVA put together from several checkpoints: a language model, image towers and projectors.
 
 The authors publish a model in any of these ways: as a whole, as a projector for a language model
-(`mm_projector.bin`, MoF also `dino_mm_projector.bin`), or as LoRA for one, with the trained
-projector in `non_lora_trainables.bin`. `perception_jax.load` reads whole ones.
+(`mm_projector.bin`, with a second image tower also `dino_mm_projector.bin`), or as LoRA for one,
+with the trained projector in `non_lora_trainables.bin`. `perception_jax.load` reads whole ones.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def assemble_llava(
     Args:
       language: a language model of the Llama family; its tokenizer becomes the model's.
       towers: one or two image towers, or models that have one. The second's positions are resized
-        as in MoF's code where it is a DINOv2 without registers.
+        as in the authors' code where it is a DINOv2 without registers.
       projectors: a folder or file with trained ones, see `load_projectors`; None draws new ones.
       reference_adapter_collision: see `load_projectors`.
       seed: of new projectors.
@@ -121,9 +121,9 @@ def load_projectors(
       loaded: with weights; its other leaves are shared with the result.
       source: `mm_projector.bin`, `dino_mm_projector.bin`, `non_lora_trainables.bin` (also as
         `.safetensors`), or a folder with some of them.
-      reference_adapter_collision: reads `mm_projector.bin` as MoF's code does. The stored names
-        "mm_projector" and "dino_mm_projector" both contain the first, so that there both
-        projectors start as the second one.
+      reference_adapter_collision: reads `mm_projector.bin` as the released code of arXiv 2401.06209
+        does. The stored names "mm_projector" and "dino_mm_projector" both contain the first, so
+        that there both projectors start as the second one.
 
     Raises:
       CheckpointError: there are no projectors, or those of another model.
@@ -263,7 +263,7 @@ def projector_files(
 
 
 def as_second_tower(config: Any) -> Any:
-    """A DINOv2 as MoF's code runs it: with the authors' way of resizing positions."""
+    """A DINOv2 as arXiv 2401.06209 runs it: with its authors' way of resizing positions."""
     if isinstance(config, Dinov2Config) and not config.registers:
         return dataclasses.replace(config, position_offset=dinov2_l14().position_offset)
     return config

@@ -6,9 +6,9 @@
     maps = image_attention(host, out.attention, starts)              # [L, B, N, Q, rows, columns]
     answer = generate.decode(host, state, steps=…)
 
-Ids have `generate.IMAGE` for each token of an image; `data.conversation.prompt_ids` makes them, and
-`image_spans` says where each image is. Letters: B batch, M images of a row, H W image, T tokens of
-an image, S tokens of a row, D width, L layers, N heads, Q query rows, K keys.
+Ids have `generate.IMAGE` for each token of an image; `data.conversation.tokenize_images` makes
+them, and `image_spans` says where each image is. Letters: B batch, M images of a row, H W image,
+T tokens of an image, S tokens of a row, D width, L layers, N heads, Q query rows, K keys.
 """
 
 from __future__ import annotations

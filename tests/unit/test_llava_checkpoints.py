@@ -104,7 +104,8 @@ def test_mof_is_recognised_by_names_and_its_second_clip_dropped(folders, tmp_pat
     """As `MMVP/MoF_Models`: settings of one tower, sizes of DINOv2 from its tensors."""
     path = rewritten(
         *(folders / "imof", tmp_path, lambda name: True, {COPY: np.zeros((40, 24), np.float32)}),
-        **{"dino_config": None, "perception_jax_mixing": None},
+        dino_config=None,
+        perception_jax_mixing=None,
     )
     found = perception_jax.load(path)
     assert found.config == CONFIGS["imof"]
@@ -118,9 +119,10 @@ def test_mof_is_recognised_by_names_and_its_second_clip_dropped(folders, tmp_pat
 def test_additive_mixing_needs_its_ratio(folders, tmp_path):
     path = rewritten(
         *(folders / "amof", tmp_path, lambda name: True),
-        **{"dino_config": None, "perception_jax_mixing": None},
+        dino_config=None,
+        perception_jax_mixing=None,
     )
-    with pytest.raises(ConfigError, match="add {'mixing': 'additive', 'ratio'"):
+    with pytest.raises(ConfigError, match=r"add {'mixing': 'additive', 'ratio'"):
         perception_jax.load(path)
 
 
@@ -146,7 +148,8 @@ def test_a_tower_that_is_only_named_is_read_from_its_own_checkpoint(whole, folde
     tower = export_tower(tmp_path / "openai", whole=whole)
     path = rewritten(
         *(folders / "clip", tmp_path, lambda name: "vision_tower" not in name),
-        **{"vision_config": None, "mm_vision_tower": str(tower)},
+        vision_config=None,
+        mm_vision_tower=str(tower),
     )
     opened = api.prepare(path)
     assert opened.config == CONFIGS["clip"]
@@ -170,13 +173,13 @@ def test_an_unknown_tower_is_named(folders, tmp_path):
         vision_config=None,
         mm_vision_tower="own/clip",
     )
-    with pytest.raises(ConfigError, match="'own/clip'.*Put its settings under 'vision_config'"):
+    with pytest.raises(ConfigError, match=r"'own/clip'.*Put its settings under 'vision_config'"):
         perception_jax.load(path)
 
 
 def test_images_of_llava_next_are_refused(folders, tmp_path):
     path = rewritten(folders / "clip", tmp_path, lambda name: True, image_aspect_ratio="anyres")
-    with pytest.raises(ConfigError, match="image_aspect_ratio.*anyres"):
+    with pytest.raises(ConfigError, match=r"image_aspect_ratio.*anyres"):
         perception_jax.load(path)
 
 
@@ -246,7 +249,7 @@ def test_projectors_that_do_not_fit_are_named(tmp_path):
     with pytest.raises(CheckpointError, match=r"missing model\.dino_mm_projector\.0\.weight"):
         api.load_projectors(imof, files)
     torch_files.save(tmp_path / "mm_projector.bin", {"other.weight": np.ones((2, 2))})
-    with pytest.raises(CheckpointError, match="names such as model.mm_projector.0.weight"):
+    with pytest.raises(CheckpointError, match=r"such as model\.mm_projector\.0\.weight"):
         api.load_projectors(clip, tmp_path / "mm_projector.bin")
     with pytest.raises(ConfigError, match="expected a LLaVA"):
         api.load_projectors(tiny_llama.loaded(), files)

@@ -9,6 +9,7 @@ from perception_jax.data.conversation.labels import (
     image_spans,
     pad,
     tokenize,
+    tokenize_images,
 )
 from perception_jax.data.conversation.templates import (
     IMAGE_TEXT,
@@ -36,4 +37,5 @@ __all__ = [
     "pad",
     "repeat_images",
     "tokenize",
+    "tokenize_images",
 ]

@@ -25,6 +25,7 @@ from perception_jax.data.conversation.templates import (
     IMAGE_TEXT,
     SEPARATOR,
     Template,
+    repeat_images,
 )
 from perception_jax.data.records import Turn
 from perception_jax.data.tokenization.protocol import Encoding
@@ -96,6 +97,33 @@ def tokenize(tokenizer: TextTokenizer, text: str) -> _Ids:
         parts += [np.array([IMAGE], np.int32)] if index else []
         parts.append(passage[start:])
     return np.concatenate(parts)
+
+
+def tokenize_images(
+    tokenizer: TextTokenizer, text: str, counts: Sequence[int], *, image_id: int | None = None
+) -> _Ids:
+    """Ids of a text with `IMAGE` for each token of each image, as models take them.
+
+    Args:
+      tokenizer: of the model.
+      text: with `IMAGE_TEXT` for each image.
+      counts: of tokens, by image.
+      image_id: of the placeholder in the tokenizer, as llava-hf has it; None for the authors'
+        tokenizer, which has none: the passages between images are then texts of their own.
+
+    Raises:
+      DataError: another number of placeholders than of images.
+    """
+    repeated = repeat_images(text, counts)
+    if image_id is None:
+        ids = tokenize(tokenizer, text)
+        times = np.ones(len(ids), int)
+        times[ids == IMAGE] = counts
+        return np.repeat(ids, times)
+    ids = tokenizer(repeated)
+    ids = np.where(ids == image_id, IMAGE, ids).astype(np.int32)
+    image_spans(ids, counts=counts)  # raises where the tokenizer has another token
+    return ids
 
 
 def encode(

@@ -1,4 +1,4 @@
-"""LLaVA's checkpoints: llava-hf's, the authors' and those of Mixture of Features."""
+"""LLaVA's checkpoints: llava-hf's and the authors', those with two image towers among them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Configurations of LLaVA and of Mixture of Features (arXiv 2401.06209, §4): published sizes."""
+"""Configurations of LLaVA with one image tower, or two (arXiv 2401.06209, §4): published sizes."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ class LlavaConfig:
         space, or a `Dinov2Config`. The first decides the size of images and how they are
         normalised; the second gets the same pixels.
       mixing: "single"; "additive": the weighted sum of the features of both towers, and one
-        projector (A-MoF); "interleaved": a projector for each tower, and their tokens in turn, the
-        first tower's first (I-MoF).
+        projector; "interleaved": a projector for each tower, and their tokens in turn, the first
+        tower's first.
       mixing_ratio: weight of the first tower in the sum; the other's is the rest.
       projector: "linear", "mlp2x_gelu" (any number of layers) or "identity".
       select_layer: hidden state of the first tower that is read, 0 before its blocks; negative
@@ -161,7 +161,7 @@ class LlavaConfig:
 
     @classmethod
     def imof_13b(cls, image_size: int = 336) -> LlavaConfig:
-        """LLaVA-1.5 13B with Interleaved Mixture of Features; 224 or 336 pixels."""
+        """LLaVA-1.5 13B with interleaved features of CLIP and DINOv2; 224 or 336 pixels."""
         return dataclasses.replace(
             cls.llava15_13b(), towers=(clip_l14(image_size), dinov2_l14()), mixing="interleaved"
         )

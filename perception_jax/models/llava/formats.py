@@ -40,7 +40,7 @@ TOWERS = {
 }
 """Configurations of published image towers by hub id."""
 DINOV2 = "facebook/dinov2-large"
-"""Hub id of MoF's second tower, which its checkpoints do not name."""
+"""Hub id of the second tower of arXiv 2401.06209, which its checkpoints do not name."""
 
 _MIXING = "perception_jax_mixing"
 """Key of what the authors' settings cannot express."""

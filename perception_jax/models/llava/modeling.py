@@ -2,7 +2,7 @@
 
 Image towers give features of patches, a projector brings them to the width of the language model,
 and they take the places of `IMAGE` in the ids. With two towers, features are added or interleaved
-(Mixture of Features, arXiv 2401.06209, §4). Letters: B batch, M images of a row, H W image, P
+(arXiv 2401.06209, §4). Letters: B batch, M images of a row, H W image, P
 features of an image, C their width, T tokens of an image, S tokens of a row, D width.
 """
 
@@ -54,7 +54,7 @@ class Projector(nnx.Module):
 def added(
     ratio: float, first: Float[Array, "*B C"], second: Float[Array, "*B C"]
 ) -> Float[Array, "*B C"]:
-    """The weighted sum of A-MoF; `ratio` is the weight of the first tower."""
+    """The weighted sum of the features of two towers; `ratio` is the weight of the first."""
     return ratio * first + (1 - ratio) * second
 
 

@@ -1,4 +1,4 @@
-"""LLaVA's parameter names: llava-hf ("hf") and the authors' ("reference", also MoF's).
+"""LLaVA's parameter names: llava-hf ("hf") and the authors' ("reference").
 
 llava-hf has had two spellings: `language_model.model.layers…` and, since transformers 4.52,
 `model.language_model.layers…`; both are read, the first, which all versions load, is written.
@@ -41,7 +41,8 @@ def hf_table(config: LlavaConfig) -> RuleTable:
 
 
 def reference_table(config: LlavaConfig) -> RuleTable:
-    """The names of the authors' `LlavaLlamaForCausalLM`, with the second tower of MoF's."""
+    """The names of the authors' `LlavaLlamaForCausalLM`, with the second tower of
+    arXiv 2401.06209."""
     table = (
         language_table(config.language).under("", "language/")
         + projector_table(config)
