@@ -196,6 +196,20 @@ def test_settings_that_do_not_fit_are_one_clear_error(folder, tmp_path, capsys, 
     assert message in capsys.readouterr().err
 
 
+def test_a_language_model_may_be_drawn():
+    """The tower is read, the rest has the task's own initial values."""
+    words = ["--config=configs/mof/forkme.py:runlocal", "--workdir=x"]
+    config = common.parse(words, train.PROGRAM).config
+    task = systems.training_program(config).task(config)
+    model = abstract_model(task)
+    leaves = {**model.trainable, **model.frozen}
+    read = task.pretrained(leaves)
+    assert set(read) == {path for path in leaves if path.startswith("vision/")}
+    clip = flatten(perception_jax.load("scenes-clip").model)
+    for path, leaf in read.items():
+        np.testing.assert_array_equal(leaf, clip[path])
+
+
 RECIPES = {
     "llava15_pretrain_clip": ((256, 336), 576, 20_979_712, 2181),
     "llava15_pretrain_amof": ((256, 224), 256, 31_467_520, 2326),
@@ -204,6 +218,7 @@ RECIPES = {
     "llava15_finetune_clip:lora": ((128, 336), 576, 340_795_392, 5198),
     "llava15_finetune_amof": ((128, 224), 256, 13_047_331_840, 5198),
     "llava15_finetune_imof": ((176, 336), 1152, 13_078_799_360, 3780),
+    "forkme": ((8, 336), 576, 340_795_392, 21),
 }
 
 
