@@ -47,6 +47,8 @@ _PREPROCESSOR = "preprocessor_config.json"
 """File of the image processor's settings of older transformers."""
 _TOWER_NAMES = ("vision_model.", "visual.", "vision/")
 """Where names of the image tower begin in models that have one, by layout."""
+_BESIDE_LORA = "non_lora_trainables.bin"
+"""File of what LLaVA's code trains beside LoRA."""
 _PEFT = "adapter_config.json"
 """File with which transformers finds adapters and applies them."""
 
@@ -148,9 +150,13 @@ def prepare(source: Any, *, config: Any = None, section: Any = None, prefix: Any
     Args, Raises: as of `load`.
     """
     _check_arguments(config, section, prefix, None)
-    found = open_source(find(source), config=config, section=section, prefix=prefix)
+    path = find(source)
+    _refuse_llava_lora(path)
+    found = open_source(path, config=config, section=section, prefix=prefix)
     shapes = {name: spec.shape for name, spec in found.files.specs.items()}
-    found, elsewhere = _with_elsewhere(found, shapes)
+    elsewhere: dict[str, LazyWeights] = {}
+    if not prefix:
+        found, elsewhere = _with_elsewhere(found, shapes)
     model = identify(found.settings, found.layout, shapes, part=bool(prefix))
     if model is None:
         raise CheckpointError(
@@ -203,7 +209,9 @@ def describe(source: Any) -> tuple[Any, Processor]:
     if is_repository(source):
         found = read_settings(hub.fetch_settings(source))
         model = found and identify(found.settings, found.layout, {})
-        if model is not None:
+        # Of the authors' layout of a LLaVA, names tell more than settings.
+        whole = model is not None and model.layout == "reference" and model.architecture.elsewhere
+        if model is not None and not whole:
             image, _ = _read_image_processor(found, model)
             return model.config, Processor(image=image, tokenizer=_read_tokenizer(found, model))
     opened = prepare(source)
@@ -242,6 +250,15 @@ def prepare_tower(source: Any) -> Loaded:
     return dataclasses.replace(opened, model=model, config=config, weights=weights)
 
 
+def _refuse_llava_lora(path: pathlib.Path) -> None:
+    """Names the function that reads the authors' folder of a LLaVA's LoRA."""
+    if path.is_dir() and (path / _PEFT).is_file() and (path / _BESIDE_LORA).is_file():
+        raise CheckpointError(
+            f"{path}: expected a whole model, found LoRA with a projector ({_BESIDE_LORA}). Read "
+            "it with `api.load_llava_lora`, which brings language model and image tower."
+        )
+
+
 def _with_elsewhere(
     found: CheckpointSource, shapes: Mapping[str, tuple[int, ...]]
 ) -> tuple[CheckpointSource, dict[str, LazyWeights]]:
@@ -251,6 +268,12 @@ def _with_elsewhere(
     weights: dict[str, LazyWeights] = {}
     if arch is None or arch.elsewhere is None:
         return found, weights
+    if not any(".layers." in name for name in shapes) and any("projector." in n for n in shapes):
+        raise CheckpointError(
+            f"{found.path}: expected a whole model, found {len(shapes)} tensors of its projectors "
+            "alone. Put them on a language model and an image tower with `api.assemble_llava(…, "
+            "projectors=…)`."
+        )
     settings = dict(found.settings)
     for part in arch.elsewhere(found.settings, shapes):
         _log.info("%s: %s is read from %s", found.path, part.key, part.source)

@@ -160,6 +160,24 @@ def test_repeated_placeholders():
         conversation.repeat_images("<image>", [1, 1])
 
 
+def test_prompts_with_images():
+    """LLaVA's tokenizer has no token for an image, llava-hf's has one among the others."""
+    text = "the <image><image>\ncat"
+    before, behind = (llama()(part).tolist() for part in ("the ", "\ncat"))
+    found = conversation.tokenize_images(llama(), text, [2, 3])
+    # Between both images is an empty text, a start token that is left out.
+    assert found.tolist() == [*before, *[IMAGE] * 5, *behind[1:]]
+    assert conversation.tokenize_images(llama(), "cat", []).tolist() == llama()("cat").tolist()
+    added = Characters("<image>")
+    token = int(added.encode("<image>").ids[0])
+    found = conversation.tokenize_images(added, text, [2, 3], image_id=token)
+    assert found.tolist() == [*added("the "), *[IMAGE] * 5, *added("\ncat")[1:]]
+    with pytest.raises(DataError, match="expected 1 placeholders"):
+        conversation.tokenize_images(llama(), text, [2])
+    with pytest.raises(DataError, match="expected 5 placeholders for 2 images, found 0"):
+        conversation.tokenize_images(added, text, [2, 3], image_id=99999)
+
+
 def test_rounds_are_counted_as_the_reference_counts(caplog):
     """Answers are supervised with the "\u2581" before their first word and with their end tokens;
     where counts differ, nothing is, and a warning says so."""

@@ -210,6 +210,11 @@ def test_a_generator_takes_images_now_and_later():
         generator.prefill([prompts[0]])
 
 
+def test_images_beside_embeddings_are_refused():
+    with pytest.raises(ConfigError, match="found embeddings"):
+        made("clip")(jnp.zeros((3, 4, 32)), None, IMAGES)
+
+
 def test_places_without_an_image_are_nan_in_compiled_functions():
     model = made("clip")
     ids = np.array([[5, *[IMAGE] * 18, 6]], np.int32)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 
 import jax
 import numpy as np
@@ -253,6 +252,10 @@ def test_projectors_that_do_not_fit_are_named(tmp_path):
         api.load_projectors(clip, tmp_path / "mm_projector.bin")
     with pytest.raises(ConfigError, match="expected a LLaVA"):
         api.load_projectors(tiny_llama.loaded(), files)
+    settings = architecture("llava").write_config["reference"](CONFIGS["clip"])
+    (files / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(CheckpointError, match=r"4 tensors of its projectors alone.*assemble_llava"):
+        perception_jax.load(files)
 
 
 # --- Put together ---------------------------------------------------------------------------------
@@ -307,7 +310,7 @@ def test_the_shipped_clip_is_an_image_tower(tmp_path):
     assert {str(leaf.dtype) for leaf in leaves.values()} == {"bfloat16"}
 
 
-def test_a_folder_with_lora_brings_its_parts_together(tmp_path, caplog):
+def test_a_folder_with_lora_brings_its_parts_together(tmp_path):
     """`adapter_model.bin` and `non_lora_trainables.bin` beside the settings of the whole."""
     parts(tmp_path)
     whole = api.assemble_llava(
@@ -339,8 +342,9 @@ def test_a_folder_with_lora_brings_its_parts_together(tmp_path, caplog):
     settings = {k: v for k, v in settings.items() if k != "vision_config"}
     settings["mm_vision_tower"] = str(tmp_path / "clip")
     (folder / "config.json").write_text(json.dumps(settings))
-    with caplog.at_level(logging.WARNING):
-        found = api.load_llava_lora(folder)
+    found = api.load_llava_lora(folder)
+    with pytest.raises(CheckpointError, match=r"LoRA with a projector.*load_llava_lora"):
+        perception_jax.load(folder)
     assert found.config == whole.config
     assert_equal(flatten(found.model), leaves)
     ids = np.array([[1, *[IMAGE] * 9, 7, 8]], np.int32)

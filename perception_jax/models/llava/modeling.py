@@ -249,12 +249,14 @@ class Llava(nnx.Module):
             and `remat` are those of the language model.
 
         Raises:
-          ConfigError: as `embed` and `Llama`.
+          ConfigError: as `embed` and `Llama`; or images beside embeddings.
         """
         if inputs.ndim == 2:
             if images is not None:
                 image_tokens = self.image_tokens(images)
             inputs = self.embed(inputs, image_tokens, dtype)
+        elif images is not None or image_tokens is not None:
+            raise ConfigError("LLaVA: expected ids with images, found embeddings; see `embed`.")
         return self.language(
             inputs,
             mask=mask,
@@ -276,4 +278,4 @@ class Llava(nnx.Module):
         own = self.config.towers[0]
         usual = registry.architecture_of(own).image_settings(own, "hf")
         mean, std = usual.get("mean", CLIP_MEAN), usual.get("std", CLIP_STD)
-        return normalise(images, mean, std, self.dtype if dtype is None else dtype)
+        return normalise(images, mean, std, np.dtype(self.dtype if dtype is None else dtype))
