@@ -170,7 +170,8 @@ def base(
     # what losses are averaged. The run may have other devices.
     config.division = ml_collections.ConfigDict(division)
     config.epochs = epochs
-    # False: the loss is the mean over all tokens of the batch.
+    # False: the loss is the mean over all tokens of the batch (with micro-batches, set also
+    # train.optim.accumulate_mean="tokens").
     config.device_mean = True
     steps = Division(**division).updates(samples, epochs)
     optim = {

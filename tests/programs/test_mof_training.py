@@ -229,6 +229,11 @@ def test_published_recipes_are_planned_without_weights(name):
     config, _ = common.load_config(f"configs/mof/{path}.py:{argument}")
     assert config.train.steps == steps
     assert config.train.optim.warmup_steps == -(-steps * 3 // 100)
+    rates = {2e-4: 0.1}.get(config.train.optim.learning_rate)  # of the projectors beside LoRA
+    assert (config.trains == "lora") == (rates is not None)
+    if rates:
+        pattern, multiplier, _ = config.train.optim.rules[0]
+        assert (pattern, multiplier) == ("projector/", pytest.approx(rates))
     config = ml_collections.ConfigDict(json.loads(config.to_json_best_effort()))
     task, batches = systems.planning_program(config).shapes(config)
     assert task.base.config.tokens_per_image == tokens
