@@ -44,6 +44,7 @@ def test_rows_of_a_list_or_of_lines(tmp_path, monkeypatch, layout, block):
         "lines": "\n\n".join(json.dumps(one) for one in ROWS),
     }[layout]
     name = "chat.jsonl" if layout == "lines" else "chat.json"
+    write(tmp_path / "a.png", png())
     source = open_source(write(tmp_path / name, text), images=tmp_path)
     assert isinstance(source, LlavaSource)
     again = pickle.loads(pickle.dumps(source))
@@ -122,9 +123,14 @@ def test_other_encodings_and_missing_places(tmp_path):
     path.write_text(json.dumps(ROWS))
     with pytest.raises(DataError, match="expected the folder of the images"):
         LlavaSource(path, images=tmp_path / "images")
+    with pytest.raises(
+        DataError, match=r"found none of the first 3, e\.g\. .*1\.jpg\. Give the fo"
+    ):
+        LlavaSource(path)
 
 
 def test_a_changed_file_is_noticed(tmp_path):
+    write(tmp_path / "a.png", png())
     path = write(tmp_path / "chat.json", json.dumps(ROWS))
     source = LlavaSource(path)
     write(path, json.dumps(ROWS, indent=3))

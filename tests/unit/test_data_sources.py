@@ -370,7 +370,7 @@ LINES = {
     "jsonl": {"image": "a.png", "caption": "x"},
     "objects": {"image": "a.png", "class": "dog", "caption": "x"},
     "moinst": {"image_id": 1, "file": "a.png", "objects": [{"class": "dog", "class_id": 0}]},
-    "llava": {"image": "a.png", "conversations": [{"from": "human", "value": "<image>"}]},
+    "llava": {"conversations": [{"from": "human", "value": "Hi"}]},
 }
 READERS = {
     "folder": ImageFolder,

@@ -27,6 +27,8 @@ KEY = "conversations"
 """Key by which a row of this format is recognised."""
 ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
 """Our roles by those of the format."""
+_SAMPLED = 16
+"""Images by which a wrong folder is noticed at once."""
 
 
 class LlavaSource:
@@ -41,7 +43,7 @@ class LlavaSource:
       images: the folder that "image" is relative to; None for the file's own.
 
     Raises:
-      DataError: naming file, row and key.
+      DataError: naming file, row and key; or the folder has none of the first images.
     """
 
     def __init__(self, path: str | os.PathLike, *, images: str | os.PathLike | None = None) -> None:
@@ -52,8 +54,15 @@ class LlavaSource:
         if not self._images.is_dir():
             raise DataError(f"{images}: expected the folder of the images, found no such folder.")
         self._rows = IndexedList(self._path) if is_list(self._path) else _Lines(self._path)
+        sample: list[pathlib.Path] = []
         for number, (where, row) in enumerate(self._rows.scan()):
-            self._record(number, row, where)
+            images = self._record(number, row, where).images
+            sample += images if len(sample) < _SAMPLED else ()
+        if sample and not any(image.is_file() for image in sample):
+            raise DataError(
+                f"{path}: expected its images below {self._images}, found none of the first "
+                f"{len(sample)}, e.g. {sample[0]}. Give the folder that the paths start from."
+            )
 
     def __len__(self) -> int:
         return len(self._rows)
