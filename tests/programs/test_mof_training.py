@@ -153,19 +153,28 @@ def test_stage_2_writes_a_whole_model_that_evaluates_as_the_run(stage2, tmp_path
     assert "Test conversations: 4 conversations" in (workdir / "report.html").read_text()
 
 
-def test_lora_and_projector_are_written_for_peft(folder, stage1, tmp_path):
+@pytest.fixture(scope="module")
+def adapted(folder, stage1):
     config = "--config=configs/mof/llava15_finetune_clip.py:lora,samples=24"
     asked = words(config, folder, "mix.json", ONE, f"--config.projectors={stage1}/projectors")
     asked += ["--config.lora.rank=2", "--config.train.optim.learning_rate=0.01"]
-    assert run(train.PROGRAM, train, *asked, f"--workdir={tmp_path / 'run'}") == 0
-    lora = tmp_path / "run/lora"
-    names = set(open_checkpoint(lora / "adapter_model.safetensors"))
+    assert run(train.PROGRAM, train, *asked, f"--workdir={folder / 'lora'}") == 0
+    return asked, folder / "lora"
+
+
+def test_lora_and_projector_are_written_under_the_authors_names(adapted, folder):
+    _, workdir = adapted
+    names = set(open_checkpoint(workdir / "lora/adapter_model.safetensors"))
     assert "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight" in names
-    told = [*asked, f"--checkpoint={lora}", f"--out={tmp_path / 'out'}"]
-    assert run(evaluate.PROGRAM, evaluate, *told) == 0
-    assert results(tmp_path / "out") == pytest.approx(results(tmp_path / "run"), rel=1e-4)
-    loaded = load_llava_lora(lora, base=folder / "language", tower="scenes-clip")
+    loaded = load_llava_lora(workdir / "lora", base=folder / "language", tower="scenes-clip")
     assert loaded.config.mixing == "single"
+
+
+def test_evaluate_takes_a_folder_of_lora(adapted, tmp_path):
+    asked, workdir = adapted
+    told = [*asked, f"--checkpoint={workdir / 'lora'}", f"--out={tmp_path}"]
+    assert run(evaluate.PROGRAM, evaluate, *told) == 0
+    assert results(tmp_path) == pytest.approx(results(workdir), rel=1e-4)
 
 
 def test_check_data_shows_conversations_and_names_what_cannot_be_used(folder, tmp_path, capsys):
