@@ -8,12 +8,15 @@
         --instruction=kite --candidates=names.txt --out=runs/kite
     python -m launch.predict text --model=HuggingFaceTB/SmolLM2-135M-Instruct --prompt=Hello
     python -m launch.predict chat --model=HuggingFaceTB/SmolLM2-135M-Instruct
+    python -m launch.predict vqa --model=llava-hf/llava-1.5-7b-hf --image=photo.jpg \
+        --question=Describe --out=runs/vqa
 
 The first argument is the command. encoder: maps of an image encoder (attention, the patches and
 pixels that count for each text, patch features), and how well the texts fit. give: the same encoder
 conditioned on an instruction: its maps, whether the object is there, and which of many objects are.
 Both write a picture and JSON for each image. text: a language model's answers to prompts. chat: a
-conversation with it in the terminal.
+conversation with it in the terminal, about images too where the model reads them. vqa: its answers
+to questions about images, with pictures of where it looked and JSON.
 `python -m launch.predict COMMAND --help` shows the command's flags.
 """
 

@@ -20,10 +20,22 @@ from perception_jax.api.backbones import (
     published_backbone,
 )
 from perception_jax.api.exporting import export, table_of
+from perception_jax.api.language import (
+    describe_language,
+    drawn_language,
+    language_config,
+    without_weights,
+)
 from perception_jax.api.loaded import Loaded, Processor
 from perception_jax.api.loading import describe, load, prepare
 from perception_jax.api.locate import SHIPPED, find, shipped_folder
 from perception_jax.api.lora import load_lora, save_lora
+from perception_jax.api.multimodal import (
+    assemble_llava,
+    load_llava_lora,
+    load_projectors,
+    save_projectors,
+)
 from perception_jax.interop.checkpoint_source import Layout
 
 __all__ = [
@@ -32,20 +44,28 @@ __all__ = [
     "Layout",
     "Loaded",
     "Processor",
+    "assemble_llava",
     "backbone_processor",
     "describe",
+    "describe_language",
+    "drawn_language",
     "export",
     "find",
     "find_adapters",
     "image_metadata",
+    "language_config",
     "load",
     "load_backbone",
     "load_backbone_of",
+    "load_llava_lora",
     "load_lora",
+    "load_projectors",
     "open_backbone",
     "prepare",
     "published_backbone",
     "save_lora",
+    "save_projectors",
     "shipped_folder",
     "table_of",
+    "without_weights",
 ]

@@ -71,7 +71,7 @@ def export(
     if tokenizer is not None and arch.with_tokenizer is not None:
         config = arch.with_tokenizer(config, tokenizer)
     settings = write(config)
-    if layout == "reference" and settings and not _brought(tokenizer):
+    if _of_open_clip(layout, settings) and not _brought(tokenizer):
         settings["text_cfg"]["hf_tokenizer_name"] = open_clip.IN_FOLDER
     if layout == "hf":
         settings = settings | _mixed_dtype(params)
@@ -82,7 +82,7 @@ def export(
         extras=files | _tokenizer_files(tokenizer),
         # open_clip and timm read no shards, and open_clip looks for a name of its own.
         weights=OPEN_CLIP_SINGLE if OPEN_CLIP_CONFIG in files else SINGLE,
-        max_shard_bytes=MAX_SHARD if layout in ("hf", "jax") else 2**63,
+        max_shard_bytes=MAX_SHARD if layout in ("hf", "jax") or arch.layout_of else 2**63,
         overwrite=overwrite,
     )
 
@@ -121,18 +121,19 @@ def _settings_files(
     image = loaded.processor.image
     if settings is None:
         return {}
+    of_open_clip = _of_open_clip(layout, settings)
     if image is None:
-        settings = {"model_cfg": settings} if layout == "reference" else settings
-    elif layout in ("reference", "timm"):
+        settings = {"model_cfg": settings} if of_open_clip else settings
+    elif of_open_clip or layout == "timm":
         usual = ImageProcessor(**arch.image_settings(loaded.config, layout))
         note = processor_formats.decoding_note(image, usual)
-        if layout == "reference":
+        if of_open_clip:
             preprocess = processor_formats.to_open_clip(image)
             settings = {"model_cfg": settings, "preprocess_cfg": preprocess} | note
         else:
             weights = settings["pretrained_cfg"] | processor_formats.to_timm(image)
             settings = settings | {"pretrained_cfg": weights} | note
-    if layout == "reference":
+    if of_open_clip:
         return {OPEN_CLIP_CONFIG: settings}
     if layout == "jax":
         settings = settings | {"perception_jax_layout": "jax", "model_type": arch.name}
@@ -140,6 +141,11 @@ def _settings_files(
         return {"config.json": settings}
     preprocessor = image.to_hf(ours=layout == "jax")
     return {"config.json": settings, "preprocessor_config.json": preprocessor}
+
+
+def _of_open_clip(layout: Layout, settings: dict[str, Any] | None) -> bool:
+    """Whether settings are those of open_clip, which have no `model_type`."""
+    return layout == "reference" and settings is not None and "model_type" not in settings
 
 
 def _brought(tokenizer: Tokenizer | None) -> bool:

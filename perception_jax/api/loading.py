@@ -13,7 +13,8 @@ import jax
 import numpy as np
 from flax import nnx
 
-from perception_jax.api.loaded import Loaded, Processor
+from perception_jax.api.joined import JoinedWeights
+from perception_jax.api.loaded import LazyWeights, Loaded, Processor
 from perception_jax.api.locate import find, is_repository
 from perception_jax.data import processor_formats
 from perception_jax.data.processors import ImageProcessor
@@ -29,10 +30,13 @@ from perception_jax.interop.checkpoint_source import (
 )
 from perception_jax.interop.dtypes import floating_dtype
 from perception_jax.interop.load import Convert, LoadedParams, load_params
-from perception_jax.interop.rules import RuleTable
+from perception_jax.interop.rules import Ignore, RuleTable
+from perception_jax.models import registry
 from perception_jax.models.architecture import Files, Tokenizer
 from perception_jax.models.identify import Identified, identify
 from perception_jax.models.params import flatten
+from perception_jax.models.registry import architecture_of
+from perception_jax.models.towers import TowerConfig
 from perception_jax.settings import shown
 
 _log = logging.getLogger(__name__)
@@ -41,6 +45,10 @@ _PROCESSOR = "processor_config.json"
 """File of transformers 5, with the image processor's settings under "image_processor"."""
 _PREPROCESSOR = "preprocessor_config.json"
 """File of the image processor's settings of older transformers."""
+_TOWER_NAMES = ("vision_model.", "visual.", "vision/")
+"""Where names of the image tower begin in models that have one, by layout."""
+_BESIDE_LORA = "non_lora_trainables.bin"
+"""File of what LLaVA's code trains beside LoRA."""
 _PEFT = "adapter_config.json"
 """File with which transformers finds adapters and applies them."""
 
@@ -142,8 +150,13 @@ def prepare(source: Any, *, config: Any = None, section: Any = None, prefix: Any
     Args, Raises: as of `load`.
     """
     _check_arguments(config, section, prefix, None)
-    found = open_source(find(source), config=config, section=section, prefix=prefix)
+    path = find(source)
+    _refuse_llava_lora(path)
+    found = open_source(path, config=config, section=section, prefix=prefix)
     shapes = {name: spec.shape for name, spec in found.files.specs.items()}
+    elsewhere: dict[str, LazyWeights] = {}
+    if not prefix:
+        found, elsewhere = _with_elsewhere(found, shapes)
     model = identify(found.settings, found.layout, shapes, part=bool(prefix))
     if model is None:
         raise CheckpointError(
@@ -164,13 +177,15 @@ def prepare(source: Any, *, config: Any = None, section: Any = None, prefix: Any
     arch = model.architecture
     abstract = nnx.eval_shape(lambda: arch.build(model.config, rngs=nnx.Rngs(params=0)))
     leaves = flatten(abstract)
-    weights = _Weights(
-        leaves=leaves,
+    weights: LazyWeights = _Weights(
+        leaves={p: x for p, x in leaves.items() if not p.startswith(tuple(elsewhere))},
         table=arch.table(model.layout, model.config, leaves),
         rules=arch.shardings,
         found=found,
         processor_files={"image processor": image_from, "tokenizer": _tokenizer_from(tokenizer)},
     )
+    if elsewhere:
+        weights = JoinedWeights(parts={"": weights, **elsewhere}, rules=arch.shardings)
     return Loaded(
         model=abstract,
         config=model.config,
@@ -194,11 +209,80 @@ def describe(source: Any) -> tuple[Any, Processor]:
     if is_repository(source):
         found = read_settings(hub.fetch_settings(source))
         model = found and identify(found.settings, found.layout, {})
-        if model is not None:
+        # Of the authors' layout of a LLaVA, names tell more than settings.
+        whole = model is not None and model.layout == "reference" and model.architecture.elsewhere
+        if model is not None and not whole:
             image, _ = _read_image_processor(found, model)
             return model.config, Processor(image=image, tokenizer=_read_tokenizer(found, model))
     opened = prepare(source)
     return opened.config, opened.processor
+
+
+def prepare_tower(source: Any) -> Loaded:
+    """Opens the image tower of a checkpoint, without a projection to a joint space.
+
+    Args:
+      source: as of `load`: an image tower, or a model that has one.
+
+    Raises:
+      CheckpointError, ConfigError: as `load`.
+    """
+    names = open_source(find(source)).files
+    begins = (p for p in _TOWER_NAMES if any(name.startswith(p) for name in names))
+    opened = prepare(source, prefix=next(begins, ""))
+    if not isinstance(opened.config, TowerConfig) or opened.config.embed_dim is None:
+        return opened
+    config = dataclasses.replace(opened.config, embed_dim=None)
+    build = architecture_of(config).build
+    model = nnx.eval_shape(lambda: build(config, rngs=nnx.Rngs(params=0)))
+    table = opened.weights.table
+    ignored = tuple(
+        Ignore(name, "projection to a joint space")
+        for rule in table.rules
+        if rule.targets[0].startswith("projection/")
+        for name in rule.sources
+    )
+    weights = dataclasses.replace(
+        opened.weights,
+        leaves=flatten(model),
+        table=dataclasses.replace(table, ignored=(*table.ignored, *ignored)),
+    )
+    return dataclasses.replace(opened, model=model, config=config, weights=weights)
+
+
+def _refuse_llava_lora(path: pathlib.Path) -> None:
+    """Names the function that reads the authors' folder of a LLaVA's LoRA."""
+    if path.is_dir() and (path / _PEFT).is_file() and (path / _BESIDE_LORA).is_file():
+        raise CheckpointError(
+            f"{path}: expected a whole model, found LoRA with a projector ({_BESIDE_LORA}). Read "
+            "it with `api.load_llava_lora`, which brings language model and image tower."
+        )
+
+
+def _with_elsewhere(
+    found: CheckpointSource, shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[CheckpointSource, dict[str, LazyWeights]]:
+    """Adds the settings of parts that a checkpoint only names, and opens their weights."""
+    name = found.settings.get("model_type") if found.layout == "hf" else None
+    arch = registry.find(name) if isinstance(name, str) else None
+    weights: dict[str, LazyWeights] = {}
+    if arch is None or arch.elsewhere is None:
+        return found, weights
+    if not any(".layers." in name for name in shapes) and any("projector." in n for n in shapes):
+        raise CheckpointError(
+            f"{found.path}: expected a whole model, found {len(shapes)} tensors of its projectors "
+            "alone. Put them on a language model and an image tower with `api.assemble_llava(…, "
+            "projectors=…)`."
+        )
+    settings = dict(found.settings)
+    for part in arch.elsewhere(found.settings, shapes):
+        _log.info("%s: %s is read from %s", found.path, part.key, part.source)
+        opened = prepare_tower(part.source)
+        own = architecture_of(opened.config)
+        written = own.write_config[own.settings_layout("jax")](opened.config)
+        settings[part.key] = {**written, "model_type": own.name, **part.settings}
+        weights[part.path] = opened.weights
+    return dataclasses.replace(found, settings=settings), weights
 
 
 def _check_arguments(config: Any, section: Any, prefix: Any, mesh: Any) -> None:

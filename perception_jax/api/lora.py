@@ -6,7 +6,8 @@ import dataclasses
 import logging
 import os
 import re
-from typing import Any
+from collections.abc import Collection
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -51,8 +52,7 @@ def load_lora(
     """
     _check_loaded(loaded)
     config, files = peft.read_config(folder), peft.open_weights(folder)
-    table = _hf_table(loaded)
-    layers = peft.adapted_layers(table, files.specs)
+    table, layers = _adapted(loaded, files.specs)
     _check_base(loaded, config, files, folder)
     lora = LoraConfig(
         rank=config.rank,
@@ -79,7 +79,12 @@ def load_lora(
 
 
 def save_lora(
-    loaded: Loaded, folder: str | os.PathLike[str], *, base: str = "", overwrite: bool = False
+    loaded: Loaded,
+    folder: str | os.PathLike[str],
+    *,
+    base: str = "",
+    layout: Literal["hf", "reference"] = "hf",
+    overwrite: bool = False,
 ) -> None:
     """Writes the LoRA of a model to a folder that PEFT loads (`PeftModel.from_pretrained`).
 
@@ -89,6 +94,7 @@ def save_lora(
       loaded: a model with LoRA on linear layers, of one rank and scale.
       folder: new or empty, unless `overwrite`.
       base: the base model for `adapter_config.json`; empty is what it was loaded from.
+      layout: whose names the layers have; "reference" is the authors', of a LLaVA.
 
     Raises:
       ConfigError: no layer has LoRA, or layers differ in rank, scale or dropout.
@@ -108,7 +114,8 @@ def save_lora(
     name = base or loaded.name
     config = peft.PeftConfig(rank=rank, alpha=scale * rank, dropout=rate, base=name)
     leaves = flatten(loaded.model)
-    table = _hf_table(loaded)
+    arch = architecture_of(loaded.config)
+    table = _hf_table(loaded) if layout == "hf" else arch.table(layout, loaded.config, leaves)
     own = {path: leaf for path, leaf in leaves.items() if LORA in path}
     tensors = list(export_params(peft.lora_table(table, found), own))
     modules = peft.target_modules(table, found, [tensor.name for tensor in tensors])
@@ -157,8 +164,29 @@ def _check_loaded(loaded: Any) -> None:
         raise ConfigError("LoRA: expected a model with weights; call its `load_weights()` first.")
 
 
+def _adapted(loaded: Loaded, names: Collection[str]) -> tuple[RuleTable, tuple[str, ...]]:
+    """The table whose names a file has, Hugging Face's or the authors', and the adapted layers."""
+    table = _hf_table(loaded)
+    try:
+        return table, peft.adapted_layers(table, names)
+    except CheckpointError:
+        arch = architecture_of(loaded.config)
+        if arch.layout_of is None:
+            raise
+        table = arch.tables["reference"](loaded.config)
+        return table, peft.adapted_layers(table, names)
+
+
 def _hf_table(loaded: Loaded) -> RuleTable:
+    """The names of the code that PEFT adapts: Hugging Face's, and the authors' for a LLaVA that
+    Hugging Face's cannot hold."""
     arch = architecture_of(loaded.config)
     if "hf" not in arch.tables:
         raise ConfigError(f"{arch.name} has no names of Hugging Face, which PEFT's folders use.")
-    return arch.tables["hf"](loaded.config)
+    layout = "hf"
+    if arch.layout_of is not None:
+        try:
+            arch.write_config["hf"](loaded.config)
+        except ConfigError:
+            layout = "reference"
+    return arch.tables[layout](loaded.config)

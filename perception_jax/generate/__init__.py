@@ -11,7 +11,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
     {
         "loop": ("Decoded", "decode"),
         "generator": ("Generated", "Generator", "Part", "reason_ended"),
-        "model": ("LanguageModel", "LanguageOutput"),
+        "model": ("IMAGE", "LanguageModel", "LanguageOutput"),
         "sampling": ("Sampling", "choose", "reshaped"),
         "state": ("Appended", "State", "extend", "prefill"),
         "stopping": ("StopStrings",),

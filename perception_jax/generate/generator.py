@@ -19,9 +19,9 @@ from jaxtyping import Int
 
 from perception_jax.errors import ConfigError
 from perception_jax.generate.loop import Decoded, decode
-from perception_jax.generate.model import LanguageModel
+from perception_jax.generate.model import IMAGE, LanguageModel, check_places
 from perception_jax.generate.sampling import Sampling
-from perception_jax.generate.state import Appended, State, extend, prefill
+from perception_jax.generate.state import Appended, ImageTokens, State, extend, prefill
 from perception_jax.generate.stopping import StopStrings
 from perception_jax.nn.linear import check_ids
 from perception_jax.nn.taps import Taps
@@ -97,10 +97,19 @@ class Generator:
                 f"model's context, found {list(self.buckets)}."
             )
 
-    def prefill(self, prompts: Prompts, *, room: int = 0, taps: Taps | None = None) -> Appended:
+    def prefill(
+        self,
+        prompts: Prompts,
+        *,
+        image_tokens: ImageTokens | None = None,
+        room: int = 0,
+        taps: Taps | None = None,
+    ) -> Appended:
         """Starts texts with prompts of any lengths.
 
         Args:
+          image_tokens: of each prompt, from the model's `image_tokens`; the prompts have the id
+            `model.IMAGE` for each of them.
           room: tokens that each text shall have room for after its prompt, as far as the largest
             bucket allows; `extend` and `stream` make more when it is needed.
           taps: what to record; see `state.prefill`.
@@ -109,31 +118,37 @@ class Generator:
           ConfigError: no prompt, an empty one, one that is longer than the largest bucket, or an
             unknown id.
         """
-        ids, mask = self._padded(prompts)
+        ids, mask = self._padded(prompts, image_tokens)
         if not mask.any(axis=1).all():
             raise ConfigError("prompts: expected at least one token in each, found an empty one.")
         capacity = self._capacity(int(mask.sum(axis=1).max()) + room)
-        return _prefill(self.model, ids, mask, taps, capacity=capacity)
+        return _prefill(self.model, ids, mask, image_tokens, taps, capacity=capacity)
 
     def extend(
-        self, state: State, prompts: Prompts, *, room: int = 0, taps: Taps | None = None
+        self,
+        state: State,
+        prompts: Prompts,
+        *,
+        image_tokens: ImageTokens | None = None,
+        room: int = 0,
+        taps: Taps | None = None,
     ) -> Appended:
         """Appends tokens to texts; those with none stay as they are.
 
         Args:
           state: stays usable.
-          prompts, room, taps: as of `prefill`.
+          prompts, image_tokens, room, taps: as of `prefill`.
 
         Raises:
           ConfigError: a text that becomes longer than the largest bucket, an unknown id, or another
             number of prompts than texts.
         """
-        ids, mask = self._padded(prompts)
+        ids, mask = self._padded(prompts, image_tokens)
         if len(ids) != len(state.done):
             raise ConfigError(f"expected tokens for {len(state.done)} texts, found {len(ids)}.")
         longest = int((np.asarray(state.cache.lengths) + mask.sum(axis=1)).max())
         state = self._with_room(state, longest, room)
-        return _extend(self.model, state, ids, mask, taps)
+        return _extend(self.model, state, ids, mask, image_tokens, taps)
 
     def stream(
         self,
@@ -163,6 +178,7 @@ class Generator:
         self,
         prompts: Prompts,
         *,
+        image_tokens: ImageTokens | None = None,
         tokens: int,
         sampling: Sampling | None = None,
         seed: int | None = None,
@@ -175,7 +191,7 @@ class Generator:
           first: number of the first prompt, where these are a part of a longer list: each draws as
             in one call with all of them.
         """
-        state = self.prefill(prompts, room=tokens).state
+        state = self.prefill(prompts, image_tokens=image_tokens, room=tokens).state
         ids: list[list[int]] = [[] for _ in prompts]
         log_probs: list[list[float]] = [[] for _ in prompts]
         for part in self._parts(state, tokens, sampling, seed, stop, first):
@@ -222,7 +238,9 @@ class Generator:
                 return
             yield part
 
-    def _padded(self, prompts: Prompts) -> tuple[Int[np.ndarray, "B T"], Any]:
+    def _padded(
+        self, prompts: Prompts, image_tokens: ImageTokens | None
+    ) -> tuple[Int[np.ndarray, "B T"], Any]:
         """Prompts and mask, padded to a bucket."""
         if not len(prompts):
             raise ConfigError("prompts: expected at least one, found none.")
@@ -232,7 +250,11 @@ class Generator:
         mask = np.zeros(ids.shape, bool)
         for row, prompt in enumerate(rows):
             ids[row, : len(prompt)], mask[row, : len(prompt)] = prompt, True
-        check_ids(ids, self.model.vocab_size, "prompts")
+        texts = ids
+        if image_tokens is not None:
+            check_places(ids, *image_tokens.shape[1:3])
+            texts = np.where(ids == IMAGE, 0, ids)
+        check_ids(texts, self.model.vocab_size, "prompts")
         return ids, mask
 
     def _bucket(self, longest: int) -> int:
@@ -257,14 +279,16 @@ class Generator:
 
 @functools.partial(jax.jit, static_argnames="capacity")
 def _prefill(
-    model: LanguageModel, ids: Any, mask: Any, taps: Taps | None, *, capacity: int
+    model: LanguageModel, ids: Any, mask: Any, images: Any, taps: Taps | None, *, capacity: int
 ) -> Appended:
-    return prefill(model, ids, mask, capacity=capacity, taps=taps)
+    return prefill(model, ids, mask, image_tokens=images, capacity=capacity, taps=taps)
 
 
 @jax.jit
-def _extend(model: LanguageModel, state: State, ids: Any, mask: Any, taps: Taps | None) -> Appended:
-    return extend(model, state, ids, mask, taps=taps)
+def _extend(
+    model: LanguageModel, state: State, ids: Any, mask: Any, images: Any, taps: Taps | None
+) -> Appended:
+    return extend(model, state, ids, mask, image_tokens=images, taps=taps)
 
 
 @functools.partial(jax.jit, static_argnames=("steps", "sampling"), donate_argnames="state")

@@ -13,8 +13,12 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from perception_jax.errors import ConfigError
 from perception_jax.nn.attention import KvCache
 from perception_jax.nn.taps import Taps
+
+IMAGE = -200
+"""Id that stands for one token of an image; it is no row of an embedding table."""
 
 
 @jax.tree_util.register_dataclass
@@ -83,3 +87,27 @@ class LanguageModel(Protocol):
           taps: what to record.
           head: whether logits are computed.
         """
+
+
+def check_places(ids: Int[Array | np.ndarray, "B S"], images: int, tokens: int) -> None:
+    """Checks the places of images outside of compiled functions, where ids are known.
+
+    Args:
+      images: most of a row.
+      tokens: of an image.
+
+    Raises:
+      ConfigError: a row whose places are not those of whole images, or of too many.
+    """
+    if isinstance(ids, jax.core.Tracer):
+        return
+    if isinstance(ids, jax.Array) and not ids.is_fully_addressable:
+        return
+    counts = (np.asarray(ids) == IMAGE).sum(axis=1)
+    wrong = np.flatnonzero((counts % tokens != 0) | (counts > images * tokens))
+    if wrong.size:
+        raise ConfigError(
+            f"ids: expected {tokens} places (id {IMAGE}) for each of at most {images} images of "
+            f"a row, found {counts[wrong[0]]} in row {wrong[0]}. Was the text cut inside of an "
+            "image, or are placeholders not repeated?"
+        )

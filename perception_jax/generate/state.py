@@ -6,7 +6,7 @@ appended. Which cached tokens count, and the positions of new ones, both follow 
 
 All functions are pure and made to be compiled; `generator.Generator` calls them with shapes of a
 small set. Letters: B batch, T tokens, D width, V vocabulary, L layers, N heads, Q query rows,
-K keys, S recorded states.
+K keys, S recorded states, M images, I tokens of an image.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from perception_jax.nn.taps import Taps
 
 Inputs = Int[Array | np.ndarray, "B T"] | Float[Array, "B T D"]
 """Token ids, or embeddings of tokens and images."""
+ImageTokens = Float[Array, "B M I D"]
+"""I tokens for each of M images of a text."""
 
 
 @jax.tree_util.register_dataclass
@@ -76,6 +78,7 @@ def prefill(
     inputs: Inputs,
     mask: Bool[Array | np.ndarray, "B T"] | None = None,
     *,
+    image_tokens: ImageTokens | None = None,
     capacity: int,
     taps: Taps | None = None,
 ) -> Appended:
@@ -84,6 +87,7 @@ def prefill(
     Args:
       inputs: padded to one length on any side.
       mask: which of them count; None counts all. Each text needs at least one.
+      image_tokens: for the places of images (`model.IMAGE`) among the ids; see `models.hosts`.
       capacity: tokens that the cache has room for, at least T (static).
       taps: what to record. Query rows count the tokens of each example without padding.
 
@@ -102,7 +106,7 @@ def prefill(
         seen=jnp.zeros((batch, model.vocab_size), bool),
         done=jnp.zeros((batch,), bool),
     )
-    return extend(model, empty, inputs, mask, taps=taps)
+    return extend(model, empty, inputs, mask, image_tokens=image_tokens, taps=taps)
 
 
 def extend(
@@ -111,6 +115,7 @@ def extend(
     inputs: Inputs,
     mask: Bool[Array | np.ndarray, "B T"] | None = None,
     *,
+    image_tokens: ImageTokens | None = None,
     taps: Taps | None = None,
 ) -> Appended:
     """Appends any number of tokens to each text.
@@ -119,8 +124,8 @@ def extend(
     others are not done any more.
 
     Args:
-      inputs, mask, taps: as of `prefill`. The caller sees to it that they fit the cache: texts that
-        become too long have NaN as logits.
+      inputs, mask, image_tokens, taps: as of `prefill`; the images are those of the new tokens. The
+        caller sees to it that all fit the cache: texts that become too long have NaN as logits.
     """
     batch, count = inputs.shape[:2]
     mask = jnp.ones((batch, count), bool) if mask is None else jnp.asarray(mask)
@@ -129,8 +134,9 @@ def extend(
     seen = state.seen
     embeddings = inputs
     if inputs.ndim == 2:
-        embeddings = model.embed(inputs)
-        seen = marked(seen, inputs, mask)
+        images = () if image_tokens is None else (image_tokens,)
+        embeddings = model.embed(inputs, *images)
+        seen = marked(seen, inputs, mask & (inputs >= 0))
     out = model(embeddings, cache=state.cache, taps=taps, head=False)
     last = jnp.maximum(counts - 1, 0)[:, None, None]
     logits = model.logits(jnp.take_along_axis(out.tokens, last, axis=1)[:, 0])

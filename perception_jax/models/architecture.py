@@ -59,6 +59,23 @@ class Files:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Elsewhere:
+    """A part of a model whose weights are in another checkpoint.
+
+    Attributes:
+      path: where the paths of its leaves begin.
+      source: the other checkpoint, as of `perception_jax.load`.
+      key: of the settings under which those of the part are expected.
+      settings: of the part in this model, instead of the other checkpoint's.
+    """
+
+    path: str
+    source: str
+    key: str
+    settings: Settings = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Architecture:
     """An architecture with its checkpoint layouts ("hf", "reference", "timm", "jax").
 
@@ -74,6 +91,9 @@ class Architecture:
       claims: by layout without a `model_type`: how its settings are recognised.
       read_names: for checkpoints without settings: layout and configuration that the names and
         shapes of the tensors tell; None if they are of another model.
+      layout_of: settings with a `model_type` and shapes to the layout of the names, where several
+        layouts have the same `model_type`; None if that is always "hf".
+      elsewhere: settings and shapes to the parts that the checkpoint only names.
       complete: configuration, table and shapes to a configuration with what only the tensors tell,
         such as whether a projection was saved.
       parts: names of the architectures that are parts of this one.
@@ -96,6 +116,8 @@ class Architecture:
     model_types: tuple[str, ...] = ()
     claims: Mapping[str, Claim] = dataclasses.field(default_factory=dict)
     read_names: Callable[[Shapes], tuple[str, Any] | None] | None = None
+    layout_of: Callable[[Settings, Shapes], str] | None = None
+    elsewhere: Callable[[Settings, Shapes], tuple[Elsewhere, ...]] | None = None
     complete: Callable[[Any, RuleTable, Shapes], Any] | None = None
     parts: tuple[str, ...] = ()
     image_settings: Callable[[Any, str], dict[str, Any]] | None = None

@@ -109,6 +109,8 @@ def _claimed(settings: Settings, layout: str) -> Architecture:
 
 def _read(arch: Architecture, settings: Settings, layout: str, shapes: Shapes) -> Identified:
     """The configuration of a known architecture."""
+    if layout == "hf" and arch.layout_of is not None:
+        layout = arch.layout_of(settings, shapes)
     read = arch.read_config.get(arch.settings_layout(layout))
     if read is None:
         raise ConfigError(

@@ -19,6 +19,7 @@ MODULES = [
     "perception_jax.models.eva.architecture",
     "perception_jax.models.dinov2.architecture",
     "perception_jax.models.llama.architecture",
+    "perception_jax.models.llava.architecture",
 ]
 """Modules with a tuple `ARCHITECTURES`, in the order of lookup."""
 

@@ -93,8 +93,8 @@ def match_rules(rules: Iterable[OptimRule], paths: Iterable[str]) -> dict[str, O
 
 
 def schedule(config: OptimConfig, steps: int) -> Schedule:
-    """Trainer step (from 0) → learning rate; the warm-up's first step is already above 0."""
-    warmup = config.warmup_steps
+    """Trainer step (from 0) → learning rate; without `zero_start` the first step is above 0."""
+    warmup, first = config.warmup_steps, 0 if config.zero_start else 1
     after = max(steps - warmup, 1)
 
     def rate(step: jax.Array | int) -> jax.Array:
@@ -109,7 +109,7 @@ def schedule(config: OptimConfig, steps: int) -> Schedule:
                 config.timescale / jnp.maximum(step - warmup, config.timescale)
             ),
         }[config.schedule]()
-        rise = jnp.minimum((step + 1) / max(warmup, 1), 1.0)
+        rise = jnp.minimum((step + first) / warmup, 1.0) if warmup else 1.0
         return config.learning_rate * rise * shape
 
     return rate

@@ -11,7 +11,9 @@ from flax import nnx
 from perception_jax.interop.binding import source_shapes
 from perception_jax.interop.rules import RuleTable
 from perception_jax.models.identify import identify
+from perception_jax.models.llava.config import LlavaConfig
 from perception_jax.models.params import flatten
+from perception_jax.models.registry import architecture
 from tests.parity.measures import Row
 from tests.parity.torch_code import open_clip, timm
 
@@ -79,6 +81,11 @@ HUGGING_FACE = {
     ),
 }
 
+LLAVA = {
+    "LLaVA-1.5 7B": LlavaConfig.llava15_7b(),
+    "LLaVA-1.5 13B": LlavaConfig.llava15_13b(),
+}
+
 
 def shapes_of(weights) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in weights.items()}
@@ -132,3 +139,18 @@ def test_transformers(name):
     theirs = shapes_of(revert_weight_conversion(model, model.state_dict()))
     assert ours(config.to_dict(), "hf", theirs) == theirs
     note(name, "Hugging Face", theirs)
+
+
+@pytest.mark.parametrize("name", LLAVA)
+def test_llava(name):
+    """As transformers makes the files: its own spelling, which we read, and the older one, which we
+    write."""
+    transformers = pytest.importorskip("transformers")
+    config = LLAVA[name].with_image_token()
+    settings = architecture("llava").write_config["hf"](config)
+    with torch.device("meta"):
+        made = transformers.LlavaForConditionalGeneration(transformers.LlavaConfig(**settings))
+    table = architecture("llava").tables["hf"](config)
+    theirs = {table.rename(key): shape for key, shape in shapes_of(made.state_dict()).items()}
+    assert ours(settings, "hf", theirs) == theirs
+    note(name, "llava-hf", theirs)

@@ -160,6 +160,24 @@ def test_repeated_placeholders():
         conversation.repeat_images("<image>", [1, 1])
 
 
+def test_prompts_with_images():
+    """LLaVA's tokenizer has no token for an image, llava-hf's has one among the others."""
+    text = "the <image><image>\ncat"
+    before, behind = (llama()(part).tolist() for part in ("the ", "\ncat"))
+    found = conversation.tokenize_images(llama(), text, [2, 3])
+    # Between both images is an empty text, a start token that is left out.
+    assert found.tolist() == [*before, *[IMAGE] * 5, *behind[1:]]
+    assert conversation.tokenize_images(llama(), "cat", []).tolist() == llama()("cat").tolist()
+    added = Characters("<image>")
+    token = int(added.encode("<image>").ids[0])
+    found = conversation.tokenize_images(added, text, [2, 3], image_id=token)
+    assert found.tolist() == [*added("the "), *[IMAGE] * 5, *added("\ncat")[1:]]
+    with pytest.raises(DataError, match="expected 1 placeholders"):
+        conversation.tokenize_images(llama(), text, [2])
+    with pytest.raises(DataError, match="expected 5 placeholders for 2 images, found 0"):
+        conversation.tokenize_images(added, text, [2, 3], image_id=99999)
+
+
 def test_rounds_are_counted_as_the_reference_counts(caplog):
     """Answers are supervised with the "\u2581" before their first word and with their end tokens;
     where counts differ, nothing is, and a warning says so."""
@@ -239,8 +257,20 @@ def test_spans_are_what_the_assistant_wrote():
     assert kept(found).index("b") == question
     cut = encode(tokenizer, turns("a\n", "b\n"), template, images=False, max_length=question + 1)
     assert kept(cut).endswith("_b")
-    with pytest.raises(ConfigError, match="no images to split out"):
-        encode(tokenizer, turns("<image>", "b"), template, images=True)
+
+
+def test_spans_beside_images():
+    """An image is one id that is never supervised, whoever put it there."""
+    tokenizer = Characters("<|im_start|>", "<|im_end|>")
+    template = dataclasses.replace(CHATML, system="S")
+    plain = encode(tokenizer, turns("ab", "cd", "e", "fg"), template, images=False)
+    texts = turns("<image>a<image>b", "c<image>d", "e", "fg<image>")
+    found = encode(tokenizer, texts, template, images=True)
+    places = found.ids == IMAGE
+    assert places.sum() == 4
+    np.testing.assert_array_equal(found.ids[~places], plain.ids)
+    np.testing.assert_array_equal(found.labels[~places], plain.labels)
+    assert (found.labels[places] == IGNORE).all()
 
 
 words = st.text(st.sampled_from("cat \nhes=>"), max_size=12)

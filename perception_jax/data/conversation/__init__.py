@@ -4,10 +4,12 @@ from perception_jax.data.conversation.labels import (
     IGNORE,
     IMAGE,
     EncodedConversation,
+    TextTokenizer,
     encode,
     image_spans,
     pad,
     tokenize,
+    tokenize_images,
 )
 from perception_jax.data.conversation.templates import (
     IMAGE_TEXT,
@@ -27,6 +29,7 @@ __all__ = [
     "TEMPLATES",
     "EncodedConversation",
     "Template",
+    "TextTokenizer",
     "encode",
     "from_jinja",
     "image_spans",
@@ -34,4 +37,5 @@ __all__ = [
     "pad",
     "repeat_images",
     "tokenize",
+    "tokenize_images",
 ]

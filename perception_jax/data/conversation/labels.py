@@ -25,6 +25,7 @@ from perception_jax.data.conversation.templates import (
     IMAGE_TEXT,
     SEPARATOR,
     Template,
+    repeat_images,
 )
 from perception_jax.data.records import Turn
 from perception_jax.data.tokenization.protocol import Encoding
@@ -96,6 +97,33 @@ def tokenize(tokenizer: TextTokenizer, text: str) -> _Ids:
         parts += [np.array([IMAGE], np.int32)] if index else []
         parts.append(passage[start:])
     return np.concatenate(parts)
+
+
+def tokenize_images(
+    tokenizer: TextTokenizer, text: str, counts: Sequence[int], *, image_id: int | None = None
+) -> _Ids:
+    """Ids of a text with `IMAGE` for each token of each image, as models take them.
+
+    Args:
+      tokenizer: of the model.
+      text: with `IMAGE_TEXT` for each image.
+      counts: of tokens, by image.
+      image_id: of the placeholder in the tokenizer, as llava-hf has it; None for the authors'
+        tokenizer, which has none: the passages between images are then texts of their own.
+
+    Raises:
+      DataError: another number of placeholders than of images.
+    """
+    repeated = repeat_images(text, counts)
+    if image_id is None:
+        ids = tokenize(tokenizer, text)
+        times = np.ones(len(ids), int)
+        times[ids == IMAGE] = counts
+        return np.repeat(ids, times)
+    ids = tokenizer(repeated)
+    ids = np.where(ids == image_id, IMAGE, ids).astype(np.int32)
+    image_spans(ids, counts=counts)  # raises where the tokenizer has another token
+    return ids
 
 
 def encode(
@@ -287,24 +315,23 @@ def _plain(source: _Source) -> tuple[str, _Mask]:
 
 def _spans(source: _Source) -> tuple[str, _Mask]:
     """Tokens that begin in what the assistant wrote, up to the end of its turn."""
-    if source.images:
-        raise ConfigError(
-            "conversation: expected no images to split out; the processor of such a model repeats "
-            "a token of its tokenizer for them."
-        )
     parts = source.template.parts(source.turns)
     text = "".join(part for part, _ in parts)
 
     def mask(labels: _Ids) -> str:
-        encoding = source.tokenizer.encode(text)
         own = np.zeros(len(text) + 1, bool)
         at = 0
         for part, answered in parts:
             own[at : at + len(part.rstrip("\n"))] = answered
             at += len(part)
-        before = np.zeros(len(source.ids(text)) - len(encoding.ids), bool)
-        kept = np.concatenate([before, own[encoding.offsets[:, 0]]])
-        labels[~kept[: len(labels)]] = IGNORE
+        passages = text.split(IMAGE_TEXT) if source.images else [text]
+        encoded = [source.tokenizer.encode(passage) for passage in passages]
+        count = sum(len(one.ids) for one in encoded) + len(encoded) - 1
+        kept, at = [np.zeros(len(source.ids(text)) - count, bool)], 0
+        for passage, encoding in zip(passages, encoded, strict=True):
+            kept += [np.zeros(int(at > 0), bool), own[at + encoding.offsets[:, 0]]]
+            at += len(passage) + len(IMAGE_TEXT)
+        labels[~np.concatenate(kept)[: len(labels)]] = IGNORE
         return ""
 
     return text, mask

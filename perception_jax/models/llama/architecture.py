@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from perception_jax.data.tokenization import (
     ForeignVocabularyError,
     LanguageTokenizer,
@@ -14,7 +16,7 @@ from perception_jax.models.llama.modeling import Llama
 from perception_jax.models.llama.params import TABLES
 
 
-def _read_tokenizer(files: Files, _: LlamaConfig) -> LanguageTokenizer | None:
+def read_tokenizer_files(files: Files, _: Any) -> LanguageTokenizer | None:
     """Reads the tokenizer of a folder, or that inside a GGUF file; None if there is none, or one
     with another kind of vocabulary.
 
@@ -48,7 +50,7 @@ ARCHITECTURES = (
             )
         },
         complete=lambda config, _, shapes: config.with_tensors(shapes),
-        read_tokenizer=_read_tokenizer,
+        read_tokenizer=read_tokenizer_files,
     ),
 )
 """The architectures of this module; see `models.registry`."""

@@ -1,6 +1,7 @@
-"""A language model that takes and gives text: tokenizer, conversation template, sampling.
+"""A language model that takes and gives text: tokenizer, conversation template, sampling; and
+images, where it reads them.
 
-Letters: T tokens.
+Letters: T tokens, M images, I tokens of an image, D width.
 """
 
 from __future__ import annotations
@@ -10,9 +11,20 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
 
 from perception_jax.api import Loaded, load_lora
-from perception_jax.data.conversation import TEMPLATES, Template, from_jinja
+from perception_jax.data.conversation import (
+    IMAGE_TEXT,
+    TEMPLATES,
+    Template,
+    from_jinja,
+    tokenize_images,
+)
+from perception_jax.data.inputs import as_images
+from perception_jax.data.processors import ImageProcessor
 from perception_jax.data.records import Turn
 from perception_jax.data.tokenization import LanguageTokenizer, TextStream
 from perception_jax.errors import CheckpointError, ConfigError, did_you_mean
@@ -26,11 +38,17 @@ from perception_jax.generate import (
     reason_ended,
 )
 from perception_jax.generate.sampling import FILE
+from perception_jax.models.hosts import Host
+from perception_jax.models.llava import LlavaConfig
 from perception_jax.nn import int8, lora, stack
+from perception_jax.ops.image import normalise
 from perception_jax.settings import parse_json
 
 AUTO = "auto"
-"""Name for the template that the tokenizer's files describe; without one, `PLAIN`."""
+"""Name for the template that the tokenizer's files describe; without one, `PLAIN`. For a model with
+images it is LLaVA-1.5's, `LLAVA`."""
+LLAVA = "vicuna_v1"
+"""Name of the template of models with images."""
 PLAIN = "plain"
 """Name of the template that leaves a prompt as it is."""
 NAMES = tuple(name for name, template in TEMPLATES.items() if not template.opening)
@@ -49,6 +67,8 @@ class TextModel:
       sampling: with the tokens that end a text, the template's among them.
       stop: strings that end a text; None without any.
       seed: of what is drawn.
+      host: the model where it reads images, else None.
+      image: its image processor.
 
     Args:
       loaded: a language model with its tokenizer and weights. On CPU the model cannot be used
@@ -77,7 +97,8 @@ class TextModel:
         chunk: int = STREAMED,
     ):
         self.tokenizer = tokenizer_of(loaded)
-        self.template = choose_template(template, self.tokenizer)
+        images = isinstance(loaded.model, Host)
+        self.template = choose_template(template, self.tokenizer, images=images)
         if system is not None:
             self.template = self.template.with_system(system)
         end = self.template.after_assistant.strip()
@@ -92,6 +113,9 @@ class TextModel:
         on_cpu = jax.default_backend() == "cpu"
         model = stack.separate(loaded.model) if on_cpu else loaded.model
         self.generator = Generator(model, chunk=chunk)
+        self.host: Host | None = model if isinstance(model, Host) else None
+        self.image: ImageProcessor | None = loaded.processor.image
+        self._config = loaded.config
 
     @property
     def context(self) -> int:
@@ -102,6 +126,7 @@ class TextModel:
         """The tokens of a conversation up to where the model's answer begins.
 
         Args:
+          turns: for a model with images with `IMAGE_TEXT` for each of them.
           where: what to call the conversation in an error.
 
         Raises:
@@ -109,7 +134,8 @@ class TextModel:
         """
         if not turns[-1].text.strip():
             raise ConfigError(f"{where}: expected text, found an empty one.")
-        ids = self.tokenizer(self.template.prompt(turns, answer=True)).tolist()
+        text = self.template.prompt(turns, answer=True)
+        ids = self.tokenizer(text).tolist() if self.host is None else self._with_images(text)
         if len(ids) >= self.context:
             raise ConfigError(
                 f"{where}: expected fewer tokens than the model's context has, {self.context}, "
@@ -117,22 +143,65 @@ class TextModel:
             )
         return ids
 
-    def prompt_ids(self, text: str, *, where: str = "prompt") -> list[int]:
-        """The tokens of a single prompt in the template. Args, Raises: as of `ids`."""
-        return self.ids([Turn(role="user", text=text)], where=where)
+    def prompt_ids(self, text: str, *, images: int = 0, where: str = "prompt") -> list[int]:
+        """The tokens of a single prompt in the template.
+
+        Args:
+          images: that it is about; they come before the text.
+          where: as of `ids`.
+
+        Raises:
+          ConfigError: as of `ids`.
+        """
+        if not text.strip():
+            raise ConfigError(f"{where}: expected text, found an empty one.")
+        return self.ids([self.turn(text, images)], where=where)
+
+    def turn(self, text: str, images: int = 0) -> Turn:
+        """A turn of the user with images before its text."""
+        marks = isinstance(self._config, LlavaConfig) and self._config.image_marks
+        around = ("<im_start>", "<im_end>") if marks else ("", "")
+        image = IMAGE_TEXT.join(around)
+        return Turn(role="user", text=f"{image * images}\n{text}" if images else text)
+
+    def pixels(self, images: Sequence[Any]) -> np.ndarray:
+        """Reads images as the uint8 pixels that the model takes, uint8[M, H, W, 3].
+
+        Raises:
+          ConfigError: the model takes no images.
+          ImageError: an image cannot be decoded.
+        """
+        if self.host is None or self.image is None:
+            raise ConfigError(
+                f"expected a model that reads images, e.g. a LLaVA, found a "
+                f"{type(self.generator.model).__name__}."
+            )
+        return np.stack([self.image.read(image).pixels for image in as_images(list(images))])
+
+    def image_tokens(self, pixels: np.ndarray) -> Float[Array, "B M I D"]:
+        """Encodes uint8[B, M, H, W, 3] pixels of images as tokens of the language model."""
+        images = normalise(jnp.asarray(pixels), self.image.mean, self.image.std)
+        return _encode(self.host, images)
 
     def answer(
-        self, prompts: Sequence[Sequence[int]], *, tokens: int, first: int = 0
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        image_tokens: Float[Array, "B M I D"] | None = None,
+        tokens: int,
+        first: int = 0,
     ) -> list[Generated]:
         """Generates a text for each prompt, as one batch.
 
         Args:
           prompts: from `prompt_ids`.
+          image_tokens: of the images of each prompt.
           tokens: at most so many for each.
           first: number of the first prompt in a longer list; see `Generator.generate`.
         """
         answers = self.generator.generate(
             prompts,
+            image_tokens=image_tokens,
             tokens=tokens,
             sampling=self.sampling,
             seed=self.seed,
@@ -146,9 +215,19 @@ class TextModel:
             for one in answers
         ]
 
+    def _with_images(self, text: str) -> list[int]:
+        counts = [self.host.tokens_per_image] * text.count(IMAGE_TEXT)
+        image_id = self._config.image_id if isinstance(self._config, LlavaConfig) else None
+        return tokenize_images(self.tokenizer, text, counts, image_id=image_id).tolist()
+
     def write(self, state: State, *, tokens: int) -> Writing:
         """Starts to write the answer to a prompt that has been read (`generator.prefill`)."""
         return Writing(self, state, tokens)
+
+
+@jax.jit
+def _encode(host: Host, images: Any) -> Any:
+    return host.image_tokens(images)
 
 
 class Writing:
@@ -293,12 +372,15 @@ def sampling_of(loaded: Loaded) -> Sampling:
     return dataclasses.replace(sampling, end_ids=ends)
 
 
-def choose_template(name: str, tokenizer: LanguageTokenizer) -> Template:
-    """The template of a name; for `AUTO` that of the tokenizer's chat template.
+def choose_template(name: str, tokenizer: LanguageTokenizer, *, images: bool = False) -> Template:
+    """The template of a name; for `AUTO` that of the tokenizer's chat template, and `LLAVA` for a
+    model that reads images.
 
     Raises:
       ConfigError: an unknown name, or `AUTO` with a chat template that is not known here.
     """
+    if name == AUTO and images:
+        return TEMPLATES[LLAVA]
     if name == AUTO:
         if tokenizer.chat_template is None:
             return TEMPLATES[PLAIN]

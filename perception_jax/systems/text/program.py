@@ -1,5 +1,5 @@
-"""The program of language models for `launch`: training (see `training`), the commands `text` and
-`chat` of `launch.predict`, and plans of serving for `launch.plan`.
+"""The program of language models for `launch`: training (see `training`), the commands `text`,
+`chat` and `vqa` of `launch.predict`, and plans of serving for `launch.plan`.
 """
 
 from __future__ import annotations
@@ -7,7 +7,7 @@ from __future__ import annotations
 import functools
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from perception_jax.systems.text.model import TextModel
     from perception_jax.systems.text.prompts import Prompt
     from perception_jax.systems.text.serving import ServingPlan
+    from perception_jax.systems.text.vqa import Question
 
 __all__ = [
     "COMMANDS",
@@ -70,6 +71,41 @@ def define_text_flags(values: flags.FlagValues) -> None:
 def define_chat_flags(values: flags.FlagValues) -> None:
     """Defines the flags of `launch.predict chat`."""
     _define_common_flags(values, tokens=512)
+    flags.DEFINE_multi_string(
+        "image", [], "An image shown with the first question; any number.", flag_values=values
+    )
+
+
+def define_vqa_flags(values: flags.FlagValues) -> None:
+    """Defines the flags of `launch.predict vqa`."""
+    _define_common_flags(values, tokens=128)
+    flags.DEFINE_string("image", None, "An image, or a folder of them.", flag_values=values)
+    flags.DEFINE_multi_string(
+        "question", [], "A question about each image; any number.", flag_values=values
+    )
+    flags.DEFINE_string(
+        "questions",
+        None,
+        'A .jsonl file of questions: "image" (a path from its folder), "question", if wanted "id".',
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "batch", 8, "Questions at a time.", lower_bound=1, upper_bound=4096, flag_values=values
+    )
+    flags.DEFINE_string("out", None, "Folder of the results.", required=True, flag_values=values)
+    flags.DEFINE_integer(
+        "layer",
+        None,
+        "Layer whose attention is drawn; negative counts from the end; by default the middle one.",
+        flag_values=values,
+    )
+    flags.mark_flags_as_mutual_exclusive(("image", "questions"), required=True, flag_values=values)
+    flags.register_multi_flags_validator(
+        ("image", "question"),
+        lambda given: bool(given["image"]) == bool(given["question"]),
+        message="--image needs --question, and --questions has images of its own.",
+        flag_values=values,
+    )
 
 
 def text(values: flags.FlagValues) -> int:
@@ -105,16 +141,36 @@ def chat(values: flags.FlagValues) -> int:
     from perception_jax.systems.text.model import AUTO, NAMES
 
     model = _open(values)
-    if values.template == AUTO and model.tokenizer.chat_template is None:
+    if values.image and not model.host:
+        model.pixels(values.image)  # says what is wrong
+    if values.template == AUTO and not model.host and model.tokenizer.chat_template is None:
         raise ConfigError(
             f"{values.model}: expected a chat template in the tokenizer's files, found none. Give "
             f"the one that the model was trained with as --template, of {', '.join(NAMES)}."
         )
-    converse(Chat(model, tokens=values.tokens), _write)
+    converse(Chat(model, tokens=values.tokens), _write, values.image)
     return 0
 
 
-COMMANDS = {"text": (define_text_flags, text), "chat": (define_chat_flags, chat)}
+def vqa(values: flags.FlagValues) -> int:
+    """Answers questions about images."""
+    from perception_jax.inference.images import ImageRun
+    from perception_jax.systems.text.vqa import Asker, read_questions
+
+    if values.questions is not None:
+        return _answer_questions(values, read_questions(values.questions))
+    images = ImageRun.plan(pathlib.Path(values.image), pathlib.Path(values.out))
+    model = _open(values)
+    facts = _settings(values, model)
+    asker = Asker(model, values.question, tokens=values.tokens, layer=values.layer, facts=facts)
+    return images.run(asker)
+
+
+COMMANDS = {
+    "text": (define_text_flags, text),
+    "chat": (define_chat_flags, chat),
+    "vqa": (define_vqa_flags, vqa),
+}
 """Flags and function of each command; see `launch.systems.HasCommands`."""
 
 
@@ -144,6 +200,7 @@ def _open(values: flags.FlagValues) -> TextModel:
     import dataclasses
 
     from perception_jax.api import prepare
+    from perception_jax.models.hosts import Host
     from perception_jax.systems.text.model import (
         TextModel,
         choose_template,
@@ -153,7 +210,9 @@ def _open(values: flags.FlagValues) -> TextModel:
     )
 
     opened = prepare(values.model)
-    choose_template(values.template, tokenizer_of(opened))  # before gigabytes are read
+    tokenizer = tokenizer_of(opened)
+    # Before gigabytes are read.
+    choose_template(values.template, tokenizer, images=isinstance(opened.model, Host))
     given = {name: getattr(values, name) for name in _SAMPLING}
     sampling = dataclasses.replace(
         sampling_of(opened), **{name: value for name, value in given.items() if value is not None}
@@ -189,6 +248,48 @@ def _streamed(model: TextModel, ids: Sequence[int], tokens: int) -> Generated:
 
 def _answer_file(values: flags.FlagValues, prompts: Sequence[Prompt]) -> int:
     """Answers the prompts of a file; with `--out` those that are not answered there yet."""
+    model = _open(values)
+    ids = [model.prompt_ids(one.text, where=one.where) for one in prompts]
+
+    def answer(rows: Sequence[int]) -> list[Generated]:
+        batch = [ids[row] for row in rows]
+        return model.answer(batch, tokens=values.tokens, first=rows[0])
+
+    items = [(one.id, one.text) for one in prompts]
+    return _answer_items(values, model, items, answer, [one.text for one in prompts])
+
+
+def _answer_questions(values: flags.FlagValues, questions: Sequence[Question]) -> int:
+    """Answers the questions of a file that are not answered in `--out` yet."""
+    import numpy as np
+
+    model = _open(values)
+    ids = [model.prompt_ids(one.text, images=1, where=one.where) for one in questions]
+
+    def answer(rows: Sequence[int]) -> list[Generated]:
+        images = model.image_tokens(np.stack([model.pixels([questions[r].image]) for r in rows]))
+        batch = [ids[row] for row in rows]
+        return model.answer(batch, image_tokens=images, tokens=values.tokens, first=rows[0])
+
+    items = [(one.id, one.text) for one in questions]
+    asked = [(str(one.image), one.text) for one in questions]
+    return _answer_items(values, model, items, answer, asked)
+
+
+def _answer_items(
+    values: flags.FlagValues,
+    model: TextModel,
+    items: Sequence[tuple[str, str]],
+    answer: Callable[[Sequence[int]], list[Generated]],
+    asked: Any,
+) -> int:
+    """Answers the rows of a file in batches of one size, and keeps the answers in `--out`.
+
+    Args:
+      items: id and text of each.
+      answer: takes the numbers of some rows.
+      asked: what the answers depend on besides the settings, as JSON values.
+    """
     import hashlib
     import json
 
@@ -197,10 +298,7 @@ def _answer_file(values: flags.FlagValues, prompts: Sequence[Prompt]) -> int:
     from perception_jax.evals import runner
     from perception_jax.evals.predictions import Prediction
 
-    model = _open(values)
-    ids = [model.prompt_ids(one.text, where=one.where) for one in prompts]
-    settings = _settings(values, model)
-    digest = hashlib.sha256(json.dumps([settings, [p.text for p in prompts]]).encode())
+    digest = hashlib.sha256(json.dumps([_settings(values, model), asked]).encode())
     model_id = f"{values.model}#{digest.hexdigest()[:16]}"
 
     def run(left: Sequence[int]) -> Any:
@@ -209,25 +307,23 @@ def _answer_file(values: flags.FlagValues, prompts: Sequence[Prompt]) -> int:
             for start in range(0, len(left), values.batch):
                 rows = list(left[start : start + values.batch])
                 missing = values.batch - len(rows) if start else 0  # keeps the compiled shapes
-                batch = [ids[row] for row in rows + rows[:1] * missing]
-                answers = model.answer(batch, tokens=values.tokens, first=rows[0])
+                answers = answer(rows + rows[:1] * missing)
                 bar.update(len(rows))
-                for row, answer in zip(rows, answers, strict=False):
+                for row, one in zip(rows, answers, strict=False):
                     yield Prediction(
-                        id=prompts[row].id,
-                        prompt=prompts[row].text,
-                        output=answer.text,
+                        id=items[row][0],
+                        prompt=items[row][1],
+                        output=one.text,
                         model_id=model_id,
-                        extras=_facts(answer),
+                        extras=_facts(one),
                     )
 
     if values.out is None:
-        for one in run(range(len(prompts))):
+        for one in run(range(len(items))):
             tqdm.tqdm.write(f"--- {one.prompt}\n{one.output}")
         return 0
-    names = [one.id for one in prompts]
-    made = runner.predict(names, run, values.out, model_id=model_id)
-    print(f"{values.out}: {made} of {len(prompts)} prompts answered now, the others before")
+    made = runner.predict([name for name, _ in items], run, values.out, model_id=model_id)
+    print(f"{values.out}: {made} of {len(items)} prompts answered now, the others before")
     return 0
 
 
@@ -301,8 +397,9 @@ def _write(piece: str) -> None:
 
 def serving_plans(config: Any, found: Slice, devices: Sequence[jax.Device]) -> list[ServingPlan]:
     """Plans of the prefill and of a step of the decode loop, from shapes alone."""
+    from perception_jax.api.language import language_config
     from perception_jax.shard.mesh import MeshConfig
-    from perception_jax.systems.text.serving import Serving, model_config, serving_plans
+    from perception_jax.systems.text.serving import Serving, serving_plans
 
     settings = Serving(
         batch_size=config.batch_size,
@@ -312,4 +409,4 @@ def serving_plans(config: Any, found: Slice, devices: Sequence[jax.Device]) -> l
         int8=config.int8,
         mesh=MeshConfig(**config.mesh.to_dict()),
     )
-    return serving_plans(model_config(config.model), settings, found, devices)
+    return serving_plans(language_config(config.model), settings, found, devices)
