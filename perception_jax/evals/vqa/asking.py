@@ -1,7 +1,7 @@
 """Asks a multimodal model the questions of a benchmark; a run that was stopped goes on.
 
 The model is any function of an image and a prompt (`Answer`), or of several questions at once
-(`Answers`). What it gives is kept by `evals.runner`; each protocol then writes its own answers file.
+(`Answers`). `evals.runner` keeps what it gives; each protocol then writes its own answers file.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def run_id(
     model: str,
     settings: Mapping[str, Any] | Decoding | None = None,
 ) -> str:
-    """The model's name with a digest of the settings and of all prompts: "name#0123456789abcdef"."""
+    """The model's name with a digest of settings and prompts: "name#0123456789abcdef"."""
     plain = dataclasses.asdict(settings) if isinstance(settings, Decoding) else settings
     prompts = [(one.id, one.prompt) for one in questions]
     digest = hashlib.sha256(json.dumps([plain, prompts], sort_keys=True).encode())

@@ -1,8 +1,8 @@
 """Requests to a language model that judges answers, as files; nothing is sent from here.
 
 A request file has the form of OpenAI's Batch API: a JSON object a line with `custom_id`, `method`,
-`url` and `body` (model, messages, temperature). A reply file is that API's output file, or lines with
-`custom_id` and `reply`.
+`url` and `body` (model, messages, temperature). A reply file is that API's output file, or has
+lines with `custom_id` and `reply`.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ def read_replies(path: str | os.PathLike[str], ids: Sequence[str]) -> list[str]:
     missing, unknown = [i for i in ids if i not in found], sorted(set(found) - set(ids))
     if missing or unknown:
         raise DataError(
-            f"{path}: expected a reply to each of {len(ids)} requests, found {len(missing)} without "
-            f"one (first: {missing[:3]}) and {len(unknown)} of other requests (first: "
+            f"{path}: expected a reply to each of {len(ids)} requests, found {len(missing)} "
+            f"without one (first: {missing[:3]}) and {len(unknown)} of other requests (first: "
             f"{unknown[:3]}). Send the missing requests again."
         )
     return [found[i] for i in ids]

@@ -13,7 +13,7 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -47,8 +47,8 @@ _RULE = (
     "the user question displayed above. The user asks the question on observing an image. For your "
     "reference, {shown}Please rate the helpfulness, relevance, accuracy, level of details of their "
     "responses. Each assistant receives an overall score on a scale of 1 to 10, where a higher "
-    "score indicates better overall performance.\nPlease first output a single line containing only "
-    "two values indicating the scores for Assistant 1 and 2, respectively. The two scores are "
+    "score indicates better overall performance.\nPlease first output a single line containing "
+    "only two values indicating the scores for Assistant 1 and 2, respectively. The two scores are "
     "separated by a space.\nIn the subsequent line, please provide a comprehensive explanation of "
     "your evaluation, avoiding any potential bias and ensuring that the order in which the "
     "responses were presented does not affect your judgment."

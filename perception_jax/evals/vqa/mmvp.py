@@ -176,7 +176,7 @@ def with_labels(
 
 
 def options_of(text: str) -> dict[str, str]:
-    """The options "a" and "b" of a question, from "(a) Open (b) Closed" or a prompt that ends so."""
+    """The options of a question by letter, from "(a) Open (b) Closed" or a prompt that ends so."""
     return {letter.lower(): option for letter, option in _OPTION.findall(text)}
 
 

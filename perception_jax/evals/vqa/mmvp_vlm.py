@@ -1,9 +1,10 @@
 """MMVP-VLM (arXiv 2401.06209): which of two images does each of two statements describe?
 
-135 pairs of images of models with an image and a text tower, 15 for each of nine patterns. As in the
-authors' script the pattern follows from the place in the file, the right image from whether the
-question id is odd, and equal scores choose the second image. Guessing gives 25 %. Letters: P pairs,
-t statements of a pair, i images of a pair.
+135 pairs of images, 15 for each of nine patterns, for models with an image and a text tower. As in
+the authors' script the pattern follows from the place in the file, the right image from whether the
+question id is odd, and equal scores choose the second image. Guessing gives 25 %.
+
+Letters: P pairs, t statements of a pair, i images of a pair, d width.
 """
 
 from __future__ import annotations
