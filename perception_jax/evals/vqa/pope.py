@@ -193,5 +193,5 @@ def answer_rows(
     ]
 
 
-def _ratio(part: float, whole: float) -> float:
+def _ratio(part: int | float, whole: int | float) -> float:
     return part / whole if whole else float("nan")
