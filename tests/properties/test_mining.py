@@ -1,4 +1,4 @@
-"""Mining of blind pairs equals its definition, whatever blocks and devices; bad input."""
+"""Mining of blind pairs equals its definition, whatever the blocks and devices."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ GROUP = 32
 """Rows that a device reports together."""
 CHUNK = 8 * GROUP
 """Rows of a matrix product: one bit of a byte for each group."""
-COLUMNS = 8192
+COLUMNS = 4096
 """Columns of a block."""
 MARGIN = 1e-5
 """How far float32 similarities may be off. Above it everything is computed again in float64."""
@@ -124,7 +124,7 @@ class Miner:
         Args:
           first, second: [N, D] of any width and dtype, one row for each image. Rows are scaled to
             length 1 in float32.
-          columns: of a block; more of them need more memory and fewer calls.
+          columns: at most so many in a block; more need more memory and fewer calls.
           mesh: devices that share the rows; None is one device.
 
         Raises:
@@ -140,7 +140,7 @@ class Miner:
             _unit(x, f"the {name} embeddings") for x, name in ((first, "first"), (second, "second"))
         )
         count = len(first)
-        self._size = min(columns, count)
+        self._size = -(-count // -(-count // columns))  # equal blocks: none is mostly padding
         self.blocks = tuple(
             slice(start, min(start + self._size, count)) for start in range(0, count, self._size)
         )
