@@ -136,7 +136,7 @@ ADDITIVE = types.MappingProxyType(
         1.0: (13.4, 68.5),
     }
 )
-"""A-MoF (LLaVA, Vicuna-13B v1.3, 224 px): MMVP and LLaVA-Bench by the share of DINOv2's features."""
+"""A-MoF (LLaVA, Vicuna-13B v1.3, 224 px): MMVP and LLaVA-Bench by the share of DINOv2."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -148,7 +148,7 @@ class InterleavedRow:
       tokens: of the image in the language model.
       mmvp: pair accuracy.
       llava_bench: relative score on LLaVA-Bench (COCO).
-      pope: the metric is not named. 85.9 for LLaVA-1.5 is the mean F1 of the three splits in its own
+      pope: the metric is not named. 85.9 for LLaVA-1.5 is the mean F1 of three splits in its own
         paper, while 50.0 for LLaVA looks like accuracy.
     """
 

@@ -1,0 +1,206 @@
+"""Scores the answers of a multimodal model from files, and asks a model for them.
+
+`run_mmvp` asks; the other functions read files, write the requests to a judge, and score.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from perception_jax.data.sources import fields
+from perception_jax.errors import ConfigError, DataError
+from perception_jax.evals.vqa import asking, judging, llava_bench, mmvp, pope, textvqa
+from perception_jax.systems.mmvp.tables import mmvp_table, pattern_table
+
+REQUESTS_FILE = "requests.jsonl"
+"""Name of the file of requests to a judge."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scored:
+    """What a protocol says of answers.
+
+    Attributes:
+      numbers: the main numbers by name, fractions; LLaVA-Bench's are its own percent.
+      text: for the terminal.
+    """
+
+    numbers: Mapping[str, Any]
+    text: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Files:
+    """What a protocol reads.
+
+    Attributes:
+      data: the benchmark's folder.
+      answers: the model's answers.
+      replies: of a judge, if there are any.
+      patterns: the pattern of each pair of MMVP.
+      corrected: whether MMVP's corrected labels are used.
+      out: folder of the results.
+    """
+
+    data: pathlib.Path
+    answers: pathlib.Path
+    out: pathlib.Path
+    replies: pathlib.Path | None = None
+    patterns: pathlib.Path | None = None
+    corrected: bool = False
+
+
+def run_mmvp(
+    answers: asking.Answers,
+    root: pathlib.Path,
+    out: pathlib.Path,
+    *,
+    model: str,
+    settings: asking.Decoding = mmvp.GREEDY,
+) -> pathlib.Path:
+    """Asks a model the questions of MMVP; a run that was stopped goes on.
+
+    Args:
+      answers: answers questions as `settings` say.
+      root: folder of the benchmark.
+      out: `out/predictions` grows while the model is asked.
+
+    Returns:
+      The answers file `out/answers.jsonl`, in the form of the authors'.
+
+    Raises:
+      DataError: the benchmark or an image cannot be read, or `out` has answers of another model or
+        with other settings.
+    """
+    questions = mmvp.read_questions(root)
+    found = asking.ask(
+        mmvp.to_ask(root, questions), answers, out / "predictions", model=model, settings=settings
+    )
+    return asking.write_lines(
+        out / "answers.jsonl", mmvp.answer_rows(questions, found, model=model)
+    )
+
+
+def score_mmvp(files: Files) -> Scored:
+    """Grades by rule, or by a judge's replies, and writes the requests to a judge."""
+    rows = mmvp.read_answers(files.answers)
+    questions = mmvp.read_questions(files.data, corrected=files.corrected)
+    rows = mmvp.with_labels(rows, questions)
+    requests = mmvp.grading_requests(rows)
+    judging.write_requests(files.out / REQUESTS_FILE, requests)
+    if files.replies is None:
+        graded, by = [mmvp.grade_by_rule(row) for row in rows], "rule"
+    else:
+        replies = judging.read_replies(files.replies, [one.id for one in requests])
+        graded, by = [mmvp.grade_of_reply(reply) == "yes" for reply in replies], "judge"
+    scores = mmvp.pair_scores(graded)
+    numbers = {**scores.to_dict(), "graded_by": by, "corrected": files.corrected}
+    text = [mmvp_table(str(rows[0].get("model_id", files.answers.stem)), scores.pair_accuracy)]
+    if by == "judge":
+        text.append(scores.printed())
+    if files.patterns is not None:
+        patterns = mmvp.read_patterns(files.patterns, len(scores.pairs))
+        numbers["patterns"] = mmvp.by_pattern(scores, patterns)
+        text.append(pattern_table(numbers["patterns"]))
+    return Scored(numbers=numbers, text="\n\n".join(text))
+
+
+def score_pope(files: Files) -> Scored:
+    """Scores each split that the answers are of, and the mean F1.
+
+    Ids of answers are "random/1".
+    """
+    rows = asking.read_lines(files.answers, "text", question_id=fields.identity)
+    answers = {str(row["question_id"]): row["text"] for row in rows}
+    numbers, text = {}, []
+    for split in pope.SPLITS:
+        if not (files.data / f"coco_pope_{split}.json").is_file():
+            continue
+        questions = pope.read_questions(files.data, split)
+        ids = [one.id for one in questions]
+        if not any(name in answers for name in ids):
+            continue
+        missing = [name for name in ids if name not in answers]
+        if missing:
+            raise DataError(f"{files.answers}: expected an answer to {missing[0]}, found none.")
+        found = pope.score([answers[name] for name in ids], [one.label for one in questions])
+        numbers[split] = found.to_dict()
+        text.append(f"Category: {split}, # samples: {len(ids)}\n{found.printed()}")
+    if not numbers:
+        raise DataError(
+            f"{files.answers}: expected answers with ids as random/1 to the files coco_pope_*.json "
+            f"in {files.data}, found {sorted(answers)[:3]}."
+        )
+    splits = list(numbers.values())
+    for name in ("f1", "accuracy"):
+        numbers[f"mean_{name}"] = sum(one[name] for one in splits) / len(splits)
+    text.append(f"mean F1 {numbers['mean_f1']:.4f}, mean accuracy {numbers['mean_accuracy']:.4f}")
+    return Scored(numbers=numbers, text="\n".join(text))
+
+
+def score_textvqa(files: Files) -> Scored:
+    """Soft accuracy of LLaVA's answers file on `TextVQA_0.5.1_val.json`."""
+    questions = textvqa.read_questions(files.data / "TextVQA_0.5.1_val.json")
+    accuracy, count = textvqa.score_llava_file(questions, files.answers)
+    text = f"Samples: {count}\nAccuracy: {100 * accuracy:.2f}%"
+    return Scored(numbers={"accuracy": accuracy, "questions": count}, text=text)
+
+
+def score_llava_bench(kind: llava_bench.Kind, files: Files) -> Scored:
+    """Writes the requests to a judge, and with its replies gives the relative scores.
+
+    `files.data` has `questions.jsonl`, `context.jsonl` and `answers_gpt4.jsonl`, or the names of
+    the COCO set.
+    """
+    names = _BENCH_FILES[kind]
+    for name in names:
+        if not (files.data / name).is_file():
+            raise DataError(f"{files.data}: expected {', '.join(names)} in it, found no {name}.")
+    questions = llava_bench.read_questions(files.data / names[0])
+    requests = llava_bench.judging_requests(
+        kind,
+        questions,
+        llava_bench.read_contexts(files.data / names[1], kind),
+        llava_bench.read_answers(files.data / names[2], questions),
+        llava_bench.read_answers(files.answers, questions),
+    )
+    path = judging.write_requests(files.out / REQUESTS_FILE, requests)
+    if files.replies is None:
+        text = f"{path}: {len(requests)} requests to a judge; score with --replies=FILE"
+        return Scored(numbers={"requests": len(requests)}, text=text)
+    replies = judging.read_replies(files.replies, [one.id for one in requests])
+    found = llava_bench.summary(questions, replies)
+    return Scored(numbers=found, text="\n".join(f"{name} {found[name]}" for name in found))
+
+
+PROTOCOLS = ("mmvp", "pope", "textvqa", "llava_bench_coco", "llava_bench_in_the_wild")
+"""Names of the protocols."""
+
+_BENCH_FILES = {
+    "coco": ("qa90_questions.jsonl", "caps_boxes_coco2014_val_80.jsonl", "qa90_gpt4_answer.jsonl"),
+    "in_the_wild": ("questions.jsonl", "context.jsonl", "answers_gpt4.jsonl"),
+}
+
+
+def score(protocol: str, files: Files) -> Scored:
+    """Scores answers by one of `PROTOCOLS`.
+
+    Raises:
+      ConfigError: a file that the protocol has no use for.
+      DataError: a file that cannot be read, or is damaged.
+    """
+    given: Sequence[tuple[str, Any]] = (
+        ("patterns", files.patterns),
+        ("corrected", files.corrected),
+    )
+    unused = [name for name, value in given if value and protocol != "mmvp"]
+    if files.replies is not None and protocol in ("pope", "textvqa"):
+        unused.append("replies")
+    if unused:
+        raise ConfigError(f"--{unused[0]} is of no use for {protocol}.")
+    if protocol.startswith("llava_bench_"):
+        return score_llava_bench(protocol.removeprefix("llava_bench_"), files)
+    return {"mmvp": score_mmvp, "pope": score_pope, "textvqa": score_textvqa}[protocol](files)
