@@ -328,7 +328,7 @@ def by_pattern(scores: PairScores, patterns: Sequence[str]) -> dict[str, float]:
     return {name: float(scores.pairs[names == name].mean()) for name in known + others}
 
 
-def pearson(first: Float[np.ndarray, " k"], second: Float[np.ndarray, " k"]) -> float:
+def pearson(first: Float[np.ndarray, " k"], second: Float[np.ndarray, " m"]) -> float:
     """Pearson's correlation, e.g. of two models' accuracies per pattern.
 
     Raises:

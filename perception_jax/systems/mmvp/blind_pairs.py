@@ -201,7 +201,10 @@ def write_sheet(
     report.add_table(("what", "number"), list(counts.items()))
     shown = min(most, len(pairs))
     title = f"The first {shown} pairs" if shown < len(pairs) else "All pairs"
-    intro = "Most similar for the first encoder first; which difference does it not see?"
+    intro = (
+        "Cosines of both encoders below the first image; those that the first encoder finds most "
+        "similar come first."
+    )
     if shown:
         report.add_section(title, intro)
         report.add_image_rows([_row(images, pairs, k) for k in range(shown)], width=280)
@@ -212,7 +215,7 @@ def write_sheet(
 def _row(images: EmbeddedImages, pairs: BlindPairs, k: int) -> list[tuple[np.ndarray, str]]:
     from perception_jax.data.images import decode
 
-    cosines = f"cosines {pairs.first[k]:.3f}, {pairs.second[k]:.3f}"
+    cosines = f"first {pairs.first[k]:.3f}, second {pairs.second[k]:.3f}"
     row = []
     for number in (int(pairs.i[k]), int(pairs.j[k])):
         try:

@@ -14,6 +14,7 @@ from absl import flags
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
+_SCENES, _CANVAS = "scenes", 96
 _PROTOCOLS = ("mmvp", "pope", "textvqa", "llava_bench_coco", "llava_bench_in_the_wild")
 
 
@@ -48,7 +49,9 @@ def define_vlm_flags(values: flags.FlagValues) -> None:
         "paper's table.",
         flag_values=values,
     )
-    flags.DEFINE_string("data", None, "Folder of MMVP_VLM.", required=True, flag_values=values)
+    flags.DEFINE_string(
+        "data", None, "Folder of MMVP-VLM; scenes: drawings.", required=True, flag_values=values
+    )
     flags.DEFINE_string("out", None, "Folder of the results.", required=True, flag_values=values)
 
 
@@ -104,21 +107,25 @@ def mmvp_vlm(values: flags.FlagValues) -> int:
     from perception_jax.evals.vqa import mmvp_vlm as protocol
     from perception_jax.models.params import flatten
     from perception_jax.systems.mmvp.encoders import PAPER, encoder_of, open_encoder
-    from perception_jax.systems.mmvp.tables import vlm_table
+    from perception_jax.systems.mmvp.tables import VlmResult, vlm_table
     from perception_jax.systems.mmvp.vlm import VlmRun
 
     out, mesh = _folder(values.out), _mesh()
-    pairs, found = protocol.read_pairs(values.data), {}
+    pairs, found = protocol.read_pairs(_vlm_data(values.data, out)), {}
     for name in values.model or PAPER:
         loaded = open_encoder(name, mesh)
         folder = _folder(out / name.replace("/", "--"))
         scores = VlmRun(loaded, pairs, mesh)(folder / "predictions")
-        size = sum(leaf.size for leaf in jax.tree.leaves(flatten(loaded.model)))
-        found[name] = (scores, encoder_of(name).row, size, loaded.processor.image.size)
+        found[name] = VlmResult(
+            scores=scores,
+            row=encoder_of(name).row,
+            parameters=sum(leaf.size for leaf in jax.tree.leaves(flatten(loaded.model))),
+            pixels=loaded.processor.image.size,
+        )
         _write(folder / "output.csv", scores.output_csv())
         del loaded  # the next encoder may need the memory
     print(vlm_table(found))
-    _write_json(out / "results.json", {name: one[0].to_dict() for name, one in found.items()})
+    _write_json(out / "results.json", {name: one.scores.to_dict() for name, one in found.items()})
     return 0
 
 
@@ -157,6 +164,18 @@ def _mesh() -> Mesh | None:
 
     devices = jax.local_devices()
     return make_mesh(devices=devices) if len(devices) > 1 else None
+
+
+def _vlm_data(data: str, out: pathlib.Path) -> pathlib.Path:
+    """The benchmark's folder; that of scenes is written first."""
+    if data != _SCENES:
+        return pathlib.Path(data)
+    from perception_jax.data.scenes.sample import SceneConfig
+    from perception_jax.systems.mmvp import scenes
+
+    folder = out / _SCENES
+    scenes.write_vlm(folder, scenes.draw_pairs(SceneConfig(canvas=_CANVAS, split="test")))
+    return folder
 
 
 def _share(text: str) -> tuple[int, int]:

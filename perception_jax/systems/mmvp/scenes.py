@@ -20,9 +20,7 @@ PAIRS_EACH = 15
 """Pairs of each pattern, as in MMVP-VLM."""
 
 
-def draw_pairs(
-    config: SceneConfig, *, each: int = PAIRS_EACH, seed: int = 0
-) -> list[MinimalPair]:
+def draw_pairs(config: SceneConfig, *, each: int = PAIRS_EACH, seed: int = 0) -> list[MinimalPair]:
     """Pairs of each pattern, pattern after pattern in the paper's order.
 
     Raises:
@@ -33,7 +31,7 @@ def draw_pairs(
 
 
 def write_vlm(folder: pathlib.Path, pairs: Sequence[MinimalPair]) -> None:
-    """Writes pairs as MMVP-VLM's files: `Questions.csv` and `MMVP_VLM_Images/<pattern>/<id>.jpg`."""
+    """Writes pairs as MMVP-VLM's files: `Questions.csv`, `MMVP_VLM_Images/<pattern>/<id>.jpg`."""
     rows = [["Question ID", "Type", "Statement"]]
     for k, pair in enumerate(pairs):
         for side, record in enumerate(pair.records):

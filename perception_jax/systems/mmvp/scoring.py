@@ -176,9 +176,6 @@ def score_llava_bench(kind: llava_bench.Kind, files: Files) -> Scored:
     return Scored(numbers=found, text="\n".join(f"{name} {found[name]}" for name in found))
 
 
-PROTOCOLS = ("mmvp", "pope", "textvqa", "llava_bench_coco", "llava_bench_in_the_wild")
-"""Names of the protocols."""
-
 _BENCH_FILES = {
     "coco": ("qa90_questions.jsonl", "caps_boxes_coco2014_val_80.jsonl", "qa90_gpt4_answer.jsonl"),
     "in_the_wild": ("questions.jsonl", "context.jsonl", "answers_gpt4.jsonl"),
@@ -186,7 +183,7 @@ _BENCH_FILES = {
 
 
 def score(protocol: str, files: Files) -> Scored:
-    """Scores answers by one of `PROTOCOLS`.
+    """Scores answers by a protocol of the command `vqa_score`.
 
     Raises:
       ConfigError: a file that the protocol has no use for.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -23,22 +24,35 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def vlm_table(found: Mapping[str, tuple[VlmScores, str, float, int]]) -> str:
-    """The layout of the paper's table of MMVP-VLM.
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class VlmResult:
+    """A model's scores on MMVP-VLM.
 
-    Args:
-      found: by the name of each model its scores, its row of the paper's table ("" for none), its
-        number of parameters and the side of its images.
+    Attributes:
+      scores: of its predictions.
+      row: the model's row of the paper's table; "" for none.
+      parameters: number of its weights.
+      pixels: side of its images.
     """
+
+    scores: VlmScores
+    row: str
+    parameters: int
+    pixels: int
+
+
+def vlm_table(found: Mapping[str, VlmResult]) -> str:
+    """The layout of the paper's table of MMVP-VLM, by the name of each model."""
     rows = [["model", "px", "params M", "IN-1k", *published.SHORT_PATTERNS, "avg"]]
-    for name, (scores, row, parameters, pixels) in found.items():
-        values = [100 * value for value in (*scores.accuracy.values(), scores.mean)]
-        rows.append([name, str(pixels), f"{parameters / 1e6:.1f}", _NOTHING, *_percents(values)])
-        if row:
-            paper = published.MMVP_VLM[row]
+    for name, one in found.items():
+        values = [100 * value for value in (*one.scores.accuracy.values(), one.scores.mean)]
+        size = f"{one.parameters / 1e6:.1f}"
+        rows.append([name, str(one.pixels), size, _NOTHING, *_percents(values)])
+        if one.row:
+            paper = published.MMVP_VLM[one.row]
             head = [str(paper.pixels), f"{paper.parameters:.1f}", f"{paper.imagenet:.1f}"]
             rows.append(["  paper", *head, *_percents([*paper.patterns, paper.mean])])
-        if row == published.CLIP_CURVE[0]:
+        if one.row == published.CLIP_CURVE[0]:
             script = published.SCRIPT_OPENAI_L14
             rows.append(
                 ["  authors' script", *[_NOTHING] * 3, *_percents([*script, np.mean(script)])]
