@@ -171,7 +171,8 @@ def test_processes_share_the_work_in_one_folder(mined, images, second, tmp_path,
     out = tmp_path / "pairs"
     for _ in range(2):  # embeddings first, then blocks
         for share in ("0/2", "1/2"):
-            assert mine(images, second, out, "--columns=7", f"--share={share}") == 0
+            words = ("--columns=7", "--batch=8", f"--share={share}")
+            assert mine(images, second, out, *words) == 0
     assert "this process's share is done" in capsys.readouterr().out
     assert pairs_of(out) == pairs_of(mined)
 

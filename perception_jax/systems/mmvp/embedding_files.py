@@ -50,14 +50,17 @@ def read_embeddings(source: str) -> Embeddings:
     path = pathlib.Path(name)
     if not path.is_file():
         raise DataError(f"{path}: expected a file of embeddings, found no such file.")
-    found = _npy(path) if path.suffix.lower() == ".npy" else _parquet(path, column or COLUMN)
-    vectors = found.vectors
+    names = None
+    if path.suffix.lower() == ".npy":
+        vectors = _npy(path)
+    else:
+        vectors, names = _parquet(path, column or COLUMN)
     if vectors.ndim != 2 or not vectors.size or not np.issubdtype(vectors.dtype, np.floating):
         raise DataError(
             f"{path}: expected a matrix of floating-point numbers, one row for each image, found "
             f"{vectors.dtype}{list(vectors.shape)}."
         )
-    return found
+    return Embeddings(vectors=vectors, names=names)
 
 
 def _split(source: str) -> tuple[str, str]:
@@ -66,14 +69,14 @@ def _split(source: str) -> tuple[str, str]:
     return (name, column) if mark and name.lower().endswith(".parquet") else (source, "")
 
 
-def _npy(path: pathlib.Path) -> Embeddings:
+def _npy(path: pathlib.Path) -> np.ndarray:
     try:
-        return Embeddings(vectors=np.load(path, mmap_mode="r", allow_pickle=False))
+        return np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{path}: not a .npy file that can be read ({error}).") from error
 
 
-def _parquet(path: pathlib.Path, column: str) -> Embeddings:
+def _parquet(path: pathlib.Path, column: str) -> tuple[np.ndarray, tuple[str, ...] | None]:
     try:
         import pyarrow
         import pyarrow.parquet
@@ -90,7 +93,7 @@ def _parquet(path: pathlib.Path, column: str) -> Embeddings:
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path}: not a whole Parquet file ({error}).") from error
     names = None if named is None else tuple(map(str, table.column(named).to_pylist()))
-    return Embeddings(vectors=_matrix(table.column(column), f"{path}: {column}"), names=names)
+    return _matrix(table.column(column), f"{path}: {column}"), names
 
 
 def _has_names(schema: Any, name: str) -> bool:
@@ -104,6 +107,7 @@ def _has_names(schema: Any, name: str) -> bool:
 
 def _matrix(column: Any, where: str) -> Float[np.ndarray, "N D"]:
     """A column of equally long lists of numbers."""
+    import pyarrow.compute
     import pyarrow.types as types
 
     kind = column.type
@@ -113,8 +117,8 @@ def _matrix(column: Any, where: str) -> Float[np.ndarray, "N D"]:
     parts = []
     for chunk in column.chunks:
         flat = chunk.flatten().to_numpy(zero_copy_only=False)
-        lengths = {len(one) if one.is_valid else 0 for one in chunk}
-        if len(lengths) > 1 or lengths == {0}:
+        lengths = pyarrow.compute.list_value_length(chunk).fill_null(0).unique().to_pylist()
+        if len(lengths) > 1 or lengths == [0]:
             raise DataError(f"{where}: expected lists of one length, found {sorted(lengths)[:4]}.")
         parts.append(flat.reshape(len(chunk), -1))
     if len({part.shape[1] for part in parts}) != 1:
