@@ -17,9 +17,9 @@ The first argument is the command. encoder: maps of an image encoder (attention,
 pixels that count for each text, patch features), and how well the texts fit. give: the same encoder
 conditioned on an instruction: its maps, whether the object is there, and which of many objects are.
 Both write a picture and JSON for each image. text: a language model's answers to prompts. chat: a
-conversation with it in the terminal. blind_pairs: pairs of images in a folder that one encoder finds
-similar and another different. mmvp_vlm: the benchmark MMVP-VLM for encoders. vqa_score: scores of a
-multimodal model's answers.
+conversation with it in the terminal. blind_pairs: pairs of images in a folder that one encoder
+finds similar and another different. mmvp_vlm: the benchmark MMVP-VLM for encoders. vqa_score:
+scores of a multimodal model's answers.
 `python -m launch.predict COMMAND --help` shows the command's flags.
 """
 
