@@ -140,12 +140,11 @@ class Miner:
             _unit(x, f"the {name} embeddings") for x, name in ((first, "first"), (second, "second"))
         )
         count = len(first)
-        self._size = -(-count // -(-count // columns))  # equal blocks: none is mostly padding
+        self._size = _block_size(count, columns)
         self.blocks = tuple(
             slice(start, min(start + self._size, count)) for start in range(0, count, self._size)
         )
-        self._devices = 1 if mesh is None else mesh.size
-        self._search = jax.jit(functools.partial(_search, mesh=mesh))
+        self._mesh, self._devices = mesh, 1 if mesh is None else mesh.size
         self._rows = self._placed(mesh)
 
     def __call__(self) -> BlindPairs:
@@ -174,22 +173,17 @@ class Miner:
                 columns = np.zeros((self._size, self._first.shape[1]), np.float32)
                 columns[: block.stop - block.start] = self._first[block]
                 limit = np.float32(self.thresholds.above - MARGIN)
-                yield self._search(self._rows, columns, limit, np.int32(block.stop)), len(columns)
+                hits = _search(self._rows, columns, limit, np.int32(block.stop), mesh=self._mesh)
+                yield hits, len(columns)
 
         for hits, _ in fetched(calls()):
             yield self._pairs(hits, waiting.pop(0))
-
-    def lower(self) -> jax.stages.Lowered:
-        """The program of one block, to compile and inspect."""
-        shape = (self._size, self._first.shape[1])
-        columns = jax.ShapeDtypeStruct(shape, np.float32)
-        return self._search.lower(self._rows, columns, np.float32(0), np.int32(0))
 
     def _placed(self, mesh: Mesh | None) -> Array:
         """Rows on the devices: row r is on device r modulo their number, so that the pairs above
         the diagonal are the same work for all."""
         count, width = self._first.shape
-        rows = -(-count // (CHUNK * self._devices)) * CHUNK
+        rows = _rows_each(count, self._devices)
 
         def part(index: tuple[slice, ...]) -> np.ndarray:
             device = (index[0].start or 0) // rows
@@ -237,6 +231,37 @@ class Miner:
         return pairs[similar], cosines[similar]
 
 
+def lowered(
+    count: int, width: int, *, columns: int = COLUMNS, mesh: Mesh | None = None
+) -> jax.stages.Lowered:
+    """The program of one block for `count` images, from shapes alone, to compile and inspect."""
+    split = whole = None
+    if mesh is not None:
+        split, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((AXES,), ()))
+    devices = 1 if mesh is None else mesh.size
+    rows = (_rows_each(count, devices) * devices, width)
+    block = (_block_size(count, columns), width)
+    number = jax.ShapeDtypeStruct((), np.float32, sharding=whole)
+    return _search.lower(
+        jax.ShapeDtypeStruct(rows, np.float32, sharding=split),
+        jax.ShapeDtypeStruct(block, np.float32, sharding=whole),
+        number,
+        jax.ShapeDtypeStruct((), np.int32, sharding=whole),
+        mesh=mesh,
+    )
+
+
+def _block_size(count: int, columns: int) -> int:
+    """Equal blocks of at most so many columns, so that none is mostly padding."""
+    return -(-count // -(-count // columns))
+
+
+def _rows_each(count: int, devices: int) -> int:
+    """Rows of each device, whole chunks."""
+    return -(-count // (CHUNK * devices)) * CHUNK
+
+
+@functools.partial(jax.jit, static_argnames=("mesh",))
 def _search(
     rows: Float32[Array, "R D"],
     columns: Float32[Array, "C D"],
