@@ -358,3 +358,35 @@ def test_pope_textvqa_and_llava_bench_are_scored_from_files(tmp_path, capsys):
     assert "all 75.0" in capsys.readouterr().out
     assert run(*words, "--protocol=llava_bench_coco", f"--answers={path}") == 1
     assert "found no qa90_questions.jsonl" in capsys.readouterr().err
+
+
+def test_questions_are_written_asked_and_scored_from_predictions(data, tmp_path, capsys):
+    root, path = data / "mmvp", tmp_path / "asked" / "questions.jsonl"
+    words = ("--protocol=mmvp", f"--data={root}")
+    assert run("vqa_questions", *words, f"--out={path}") == 0
+    text = capsys.readouterr().out
+    assert "--template=llava_v1 --tokens=1024 --temperature=0.2 --top_k=50" in text
+    assert "--template=llava_v1 --tokens=1024 --temperature=0\n" in text
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [row["id"] for row in rows] == [str(k) for k in range(1, 19)]
+    assert (path.parent / rows[4]["image"]).resolve() == (root / "MMVP Images" / "5.jpg").resolve()
+    questions = [
+        asking.Question(id=row["id"], image=path.parent / row["image"], prompt=row["question"])
+        for row in rows
+    ]
+    answers = tmp_path / "answers"
+    asking.ask(questions, asking.one_by_one(lambda image, prompt: "(a)"), answers, model="always")
+    out = tmp_path / "out"
+    assert run("vqa_score", *words, f"--answers={answers}", f"--out={out}") == 0
+    assert "always (this run)" in capsys.readouterr().out
+    found = json.loads((out / "results.json").read_text())
+    assert (found["pair_accuracy"], found["question_accuracy"]) == (0.0, 0.5)
+    assert json.loads((out / "answers.jsonl").read_text().splitlines()[0])["model_id"] == "always"
+    for wrong, message in (
+        (("--protocol=mmvp", "--images=x"), "--images is of no use for mmvp"),
+        (("--protocol=pope",), "--images is required for pope"),
+        (("--protocol=pope", "--images=x", "--ocr"), "--ocr is of no use for pope"),
+        (("--protocol=pope", "--images=x"), "expected coco_pope_random.json or another split"),
+    ):
+        assert run("vqa_questions", f"--data={root}", *wrong, f"--out={path}") == 1
+        assert message in capsys.readouterr().err

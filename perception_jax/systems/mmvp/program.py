@@ -1,4 +1,4 @@
-"""The commands of MMVP for `launch.predict`: `blind_pairs`, `mmvp_vlm` and `vqa_score`.
+"""The commands of MMVP for `launch.predict`: blind pairs, MMVP-VLM, questions and scores of VQA.
 
 Heavy modules are imported in the functions that use them, so that `--help` answers at once.
 """
@@ -55,6 +55,18 @@ def define_vlm_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("out", None, "Folder of the results.", required=True, flag_values=values)
 
 
+def define_questions_flags(values: flags.FlagValues) -> None:
+    """Defines the flags of `launch.predict vqa_questions`."""
+    string = functools.partial(flags.DEFINE_string, default=None, flag_values=values)
+    flags.DEFINE_enum(
+        "protocol", None, _PROTOCOLS, "The benchmark.", required=True, flag_values=values
+    )
+    string("data", help="Folder of the benchmark.", required=True)
+    string("images", help="Folder of the images (all but mmvp).")
+    flags.DEFINE_bool("ocr", False, "textvqa: with the words of the OCR file.", flag_values=values)
+    string("out", help="The .jsonl file of questions.", required=True)
+
+
 def define_score_flags(values: flags.FlagValues) -> None:
     """Defines the flags of `launch.predict vqa_score`."""
     string = functools.partial(flags.DEFINE_string, default=None, flag_values=values)
@@ -62,7 +74,7 @@ def define_score_flags(values: flags.FlagValues) -> None:
         "protocol", None, _PROTOCOLS, "The benchmark.", required=True, flag_values=values
     )
     string("data", help="Folder of the benchmark.", required=True)
-    string("answers", help="The model's answers, JSON lines.", required=True)
+    string("answers", help="Folder of predictions, or a file of answers.", required=True)
     string("out", help="Folder of the results.", required=True)
     string("replies", help="Replies of a judge to OUT/requests.jsonl.")
     string("patterns", help="mmvp: a JSON list with the pattern of each pair.")
@@ -129,6 +141,26 @@ def mmvp_vlm(values: flags.FlagValues) -> int:
     return 0
 
 
+def vqa_questions(values: flags.FlagValues) -> int:
+    """Writes the questions of a benchmark for `launch.predict vqa`, and prints how to ask them."""
+    from perception_jax.systems.mmvp import scoring
+
+    images = None if values.images is None else pathlib.Path(values.images)
+    data, path = pathlib.Path(values.data), pathlib.Path(values.out)
+    questions, ways = scoring.questions_of(values.protocol, data, images, ocr=values.ocr)
+    scoring.write_questions(path, questions)
+    print(f"{path}: {len(questions)} questions. Ask a model with")
+    for name, way in ways.items():
+        words = [f"--template={way.template}", f"--tokens={way.max_tokens}"]
+        words.append(f"--temperature={way.temperature:g}")
+        words += [f"--top_k={way.top_k}"] if way.top_k else []
+        command = f"python -m launch.predict vqa --model=MODEL --questions={path} --out=DIR"
+        print(f"  {name}: {command} {' '.join(words)}")
+        if way.image_mode is not None:
+            print(f"    (the authors process images as {way.image_mode})")
+    return 0
+
+
 def vqa_score(values: flags.FlagValues) -> int:
     """Scores the answers of a multimodal model."""
     from perception_jax.systems.mmvp import scoring
@@ -151,6 +183,7 @@ def vqa_score(values: flags.FlagValues) -> int:
 COMMANDS = {
     "blind_pairs": (define_blind_pairs_flags, blind_pairs),
     "mmvp_vlm": (define_vlm_flags, mmvp_vlm),
+    "vqa_questions": (define_questions_flags, vqa_questions),
     "vqa_score": (define_score_flags, vqa_score),
 }
 """Flags and function of each command; see `launch.systems.HasCommands`."""

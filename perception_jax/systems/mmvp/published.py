@@ -176,6 +176,21 @@ INTERLEAVED: Mapping[str, InterleavedRow] = types.MappingProxyType(
 """I-MoF with DINOv2, and with other self-supervised encoders."""
 
 
+MMVP_ALL = types.MappingProxyType(
+    dict(MMVP)
+    | {name: row.mmvp for name, row in INTERLEAVED.items() if "+" in name or row.pixels == 224}
+    | {f"LLaVA + A-MoF, {share:g} of DINOv2": row[0] for share, row in ADDITIVE.items() if share}
+)
+"""Pair accuracy on MMVP of all models of the paper."""
+POPE = types.MappingProxyType({name: row.pope for name, row in INTERLEAVED.items()})
+"""POPE of the models with two encoders and without."""
+LLAVA_BENCH = types.MappingProxyType(
+    {name: row.llava_bench for name, row in INTERLEAVED.items() if row.llava_bench is not None}
+    | {f"LLaVA + A-MoF, {share:g} of DINOv2": row[1] for share, row in ADDITIVE.items() if share}
+)
+"""Relative score on LLaVA-Bench (COCO)."""
+
+
 def clip_curve() -> np.ndarray:
     """Accuracy of CLIP by pattern, the mean of `CLIP_CURVE`."""
     return np.mean([MMVP_VLM[name].patterns for name in CLIP_CURVE], axis=0)

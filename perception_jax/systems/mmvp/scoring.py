@@ -6,17 +6,21 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from perception_jax.data.sources import fields
 from perception_jax.errors import ConfigError, DataError
+from perception_jax.evals import runner
+from perception_jax.evals.predictions import read_predictions
 from perception_jax.evals.vqa import asking, judging, llava_bench, mmvp, pope, textvqa
-from perception_jax.systems.mmvp.tables import mmvp_table, pattern_table
+from perception_jax.systems.mmvp import published
+from perception_jax.systems.mmvp.tables import beside, pattern_table
 
-REQUESTS_FILE = "requests.jsonl"
-"""Name of the file of requests to a judge."""
+REQUESTS_FILE, ANSWERS_FILE = "requests.jsonl", "answers.jsonl"
+"""Names of the requests to a judge and of MMVP's answers."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,7 +42,7 @@ class Files:
 
     Attributes:
       data: the benchmark's folder.
-      answers: the model's answers.
+      answers: the model's answers, a folder of predictions or a file.
       replies: of a judge, if there are any.
       patterns: the pattern of each pair of MMVP.
       corrected: whether MMVP's corrected labels are used.
@@ -79,16 +83,22 @@ def run_mmvp(
     found = asking.ask(
         mmvp.to_ask(root, questions), answers, out / "predictions", model=model, settings=settings
     )
-    return asking.write_lines(
-        out / "answers.jsonl", mmvp.answer_rows(questions, found, model=model)
-    )
+    return asking.write_lines(out / ANSWERS_FILE, mmvp.answer_rows(questions, found, model=model))
 
 
 def score_mmvp(files: Files) -> Scored:
-    """Grades by rule, or by a judge's replies, and writes the requests to a judge."""
-    rows = mmvp.read_answers(files.answers)
+    """Grades by rule, or by a judge's replies, and writes the requests to a judge.
+
+    Of a folder of predictions the authors' answers file is written too.
+    """
     questions = mmvp.read_questions(files.data, corrected=files.corrected)
-    rows = mmvp.with_labels(rows, questions)
+    if files.answers.is_dir():
+        found = runner.predicted([str(one.number) for one in questions], files.answers)
+        model = found[0].model_id.partition("#")[0]
+        rows = mmvp.answer_rows(questions, found, model=model)
+        asking.write_lines(files.out / ANSWERS_FILE, rows)
+    else:
+        rows = mmvp.with_labels(mmvp.read_answers(files.answers), questions)
     requests = mmvp.grading_requests(rows)
     judging.write_requests(files.out / REQUESTS_FILE, requests)
     if files.replies is None:
@@ -98,7 +108,8 @@ def score_mmvp(files: Files) -> Scored:
         graded, by = [mmvp.grade_of_reply(reply) == "yes" for reply in replies], "judge"
     scores = mmvp.pair_scores(graded)
     numbers = {**scores.to_dict(), "graded_by": by, "corrected": files.corrected}
-    text = [mmvp_table(str(rows[0].get("model_id", files.answers.stem)), scores.pair_accuracy)]
+    name = str(rows[0].get("model_id", files.answers.stem))
+    text = [beside(name, 100 * scores.pair_accuracy, "MMVP", published.MMVP_ALL)]
     if by == "judge":
         text.append(scores.printed())
     if files.patterns is not None:
@@ -109,18 +120,11 @@ def score_mmvp(files: Files) -> Scored:
 
 
 def score_pope(files: Files) -> Scored:
-    """Scores each split that the answers are of, and the mean F1.
-
-    Ids of answers are "random/1".
-    """
-    rows = asking.read_lines(files.answers, "text", question_id=fields.identity)
-    answers = {str(row["question_id"]): row["text"] for row in rows}
+    """Scores each split that the answers are of, and the means. Ids of answers are "random/1"."""
+    answers = _texts(files.answers)
     numbers, text = {}, []
-    for split in pope.SPLITS:
-        if not (files.data / f"coco_pope_{split}.json").is_file():
-            continue
-        questions = pope.read_questions(files.data, split)
-        ids = [one.id for one in questions]
+    for questions in _pope_splits(files.data):
+        ids, split = [one.id for one in questions], questions[0].id.partition("/")[0]
         if not any(name in answers for name in ids):
             continue
         missing = [name for name in ids if name not in answers]
@@ -137,14 +141,21 @@ def score_pope(files: Files) -> Scored:
     splits = list(numbers.values())
     for name in ("f1", "accuracy"):
         numbers[f"mean_{name}"] = sum(one[name] for one in splits) / len(splits)
-    text.append(f"mean F1 {numbers['mean_f1']:.4f}, mean accuracy {numbers['mean_accuracy']:.4f}")
+    text += [
+        beside(f"mean {name}", 100 * numbers[f"mean_{name}"], "POPE", published.POPE)
+        for name in ("f1", "accuracy")
+    ]
     return Scored(numbers=numbers, text="\n".join(text))
 
 
 def score_textvqa(files: Files) -> Scored:
-    """Soft accuracy of LLaVA's answers file on `TextVQA_0.5.1_val.json`."""
-    questions = textvqa.read_questions(files.data / "TextVQA_0.5.1_val.json")
-    accuracy, count = textvqa.score_llava_file(questions, files.answers)
+    """Soft accuracy of predictions, or of LLaVA's answers file."""
+    questions = textvqa.read_questions(files.data / _TEXTVQA[0])
+    if files.answers.is_dir():
+        found = runner.predicted([one.id for one in questions], files.answers)
+        accuracy, count = textvqa.score(questions, [one.output for one in found]), len(found)
+    else:
+        accuracy, count = textvqa.score_llava_file(questions, files.answers)
     text = f"Samples: {count}\nAccuracy: {100 * accuracy:.2f}%"
     return Scored(numbers={"accuracy": accuracy, "questions": count}, text=text)
 
@@ -155,17 +166,22 @@ def score_llava_bench(kind: llava_bench.Kind, files: Files) -> Scored:
     `files.data` has `questions.jsonl`, `context.jsonl` and `answers_gpt4.jsonl`, or the names of
     the COCO set.
     """
-    names = _BENCH_FILES[kind]
+    names = _BENCH[kind]
     for name in names:
         if not (files.data / name).is_file():
             raise DataError(f"{files.data}: expected {', '.join(names)} in it, found no {name}.")
     questions = llava_bench.read_questions(files.data / names[0])
+    if files.answers.is_dir():
+        found = runner.predicted([one.id for one in questions], files.answers)
+        answers = [one.output for one in found]
+    else:
+        answers = llava_bench.read_answers(files.answers, questions)
     requests = llava_bench.judging_requests(
         kind,
         questions,
         llava_bench.read_contexts(files.data / names[1], kind),
         llava_bench.read_answers(files.data / names[2], questions),
-        llava_bench.read_answers(files.answers, questions),
+        answers,
     )
     path = judging.write_requests(files.out / REQUESTS_FILE, requests)
     if files.replies is None:
@@ -173,10 +189,15 @@ def score_llava_bench(kind: llava_bench.Kind, files: Files) -> Scored:
         return Scored(numbers={"requests": len(requests)}, text=text)
     replies = judging.read_replies(files.replies, [one.id for one in requests])
     found = llava_bench.summary(questions, replies)
-    return Scored(numbers=found, text="\n".join(f"{name} {found[name]}" for name in found))
+    text = "\n".join(f"{name} {found[name]}" for name in found)
+    if kind == "coco":
+        table = beside("this run", found["all"], "LLaVA-Bench", published.LLAVA_BENCH)
+        text = f"{text}\n\n{table}"
+    return Scored(numbers=found, text=text)
 
 
-_BENCH_FILES = {
+_TEXTVQA = ("TextVQA_0.5.1_val.json", "TextVQA_Rosetta_OCR_v0.2_val.json")
+_BENCH = {
     "coco": ("qa90_questions.jsonl", "caps_boxes_coco2014_val_80.jsonl", "qa90_gpt4_answer.jsonl"),
     "in_the_wild": ("questions.jsonl", "context.jsonl", "answers_gpt4.jsonl"),
 }
@@ -201,3 +222,70 @@ def score(protocol: str, files: Files) -> Scored:
     if protocol.startswith("llava_bench_"):
         return score_llava_bench(protocol.removeprefix("llava_bench_"), files)
     return {"mmvp": score_mmvp, "pope": score_pope, "textvqa": score_textvqa}[protocol](files)
+
+
+# --- Questions -----------------------------------------------------------------------------------
+
+
+def questions_of(
+    protocol: str, data: pathlib.Path, images: pathlib.Path | None, *, ocr: bool = False
+) -> tuple[list[asking.Question], Mapping[str, asking.Decoding]]:
+    """The questions of a benchmark, and how they are asked, by the name of the way.
+
+    Args:
+      images: folder of the images, where `data` does not hold them (all but mmvp).
+      ocr: textvqa: whether prompts hold the words of the OCR file in `data`.
+
+    Raises:
+      ConfigError: a folder of images that is missing or of no use, or `ocr` for another benchmark.
+      DataError: a file that cannot be read, or is damaged.
+    """
+    if (images is None) != (protocol == "mmvp"):
+        raise ConfigError(
+            f"--images is {'required' if images is None else 'of no use'} for {protocol}."
+        )
+    if ocr and protocol != "textvqa":
+        raise ConfigError(f"--ocr is of no use for {protocol}.")
+    if protocol == "mmvp":
+        ways = {"greedy": mmvp.GREEDY, "as the authors' script": mmvp.REFERENCE}
+        return mmvp.to_ask(data, mmvp.read_questions(data)), ways
+    if protocol == "pope":
+        asked = [one for split in _pope_splits(data) for one in pope.to_ask(split, images)]
+        return asked, {"greedy": pope.GREEDY}
+    if protocol == "textvqa":
+        tokens = textvqa.read_ocr_tokens(data / _TEXTVQA[1]) if ocr else None
+        questions = textvqa.read_questions(data / _TEXTVQA[0])
+        return textvqa.to_ask(questions, images, tokens), {"greedy": textvqa.GREEDY}
+    names = _BENCH[protocol.removeprefix("llava_bench_")]
+    questions = llava_bench.read_questions(data / names[0])
+    return llava_bench.to_ask(questions, images), {"greedy": llava_bench.GREEDY}
+
+
+def write_questions(path: pathlib.Path, questions: Sequence[asking.Question]) -> pathlib.Path:
+    """Writes the questions for `launch.predict vqa`: `id`, `image` (from the file's folder) and
+    `question`."""
+    rows = (
+        {"id": one.id, "image": os.path.relpath(one.image, path.parent), "question": one.prompt}
+        for one in questions
+    )
+    return asking.write_lines(path, rows)
+
+
+def _pope_splits(data: pathlib.Path) -> list[tuple[pope.PopeQuestion, ...]]:
+    """The questions of each split whose file is there.
+
+    Raises:
+      DataError: none is.
+    """
+    found = [s for s in pope.SPLITS if (data / f"coco_pope_{s}.json").is_file()]
+    if not found:
+        raise DataError(f"{data}: expected coco_pope_random.json or another split, found none.")
+    return [pope.read_questions(data, split) for split in found]
+
+
+def _texts(path: pathlib.Path) -> dict[str, str]:
+    """Answers by id, from a folder of predictions or a file with `question_id` and `text`."""
+    if path.is_dir():
+        return {one.id: one.output for one in read_predictions(path)}
+    rows = asking.read_lines(path, "text", question_id=fields.identity)
+    return {str(row["question_id"]): row["text"] for row in rows}

@@ -62,11 +62,18 @@ def vlm_table(found: Mapping[str, VlmResult]) -> str:
     return aligned(rows)
 
 
-def mmvp_table(name: str, accuracy: float) -> str:
-    """Pair accuracy on MMVP among the published ones, the best first."""
-    rows = [(100 * accuracy, f"{name} (this run)"), *((v, k) for k, v in published.MMVP.items())]
-    ordered = sorted(rows, key=lambda row: -row[0])
-    return aligned([["model", "MMVP"], *([model, f"{value:.1f}"] for value, model in ordered)])
+def beside(name: str, value: float, metric: str, others: Mapping[str, float]) -> str:
+    """A score in percent among the published ones, the best first.
+
+    Args:
+      name: of the model or the kind of score.
+      metric: head of the column.
+      others: published scores by the name of the model.
+    """
+    rows = sorted(
+        [(value, f"{name} (this run)"), *((v, k) for k, v in others.items())], reverse=True
+    )
+    return aligned([["model", metric], *([model, f"{score:.1f}"] for score, model in rows)])
 
 
 def pattern_table(accuracy: Mapping[str, float]) -> str:
