@@ -18,8 +18,8 @@ pixels that count for each text, patch features), and how well the texts fit. gi
 conditioned on an instruction: its maps, whether the object is there, and which of many objects are.
 Both write a picture and JSON for each image. text: a language model's answers to prompts. chat: a
 conversation with it in the terminal. blind_pairs: pairs of images in a folder that one encoder
-finds similar and another different. mmvp_vlm: the benchmark MMVP-VLM for encoders. vqa_questions and
-vqa_score: questions of benchmarks for multimodal models, and scores of the answers.
+finds similar and another different. mmvp_vlm: the benchmark MMVP-VLM for encoders. vqa_questions
+and vqa_score: questions of benchmarks for multimodal models, and scores of the answers.
 `python -m launch.predict COMMAND --help` shows the command's flags.
 """
 
