@@ -177,6 +177,22 @@ def test_processes_share_the_work_in_one_folder(mined, images, second, tmp_path,
     assert pairs_of(out) == pairs_of(mined)
 
 
+def test_the_processes_of_a_job_wait_for_each_other(mined, images, second, monkeypatch, tmp_path):
+    out, waited = tmp_path / "pairs", []
+    words = ("--columns=7", "--batch=8")
+
+    def wait():
+        waited.append(mine(images, second, out, *words, "--share=1/2"))
+
+    processes = program._processes
+    job = ((0, 2), wait)
+    monkeypatch.setattr(program, "_processes", lambda share: processes(share) if share else job)
+    assert mine(images, second, out, *words) == 0
+    assert waited == [0, 0, 0]  # after the embeddings of each encoder, and after the search
+    assert pairs_of(out) == pairs_of(mined)
+    assert len(list((out / "search").glob("*/*.jsonl"))) == 2
+
+
 def test_embeddings_come_from_files(mined, tmp_path, capsys):
     first, second = embeddings(mined)
     np.save(tmp_path / "first.npy", first)

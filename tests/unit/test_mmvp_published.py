@@ -1,12 +1,18 @@
-"""The paper's tables agree with each other: means, the CLIP curve, correlations."""
+"""The paper's tables agree with each other, and the encoders of its table are processed as named."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+from flax import nnx
 
+from perception_jax import api
+from perception_jax.data.processors import ImageProcessor
 from perception_jax.evals.vqa import mmvp
+from perception_jax.models.dinov2.config import Dinov2Config
+from perception_jax.models.dinov2.modeling import Dinov2
 from perception_jax.systems.mmvp import encoders, published
+from tests.arrays import drawn
 
 
 def test_every_row_has_nine_patterns_and_their_mean():
@@ -45,3 +51,23 @@ def test_instructblip_needs_another_colour_point_than_the_plotted_one():
     points[mmvp.PATTERNS.index("Color and Appearance")] = 30.8
     found = published.correlation_with_clip(points)
     assert round(found, 2) == published.CORRELATION["InstructBLIP"]
+
+
+def test_a_named_encoder_replaces_transform_and_positions(tmp_path):
+    config = Dinov2Config(image_size=28, patch_size=14, width=32, depth=1, heads=4, mlp_dim=64)
+    loaded = api.Loaded(
+        model=drawn(lambda: Dinov2(config, rngs=nnx.Rngs(params=0))),
+        config=config,
+        processor=api.Processor(image=ImageProcessor(size=28), tokenizer=None),
+    )
+    api.export(loaded, tmp_path / "hf")
+    found = encoders.open_encoder(f"dinov2-l14={tmp_path}/hf")
+    image = found.processor.image
+    assert (image.size, image.resize, image.mode) == (224, 256, "tv_crop")
+    assert found.model.position_offset == 0.1
+    # What it moves: positions of an image of another size than the stored one.
+    plain = encoders.open_encoder(f"{tmp_path}/hf")
+    assert plain.model.position_offset == 0.0
+    assert plain.processor.image.size == 28
+    grids = [np.asarray(one.model.positions((16, 16))) for one in (found, plain)]
+    assert 1e-4 < np.abs(grids[0] - grids[1]).max()

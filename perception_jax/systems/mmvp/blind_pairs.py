@@ -12,7 +12,7 @@ import json
 import logging
 import pathlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -65,6 +65,7 @@ class Settings:
       columns: of a block.
       batch: images of a call.
       share: index and number of the processes that share the work in one folder.
+      wait: returns once all of these have come to the same call of it; None does not wait.
     """
 
     first: str
@@ -74,6 +75,7 @@ class Settings:
     columns: int
     batch: int = 64
     share: tuple[int, int] = (0, 1)
+    wait: Callable[[], None] | None = None
 
 
 def embedded(settings: Settings, out: pathlib.Path, mesh: Mesh | None) -> EmbeddedImages | None:
@@ -101,7 +103,12 @@ def embedded(settings: Settings, out: pathlib.Path, mesh: Mesh | None) -> Embedd
         embedder = ImageEmbedder(open_encoder(text, mesh), batch=settings.batch, mesh=mesh)
         found.append(
             embed_images(
-                embedder, paths, out / "embeddings", share=settings.share, title=f"{which} encoder"
+                embedder,
+                paths,
+                out / "embeddings",
+                share=settings.share,
+                wait=settings.wait,
+                title=f"{which} encoder",
             )
         )
         del embedder  # the next encoder may need the memory
@@ -149,6 +156,8 @@ def search(
             )
 
     runner.predict(ids, run, folder, model_id=model_id, host=settings.share)
+    if settings.wait is not None:
+        settings.wait()
     blocks = {one.id: one for one in read_predictions(folder, none_ok=True)}
     if any(name not in blocks for name in ids):
         return None

@@ -11,7 +11,7 @@ import logging
 import os
 import pathlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -82,6 +82,7 @@ def embed_images(
     folder: pathlib.Path,
     *,
     share: tuple[int, int] = (0, 1),
+    wait: Callable[[], None] | None = None,
     title: str = "",
 ) -> Float32[np.ndarray, "N E"] | None:
     """Embeds image files into `folder/<fingerprint>/part-00000.npy` and so on.
@@ -90,6 +91,7 @@ def embed_images(
 
     Args:
       share: index and number of the processes that share the parts.
+      wait: returns once the other processes have written theirs.
       title: of the progress bar.
 
     Returns:
@@ -115,6 +117,8 @@ def embed_images(
         for path, some in own:
             _write(path, _embedded(embedder, some))
             bar.update(len(some))
+    if wait is not None:
+        wait()
     if not all(path.exists() for path, _ in parts):
         return None
     found = [_read(path, len(some)) for path, some in parts]

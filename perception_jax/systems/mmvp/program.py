@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import pathlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from jax.sharding import Mesh
 
 _SCENES, _CANVAS = "scenes", 96
+_DAY = 86_400.0
 _PROTOCOLS = ("mmvp", "pope", "textvqa", "llava_bench_coco", "llava_bench_in_the_wild")
 
 
@@ -37,7 +39,11 @@ def define_blind_pairs_flags(values: flags.FlagValues) -> None:
     whole("batch", 64, "Images of a call.", lower_bound=1)
     whole("columns", 4096, "Columns of the similarity matrix at a time.", lower_bound=1)
     whole("sheet", 50, "Pairs on the contact sheet.", lower_bound=0)
-    string("share", "0/1", "Index and number of the processes that share OUT, as 3/16.")
+    string(
+        "share",
+        None,
+        "Index and number of the processes that share OUT, as 3/16; by default those of the job.",
+    )
 
 
 def define_vlm_flags(values: flags.FlagValues) -> None:
@@ -86,6 +92,7 @@ def blind_pairs(values: flags.FlagValues) -> int:
     from perception_jax.systems.mmvp import blind_pairs as work
     from perception_jax.systems.mmvp.mining import Thresholds
 
+    share, wait = _processes(values.share)
     out, mesh = _folder(values.out), _mesh()
     settings = work.Settings(
         first=values.first,
@@ -94,13 +101,16 @@ def blind_pairs(values: flags.FlagValues) -> int:
         thresholds=Thresholds(above=values.above, below=values.below),
         columns=values.columns,
         batch=values.batch,
-        share=_share(values.share),
+        share=share,
+        wait=wait,
     )
     images = work.embedded(settings, out, mesh)
     pairs = None if images is None else work.search(images, settings, out, mesh)
     if images is None or pairs is None:
         print(f"{out}: this process's share is done; the last one to finish writes the pairs")
         return 0
+    if wait is not None and share[0]:
+        return 0  # the first process writes
     path = work.write_pairs(out, images, pairs)
     print(
         f"{path}: {len(pairs)} blind of {pairs.similar} similar pairs of {len(images.names)} "
@@ -209,6 +219,24 @@ def _vlm_data(data: str, out: pathlib.Path) -> pathlib.Path:
     folder = out / _SCENES
     scenes.write_vlm(folder, scenes.draw_pairs(SceneConfig(canvas=_CANVAS, split="test")))
     return folder
+
+
+def _processes(share: str | None) -> tuple[tuple[int, int], Callable[[], None] | None]:
+    """The share of this process, and what waits for the others of its job; joins that job first.
+
+    Raises:
+      ConfigError: a share that is none.
+    """
+    if share is not None:
+        return _share(share), None
+    from perception_jax.shard import distributed
+
+    info = distributed.initialize()
+
+    def wait() -> None:
+        distributed.exchange("blind pairs", "", timeout_seconds=_DAY)
+
+    return (info.index, info.count), wait if info.count > 1 else None
 
 
 def _share(text: str) -> tuple[int, int]:
