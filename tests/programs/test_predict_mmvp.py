@@ -144,6 +144,20 @@ def test_another_threshold_embeds_nothing_again(mined, images, second, monkeypat
     assert len(pairs_of(out)) < len(pairs_of(mined))
 
 
+def test_a_search_without_pairs_says_which_threshold_to_change(
+    mined, images, second, tmp_path, capsys
+):
+    out = tmp_path / "pairs"
+    shutil.copytree(mined, out)
+    for words, message in (
+        (("--below=0.1",), "lowest cosine of the second encoder is 0."),
+        (("--above=1",), "no cosine of the first encoder is above 1: lower --above"),
+    ):
+        assert mine(images, second, out, *words) == 0
+        assert pairs_of(out) == []
+        assert message in capsys.readouterr().out
+
+
 def test_a_search_that_was_stopped_goes_on_with_the_next_block(
     mined, images, second, monkeypatch, tmp_path
 ):

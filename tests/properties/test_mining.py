@@ -75,6 +75,7 @@ def test_blocks_and_devices_change_nothing(devices):
             np.array(listed(one), np.float32), np.array(expected, np.float32)
         )
     assert found[0].similar == found[1].similar > len(expected)
+    assert found[0].lowest == found[1].lowest == min(row[3] for row in expected)
 
 
 def test_embeddings_that_cannot_be_compared_are_refused():

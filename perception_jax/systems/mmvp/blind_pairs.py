@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import math
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -152,7 +153,7 @@ def search(
                 id=ids[k],
                 output=_as_text(pairs),
                 model_id=model_id,
-                extras={"similar": pairs.similar},
+                extras={"similar": pairs.similar, "lowest": _finite(pairs.lowest)},
             )
 
     runner.predict(ids, run, folder, model_id=model_id, host=settings.share)
@@ -287,6 +288,22 @@ def _digest(images: EmbeddedImages, settings: Settings) -> str:
     return digest.hexdigest()[:16]
 
 
+def hint(pairs: BlindPairs, limits: Thresholds) -> str:
+    """What to change if no pair was found; "" if some were."""
+    if len(pairs):
+        return ""
+    if not pairs.similar:
+        return f"no cosine of the first encoder is above {limits.above:g}: lower --above"
+    return (
+        f"among the similar pairs the lowest cosine of the second encoder is {pairs.lowest:.3f}: "
+        "raise --below above it"
+    )
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
 def _as_text(pairs: BlindPairs) -> str:
     columns = (pairs.i, pairs.j, pairs.first, pairs.second)
     return json.dumps([column.tolist() for column in columns])
@@ -301,4 +318,5 @@ def _from_text(prediction: Prediction) -> BlindPairs:
         first=np.array(first, np.float32),
         second=np.array(second, np.float32),
         similar=extras["similar"],
+        lowest=math.inf if extras["lowest"] is None else extras["lowest"],
     )

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 
 import jax
@@ -70,6 +71,7 @@ class BlindPairs:
       i, j: numbers of the images, i < j.
       first, second: their cosines by each encoder.
       similar: number of pairs that the first encoder finds similar, blind or not.
+      lowest: smallest cosine of the second encoder among these; infinite without any.
     """
 
     i: Int64[np.ndarray, " n"]
@@ -77,6 +79,7 @@ class BlindPairs:
     first: Float32[np.ndarray, " n"]
     second: Float32[np.ndarray, " n"]
     similar: int
+    lowest: float
 
     def __len__(self) -> int:
         return len(self.i)
@@ -87,20 +90,27 @@ class BlindPairs:
 
         Equal ones come in the order of the second encoder's cosines, smallest first, then of i, j.
         """
-        empty = cls._of(np.zeros((0, 2), np.int64), *np.zeros((2, 0), np.float32), 0)
+        empty = cls._of(np.zeros((0, 2), np.int64), *np.zeros((2, 0), np.float32), 0, math.inf)
         names = ("i", "j", "first", "second")
         columns = {
             name: np.concatenate([getattr(one, name) for one in (empty, *parts)]) for name in names
         }
         order = np.lexsort((columns["j"], columns["i"], columns["second"], -columns["first"]))
         columns = {name: values[order] for name, values in columns.items()}
-        return cls(**columns, similar=sum(one.similar for one in parts))
+        lowest = min((one.lowest for one in parts), default=math.inf)
+        return cls(**columns, similar=sum(one.similar for one in parts), lowest=lowest)
 
     @classmethod
     def _of(
-        cls, pairs: np.ndarray, first: np.ndarray, second: np.ndarray, similar: int
+        cls,
+        pairs: np.ndarray,
+        first: np.ndarray,
+        second: np.ndarray,
+        similar: int,
+        lowest: float,
     ) -> BlindPairs:
-        return cls(i=pairs[:, 0], j=pairs[:, 1], first=first, second=second, similar=similar)
+        i, j = pairs[:, 0], pairs[:, 1]
+        return cls(i=i, j=j, first=first, second=second, similar=similar, lowest=lowest)
 
 
 class Miner:
@@ -213,7 +223,8 @@ class Miner:
         first = np.concatenate([np.zeros(0, np.float32), *(one for _, one in found)])
         second = _cosines(self._second, pairs)
         blind = second < self.thresholds.below
-        return BlindPairs._of(pairs[blind], first[blind], second[blind], len(pairs))
+        lowest = float(second.min(initial=np.inf))
+        return BlindPairs._of(pairs[blind], first[blind], second[blind], len(pairs), lowest)
 
     def _similar(
         self, start: Int64[np.ndarray, " h"], column: Int64[np.ndarray, " h"]

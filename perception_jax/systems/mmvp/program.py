@@ -116,6 +116,8 @@ def blind_pairs(values: flags.FlagValues) -> int:
         f"{path}: {len(pairs)} blind of {pairs.similar} similar pairs of {len(images.names)} "
         f"images, {images.skipped} could not be read"
     )
+    if hint := work.hint(pairs, settings.thresholds):
+        print(hint)
     sheet = work.write_sheet(out, images, pairs, settings, most=values.sheet)
     if sheet is not None:
         print(f"{sheet}: contact sheet")
