@@ -99,5 +99,8 @@ def test_embeddings_that_cannot_be_compared_are_refused():
 
 def test_a_search_that_keeps_everything_is_given_up(monkeypatch):
     monkeypatch.setattr("perception_jax.systems.mmvp.mining.MOST_PAIRS", 5)
-    with pytest.raises(DataError, match="more than 5 blind pairs"):
+    with pytest.raises(DataError, match="more than 5 similar pairs"):
         Miner(np.ones((9, 3), np.float32), np.eye(9, dtype=np.float32))()
+    # Block by block: none has more than 5 similar pairs, together they have 6 blind ones.
+    with pytest.raises(DataError, match="more than 5 blind pairs"):
+        Miner(np.ones((4, 3), np.float32), np.eye(4, dtype=np.float32), columns=1)()

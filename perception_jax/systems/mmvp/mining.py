@@ -35,7 +35,7 @@ COLUMNS = 4096
 """Columns of a block."""
 MARGIN = 1e-5
 """How far float32 similarities may be off. Above it everything is computed again in float64."""
-MOST_PAIRS = 20_000_000
+MOST_PAIRS = 10_000_000
 """Pairs above which a search is given up."""
 
 _ROWS_AT_ONCE = 65_536
@@ -158,24 +158,19 @@ class Miner:
         self._rows = self._placed(mesh)
 
     def __call__(self) -> BlindPairs:
-        """All pairs.
-
-        Raises:
-          DataError: more than `MOST_PAIRS`.
-        """
-        parts, total = [], 0
-        for part in self.search(self.blocks):
-            total += len(part)
-            _check_total(total)
-            parts.append(part)
-        return BlindPairs.joined(parts)
+        """All pairs. Raises: as of `search`."""
+        return BlindPairs.joined(list(self.search(self.blocks)))
 
     def search(self, blocks: Iterable[slice]) -> Iterator[BlindPairs]:
         """Yields the pairs of each block: those whose larger number is in the block.
 
         Devices work on a block while the pairs of the one before are computed on the host.
+
+        Raises:
+          DataError: more than `MOST_PAIRS` are similar for the first encoder in a block, or blind.
         """
         waiting: list[slice] = []
+        total = 0
 
         def calls() -> Iterator[tuple[Array, int]]:
             for block in blocks:
@@ -187,7 +182,10 @@ class Miner:
                 yield hits, len(columns)
 
         for hits, _ in fetched(calls()):
-            yield self._pairs(hits, waiting.pop(0))
+            found = self._pairs(hits, waiting.pop(0))
+            total += len(found)
+            _check_total(total, "blind")
+            yield found
 
     def _placed(self, mesh: Mesh | None) -> Array:
         """Rows on the devices: row r is on device r modulo their number, so that the pairs above
@@ -215,10 +213,12 @@ class Miner:
         place, column = place[which], column[which] + block.start
         device, chunk = np.divmod(place, len(hits) // self._devices)
         start = (chunk * CHUNK + group * GROUP) * self._devices + device
-        found = [
-            self._similar(start[k : k + _HITS_AT_ONCE], column[k : k + _HITS_AT_ONCE])
-            for k in range(0, len(start), _HITS_AT_ONCE)
-        ]
+        found, total = [], 0
+        for k in range(0, len(start), _HITS_AT_ONCE):
+            some = slice(k, k + _HITS_AT_ONCE)
+            found.append(self._similar(start[some], column[some]))
+            total += len(found[-1][1])
+            _check_total(total, "similar")
         pairs = np.concatenate([np.zeros((0, 2), np.int64), *(one for one, _ in found)])
         first = np.concatenate([np.zeros(0, np.float32), *(one for _, one in found)])
         second = _cosines(self._second, pairs)
@@ -344,9 +344,9 @@ def _check_rows(first: np.ndarray, second: np.ndarray) -> None:
         raise DataError(f"expected embeddings of at least two images, found shapes {shapes}.")
 
 
-def _check_total(total: int) -> None:
+def _check_total(total: int, kind: str) -> None:
     if total > MOST_PAIRS:
         raise DataError(
-            f"found more than {MOST_PAIRS:,} blind pairs: the thresholds let almost everything "
-            "through. Raise the one of the first encoder, or lower that of the second."
+            f"found more than {MOST_PAIRS:,} {kind} pairs: the thresholds let too much through. "
+            "Raise that of the first encoder, or lower that of the second."
         )
