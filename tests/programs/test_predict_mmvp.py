@@ -144,6 +144,31 @@ def test_another_threshold_embeds_nothing_again(mined, images, second, monkeypat
     assert len(pairs_of(out)) < len(pairs_of(mined))
 
 
+def test_embeddings_lie_in_parts_and_only_missing_ones_are_made(
+    mined, images, second, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("perception_jax.systems.mmvp.embed.PART", 4)
+    out, embedded, embed = tmp_path / "pairs", [], ImageEmbedder.__call__
+
+    def counting(self, pixels):
+        embedded.append(len(pixels))
+        return embed(self, pixels)
+
+    monkeypatch.setattr(ImageEmbedder, "__call__", counting)
+    assert mine(images, second, out, "--batch=8") == 0
+    assert embedded == 2 * [4, 4, 4, 4, 2]  # the torn image is in the last part
+    numbers = [(row["i"], row["j"]) for row in pairs_of(mined)]
+    assert sorted((row["i"], row["j"]) for row in pairs_of(out)) == sorted(numbers)
+    parts = sorted((out / "embeddings").glob("*/part-00001.npy"))
+    parts[0].unlink()
+    parts[1].write_bytes(b"torn")
+    embedded.clear()
+    assert mine(images, second, out, "--batch=8") == 1  # a damaged part is named
+    parts[1].unlink()
+    assert mine(images, second, out, "--batch=8") == 0
+    assert embedded == [4, 4]
+
+
 def test_a_search_without_pairs_says_which_threshold_to_change(
     mined, images, second, tmp_path, capsys
 ):

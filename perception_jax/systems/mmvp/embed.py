@@ -114,8 +114,8 @@ def embed_images(
     with tqdm.tqdm(
         desc=title, total=total, unit="image", dynamic_ncols=True, disable=hidden
     ) as bar:
-        for path, some in own:
-            _write(path, _embedded(embedder, some))
+        for (path, some), pixels in zip(own, _read_ahead(embedder, own), strict=True):
+            _write(path, _embedded(embedder, pixels))
             bar.update(len(some))
     if wait is not None:
         wait()
@@ -142,23 +142,23 @@ def _key(embedder: ImageEmbedder, images: Sequence[pathlib.Path]) -> str:
 
 
 def _embedded(
-    embedder: ImageEmbedder, images: Sequence[pathlib.Path]
+    embedder: ImageEmbedder, read: Sequence[UInt8[np.ndarray, "S S 3"] | None]
 ) -> Float32[np.ndarray, "N _"]:
     """Embeddings of a part; without columns if none of its images can be read."""
-    read = list(_pixels(embedder, images))
     good = [k for k, pixels in enumerate(read) if pixels is not None]
     if not good:
-        return np.zeros((len(images), 0), np.float32)
+        return np.zeros((len(read), 0), np.float32)
     vectors = embedder(np.stack([read[k] for k in good]))
-    found = np.full((len(images), vectors.shape[1]), np.nan, np.float32)
+    found = np.full((len(read), vectors.shape[1]), np.nan, np.float32)
     found[good] = vectors
     return found
 
 
-def _pixels(
-    embedder: ImageEmbedder, images: Sequence[pathlib.Path]
-) -> Iterator[UInt8[np.ndarray, "S S 3"] | None]:
-    """Processed images, read in threads; None for one that cannot be read."""
+def _read_ahead(
+    embedder: ImageEmbedder, parts: Sequence[tuple[pathlib.Path, Sequence[pathlib.Path]]]
+) -> Iterator[list[UInt8[np.ndarray, "S S 3"] | None]]:
+    """Processed images of each part, read in threads while the part before is embedded; None for an
+    image that cannot be read."""
 
     def read(image: pathlib.Path) -> np.ndarray | None:
         try:
@@ -168,8 +168,17 @@ def _pixels(
             _log.warning("skipped %s", error)
             return None
 
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        yield from pool.map(read, images)
+    pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1)
+    try:
+        waiting: list[list[concurrent.futures.Future]] = []
+        for _, images in parts:
+            waiting.append([pool.submit(read, image) for image in images])
+            if len(waiting) > 1:
+                yield [future.result() for future in waiting.pop(0)]
+        for futures in waiting:
+            yield [future.result() for future in futures]
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _write(path: pathlib.Path, vectors: np.ndarray) -> None:
