@@ -395,6 +395,16 @@ def test_pope_textvqa_and_llava_bench_are_scored_from_files(tmp_path, capsys):
     assert run(*words, "--protocol=pope", "--corrected", f"--answers={path}") == 1
     assert "--corrected is of no use for pope" in capsys.readouterr().err
 
+    # LLaVA numbers the questions of all splits, and keeps the split in its questions file.
+    kinds = ["popular", "random", "random"]
+    rows = [{"question_id": k, "category": kind} for k, kind in enumerate(kinds)]
+    lines("llava_pope_test.jsonl", rows)
+    path = lines("llava.jsonl", [{"question_id": k, "text": "No"} for k in range(3)])
+    assert run(*words, "--protocol=pope", f"--answers={path}") == 0
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert found["random"]["accuracy"] == 0.5
+    assert "popular" not in found  # one id for two questions
+
     row = {"question_id": 1, "image_id": "a", "question": "Which?", "answers": ["stop"] * 10}
     (tmp_path / "TextVQA_0.5.1_val.json").write_text(json.dumps({"data": [row]}))
     path = lines("text.jsonl", [{"question_id": "a", "prompt": "Which?\nAnswer", "text": "Stop"}])

@@ -68,6 +68,19 @@ def read_questions(root: str | os.PathLike[str], split: str) -> tuple[PopeQuesti
     return tuple(found.values())
 
 
+def read_llava_ids(path: str | os.PathLike[str]) -> dict[str, tuple[str, ...]]:
+    """The ids that LLaVA's questions file (`llava_pope_test.jsonl`) gives the questions of each
+    split, in the order of the split's own file.
+
+    Raises:
+      DataError: the file cannot be read or a line is damaged.
+    """
+    found: dict[str, list[str]] = {}
+    for row in asking.read_lines(path, "category", question_id=fields.identity):
+        found.setdefault(row["category"], []).append(str(row["question_id"]))
+    return {split: tuple(ids) for split, ids in found.items()}
+
+
 def to_ask(
     questions: Sequence[PopeQuestion], images: str | os.PathLike[str], *, suffix: str = SUFFIX
 ) -> list[asking.Question]:

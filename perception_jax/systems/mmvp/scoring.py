@@ -120,11 +120,17 @@ def score_mmvp(files: Files) -> Scored:
 
 
 def score_pope(files: Files) -> Scored:
-    """Scores each split that the answers are of, and the means. Ids of answers are "random/1"."""
-    answers = _texts(files.answers)
+    """Scores each split that the answers are of, and the means.
+
+    Ids of answers are "random/1", or those of LLaVA's questions file if `files.data` has it.
+    """
+    answers, llava = _texts(files.answers), files.data / "llava_pope_test.jsonl"
+    others = pope.read_llava_ids(llava) if llava.is_file() else {}
     numbers, text = {}, []
     for questions in _pope_splits(files.data):
         ids, split = [one.id for one in questions], questions[0].id.partition("/")[0]
+        if not any(name in answers for name in ids) and len(others.get(split, ())) == len(ids):
+            ids = list(others[split])
         if not any(name in answers for name in ids):
             continue
         missing = [name for name in ids if name not in answers]
