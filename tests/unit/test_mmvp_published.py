@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 import pytest
 from flax import nnx
@@ -9,9 +10,12 @@ from flax import nnx
 from perception_jax import api
 from perception_jax.data.processors import ImageProcessor
 from perception_jax.evals.vqa import mmvp
+from perception_jax.models.clip.modeling import Clip
 from perception_jax.models.dinov2.config import Dinov2Config
 from perception_jax.models.dinov2.modeling import Dinov2
-from perception_jax.systems.mmvp import encoders, published
+from perception_jax.systems.mmvp import encoders, published, vlm
+from perception_jax.systems.mmvp.embed import ImageEmbedder
+from perception_jax.testing import tiny_clip
 from tests.arrays import drawn
 
 
@@ -53,6 +57,25 @@ def test_instructblip_needs_another_colour_point_than_the_plotted_one():
     assert round(found, 2) == published.CORRELATION["InstructBLIP"]
 
 
+@pytest.mark.parametrize("name", ["embed", "text"])
+def test_encoders_multiply_in_float32_wherever_they_run(name):
+    """By default TPUs and GPUs round the factors of float32 products."""
+    model = jax.eval_shape(lambda: Clip(tiny_clip.CONFIG, rngs=nnx.Rngs(params=0)))
+    embedder = ImageEmbedder(
+        api.Loaded(model=model, config=tiny_clip.CONFIG, processor=tiny_clip.PROCESSOR)
+    )
+    with jax.default_matmul_precision("default"):
+        if name == "embed":
+            pixels = jax.ShapeDtypeStruct((2, tiny_clip.SIZE, tiny_clip.SIZE, 3), np.uint8)
+            text = str(jax.make_jaxpr(embedder._embed)(model, pixels))
+        else:
+            ids = jax.ShapeDtypeStruct((2, tiny_clip.CONTEXT), np.int32)
+            text = str(jax.make_jaxpr(vlm._embed_texts)(model, ids))
+    assert "dot_general" in text
+    assert "Precision.DEFAULT" not in text
+    assert text.count("HIGHEST") > 0
+
+
 def test_a_named_encoder_replaces_transform_and_positions(tmp_path):
     config = Dinov2Config(image_size=28, patch_size=14, width=32, depth=1, heads=4, mlp_dim=64)
     loaded = api.Loaded(
@@ -65,6 +88,7 @@ def test_a_named_encoder_replaces_transform_and_positions(tmp_path):
     image = found.processor.image
     assert (image.size, image.resize, image.mode) == (224, 256, "tv_crop")
     assert found.model.position_offset == 0.1
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(nnx.state(found.model))} == {"float32"}
     # What it moves: positions of an image of another size than the stored one.
     plain = encoders.open_encoder(f"{tmp_path}/hf")
     assert plain.model.position_offset == 0.0

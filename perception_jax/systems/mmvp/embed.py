@@ -6,6 +6,7 @@ Letters: N images, B batch, S image side, E embedding width.
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import hashlib
 import logging
 import os
@@ -71,9 +72,15 @@ class ImageEmbedder:
     def _embed(self, model: nnx.Module, pixels: UInt8[Array, "B S S 3"]) -> Float[Array, "B E"]:
         tower = model.vision if isinstance(model, TwoTowers) else model
         normal = normalise(pixels, self.processor.mean, self.processor.std)
-        out = tower(normal)
+        with exact():
+            out = tower(normal)
         found = out.pooled if out.embedding is None else out.embedding
         return unit(found.astype(jax.numpy.float32))
+
+
+def exact() -> contextlib.AbstractContextManager[None]:
+    """A context that multiplies float32 as such; TPUs and GPUs would round the factors."""
+    return jax.default_matmul_precision("highest")
 
 
 def embed_images(

@@ -98,7 +98,7 @@ def encoder_of(text: str) -> Encoder:
 
 
 def open_encoder(text: str, mesh: Mesh | None = None) -> Loaded:
-    """Loads the encoder that a flag means, with its own image processor.
+    """Loads the encoder that a flag means in float32, with its own image processor.
 
     Raises:
       CheckpointError, ConfigError: as of `perception_jax.load`.
@@ -108,7 +108,7 @@ def open_encoder(text: str, mesh: Mesh | None = None) -> Loaded:
     from perception_jax.errors import ConfigError
 
     encoder = encoder_of(text)
-    loaded = perception_jax.load(encoder.source, mesh=mesh)
+    loaded = perception_jax.load(encoder.source, dtype="float32", mesh=mesh)
     image = loaded.processor.image
     if image is None or not image.is_square:
         raise ConfigError(

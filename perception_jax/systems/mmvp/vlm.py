@@ -23,7 +23,7 @@ from perception_jax.evals.vqa import mmvp_vlm
 from perception_jax.inference.batches import Batched
 from perception_jax.nn.towers import TwoTowers
 from perception_jax.ops.losses import unit
-from perception_jax.systems.mmvp.embed import ImageEmbedder
+from perception_jax.systems.mmvp.embed import ImageEmbedder, exact
 
 _PAIRS_AT_ONCE = 8
 
@@ -93,4 +93,5 @@ class VlmRun:
 
 
 def _embed_texts(model: nnx.Module, ids: Int[Array, "B T"]) -> Float[Array, "B E"]:
-    return unit(model.text(ids).embedding.astype(jax.numpy.float32))
+    with exact():
+        return unit(model.text(ids).embedding.astype(jax.numpy.float32))
