@@ -1,6 +1,6 @@
 """Time to find blind pairs among the embeddings of many images, against blocked numpy.
 
-python tests/bench/mining.py [--images=50000] [--widths=768,1024] [--columns=4096] [--out=FILE.json]
+python tests/bench/mining.py [--images=50000] [--widths=768,1024] [--columns=2048] [--out=FILE.json]
 
 Both sides take turns block of columns by block, so that a busy machine slows both; the pairs must
 be equal. Numpy multiplies blocks of rows above the diagonal with the columns (float32), compares
@@ -119,7 +119,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=50_000)
     parser.add_argument("--widths", default="768,1024")
-    parser.add_argument("--columns", type=int, default=4096)
+    parser.add_argument("--columns", type=int, default=2048)
     parser.add_argument("--out", type=pathlib.Path)
     options = parser.parse_args()
     widths = map(int, options.widths.split(","))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -61,11 +62,13 @@ def clustered(count: int, width: int, seed: int) -> np.ndarray:
     return rows.astype(np.float32)
 
 
-@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("devices", [1, 2, 8])
 def test_blocks_and_devices_change_nothing(devices):
-    first, second = clustered(2300, 24, 0), clustered(2300, 12, 1)
+    first, second = clustered(2900, 24, 0), clustered(2900, 12, 1)
     limits = Thresholds(above=0.93, below=0.2)
-    mesh = mesh_lib.make_mesh(2, 2, 2) if devices == 8 else None
+    sizes = {2: (1, 2, 1), 8: (2, 2, 2)}
+    some = jax.devices()[:devices]
+    mesh = mesh_lib.make_mesh(*sizes[devices], devices=some) if devices > 1 else None
     found = [Miner(first, second, limits, columns=c, mesh=mesh)() for c in (997, 4000)]
     expected = brute_force(first, second, limits)
     assert len(expected) > 100

@@ -8,6 +8,7 @@ import numpy as np
 
 from perception_jax.shard import mesh as mesh_lib
 from perception_jax.shard import program
+from perception_jax.systems.mmvp import mining
 from perception_jax.systems.mmvp.mining import CHUNK, Miner, lowered
 from tests.slices import printed_on_tpu, tpu_test
 
@@ -20,10 +21,10 @@ def test_no_device_holds_more_than_a_chunk_of_similarities():
     columns = math.ceil(COUNT / math.ceil(COUNT / COLUMNS))
     products = [one for one in found if one.dtype == "f32" and columns in one.shape]
     assert max(math.prod(one.shape) for one in products) == CHUNK * columns
-    # What all devices get is a byte for a chunk and a column; rows and products stay.
+    # What all devices get is a word for a chunk and a column; rows and products stay.
     gathered = [one for one in found if one.is_collective]
     assert {(one.dtype, math.prod(one.shape)) for one in gathered} == {
-        ("u8", COUNT // CHUNK * columns)
+        ("u32", COUNT // CHUNK * columns)
     }
 
 
@@ -43,5 +44,5 @@ def test_a_million_images_fit_on_v5e_16(root):
     found = printed_on_tpu(root, "tests.sharding.tpu_mining")
     assert found["arguments"] < 0.25e9  # a sixteenth of the rows, and a block of columns
     assert found["temporary"] + found["outputs"] < 0.1e9
-    assert found["collectives"] == ["u8"]
-    assert found["largest_product"] <= CHUNK * 4096
+    assert found["collectives"] == ["u32"]
+    assert found["largest_product"] <= CHUNK * mining.COLUMNS

@@ -15,7 +15,7 @@ from jax.experimental import topologies
 
 from perception_jax.shard import mesh as mesh_lib
 from perception_jax.shard import program
-from perception_jax.systems.mmvp.mining import lowered
+from perception_jax.systems.mmvp.mining import COLUMNS, lowered
 
 
 def main() -> None:
@@ -23,7 +23,7 @@ def main() -> None:
     mesh = mesh_lib.make_mesh(1, 16, 1, devices=slice_.devices)
     compiled = lowered(1_000_000, 768, mesh=mesh).compile()
     found, memory = list(program.results(compiled)), compiled.memory_analysis()
-    columns = math.ceil(1_000_000 / math.ceil(1_000_000 / 4096))
+    columns = math.ceil(1_000_000 / math.ceil(1_000_000 / COLUMNS))
     products = [r for r in found if r.dtype == "f32" and columns in r.shape and 768 not in r.shape]
     print(
         json.dumps(

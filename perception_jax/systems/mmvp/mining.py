@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float32, Int64, UInt8
+from jaxtyping import Array, Float32, Int64, UInt32
 
 from perception_jax.errors import ConfigError, DataError
 from perception_jax.evals.ranking import unit_rows
@@ -29,9 +29,9 @@ from perception_jax.ops.sharding import AXES
 
 GROUP = 32
 """Rows that a device reports together."""
-CHUNK = 8 * GROUP
-"""Rows of a matrix product: one bit of a byte for each group."""
-COLUMNS = 4096
+CHUNK = 32 * GROUP
+"""Rows of a matrix product: one bit of a word for each group."""
+COLUMNS = 2048
 """Columns of a block."""
 MARGIN = 1e-5
 """How far float32 similarities may be off. Above it everything is computed again in float64."""
@@ -204,11 +204,12 @@ class Miner:
         sharding = NamedSharding(mesh, PartitionSpec(AXES))
         return jax.make_array_from_callback(shape, sharding, part)
 
-    def _pairs(self, hits: UInt8[np.ndarray, "_ C"], block: slice) -> BlindPairs:
+    def _pairs(self, hits: UInt32[np.ndarray, "_ C"], block: slice) -> BlindPairs:
         """The pairs behind the reported groups."""
         hits = hits[:, : block.stop - block.start]
         place, column = np.nonzero(hits)
-        bits = np.unpackbits(hits[place, column][:, None], axis=1, bitorder="little")
+        octets = hits[place, column].astype("<u4").view(np.uint8).reshape(-1, 4)
+        bits = np.unpackbits(octets, axis=1, bitorder="little")
         which, group = np.nonzero(bits)
         place, column = place[which], column[which] + block.start
         device, chunk = np.divmod(place, len(hits) // self._devices)
@@ -280,8 +281,8 @@ def _search(
     last: Array,
     *,
     mesh: Mesh | None,
-) -> UInt8[Array, "_ C"]:
-    """For each chunk of rows and each column a byte: which groups of rows have a similar one.
+) -> UInt32[Array, "_ C"]:
+    """For each chunk of rows and each column a word: which groups of rows have a similar one.
 
     Chunks whose rows all come after the block's last column are left out.
     """
@@ -289,19 +290,19 @@ def _search(
 
     def on_device(
         rows: Float32[Array, "r D"], columns: Float32[Array, "C D"]
-    ) -> UInt8[Array, "_ C"]:
+    ) -> UInt32[Array, "_ C"]:
         count = len(rows) // CHUNK
-        found = jnp.zeros((count, len(columns)), jnp.uint8)
+        found = jnp.zeros((count, len(columns)), jnp.uint32)
         if mesh is not None:
             found = jax.lax.pcast(found, AXES, to="varying")
 
         def chunk(k: Array, found: Array) -> Array:
             some = jax.lax.dynamic_slice_in_dim(rows, k * CHUNK, CHUNK)
             cosines = jnp.matmul(some, columns.T, precision=jax.lax.Precision.HIGHEST)
-            most = cosines.reshape(8, GROUP, len(columns)).max(axis=1)
-            bits = (most > limit).astype(jnp.uint8) << jnp.arange(8, dtype=jnp.uint8)[:, None]
-            byte = bits.sum(axis=0, dtype=jnp.uint8)
-            return jax.lax.dynamic_update_index_in_dim(found, byte, k, axis=0)
+            most = cosines.reshape(-1, GROUP, len(columns)).max(axis=1)
+            places = jnp.arange(len(most), dtype=jnp.uint32)[:, None]
+            word = jnp.sum((most > limit).astype(jnp.uint32) << places, axis=0, dtype=jnp.uint32)
+            return jax.lax.dynamic_update_index_in_dim(found, word, k, axis=0)
 
         needed = jnp.minimum(-(-last // (CHUNK * devices)), count)
         return jax.lax.fori_loop(0, needed, chunk, found)

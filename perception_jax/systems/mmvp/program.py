@@ -37,7 +37,7 @@ def define_blind_pairs_flags(values: flags.FlagValues) -> None:
             name, default, words, lower_bound=-1.0, upper_bound=1.0, flag_values=values
         )
     whole("batch", 64, "Images of a call.", lower_bound=1)
-    whole("columns", 4096, "Columns of the similarity matrix at a time.", lower_bound=1)
+    whole("columns", 2048, "Columns of the similarity matrix at a time.", lower_bound=1)
     whole("sheet", 50, "Pairs on the contact sheet.", lower_bound=0)
     string(
         "share",
