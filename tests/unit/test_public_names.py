@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-SYSTEMS = [f"perception_jax.systems.{name}" for name in ("contrastive", "encoder", "give")]
+SYSTEMS = [f"perception_jax.systems.{name}" for name in ("contrastive", "encoder", "give", "mmvp")]
 PACKAGES = ["perception_jax.interop", *SYSTEMS]
 
 
