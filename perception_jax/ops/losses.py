@@ -45,7 +45,12 @@ def softmax_contrastive(
     if ignore is not None:
         logits = jnp.where(_off_diagonal(ignore), -jnp.inf, logits)
     own = _diagonal(logits)
-    rows = logits if harder is None else jnp.concatenate([logits, scale * harder], axis=1)
+    rows = logits
+    if harder is not None:
+        none = jnp.isneginf(harder)
+        # The gradient of scale * -inf with respect to the scale would be NaN.
+        more = jnp.where(none, -jnp.inf, scale * jnp.where(none, 0.0, harder))
+        rows = jnp.concatenate([logits, more], axis=1)
     to_text = jax.nn.logsumexp(rows, axis=1) - own
     to_image = jax.nn.logsumexp(logits, axis=0) - own
     return 0.5 * (jnp.mean(to_text) + jnp.mean(to_image))
