@@ -8,7 +8,9 @@ import sys
 
 import pytest
 
-SYSTEMS = [f"perception_jax.systems.{name}" for name in ("contrastive", "encoder", "give")]
+SYSTEMS = [
+    f"perception_jax.systems.{name}" for name in ("contrastive", "encoder", "give", "selfsup")
+]
 PACKAGES = ["perception_jax.interop", *SYSTEMS]
 
 
