@@ -54,12 +54,13 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     tiny = parse_arg(arg, runlocal=False).runlocal
     config = ml_collections.ConfigDict({"system": "selfsup"})
     config.train = trainer(
-        steps=12 if tiny else 3000,
+        # About an hour of one core.
+        steps=12 if tiny else 1800,
         batch_size=16 if tiny else 128,
         log_every=4 if tiny else 50,
-        evaluate_every=0 if tiny else 500,
+        evaluate_every=0 if tiny else 600,
         checkpoint_every=0 if tiny else 250,
-        optim={**OPTIM, "warmup_steps": 4 if tiny else 200},
+        optim={**OPTIM, "warmup_steps": 4 if tiny else 100},
     )
     config.model = ml_collections.ConfigDict(
         {
