@@ -48,7 +48,7 @@ class TaskStep:
     @classmethod
     def of(cls, task: Task, config: TrainConfig, mesh: Mesh) -> TaskStep:
         """Puts model, optimizer, shardings and step together."""
-        model = abstract_model(task, config.frozen_dtype)
+        model = abstract_model(task, config.frozen_dtype, config.optim.rules)
         optimizer = make_optimizer(config.optim, config.steps, model.trainable)
         state = abstract_state(model, optimizer.transform, ema=config.optim.ema is not None)
         rules = task.shardings
