@@ -122,7 +122,8 @@ def test_a_further_shape_of_batches_compiles_no_further_update():
             state, metrics = step.compile(rows).call(state, jax.tree.map(jnp.asarray, rows))
             losses.append(float(metrics["loss"]))
     assert len(traced) == 1
-    assert np.isfinite(losses).all() and losses[0] != losses[1]
+    assert np.isfinite(losses).all()
+    assert losses[0] != losses[1]
 
 
 def test_faults():
