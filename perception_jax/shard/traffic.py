@@ -1,9 +1,10 @@
 """Bytes that a compiled program moves between devices, loops counted as often as they run.
 
 XLA's text has a loop's body once. Here each collective is multiplied by the trip counts of the
-loops around it, and asynchronous ones, which the text has in several pieces, count once. A program
-for several TPU slices is that of one of them: what goes to the others, its text has as `send`s of
-buffers to the runtime.
+loops around it, and asynchronous ones, which the text has in several pieces, count once. The pieces
+are XLA's `all-gather-start` and `-done`, or libtpu's fusions that begin a collective, go on with it
+beside other work and end it, each with the collective in its body. A program for several TPU slices
+is that of one of them: what goes to the others, its text has as `send`s of buffers to the runtime.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ _CALLED = re.compile(
 )
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _CONSTANT = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
-_CHANNEL = re.compile(r"\bchannel_id=(\d+)")
+_BEGINS = re.compile(
+    r"custom-call\((?P<operands>[^)]*)\).*custom_call_target=\"AsyncCollectiveStart\""
+)
+_NAME = re.compile(r"%?(?P<name>[\w.\-]+) = ")
 _ACROSS = re.compile(
     r" = \((?P<result>\w+\[[\d,]*\]).* send\(.*"
     r'_xla_megascale_transfer_type="(?P<kind>\w+)"'
@@ -86,29 +90,18 @@ def parse(text: str, devices: int, slices: int = 1) -> list[Traffic]:
     computations, entry = _computations(text)
     times = _multiplicities(computations, entry)
     found: dict[tuple[str, Result, int, int], int] = collections.Counter()
-    seen: set[str] = set()
     listed = []
     for computation in computations.values():
-        scattered = computation.name.startswith("all-reduce-scatter")
+        runs = times[computation.name]
         for line in computation.lines:
-            across = _to_slices(line, times[computation.name], slices)
+            across = _to_slices(line, runs, slices)
             listed += [] if across is None else [across]
-            results = parse_results(line)
-            if not results or not results[0].is_collective:
-                continue
-            operation = results[0].operation
-            if operation.endswith("-done"):
-                continue
-            channel = _CHANNEL.search(line)
-            if channel is not None and channel[1] in seen:
-                continue  # another piece of an asynchronous one
-            if channel is not None:
-                seen.add(channel[1])
-            kind = "reduce-scatter" if scattered else operation.removesuffix("-start")
-            if operation.endswith("-start") and kind != "all-reduce":
-                results = results[-1:]  # behind the operands
+        for line in _begun(computation):
+            kind, results = _moved(line)
+            if computation.name.startswith("all-reduce-scatter"):
+                kind = "reduce-scatter"
             for result in results:  # several that XLA has combined
-                found[(kind, result, _group(line, devices), times[computation.name])] += 1
+                found[(kind, result, _group(line, devices), runs)] += 1
     listed += [
         Traffic(
             kind=kind,
@@ -137,6 +130,37 @@ def nbytes(result: Result) -> int:
     digits = re.match(r"[fsuc](\d+)", result.dtype)
     width = _BYTES.get(result.dtype) or math.ceil(int(digits[1]) / 8)
     return math.prod(result.shape) * width
+
+
+def _begun(computation: _Computation) -> Iterator[str]:
+    """The lines with collectives that a computation begins."""
+    pieces = computation.name.startswith("async_collective_fusion") or any(
+        'custom_call_target="AsyncCollective' in line for line in computation.lines
+    )
+    begun = {
+        name.strip().lstrip("%")
+        for line in computation.lines
+        if (match := _BEGINS.search(line))
+        for name in match["operands"].split(",")
+    }
+    for line in computation.lines:
+        results = parse_results(line)
+        if not results or not results[0].is_collective or results[0].operation.endswith("-done"):
+            continue
+        if not pieces or _NAME.search(line)["name"] in begun:
+            yield line
+
+
+def _moved(line: str) -> tuple[str, list[Result]]:
+    """Kind and results of a collective."""
+    results = parse_results(line)
+    operation = results[0].operation
+    kind = operation.removesuffix("-start")
+    if operation == "collective-permute-start":  # operand, result, and what it waits for
+        return kind, results[1:2]
+    if operation.endswith("-start") and kind != "all-reduce":
+        return kind, results[len(results) // 2 :]  # behind the operands
+    return kind, results
 
 
 def _to_slices(line: str, times: int, slices: int) -> Traffic | None:
