@@ -25,7 +25,11 @@ _CALLED = re.compile(
     r"false_computation)=(?P<names>\{[^}]*\}|%?[\w.\-]+)"
 )
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
-_CONSTANT = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
+_CONSTANT = re.compile(r"= [su]\d+\[\]\S* constant\((\d+)\)")
+_COMPARED = re.compile(
+    r"ROOT .* compare\(%(?P<counter>[\w.\-]+), %(?P<bound>[\w.\-]+)\), direction=LT"
+)
+_INDEX = re.compile(r"get-tuple-element\(.*\), index=(\d+)")
 _BEGINS = re.compile(
     r"custom-call\((?P<operands>[^)]*)\).*custom_call_target=\"AsyncCollectiveStart\""
 )
@@ -250,15 +254,62 @@ def _calls(computation: _Computation, computations: Mapping[str, _Computation]) 
             for name in re.split(r",\s*", match["names"].strip("{}"))
         )
         if names:
-            yield _Call(names, _trips(line, computations) if " while(" in line else 1)
+            yield _Call(names, _trips(line, computations, computation) if " while(" in line else 1)
 
 
-def _trips(line: str, computations: Mapping[str, _Computation]) -> int:
-    """Trip count of a `while`: as annotated, or the bound in its condition; 1 if neither tells."""
+def _trips(line: str, computations: Mapping[str, _Computation], around: _Computation) -> int:
+    """Trip count of a `while` whose counter grows by a constant; 1 if the text does not say.
+
+    Args:
+      around: the computation with the `while`.
+    """
     known = _TRIPS.search(line)
     if known:
         return int(known[1])
-    condition = re.search(r"\bcondition=%?([\w.\-]+)", line)
-    lines = computations[condition[1]].lines if condition and condition[1] in computations else ()
-    bounds = [int(found[1]) for one in lines if (found := _CONSTANT.search(one))]
-    return bounds[0] if len(bounds) == 1 else 1
+    condition, body = (
+        computations.get(found[1])
+        if (found := re.search(rf"\b{name}=%?([\w.\-]+)", line))
+        else None
+        for name in ("condition", "body")
+    )
+    if condition is None or body is None:
+        return 1
+    compared = next((found for one in condition.lines if (found := _COMPARED.search(one))), None)
+    place = compared and _INDEX.search(_definition(condition, compared["counter"]))
+    if not place or (bound := _number(condition, compared["bound"])) is None:
+        return 1
+    first = _element(_definition(around, _operands(line)[0]), int(place[1]))
+    root = next(one for one in body.lines if one.lstrip().startswith("ROOT "))
+    following = _element(root, int(place[1]))
+    start = _number(around, first) or 0
+    added = _definition(body, following)
+    steps = [_number(body, name) for name in _operands(added)] if " add(" in added else []
+    step = next(filter(None, steps), 1)
+    return max(-(-(bound - start) // step), 0)
+
+
+def _element(line: str, index: int) -> str:
+    """Name of an element of the tuple that a line makes; "" if it makes none."""
+    return _operands(line)[index] if " tuple(" in line else ""
+
+
+def _number(computation: _Computation, name: str) -> int | None:
+    """Value of an integer constant, also through copies; None if it is none."""
+    line = _definition(computation, name)
+    found = _CONSTANT.search(line)
+    if " copy(" in line:
+        return _number(computation, _operands(line)[0])
+    return int(found[1]) if found else None
+
+
+def _definition(computation: _Computation, name: str) -> str:
+    """The line that gives a value its name; "" for none."""
+    pattern = re.compile(rf"\s*(ROOT )?%?{re.escape(name)} = ") if name else None
+    return next((line for line in computation.lines if pattern and pattern.match(line)), "")
+
+
+def _operands(line: str) -> list[str]:
+    """Names of the operands of a line's operation."""
+    found = re.search(r" [\w\-]+\((?P<names>%[^)]*)\)", line)
+    names = found["names"] if found else ""
+    return [re.sub(r"/\*.*?\*/", "", name).strip().lstrip("%") for name in names.split(",")]

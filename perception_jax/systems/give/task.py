@@ -137,11 +137,11 @@ class GiveTask:
         present, absent = self._encode(model, pixels, batch)
         text = unit(model.backbone.text(batch["ids"], dtype=dtype).embedding)
         return {
-            "labels": RowLabels(
-                image=batch["image_index"],
-                label=batch["label"],
-                caption=batch["caption_index"],
-            ),
+            "labels": {
+                "image": batch["image_index"],
+                "label": batch["label"],
+                "caption": batch["caption_index"],
+            },
             "present": present,
             "absent": absent,
             "text": jax.lax.stop_gradient(text),
@@ -156,7 +156,7 @@ class GiveTask:
         present, absent = features["present"], features["absent"]
         found = all_losses(
             self.config.losses,
-            features["labels"],
+            RowLabels(**features["labels"]),
             present=present.embedding,
             absent=absent.embedding,
             text=features["text"],
@@ -302,9 +302,10 @@ class GiveTask:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _Encoded:
-    embedding: Array
-    logit: Array
-    places: Array | None
+    # Arrays, or their shapes where a step is planned.
+    embedding: Any
+    logit: Any
+    places: Any
     grid: tuple[int, int] = dataclasses.field(metadata={"static": True})
 
 
