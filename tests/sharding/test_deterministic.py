@@ -104,7 +104,7 @@ def test_the_numbers_are_those_of_the_plain_step(case):
         np.testing.assert_allclose(state.trainable[path], leaf, atol=5e-4, err_msg=path)
 
 
-def test_a_further_shape_of_batches_compiles_no_further_update():
+def test_the_update_is_compiled_once_for_all_steps_and_shapes():
     config = TrainConfig.from_mapping({"steps": 2, "batch_size": ROWS, "deterministic": True})
     mesh, traced = mesh_lib.make_mesh(devices=jax.devices()[:1]), []
     with jax.set_mesh(mesh):
@@ -118,7 +118,7 @@ def test_a_further_shape_of_batches_compiles_no_further_update():
         state, batch = step.init(), made_batch(0)
         short = {**batch, "ids": batch["ids"][:, :8], "labels": batch["labels"][:, :8]}
         losses = []
-        for rows in (batch, short):
+        for rows in (batch, short, batch):
             state, metrics = step.compile(rows).call(state, jax.tree.map(jnp.asarray, rows))
             losses.append(float(metrics["loss"]))
     assert len(traced) == 1
