@@ -225,7 +225,7 @@ def _computations(text: str) -> tuple[dict[str, _Computation], str]:
         if head:
             current = found[head["name"]] = _Computation(head["name"])
             entry = head["name"] if head["entry"] else entry
-        elif line.startswith("}"):
+        elif line == "}":  # a kernel's settings may have lines that begin with one
             current = None
         elif current is not None:
             current.lines.append(line)
@@ -279,7 +279,7 @@ def _trips(line: str, computations: Mapping[str, _Computation], around: _Computa
     if not place or (bound := _number(condition, compared["bound"])) is None:
         return 1
     first = _element(_definition(around, _operands(line)[0]), int(place[1]))
-    root = next(one for one in body.lines if one.lstrip().startswith("ROOT "))
+    root = next((one for one in body.lines if one.lstrip().startswith("ROOT ")), "")
     following = _element(root, int(place[1]))
     start = _number(around, first) or 0
     added = _definition(body, following)
@@ -290,7 +290,8 @@ def _trips(line: str, computations: Mapping[str, _Computation], around: _Computa
 
 def _element(line: str, index: int) -> str:
     """Name of an element of the tuple that a line makes; "" if it makes none."""
-    return _operands(line)[index] if " tuple(" in line else ""
+    names = _operands(line) if " tuple(" in line else []
+    return names[index] if index < len(names) else ""
 
 
 def _number(computation: _Computation, name: str) -> int | None:
