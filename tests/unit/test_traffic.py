@@ -46,9 +46,9 @@ def test_collectives_of_a_scanned_stack_count_once_per_layer():
 
 HLO = pathlib.Path(__file__).parent / "hlo"
 """Texts of libtpu 0.0.52 for v5e, without kernels' settings; long tuples are `(...)`. `scan` is
-whole: the gradient of 12 scanned layers `tanh(x @ w)` of width 4,096 on fsdp 8 × tensor 2. `decoder`
-and `asynchronous` are parts of the training steps of `configs/text/llama7b.py:lora` on v5e-16 and of
-`configs/clip/vit_b16.py` on v5e-256."""
+whole: the gradient of 12 scanned layers `tanh(x @ w)` of width 4,096 on fsdp 8 × tensor 2.
+`decoder` and `asynchronous` are parts of the training steps of `configs/text/llama7b.py:lora` on
+v5e-16 and of `configs/clip/vit_b16.py` on v5e-256."""
 
 
 def parsed(name: str, devices: int) -> dict[tuple[str, tuple[int, ...]], traffic.Traffic]:
