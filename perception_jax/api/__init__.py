@@ -20,6 +20,12 @@ from perception_jax.api.backbones import (
     published_backbone,
 )
 from perception_jax.api.exporting import export, table_of
+from perception_jax.api.language import (
+    describe_language,
+    drawn_language,
+    language_config,
+    without_weights,
+)
 from perception_jax.api.loaded import Loaded, Processor
 from perception_jax.api.loading import describe, load, prepare
 from perception_jax.api.locate import SHIPPED, find, shipped_folder
@@ -43,10 +49,13 @@ __all__ = [
     "assemble_llava",
     "backbone_processor",
     "describe",
+    "describe_language",
+    "drawn_language",
     "export",
     "find",
     "find_adapters",
     "image_metadata",
+    "language_config",
     "load",
     "load_backbone",
     "load_backbone_of",
@@ -60,4 +69,5 @@ __all__ = [
     "save_projectors",
     "shipped_folder",
     "table_of",
+    "without_weights",
 ]

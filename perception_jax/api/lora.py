@@ -7,7 +7,7 @@ import logging
 import os
 import re
 from collections.abc import Collection
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -79,7 +79,12 @@ def load_lora(
 
 
 def save_lora(
-    loaded: Loaded, folder: str | os.PathLike[str], *, base: str = "", overwrite: bool = False
+    loaded: Loaded,
+    folder: str | os.PathLike[str],
+    *,
+    base: str = "",
+    layout: Literal["hf", "reference"] = "hf",
+    overwrite: bool = False,
 ) -> None:
     """Writes the LoRA of a model to a folder that PEFT loads (`PeftModel.from_pretrained`).
 
@@ -89,6 +94,7 @@ def save_lora(
       loaded: a model with LoRA on linear layers, of one rank and scale.
       folder: new or empty, unless `overwrite`.
       base: the base model for `adapter_config.json`; empty is what it was loaded from.
+      layout: whose names the layers have; "reference" is the authors', of a LLaVA.
 
     Raises:
       ConfigError: no layer has LoRA, or layers differ in rank, scale or dropout.
@@ -108,7 +114,8 @@ def save_lora(
     name = base or loaded.name
     config = peft.PeftConfig(rank=rank, alpha=scale * rank, dropout=rate, base=name)
     leaves = flatten(loaded.model)
-    table = _hf_table(loaded)
+    arch = architecture_of(loaded.config)
+    table = _hf_table(loaded) if layout == "hf" else arch.table(layout, loaded.config, leaves)
     own = {path: leaf for path, leaf in leaves.items() if LORA in path}
     tensors = list(export_params(peft.lora_table(table, found), own))
     modules = peft.target_modules(table, found, [tensor.name for tensor in tensors])

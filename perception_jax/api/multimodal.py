@@ -83,7 +83,7 @@ def assemble_llava(
             f"{type(base.model).__name__}."
         )
     opened = [prepare_tower(tower) for tower in towers]
-    configs = [_with_offset(one.config, second=k > 0) for k, one in enumerate(opened)]
+    configs = [as_second_tower(one.config) if k else one.config for k, one in enumerate(opened)]
     mixed = {"mixing": "interleaved"} if len(opened) > 1 else {}
     config = LlavaConfig(language=base.config, towers=tuple(configs), **(mixed | settings))
     model = nnx.eval_shape(lambda: Llava(config, rngs=nnx.Rngs(params=0)))
@@ -280,6 +280,7 @@ def projector_files(
             if (path / (name + suffix)).is_file()
         ]
     found: dict[str, np.ndarray] = {}
+    collided: dict[str, np.ndarray] = {}
     others: list[str] = []
     for file in paths:
         tensors = open_checkpoint(file)
@@ -289,8 +290,10 @@ def projector_files(
             if match is None:
                 others.append(name)
                 continue
-            own = match[1].replace(f"{SECOND}.", f"{FIRST}.") if collides else match[1]
-            found[f"model.{own}"] = tensors[name]
+            found[f"model.{match[1]}"] = tensors[name]
+            if collides and match[1].startswith(f"{SECOND}."):
+                collided[f"model.{match[1].removeprefix('dino_')}"] = tensors[name]
+    found |= collided
     if not found:
         raise CheckpointError(
             f"Expected projectors in {path}, in files such as {FIRST}.bin with names such as "
@@ -305,9 +308,9 @@ def projector_files(
     return found
 
 
-def _with_offset(config: Any, *, second: bool) -> Any:
+def as_second_tower(config: Any) -> Any:
     """A DINOv2 as arXiv 2401.06209 runs it: with its authors' way of resizing positions."""
-    if second and isinstance(config, Dinov2Config) and not config.registers:
+    if isinstance(config, Dinov2Config) and not config.registers:
         return dataclasses.replace(config, position_offset=dinov2_l14().position_offset)
     return config
 

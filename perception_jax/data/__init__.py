@@ -6,6 +6,8 @@ __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
     {
         "geometry": ("Geometry",),
+        "grouping": ("Division", "GroupedPlanner"),
+        "image_chats": ("ImageChatTransform", "ImageChats"),
         "images": ("decode", "read_size"),
         "image_paths": ("find_images",),
         "loader": ("RecordExamples", "RecordTransform", "make_eval_loader", "make_loader"),

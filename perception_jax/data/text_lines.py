@@ -50,12 +50,12 @@ def read_text(path: str | os.PathLike) -> str:
     Raises:
       DataError: it cannot be read, or is not UTF-8.
     """
-    with _opened(path) as file:
+    with opened(path) as file:
         try:
             content = file.read()
         except OSError as error:
             raise _unreadable(path, error) from None
-    _check_mark(content[:4], path)
+    check_mark(content[:4], path)
     return _decoded(content, path, 1)
 
 
@@ -65,9 +65,9 @@ def lines(path: str | os.PathLike) -> Iterator[Line]:
     Raises:
       DataError: it cannot be read, is not UTF-8 (naming the line), or has a line above `MAX_LINE`.
     """
-    with _opened(path) as file:
+    with opened(path) as file:
         # Nothing is sought here, so that a pipe can be read too.
-        _check_mark(_start_of(file, path), path)
+        check_mark(_start_of(file, path), path)
         for number, (offset, content) in enumerate(_raw_lines(file, path, 0), 1):
             text = _decoded(content, path, number)
             if text.strip():
@@ -102,7 +102,7 @@ class IndexedLines:
         if not 0 <= index < len(self):
             raise IndexError(f"line {index} of {len(self)}")
         number, offset = self._numbers[index], self._offsets[index]
-        with _opened(self._path) as file:
+        with opened(self._path) as file:
             file.seek(offset)
             _, content = next(_raw_lines(file, self._path, offset), (offset, b""))
             return Line(number, offset, _decoded(content, self._path, number))
@@ -121,7 +121,8 @@ def read_lines(path: pathlib.Path) -> tuple[str, ...]:
     return found
 
 
-def _opened(path: str | os.PathLike) -> io.BufferedReader:
+def opened(path: str | os.PathLike) -> io.BufferedReader:
+    """Opens a file of text for reading bytes; raises `DataError` if it cannot be read."""
     try:
         return open(path, "rb")
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
@@ -157,7 +158,8 @@ def _raw_lines(
         offset += len(content)
 
 
-def _check_mark(start: bytes, path: str | os.PathLike) -> None:
+def check_mark(start: bytes, path: str | os.PathLike) -> None:
+    """Raises `DataError` if the first bytes of a file are the mark of another encoding."""
     for mark, name in _OTHER_MARKS.items():
         if start.startswith(mark):
             raise DataError(

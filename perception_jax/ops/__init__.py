@@ -7,7 +7,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
     {
         "image": ("normalise",),
         "losses": ("sigmoid_contrastive", "softmax_contrastive", "unit"),
-        "next_token": ("NextTokenLoss", "next_token_loss"),
+        "next_token": ("NextTokenLoss", "group_weights", "next_token_loss"),
         "resize": ("bicubic",),
         "sharding": ("constrain", "constrain_batch", "gathered", "on_mesh"),
     },

@@ -25,7 +25,7 @@ class NextTokenLoss:
     """Sums over the predicted tokens of a batch.
 
     Attributes:
-      total: cross-entropy.
+      total: cross-entropy, with the weights of the rows if there are any.
       count: predicted tokens.
       correct: of these, those whose label has the largest logit.
     """
@@ -48,6 +48,7 @@ def next_token_loss(
     head: Head,
     labels: Int[Array, "B T"],
     *,
+    weights: Float[Array, " B"] | None = None,
     chunk: int = 256,
 ) -> NextTokenLoss:
     """Cross-entropy of the tokens that follow each token.
@@ -60,6 +61,7 @@ def next_token_loss(
       hidden: states after the last norm; position t predicts label t + 1.
       head: called for each chunk; its parameters get their gradient.
       labels: token ids, or `IGNORE`; another number outside the vocabulary makes the total NaN.
+      weights: of rows, such as `group_weights`; None is 1 for all.
       chunk: positions of each row at a time.
 
     Raises:
@@ -76,13 +78,29 @@ def next_token_loss(
     chunks = (_in_chunks(hidden, chunk), _in_chunks(labels, chunk))
 
     def add(loss: NextTokenLoss, part: tuple[Array, Array]) -> tuple[NextTokenLoss, None]:
-        return jax.tree.map(jnp.add, loss, _chunk_loss(part[0], head, part[1])), None
+        return jax.tree.map(jnp.add, loss, _chunk_loss(part[0], head, part[1], weights)), None
 
     none = jnp.zeros((), jnp.int32)
     start = NextTokenLoss(total=jnp.zeros((), jnp.float32), count=none, correct=none)
     if chunks[1].shape[0] == 1:  # nothing to save: its backward pass comes next
         return add(start, jax.tree.map(lambda x: x[0], chunks))[0]
     return jax.lax.scan(jax.checkpoint(add), start, chunks)[0]
+
+
+def group_weights(labels: Int[Array, "B T"], group: Int[Array, " B"]) -> Float[Array, " B"]:
+    """Weights of rows with which `total` is the mean over groups of each group's own mean.
+
+    So do trainers that average the losses of devices, each a mean over the device's tokens. A group
+    without predicted tokens counts with a loss of 0.
+
+    Args:
+      labels: as of `next_token_loss`.
+      group: rows with equal numbers belong together.
+    """
+    counts = jnp.sum(labels[:, 1:] != IGNORE, axis=1, dtype=jnp.float32)
+    same = (group[:, None] == group).astype(jnp.float32)
+    groups = jnp.sum(1 / jnp.sum(same, axis=1))
+    return 1 / (groups * jnp.maximum(same @ counts, 1))
 
 
 def _in_chunks(x: Array, chunk: int) -> Array:
@@ -92,7 +110,10 @@ def _in_chunks(x: Array, chunk: int) -> Array:
 
 
 def _chunk_loss(
-    hidden: Float[Array, "B C D"], head: Head, labels: Int[Array, "B C"]
+    hidden: Float[Array, "B C D"],
+    head: Head,
+    labels: Int[Array, "B C"],
+    weights: Float[Array, " B"] | None,
 ) -> NextTokenLoss:
     logits = constrain(head(hidden).astype(jnp.float32), "batch", None, "tensor")
     # A sum over a mask, since picking entries would gather a vocabulary that is split.
@@ -102,6 +123,8 @@ def _chunk_loss(
     known = (labels >= 0) & (labels < logits.shape[-1])
     label_logit = jnp.where(known, label_logit, jnp.nan)
     losses = jax.nn.logsumexp(logits, axis=-1) - label_logit
+    if weights is not None:
+        losses = losses * weights[:, None]
     best = label_logit >= jnp.max(logits, axis=-1)
     return NextTokenLoss(
         total=jnp.sum(losses, where=counted),

@@ -32,7 +32,8 @@ class OptimRule:
 
     Attributes:
       pattern: regex, searched anywhere in the "/"-joined path.
-      multiplier: of the learning rate; None freezes the leaf: no updates, no optimizer state.
+      multiplier: of the learning rate; None or 0 freezes the leaf: no gradient, no updates, no
+        optimizer state, and checkpoints refer to it as to leaves that the task does not train.
       weight_decay: True takes `OptimConfig.weight_decay`, False none, a number itself.
     """
 
@@ -50,6 +51,11 @@ class OptimRule:
         factor, decay = self.multiplier, self.weight_decay
         _require(factor is None or 0 <= factor < math.inf, "multiplier", factor, "0 or more")
         _require(0 <= decay < math.inf, "weight_decay", decay, "0 or more")
+
+    @property
+    def freezes(self) -> bool:
+        """Whether leaves of this rule do not train."""
+        return not self.multiplier
 
 
 DEFAULT_RULES = (
@@ -71,6 +77,7 @@ class OptimConfig:
       schedule: after a linear warm-up over `warmup_steps`: "constant"; "cosine" or "linear" down
         to `final_fraction` of the peak at the last step; "rsqrt" falls like 1/sqrt(step) once
         `timescale` steps are done.
+      zero_start: whether the first update of a warm-up has the rate 0, as with `transformers`.
       b1, b2, eps: of the moments; `b1` is also sgd's and adafactor's momentum.
       moment_dtype: of the first moments (momentum); "bfloat16" halves their memory. Second moments
         stay float32: with b2 = 0.999 a bfloat16 number would never fall, since a step of 0.1 % is
@@ -94,6 +101,7 @@ class OptimConfig:
     learning_rate: float = 1e-3
     schedule: Literal["constant", "cosine", "linear", "rsqrt"] = "cosine"
     warmup_steps: int = 0
+    zero_start: bool = False
     final_fraction: float = 0.0
     timescale: int = 10_000
     b1: float = 0.9

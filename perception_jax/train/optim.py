@@ -49,7 +49,7 @@ def make_optimizer(config: OptimConfig, steps: int, paths: Iterable[str]) -> Opt
       ConfigError: some paths match no rule (all are listed), or every path is frozen.
     """
     rules = match_rules(config.rules, paths)
-    labels = {path: _FROZEN if r.multiplier is None else _TRAINED for path, r in rules.items()}
+    labels = {path: _FROZEN if rule.freezes else _TRAINED for path, rule in rules.items()}
     if _TRAINED not in labels.values():
         raise ConfigError("optim.rules freeze every leaf that could train; nothing is left to do.")
     rate = schedule(config, steps)
@@ -84,17 +84,28 @@ def match_rules(rules: Iterable[OptimRule], paths: Iterable[str]) -> dict[str, O
             "Add a rule for them; ('.*', 1.0, True) at the end trains the rest, "
             "('.*', None) freezes it."
         )
+    return matched
+
+
+def frozen_paths(rules: Iterable[OptimRule], paths: Iterable[str]) -> list[str]:
+    """The paths that rules freeze; logs how many leaves each rule matches.
+
+    Raises:
+      ConfigError: some paths match no rule.
+    """
+    rules = tuple(rules)
+    matched = match_rules(rules, paths)
     for rule in rules:
         count = sum(chosen is rule for chosen in matched.values())
         _log.info(
             "optimizer rule %r: %d leaves, learning rate x %s", rule.pattern, count, rule.multiplier
         )
-    return matched
+    return [path for path, rule in matched.items() if rule.freezes]
 
 
 def schedule(config: OptimConfig, steps: int) -> Schedule:
-    """Trainer step (from 0) → learning rate; the warm-up's first step is already above 0."""
-    warmup = config.warmup_steps
+    """Trainer step (from 0) → learning rate; without `zero_start` the first step is above 0."""
+    warmup, first = config.warmup_steps, 0 if config.zero_start else 1
     after = max(steps - warmup, 1)
 
     def rate(step: jax.Array | int) -> jax.Array:
@@ -109,7 +120,7 @@ def schedule(config: OptimConfig, steps: int) -> Schedule:
                 config.timescale / jnp.maximum(step - warmup, config.timescale)
             ),
         }[config.schedule]()
-        rise = jnp.minimum((step + 1) / max(warmup, 1), 1.0)
+        rise = jnp.minimum((step + first) / warmup, 1.0) if warmup else 1.0
         return config.learning_rate * rise * shape
 
     return rate

@@ -115,6 +115,17 @@ MOINST = {
     "neg_class_ids": [],
     "nonexhaustive_class_ids": [0],
 }
+CHATS = [
+    {
+        "id": 7,
+        "image": "a.png",
+        "conversations": [
+            {"from": "human", "value": "<image>\nWhat is it?"},
+            {"from": "gpt", "value": "A dog."},
+        ],
+    },
+    {"id": "x", "image": ["a.png", "b.png"], "conversations": [{"from": "human", "value": "Hi"}]},
+]
 ROWS = {
     "rows": [
         {
@@ -171,6 +182,10 @@ def read_moinst(path):
     return every_record(path, kind="moinst", outside="clip")
 
 
+def read_llava(path):
+    return every_record(path, kind="llava")
+
+
 def read_published(path):
     imported = import_published(path, images=path.parent)
     write_images(path.with_name("out.jsonl"), imported.images["train"])
@@ -206,6 +221,7 @@ READERS = {
     read_jsonl: LINE,
     read_objects: OBJECT,
     read_moinst: MOINST,
+    read_llava: CHATS,
     read_published: ROWS,
     read_foreign: ROWS,
     read_boxes: {

@@ -21,14 +21,14 @@ from perception_jax.errors import CheckpointError
 from tests.parity import test_goldens  # noqa: F401  registers the checks
 from tests.parity.cases import Case, find_check
 
-GOLDENS = pathlib.Path(__file__).parents[1] / "goldens" / "give"
+GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
 STEP = 1e-5
 
 
-def copy(name: str, tmp_path: pathlib.Path, **settings: Any) -> Case:
+def copy(name: str, tmp_path: pathlib.Path, *, system: str = "give", **settings: Any) -> Case:
     """A case with other settings; they may be those of its parts."""
-    folder = tmp_path / "give" / name
-    shutil.copytree(GOLDENS / name, folder)
+    folder = tmp_path / system / name
+    shutil.copytree(GOLDENS / system / name, folder)
     return changed(Case(folder), **settings)
 
 
@@ -280,3 +280,24 @@ def test_strengths_layers_and_activations_of_a_tower_are_the_cases(tmp_path):
     check_case(case)
     with pytest.raises(AssertionError, match="presence_logit: deviates"):
         check_case(changed(case, oid_head={"activation": "relu"}))
+
+
+# --- LLaVA's batches ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("sft_batch", {"model_max_length": 50}),
+        ("sft_batch", {"image_aspect_ratio": "square"}),
+        ("sft_batch", {"image_size": 48}),
+        ("sft_batch", {"template": "llava_v1"}),
+        ("modality_sampler", {"batch_size": 2}),
+        ("modality_sampler", {"world_size": 4}),
+    ],
+)
+def test_batches_of_llava_depend_on_the_settings(tmp_path, name, wrong):
+    case = copy(name, tmp_path, system="mmvp_mof")
+    check_case(case)
+    with pytest.raises((AssertionError, KeyError)):
+        check_case(changed(case, **wrong))

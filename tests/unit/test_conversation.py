@@ -257,8 +257,20 @@ def test_spans_are_what_the_assistant_wrote():
     assert kept(found).index("b") == question
     cut = encode(tokenizer, turns("a\n", "b\n"), template, images=False, max_length=question + 1)
     assert kept(cut).endswith("_b")
-    with pytest.raises(ConfigError, match="no images to split out"):
-        encode(tokenizer, turns("<image>", "b"), template, images=True)
+
+
+def test_spans_beside_images():
+    """An image is one id that is never supervised, whoever put it there."""
+    tokenizer = Characters("<|im_start|>", "<|im_end|>")
+    template = dataclasses.replace(CHATML, system="S")
+    plain = encode(tokenizer, turns("ab", "cd", "e", "fg"), template, images=False)
+    texts = turns("<image>a<image>b", "c<image>d", "e", "fg<image>")
+    found = encode(tokenizer, texts, template, images=True)
+    places = found.ids == IMAGE
+    assert places.sum() == 4
+    np.testing.assert_array_equal(found.ids[~places], plain.ids)
+    np.testing.assert_array_equal(found.labels[~places], plain.labels)
+    assert (found.labels[places] == IGNORE).all()
 
 
 words = st.text(st.sampled_from("cat \nhes=>"), max_size=12)

@@ -20,6 +20,7 @@ from perception_jax.data.sources.coco import CocoSource
 from perception_jax.data.sources.combine import InMemory
 from perception_jax.data.sources.folder import ImageFolder
 from perception_jax.data.sources.jsonl import JsonlSource
+from perception_jax.data.sources.llava import LlavaSource
 from perception_jax.data.sources.names import display_names
 from perception_jax.data.sources.objects import ObjectLines
 from perception_jax.errors import ConfigError, DataError, ImageError
@@ -369,12 +370,14 @@ LINES = {
     "jsonl": {"image": "a.png", "caption": "x"},
     "objects": {"image": "a.png", "class": "dog", "caption": "x"},
     "moinst": {"image_id": 1, "file": "a.png", "objects": [{"class": "dog", "class_id": 0}]},
+    "llava": {"conversations": [{"from": "human", "value": "Hi"}]},
 }
 READERS = {
     "folder": ImageFolder,
     "jsonl": JsonlSource,
     "objects": ObjectLines,
     "moinst": MoinstSource,
+    "llava": LlavaSource,
     "coco": CocoSource,
 }
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from perception_jax.errors import ConfigError
-from perception_jax.ops.next_token import IGNORE, NextTokenLoss, next_token_loss
+from perception_jax.ops.next_token import IGNORE, NextTokenLoss, group_weights, next_token_loss
 from perception_jax.shard import mesh as mesh_lib
 from perception_jax.shard import program
 from tests.arrays import normal
@@ -86,6 +86,27 @@ def test_logits_are_never_whole_and_the_vocabulary_stays_split():
     np.testing.assert_allclose(value, expected, atol=1e-5)
     for ours, theirs in zip(gradients, wanted, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_weights_of_groups_give_the_mean_of_their_means():
+    """As devices with a mean of their own each; rows of a group need not be neighbours."""
+    hidden, head, labels = inputs()
+    group = jnp.array([2, 0, 2, 0, 5, 5, 0, 2])
+    weights = group_weights(labels, group)
+    whole = next_token_loss(hidden, lambda x: x @ head, labels, weights=weights, chunk=5)
+    means = []
+    for number in (0, 2, 5):
+        own = np.flatnonzero(group == number)
+        means.append(reference(hidden[own], head, labels[own]))
+    np.testing.assert_allclose(whole.total, np.mean(means), atol=1e-5)
+    plain = next_token_loss(hidden, lambda x: x @ head, labels)
+    assert abs(float(whole.total - plain.mean())) > 1e-3
+    assert (int(whole.count), int(whole.correct)) == (int(plain.count), int(plain.correct))
+    # A group in which nothing is predicted counts, with a loss of 0.
+    labels = labels.at[4:6].set(IGNORE)
+    weights = group_weights(labels, group)
+    whole = next_token_loss(hidden, lambda x: x @ head, labels, weights=weights)
+    np.testing.assert_allclose(whole.total, sum(means[:2]) / 3, atol=1e-5)
 
 
 def test_sums_of_micro_batches_add_up():

@@ -67,6 +67,20 @@ def test_schedule_values(name: str, step: int, expected: float):
     np.testing.assert_allclose(schedule(config, 20)(step), 2.0 * expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("step", "expected"), [(0, 0.0), (1, 0.25), (3, 0.75), (4, 1.0), (12, 0.5), (20, 0.0)]
+)
+def test_a_schedule_from_zero(step: int, expected: float):
+    config = OptimConfig(learning_rate=2.0, warmup_steps=4, zero_start=True)
+    np.testing.assert_allclose(schedule(config, 20)(step), 2.0 * expected, atol=1e-6)
+
+
+def test_without_warm_up_nothing_starts_from_zero():
+    for zero_start in (False, True):
+        config = OptimConfig(learning_rate=2.0, zero_start=zero_start)
+        np.testing.assert_allclose(schedule(config, 20)(0), 2.0)
+
+
 def test_sgd_step_by_hand():
     # v = g; p - lr * multiplier * (v + decay * p): 1 - 0.1 * 2 * (0.5 + 0.3 * 1) = 0.84
     config = dataclasses.replace(

@@ -9,6 +9,7 @@ import jax
 import pytest
 
 from launch import common, plan, plan_text
+from perception_jax.api.language import language_config
 from perception_jax.errors import ConfigError
 from perception_jax.ops.sharding import constrain
 from perception_jax.shard.mesh import MeshConfig
@@ -136,11 +137,11 @@ def test_faults(monkeypatch):
         planned(chips=1, context=128)
     with pytest.raises(ConfigError, match="product of the mesh sizes"):
         planned(mesh=MeshConfig(fsdp=3, tensor=1))
-    assert serving.model_config("vicuna_13b").width == 5120
+    assert language_config("vicuna_13b").width == 5120
     with pytest.raises(ConfigError, match="vicuna_7b"):
-        serving.model_config("vicuna_8b")
+        language_config("vicuna_8b")
     with pytest.raises(ConfigError, match="expected a language model, found ClipConfig"):
-        serving.model_config("scenes-clip")
+        language_config("scenes-clip")
 
 
 @tpu_test

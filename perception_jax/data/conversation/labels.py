@@ -315,24 +315,23 @@ def _plain(source: _Source) -> tuple[str, _Mask]:
 
 def _spans(source: _Source) -> tuple[str, _Mask]:
     """Tokens that begin in what the assistant wrote, up to the end of its turn."""
-    if source.images:
-        raise ConfigError(
-            "conversation: expected no images to split out; the processor of such a model repeats "
-            "a token of its tokenizer for them."
-        )
     parts = source.template.parts(source.turns)
     text = "".join(part for part, _ in parts)
 
     def mask(labels: _Ids) -> str:
-        encoding = source.tokenizer.encode(text)
         own = np.zeros(len(text) + 1, bool)
         at = 0
         for part, answered in parts:
             own[at : at + len(part.rstrip("\n"))] = answered
             at += len(part)
-        before = np.zeros(len(source.ids(text)) - len(encoding.ids), bool)
-        kept = np.concatenate([before, own[encoding.offsets[:, 0]]])
-        labels[~kept[: len(labels)]] = IGNORE
+        passages = text.split(IMAGE_TEXT) if source.images else [text]
+        encoded = [source.tokenizer.encode(passage) for passage in passages]
+        count = sum(len(one.ids) for one in encoded) + len(encoded) - 1
+        kept, at = [np.zeros(len(source.ids(text)) - count, bool)], 0
+        for passage, encoding in zip(passages, encoded, strict=True):
+            kept += [np.zeros(int(at > 0), bool), own[at + encoding.offsets[:, 0]]]
+            at += len(passage) + len(IMAGE_TEXT)
+        labels[~np.concatenate(kept)[: len(labels)]] = IGNORE
         return ""
 
     return text, mask

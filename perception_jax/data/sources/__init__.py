@@ -6,6 +6,7 @@
 - "jsonl": JSON lines in this library's own format, `jsonl.JsonlSource`
 - "objects": JSON lines of one object each, `objects.ObjectLines`
 - "moinst": canonical MOInst records, `data.moinst.source.MoinstSource`
+- "llava": LLaVA's conversations about images, a JSON list or lines, `llava.LlavaSource`
 - "coco": COCO, LVIS and files like them, `coco.CocoSource`
 - "parquet": a Parquet file or a folder of them, `parquet.ParquetSource`
 
@@ -24,14 +25,18 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from perception_jax.data import records, text_lines
-from perception_jax.data.sources import coco, fields, folder, jsonl, objects, parquet
+from perception_jax.data.sources import coco, fields, folder, jsonl, llava, objects, parquet
 from perception_jax.errors import ConfigError, DataError, did_you_mean
 
-KINDS = ("folder", "jsonl", "objects", "moinst", "coco", "parquet")
+KINDS = ("folder", "jsonl", "objects", "moinst", "llava", "coco", "parquet")
 """Values of `kind` for `open_source`."""
 
 _LINE_ENDINGS = (".jsonl", ".ndjson")
-_ENDINGS = {"coco": (".json",), **dict.fromkeys(("jsonl", "objects", "moinst"), _LINE_ENDINGS)}
+_ENDINGS = {
+    "coco": (".json",),
+    "llava": (".json", *_LINE_ENDINGS),
+    **dict.fromkeys(("jsonl", "objects", "moinst"), _LINE_ENDINGS),
+}
 _GUESSED = (*_LINE_ENDINGS, ".json", ".parquet")
 _PEEKED = 2**16
 """Bytes at the start of a file by which its kind is guessed."""
@@ -74,6 +79,7 @@ def _reader(kind: str) -> Callable[..., records.Source]:
         "folder": folder.ImageFolder,
         "jsonl": jsonl.JsonlSource,
         "objects": objects.ObjectLines,
+        "llava": llava.LlavaSource,
         "coco": coco.CocoSource,
         "parquet": parquet.ParquetSource,
     }[kind]
@@ -97,6 +103,8 @@ def _guess(path: pathlib.Path) -> tuple[str, pathlib.Path]:
     if ending in _LINE_ENDINGS:
         return _guess_lines(path), path
     if ending == ".json":
+        if llava.is_list(path):
+            return "llava", path
         # The reader itself makes sure that it is such a file.
         return _kind_of_line(_first_line(path)) or "coco", path
     raise DataError(
@@ -141,8 +149,8 @@ def _guess_lines(path: pathlib.Path) -> str:
         keys = fields.keys_of(fields.mapping(content, f"{path}:{first.number}"))
         raise DataError(
             f"{path}:{first.number}: expected the keys of one of the kinds of lines: 'image' "
-            "(jsonl), 'image', 'class' and 'caption' (objects), or 'image_id', 'file' and "
-            f"'objects' (moinst); found {keys}. {_say_kind()}"
+            "(jsonl), 'image', 'class' and 'caption' (objects), 'conversations' (llava), or "
+            f"'image_id', 'file' and 'objects' (moinst); found {keys}. {_say_kind()}"
         )
     return kind
 
@@ -152,6 +160,8 @@ def _kind_of_line(content: Any) -> str | None:
         return None
     if {"image_id", "file", "objects"} <= content.keys():
         return "moinst"
+    if llava.KEY in content:
+        return "llava"
     if "image" in content and "class" in content:
         return "objects"
     if "annotations" in content:  # a whole COCO file on one line

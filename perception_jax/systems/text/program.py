@@ -397,8 +397,9 @@ def _write(piece: str) -> None:
 
 def serving_plans(config: Any, found: Slice, devices: Sequence[jax.Device]) -> list[ServingPlan]:
     """Plans of the prefill and of a step of the decode loop, from shapes alone."""
+    from perception_jax.api.language import language_config
     from perception_jax.shard.mesh import MeshConfig
-    from perception_jax.systems.text.serving import Serving, model_config, serving_plans
+    from perception_jax.systems.text.serving import Serving, serving_plans
 
     settings = Serving(
         batch_size=config.batch_size,
@@ -408,4 +409,4 @@ def serving_plans(config: Any, found: Slice, devices: Sequence[jax.Device]) -> l
         int8=config.int8,
         mesh=MeshConfig(**config.mesh.to_dict()),
     )
-    return serving_plans(model_config(config.model), settings, found, devices)
+    return serving_plans(language_config(config.model), settings, found, devices)

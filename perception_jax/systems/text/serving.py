@@ -17,10 +17,9 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from perception_jax import settings
-from perception_jax.errors import CheckpointError, ConfigError, did_you_mean
+from perception_jax.errors import ConfigError
 from perception_jax.generate import Appended, Decoded, decode, prefill
 from perception_jax.interop.dtypes import floating_dtype
-from perception_jax.models.llama.config import LlamaConfig
 from perception_jax.models.params import flatten, unflatten
 from perception_jax.models.registry import architecture_of
 from perception_jax.nn.int8 import quantize_linear
@@ -31,16 +30,6 @@ from perception_jax.shard import plan, program, rules
 from perception_jax.shard.flops import count_jaxpr
 from perception_jax.shard.slices import Slice
 
-_SIZES = ("vicuna_7b", "vicuna_13b", "smollm2_135m", "smollm2_360m", "smollm2_1_7b")
-PUBLISHED = {
-    "lmsys/vicuna-7b-v1.5": "vicuna_7b",
-    "lmsys/vicuna-13b-v1.5": "vicuna_13b",
-    "HuggingFaceTB/SmolLM2-135M": "smollm2_135m",
-    "HuggingFaceTB/SmolLM2-135M-Instruct": "smollm2_135m",
-    "HuggingFaceTB/SmolLM2-360M-Instruct": "smollm2_360m",
-    "HuggingFaceTB/SmolLM2-1.7B-Instruct": "smollm2_1_7b",
-}
-"""Sizes by hub id of models whose steps are planned without a connection."""
 _COUNT = Integer(1, 2**20)
 
 
@@ -106,28 +95,6 @@ class ServingPlan(plan.ProgramPlan):
     def to_json(self) -> dict[str, Any]:
         """All numbers, those of properties among them."""
         return super().to_json() | {"tokens_per_second": self.tokens_per_second}
-
-
-def model_config(source: str) -> Any:
-    """Configuration of a language model: of a published size or one of `PUBLISHED`, or of a
-    checkpoint's settings.
-
-    Raises:
-      ConfigError: neither, or a model that does not generate text.
-    """
-    from perception_jax.api import describe
-
-    size = PUBLISHED.get(source, source)
-    if size in _SIZES:
-        return getattr(LlamaConfig, size)()
-    try:
-        config = describe(source)[0]
-    except CheckpointError as error:
-        hint = did_you_mean(source, _SIZES)
-        raise ConfigError(f"model: {error} Published sizes: {', '.join(_SIZES)}{hint}") from error
-    if not isinstance(config, LlamaConfig):
-        raise ConfigError(f"model: expected a language model, found {type(config).__name__}.")
-    return config
 
 
 def serving_plans(

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 SCENES = "scenes"
 """Value of `data.source` for conversations about drawn scenes instead of files."""
-BYTES = "bytes"
-"""Value of `scratch.tokenizer` for `data.tokenization.byte_tokenizer`."""
 HELD_OUT = "held_out"
 """Name of the evaluator."""
 
@@ -64,10 +62,10 @@ def task(config: Any, loaded: Loaded | None = None) -> TextTask:
 
 def shapes(config: Any) -> tuple[TextTask, Sequence[Batch]]:
     """The task and the shapes of its batches, without data and weights."""
-    from perception_jax.systems.text.serving import model_config
+    from perception_jax.api.language import language_config
     from perception_jax.systems.text.task import TextTask
 
-    model = model_config(config.model) if config.model else _described(config)[0]
+    model = language_config(config.model) if config.model else _described(config)[0]
     task = TextTask(task_config(config), _unread(model, None), None, scratch=not config.model)
     return task, task.batch_shapes()
 
@@ -196,43 +194,22 @@ def _base(config: Any) -> Loaded:
     return api.prepare(config.model) if config.model else _unread(*_described(config))
 
 
-def _unread(model: LlamaConfig, tokenizer: LanguageTokenizer | None) -> Loaded:
-    """A model of shapes alone."""
-    from flax import nnx
-
-    from perception_jax.api import Loaded, Processor
-    from perception_jax.models.registry import architecture_of
-
-    build = architecture_of(model).build
-    return Loaded(
-        model=nnx.eval_shape(lambda: build(model, rngs=nnx.Rngs(params=0))),
-        config=model,
-        processor=Processor(image=None, tokenizer=tokenizer),
-    )
-
-
 def _described(config: Any) -> tuple[LlamaConfig, LanguageTokenizer]:
     """Configuration and tokenizer; of a hub id only settings are fetched."""
-    from perception_jax import api
-    from perception_jax.data.tokenization import LanguageTokenizer, byte_tokenizer, read_tokenizer
-    from perception_jax.errors import ConfigError
-    from perception_jax.models.llama.config import LlamaConfig
+    from perception_jax.api import language
 
     if config.model:
-        model, processor = api.describe(config.model)
-        if not isinstance(model, LlamaConfig) or not isinstance(
-            processor.tokenizer, LanguageTokenizer
-        ):
-            raise ConfigError(
-                f"model: expected a language model with its tokenizer, found {config.model} with "
-                f"{type(model).__name__} and {type(processor.tokenizer).__name__}."
-            )
-        return model, processor.tokenizer
+        return language.describe_language(config.model)
     sizes = config.scratch.to_dict()
-    source = sizes.pop("tokenizer")
-    tokenizer = byte_tokenizer() if source == BYTES else read_tokenizer(api.find(source))
-    special = {name: getattr(tokenizer, name) for name in ("start_id", "end_ids", "pad_id")}
-    return LlamaConfig(**sizes, **special), tokenizer
+    return language.drawn_language(sizes, sizes.pop("tokenizer"))
+
+
+def _unread(model: LlamaConfig, tokenizer: LanguageTokenizer | None) -> Loaded:
+    """A model of shapes alone."""
+    from perception_jax.api import Processor
+    from perception_jax.api.language import without_weights
+
+    return without_weights(model, Processor(image=None, tokenizer=tokenizer))
 
 
 def _packed(

@@ -1,0 +1,283 @@
+"""What turns settings into the data, the task, the evaluation and the results of training.
+
+`config` is an `ml_collections.ConfigDict` as `configs/mof/common.py` makes it. Heavy modules are
+imported in the functions that use them, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import pathlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from flax import nnx
+    from jax.sharding import Mesh
+
+    from perception_jax.api import Loaded
+    from perception_jax.data.conversation import Template
+    from perception_jax.data.image_chats import ImageChats, ImageChatTransform
+    from perception_jax.data.records import Source
+    from perception_jax.systems.mof.held_out import HeldOut
+    from perception_jax.systems.mof.task import MofTask, MofTaskConfig
+    from perception_jax.train.task import Batch
+
+SCENES = "scenes"
+"""Value of `data.source` for conversations about drawn scenes instead of files."""
+HELD_OUT = "held_out"
+"""Name of the evaluator."""
+AUTO, TEMPLATE = "auto", "vicuna_v1"
+"""Value of `data.template` for what the tokenizer's files describe, and what it is without that."""
+
+_PROBED = 8
+"""Tokens of text by which an export is compared with the model, behind an image."""
+_log = logging.getLogger(__name__)
+
+
+def data(config: Any) -> ImageChats:
+    """The training data alone; no weights are read."""
+    from perception_jax.systems.mof.models import described
+
+    return _chats(config, described(config), _records(config))
+
+
+def task(config: Any, loaded: Loaded | None = None) -> MofTask:
+    """The task of the trainer.
+
+    Args:
+      loaded: what `load` gave, to evaluate it; it then replaces the config's model.
+    """
+    from perception_jax.systems.mof.models import opened
+    from perception_jax.systems.mof.task import MofTask
+
+    base = opened(config) if loaded is None else loaded
+    records = _records(config)
+    _compare_schedule(config, records)
+    return MofTask(
+        task_config(config),
+        base,
+        _chats(config, base, records),
+        drawn=_drawn(config) if loaded is None else (),
+        evaluators=functools.partial(_evaluators, config, base),
+    )
+
+
+def shapes(config: Any) -> tuple[MofTask, Sequence[Batch]]:
+    """The task and the shapes of its batches, without data and weights."""
+    from perception_jax.systems.mof.models import planned
+    from perception_jax.systems.mof.task import MofTask
+
+    task = MofTask(task_config(config), planned(config), None, drawn=_drawn(config))
+    return task, task.batch_shapes()
+
+
+def task_config(config: Any) -> MofTaskConfig:
+    """The settings of the task, whatever its data are.
+
+    Raises:
+      ConfigError: a batch that is not that of the recipe's devices, or micro-batches that divide
+        the rows of one of them.
+    """
+    from perception_jax.errors import ConfigError
+    from perception_jax.nn.lora import LoraConfig
+    from perception_jax.systems.mof.task import MofTaskConfig
+
+    division, train = _division(config), config.train
+    if train.batch_size != division.update:
+        raise ConfigError(
+            f"train.batch_size: expected {division.update}, the rows of all devices of the recipe "
+            f"(config.division), found {train.batch_size}. Change both."
+        )
+    micro = train.batch_size // train.optim.accumulate
+    if config.device_mean and micro % division.rows:
+        raise ConfigError(
+            f"train.optim.accumulate: expected micro-batches of whole devices of the recipe "
+            f"({division.rows} rows each), found {micro} rows. Take fewer micro-batches, or set "
+            "config.device_mean=False for the mean over all tokens."
+        )
+    return MofTaskConfig(
+        batch_size=train.batch_size,
+        lengths=tuple(config.data.lengths),
+        max_images=config.data.max_images,
+        order=config.data.order,
+        trains=config.trains,
+        lora=LoraConfig(**config.lora) if config.trains == "lora" else None,
+        device_mean=config.device_mean,
+        remat=config.remat,
+        chunk=config.chunk,
+    )
+
+
+def load(source: str, config: Any, mesh: Mesh | None = None) -> Loaded:
+    """A checkpoint to evaluate: a whole model, or for the config's language model and image towers
+    a folder of projectors or of LoRA with projectors, as a run writes them."""
+    import perception_jax
+    from perception_jax.systems.mof.results import is_part, with_part
+
+    if is_part(source):
+        return with_part(config, source, mesh)
+    return perception_jax.load(source, mesh=mesh)
+
+
+def report(config: Any, task: MofTask, model: nnx.Module, folder: pathlib.Path) -> None:
+    """Evaluates and writes `results.json` and `report.html` into `folder`.
+
+    The learning curves come from `metrics.jsonl`, where `folder` is a training's workdir.
+    """
+    from perception_jax.train.metrics import read_metrics
+    from perception_jax.train.results import write_results
+    from perception_jax.viz import Report, sections
+
+    evaluators = task.evaluators()
+    if not evaluators:
+        print("there are no test conversations, so no report is written")
+        return
+    held_out = evaluators[HELD_OUT]
+    found = held_out(model)
+    write_results(folder, {f"{HELD_OUT}/{name}": value for name, value in found.items()})
+    history, train = read_metrics(folder), config.train
+    page = Report(
+        "A LLaVA on conversations about images",
+        sections.subtitle(
+            history, rows=train.batch_size, measured_on="conversations that were not trained on"
+        ),
+    )
+    page.add_section("Results", f"Test conversations: {held_out.data.counts}.")
+    page.add_table(("number", "value"), [(name, f"{value:.4g}") for name, value in found.items()])
+    titles = {"loss": "training", f"evaluate/{HELD_OUT}/loss": "held out"}
+    curves = sections.curves(history, titles)
+    sections.add_learning_curves(
+        page, [sections.step_chart(curves, "Cross-entropy", "nats per predicted token")]
+    )
+    settings = config.to_dict()
+    rows = [("trains", config.trains), *sections.training_rows(settings["train"])]
+    sections.add_run_settings(page, settings, rows=rows)
+    print(f"report      {page.write(folder / 'report.html')}")
+
+
+def finish(config: Any, task: MofTask, model: nnx.Module, workdir: pathlib.Path) -> None:
+    """After training: the report, and the result as a folder that was loaded back and compared: see
+    `results.write`.
+
+    Raises:
+      CheckpointError: the folder cannot be written, or its model gives other logits.
+    """
+    from perception_jax.systems.mof import results
+
+    report(config, task, model, workdir)
+    loaded = dataclasses.replace(task.base, model=model, weights=None)
+    print(f"checkpoint  {results.write(loaded, task.config.trains, workdir, probed=_PROBED)}")
+
+
+def _compare_schedule(config: Any, records: Source) -> None:
+    """Warns if the schedule is that of another number of records."""
+    expected = _division(config).updates(len(records), config.epochs)
+    if config.train.steps != expected:
+        _log.warning(
+            "train.steps is %d, but %d epoch(s) of %d records are %d updates of %d rows: give the "
+            "config :samples=%d for the schedule of these data.",
+            config.train.steps,
+            config.epochs,
+            len(records),
+            expected,
+            config.train.batch_size,
+            len(records),
+        )
+
+
+def _division(config: Any) -> Any:
+    from perception_jax.data.grouping import Division
+
+    return Division(**config.division)
+
+
+def _drawn(config: Any) -> tuple[str, ...]:
+    """Parts of the model whose weights are drawn."""
+    from perception_jax.systems.mof.task import PROJECTORS
+
+    return () if config.model.whole or config.model.language else ("language", *PROJECTORS)
+
+
+def _chats(config: Any, base: Loaded, records: Source, *, test: bool = False) -> ImageChats:
+    from perception_jax.data.image_chats import ImageChats
+
+    settings = config.data
+    return ImageChats(
+        records,
+        _transform(config, base),
+        lengths=tuple(settings.lengths),
+        division=_division(config),
+        order="random" if test else settings.order,
+        seed=config.train.seed,
+        workers=settings.workers,
+        in_memory=settings.hold,
+        max_bad_fraction=settings.max_bad_fraction,
+    )
+
+
+def _transform(config: Any, base: Loaded) -> ImageChatTransform:
+    from perception_jax.data.image_chats import ImageChatTransform
+
+    settings, tokenizer = config.data, base.processor.tokenizer
+    return ImageChatTransform(
+        tokenizer=tokenizer,
+        processor=base.processor.image,
+        template=_template(settings.template, tokenizer),
+        vocab_size=base.config.language.vocab_size,
+        max_length=settings.max_length,
+        image_tokens=base.config.tokens_per_image,
+        max_images=settings.max_images,
+    )
+
+
+def _template(name: str, tokenizer: Any) -> Template:
+    """A template by name; `AUTO` is what the tokenizer's files describe, else `TEMPLATE`."""
+    from perception_jax.data.conversation import TEMPLATES, from_jinja
+    from perception_jax.errors import ConfigError, did_you_mean
+
+    if name == AUTO:
+        jinja = tokenizer.chat_template
+        return (from_jinja(jinja) if jinja else None) or TEMPLATES[TEMPLATE]
+    if name not in TEMPLATES:
+        raise ConfigError(f"data.template: there is no {name!r}{did_you_mean(name, TEMPLATES)}")
+    return TEMPLATES[name]
+
+
+def _evaluators(config: Any, base: Loaded) -> dict[str, HeldOut]:
+    from perception_jax.systems.mof.held_out import HeldOut
+
+    records = _records(config, test=True)
+    if records is None:
+        return {}
+    held_out = HeldOut(
+        _chats(config, base, records, test=True),
+        batch_size=config.evaluation.batch_size,
+        dtype=config.train.compute_dtype,
+        chunk=config.chunk,
+    )
+    return {HELD_OUT: held_out}
+
+
+def _records(config: Any, *, test: bool = False) -> Source | None:
+    """The records that train, or those that test; None if there are no test records."""
+    from perception_jax.data.sources import open_source
+    from perception_jax.data.sources.combine import split
+    from perception_jax.systems.mof.scene_chats import TEST_SEED, scene_chats
+
+    settings = config.data
+    if settings.source == SCENES:
+        seed = TEST_SEED if test else config.train.seed
+        length = config.evaluation.scenes if test else settings.scenes
+        return scene_chats(seed=seed, length=length, canvas=settings.canvas)
+    if test and not (settings.test or settings.test_every):
+        return None
+    path = settings.test if test and settings.test else settings.source
+    images = {"images": settings.images} if settings.images else {}
+    records = open_source(path, kind=settings.kind, **images)
+    if settings.test or not settings.test_every:
+        return records
+    return split(records, every=settings.test_every)[int(test)]

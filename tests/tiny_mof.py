@@ -1,0 +1,45 @@
+"""A tiny LLaVA, conversations about images for it, and the task that trains it on them."""
+
+from __future__ import annotations
+
+from perception_jax.api import Loaded
+from perception_jax.data.grouping import Division
+from perception_jax.models.llava.config import LlavaConfig
+from perception_jax.systems.mof.task import MofTask, MofTaskConfig
+from perception_jax.testing import tiny_llava
+from tests.tiny_chats import Chats, data, transform
+
+LENGTHS = (256,)
+
+
+def chats(base: Loaded, source: Chats | None = None, **settings):
+    """The data of a model; batches of four rows, those of two devices."""
+    maker = transform(
+        processor=base.processor.image,
+        image_tokens=base.config.tokens_per_image,
+        max_length=256 - base.config.tokens_per_image,
+    )
+    return data(source, maker=maker, **{"lengths": LENGTHS, "order": "modality"} | settings)
+
+
+def task(
+    config: LlavaConfig = tiny_llava.IMOF,
+    *,
+    division: Division = Division(rows=2, devices=2),  # noqa: B008
+    **settings,
+) -> MofTask:
+    """Trains the projectors of a fresh tiny LLaVA, or what `settings` say of it."""
+    base = tiny_llava.loaded(config)
+    options = {"batch_size": division.update, "lengths": LENGTHS, "order": "modality", "chunk": 32}
+    options |= settings
+    return MofTask(
+        MofTaskConfig(**options),
+        base,
+        chats(
+            base,
+            Chats.made(24),
+            division=division,
+            lengths=options["lengths"],
+            order=options["order"],
+        ),
+    )
