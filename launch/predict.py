@@ -10,13 +10,20 @@
     python -m launch.predict chat --model=HuggingFaceTB/SmolLM2-135M-Instruct
     python -m launch.predict vqa --model=llava-hf/llava-1.5-7b-hf --image=photo.jpg \
         --question=Describe --out=runs/vqa
+    python -m launch.predict blind_pairs --images=photos --out=runs/pairs
+    python -m launch.predict mmvp_vlm --data=scenes --model=scenes-clip --out=runs/mmvp_vlm
+    python -m launch.predict vqa_score --protocol=mmvp --data=MMVP --answers=runs/answers \
+        --out=runs/mmvp
 
 The first argument is the command. encoder: maps of an image encoder (attention, the patches and
 pixels that count for each text, patch features), and how well the texts fit. give: the same encoder
 conditioned on an instruction: its maps, whether the object is there, and which of many objects are.
 Both write a picture and JSON for each image. text: a language model's answers to prompts. chat: a
 conversation with it in the terminal, about images too where the model reads them. vqa: its answers
-to questions about images, with pictures of where it looked and JSON.
+to questions about images, with pictures of where it looked and JSON. blind_pairs: pairs of images
+in a folder that one encoder finds similar and another different. mmvp_vlm: the benchmark MMVP-VLM
+for encoders. vqa_questions and vqa_score: questions of benchmarks for multimodal models, and scores
+of the answers.
 `python -m launch.predict COMMAND --help` shows the command's flags.
 """
 
@@ -28,7 +35,7 @@ from typing import Any
 
 from absl import flags
 
-from launch import common, systems
+from launch import common, compile_cache, systems
 
 
 def define_flags(system: Any, values: flags.FlagValues) -> None:
@@ -64,6 +71,7 @@ PROGRAM = common.Program(
 
 def run(parsed: common.Parsed) -> int:
     """Predicts; returns 0, or 1 if no image of a folder can be used."""
+    compile_cache.skip_several_cpu_devices()
     if parsed.command in (commands := systems.commands()):
         return commands[parsed.command][1](parsed.flags)
     from perception_jax.inference.images import ImageRun

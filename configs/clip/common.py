@@ -6,7 +6,8 @@ from typing import Any
 
 import ml_collections
 
-from configs.common import trainer
+from configs.common import to_config_dict, trainer
+from perception_jax.data.augment import ImageAugment
 
 ROWS = 32_768
 """Batch size of CLIP (arXiv 2103.00020, table 18) and of SigLIP's SO400M (arXiv 2303.15343)."""
@@ -57,6 +58,10 @@ def published(
             "max_bad_fraction": 0.01,
             # Smallest share of an image that a random crop keeps; 1 does not crop.
             "min_area": 0.9,
+            # What else changes a training image: fields of `data.augment.ImageAugment`; off.
+            "augment": to_config_dict(ImageAugment()),
+            # Whether each caption comes with one that is made false by one word.
+            "altered": False,
             # How often each of a record's captions is drawn; () for all alike.
             "caption_weights": (),
             # Loading processes of each host.

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import ml_collections
 
-from configs.common import parse_arg, trainer
+from configs.common import parse_arg, to_config_dict, trainer
+from perception_jax.data.augment import ImageAugment
 
 SCENES = "scenes"
 """Name of the scenes as a data source."""
@@ -78,9 +79,18 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             # every epoch. `min_area` below 1 crops at random, for images of your own.
             "length": 500 if tiny else 80_000,
             "min_area": 1.0,
+            # What else changes a training image: fields of `data.augment.ImageAugment`; off. Its
+            # colour part makes captions that name colours wrong.
+            "augment": to_config_dict(ImageAugment()),
+            # Whether each caption comes with one that is made false by one word, a hard negative.
+            "altered": False,
             # Of eight scenes, how many show one large object; the others show up to `objects`.
             "singles": 7,
             "objects": 4,
+            # Of eight records, how many are one of two images that differ in one visual pattern.
+            "pairs": 0,
+            # Whether scenes have a fourth caption that states one fact.
+            "facts": False,
             # How often the plain caption, the detailed one and the one without names are drawn.
             "caption_weights": (9.0, 1.0, 0.0),
             # Loading processes; 0 loads in threads, which share the scenes in memory.
@@ -89,6 +99,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     )
     # Portraits of each name and composed scenes in the evaluations.
     config.evaluation = ml_collections.ConfigDict(
-        {"per_name": 1 if tiny else 4, "scenes": 40 if tiny else 500}
+        # `pairs`: minimal pairs of each visual pattern.
+        {"per_name": 1 if tiny else 4, "scenes": 40 if tiny else 500, "pairs": 0}
     )
     return config

@@ -32,25 +32,18 @@ from perception_jax import settings
 from perception_jax.data import records
 from perception_jax.data.geometry import Geometry
 from perception_jax.data.images import MAX_PIXELS, decode_picture, read_picture
+from perception_jax.data.resizing import RESAMPLE, Resample, exact_part
 from perception_jax.errors import ConfigError, ImageError
 from perception_jax.ops.image import CLIP_MEAN, CLIP_STD
 from perception_jax.settings import FLAG, MEAN, STD, Choice
 
 Mode = Literal["hf_crop", "tv_crop", "squash", "llava_pad", "whole"]
 """Preprocessing mode; see `ImageProcessor`."""
-Resample = Literal["bicubic", "bilinear"]
-"""Interpolation of the resizing."""
-
 Alpha = Literal["white", "drop", "drop_resized"]
 """How transparency is handled."""
 
 _MAX_RESIZED = 2**25
 """Pixels of a resized image above which only the part that the crop keeps is computed."""
-
-_RESAMPLE = {
-    "bicubic": PIL.Image.Resampling.BICUBIC,
-    "bilinear": PIL.Image.Resampling.BILINEAR,
-}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -173,15 +166,19 @@ class ImageProcessor:
         if steps.padding.target != picture.size:
             left, top = (int(side) for side in steps.padding.offset)
             picture = _on_canvas(picture, (left, top), steps.padding.target, self.pad_colour)
-        resample, canvas = _RESAMPLE[self.resample], steps.resizing.target
+        resample, canvas = RESAMPLE[self.resample], steps.resizing.target
         if self.is_square and self.resizes and steps.full[0] * steps.full[1] > _MAX_RESIZED:
-            # A 1×N image would become enormous: compute only the part that the crop keeps. (Not
-            # done always, since Pillow's rounding then differs in the last bit now and then.)
+            # A 1×N image would become enormous: compute only the part that the crop keeps, though
+            # Pillow's rounding then differs in the last bit now and then.
             corners = np.array([[0, 0, *canvas]], np.float64)
             kept = steps.resizing.clip_source(steps.resizing.inverse_boxes(corners))
             return ProcessedImage(
                 _pixels(picture.resize(canvas, resample, box=tuple(kept[0].tolist()))), geometry
             )
+        if self.is_square and (
+            kept := exact_part(picture.size, steps.full, steps.corner, canvas, self.resample)
+        ):
+            return ProcessedImage(_pixels(picture.resize(canvas, resample, box=kept)), geometry)
         if steps.full != picture.size:
             picture = picture.resize(steps.full, resample)
         if canvas != steps.full and not self.is_square:

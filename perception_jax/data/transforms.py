@@ -12,6 +12,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from perception_jax.data import images, records
+from perception_jax.data.altered import altered
+from perception_jax.data.augment import ImageAugment, crop_window
 from perception_jax.data.geometry import Geometry
 from perception_jax.data.processors import ImageProcessor, ProcessedImage
 from perception_jax.data.tokenization import PaddedTokenizer
@@ -46,14 +48,9 @@ class Augment:
     ) -> ProcessedImage:
         """Crops, processes, then mirrors; the geometry covers all three."""
         height, width = image.shape[:2]
-        side = np.sqrt(rng.uniform(self.min_area, 1.0))
-        size = (max(1, round(width * side)), max(1, round(height * side)))
-        left, top = (
-            int(rng.integers(0, full - part + 1))
-            for full, part in zip((width, height), size, strict=True)
-        )
-        crop = Geometry.identity(width, height).cropped(left, top, *size)
-        processed = processor(image[top : top + size[1], left : left + size[0]])
+        left, top, wide, tall = crop_window(width, height, self.min_area, rng)
+        crop = Geometry.identity(width, height).cropped(left, top, wide, tall)
+        processed = processor(image[top : top + tall, left : left + wide])
         pixels, geometry = processed.pixels, crop.then(processed.geometry)
         if rng.random() < self.flip:
             pixels, geometry = np.ascontiguousarray(pixels[:, ::-1]), geometry.flipped()
@@ -64,13 +61,17 @@ class Augment:
 class ImageTextTransform:
     """An image and one of its captions, for contrastive training and retrieval.
 
-    Gives "image" (uint8[S, S, 3]), "ids" (int32[T]) and "id_mask" (bool[T]).
+    Gives "image" (uint8[S, S, 3]), "ids" (int32[T]) and "id_mask" (bool[T]); with `altered` also
+    "altered_ids" (int32[T]), the caption made false by one word, and "altered" (bool), whether it
+    has such a word.
 
     Attributes:
       caption: "random" draws one of the record's captions each time; "first" is for evaluation.
       weights: of "random": how often the first, second, … caption is drawn, relative to each
         other; () draws all alike. Captions beyond the weights are never drawn.
-      augment: None for the plain image.
+      augment: crops and mirrors; None for the plain image.
+      image_augment: changes the image before that; None leaves it as it is.
+      altered: whether there are altered captions.
     """
 
     processor: ImageProcessor
@@ -78,6 +79,8 @@ class ImageTextTransform:
     caption: Literal["random", "first"] = "random"
     weights: tuple[float, ...] = ()
     augment: Augment | None = None
+    image_augment: ImageAugment | None = None
+    altered: bool = False
 
     def __post_init__(self) -> None:
         require_square(self.processor)
@@ -95,13 +98,27 @@ class ImageTextTransform:
         """
         if not record.captions:
             raise DataError("expected at least one caption, found none.")
+        pixels = self._pixels(record, rng)
+        caption = record.captions[self._choice(len(record.captions), rng)]
+        tokens = self.tokenizer([caption])
+        arrays = {"image": pixels, "ids": tokens.ids[0], "id_mask": tokens.mask[0]}
+        if not self.altered:
+            return arrays
+        other = altered(caption, rng)
+        other_ids = self.tokenizer([other]).ids[0]
+        return arrays | {"altered_ids": other_ids, "altered": np.array(bool(other))}
+
+    def _pixels(
+        self, record: records.Record, rng: np.random.Generator
+    ) -> UInt8[np.ndarray, "S S 3"]:
+        if self.augment is None and self.image_augment is None:
+            return self.processor(images.decode_picture(record.image, name=record.id)).pixels
+        image = images.decode(record.image, name=record.id)
+        if self.image_augment is not None:
+            image = self.image_augment(image, rng)
         if self.augment is None:
-            processed = self.processor(images.decode_picture(record.image, name=record.id))
-        else:
-            image = images.decode(record.image, name=record.id)
-            processed = self.augment(image, self.processor, rng)
-        tokens = self.tokenizer([record.captions[self._choice(len(record.captions), rng)]])
-        return {"image": processed.pixels, "ids": tokens.ids[0], "id_mask": tokens.mask[0]}
+            return self.processor(image).pixels
+        return self.augment(image, self.processor, rng).pixels
 
     def _choice(self, captions: int, rng: np.random.Generator) -> int:
         if self.caption == "first":

@@ -14,7 +14,29 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from perception_jax.errors import ConfigError
-from perception_jax.ops.sharding import constrain
+from perception_jax.ops.sharding import constrain, on_one_cpu
+
+
+def product(
+    x: Float[Array, "*B inputs"],
+    kernel: Float[Array, "inputs outputs"],
+    dtype: np.typing.DTypeLike | None = None,
+) -> Float[Array, "*B outputs"]:
+    """Multiplies the last axis of `x` with a matrix.
+
+    On a CPU the other axes of `x` become one. The gradient of the kernel is then a product over
+    one axis; over two, XLA for CPU first transposes them in memory, a fifth of a training step. On
+    a TPU the same reshape would move the padding of tiles.
+
+    Args:
+      dtype: of the output; None is that of `x`.
+    """
+    dtype = x.dtype if dtype is None else dtype
+    if x.ndim < 3 or not on_one_cpu():
+        return jnp.matmul(x, kernel, preferred_element_type=dtype)
+    rows = x.reshape(-1, x.shape[-1])
+    y = jnp.matmul(rows, kernel, preferred_element_type=dtype)
+    return y.reshape(*x.shape[:-1], kernel.shape[1])
 
 
 class Linear(nnx.Module):
@@ -52,10 +74,9 @@ class Linear(nnx.Module):
         dtype = x.dtype if dtype is None else dtype
         kernel = self.kernel[...].astype(x.dtype)
         if self.scale is None:
-            y = jnp.matmul(x, kernel, preferred_element_type=dtype)
+            y = product(x, kernel, dtype)
         else:  # scaled before it is rounded
-            product = jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
-            y = (product * self.scale[...]).astype(dtype)
+            y = (product(x, kernel, jnp.float32) * self.scale[...]).astype(dtype)
         if self.bias is not None:
             y = y + self.bias[...].astype(dtype)
         return y if self.lora is None else y + self.lora(x, key).astype(dtype)
@@ -145,5 +166,5 @@ class PatchEmbed(nnx.Module):
         x = x.reshape(x.shape[0], rows, size, columns, size, 3)
         x = x.transpose(0, 1, 3, 2, 4, 5).reshape(x.shape[0], rows * columns, size * size * 3)
         kernel = self.kernel[...].reshape(size * size * 3, -1).astype(x.dtype)
-        y = x @ kernel
+        y = product(x, kernel)
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 from perception_jax.errors import ConfigError
 from perception_jax.nn.adapters import AdapterParam
 from perception_jax.nn.dropout import dropout
-from perception_jax.nn.linear import Linear
+from perception_jax.nn.linear import Linear, product
 from perception_jax.settings import Integer, Number, check, shown
 
 Model = TypeVar("Model", bound=nnx.Module)
@@ -83,7 +83,8 @@ class Lora(nnx.Module):
     ) -> Float[Array, "*B outputs"]:
         """Args: key: for dropout; None drops nothing."""
         x = dropout(x, self.dropout, key)
-        return (x @ self.a[...].astype(x.dtype)) @ self.b[...].astype(x.dtype) * self.scale
+        low = product(x, self.a[...].astype(x.dtype))
+        return product(low, self.b[...].astype(x.dtype)) * self.scale
 
     def delta(self) -> Float[Array, "*L inputs outputs"]:
         """The change of the kernel to which the term is equal, float32."""

@@ -1,4 +1,6 @@
-"""Contrastive losses over the global batch. Letters: B batch, D embedding width.
+"""Losses that compare rows of the global batch: of images with texts, of two views of images.
+
+Letters: B batch, D embedding width.
 
 Under `jax.jit` with a sharded batch the products below span all devices, so each row is compared
 with every row of the global batch, whatever the mesh; a chip holds the products of its own images
@@ -45,7 +47,12 @@ def softmax_contrastive(
     if ignore is not None:
         logits = jnp.where(_off_diagonal(ignore), -jnp.inf, logits)
     own = _diagonal(logits)
-    rows = logits if harder is None else jnp.concatenate([logits, scale * harder], axis=1)
+    rows = logits
+    if harder is not None:
+        none = jnp.isneginf(harder)
+        # The gradient of scale * -inf with respect to the scale would be NaN.
+        more = jnp.where(none, -jnp.inf, scale * jnp.where(none, 0.0, harder))
+        rows = jnp.concatenate([logits, more], axis=1)
     to_text = jax.nn.logsumexp(rows, axis=1) - own
     to_image = jax.nn.logsumexp(logits, axis=0) - own
     return 0.5 * (jnp.mean(to_text) + jnp.mean(to_image))
@@ -77,6 +84,49 @@ def sigmoid_contrastive(
     if ignore is not None:
         terms = jnp.where(_off_diagonal(ignore), 0.0, terms)
     return -jnp.sum(terms) / logits.shape[0]
+
+
+def vicreg(
+    one: Float[Array, "*B D"],
+    two: Float[Array, "*B D"],
+    *,
+    mask: Bool[Array, "*B"] | None = None,
+) -> dict[str, Float[Array, ""]]:
+    """Terms of VICReg (Bardes et al., arXiv 2105.04906, §3), scaled as in the authors' code.
+
+    "invariance" is the mean squared difference of the two; "variance" the mean of
+    max(0, 1 - standard deviation) over columns, averaged over the two; "covariance" the sum of the
+    squared off-diagonal covariances by D, summed over the two. Statistics are those of all rows,
+    so under a sharded batch of the global one; chips exchange sums of D and D × D numbers.
+
+    Args:
+      one, two: embeddings of two views, row by row; not normalised.
+      mask: rows that count; all by default. At least two must.
+    """
+    one, two = one.astype(jnp.float32), two.astype(jnp.float32)
+    weight = jnp.ones(one.shape[:-1]) if mask is None else mask.astype(jnp.float32)
+    weight = weight[..., None]
+    rows, width = jnp.sum(weight), one.shape[-1]
+    terms = {"invariance": jnp.sum(weight * jnp.square(one - two)) / (rows * width)}
+    spreads = [_spread(x, weight, rows) for x in (one, two)]
+    terms["variance"] = sum(spread["variance"] for spread in spreads) / 2
+    terms["covariance"] = sum(spread["covariance"] for spread in spreads)
+    return terms
+
+
+def _spread(
+    x: Float[Array, "*B D"], weight: Float[Array, "*B 1"], rows: Float[Array, ""]
+) -> dict[str, Float[Array, ""]]:
+    """The variance and covariance terms of one view."""
+    axes, width = tuple(range(x.ndim - 1)), x.shape[-1]
+    centred = weight * (x - jnp.sum(weight * x, axis=axes) / rows)
+    covariance = jnp.tensordot(centred, centred, (axes, axes)) / jnp.maximum(rows - 1, 1.0)
+    own = jnp.eye(width, dtype=bool)
+    deviation = jnp.sqrt(jnp.sum(covariance, axis=1, where=own) + 1e-4)
+    return {
+        "variance": jnp.mean(jax.nn.relu(1.0 - deviation)),
+        "covariance": jnp.sum(jnp.square(covariance), where=~own) / width,
+    }
 
 
 def _diagonal(logits: Float[Array, "B B"]) -> Float[Array, " B"]:

@@ -53,9 +53,9 @@ def next_token_loss(
 ) -> NextTokenLoss:
     """Cross-entropy of the tokens that follow each token.
 
-    Logits are computed for `chunk` positions of each row at a time, in float32, and again in the
-    backward pass, so that memory holds [B, chunk, V] and never [B, T, V]. On a mesh rows are split
-    over the batch axes and the vocabulary over "tensor".
+    Logits are computed for `chunk` positions of each row at a time, in float32, and (of several
+    chunks) again in the backward pass, so that memory holds [B, chunk, V] and never [B, T, V]. On a
+    mesh rows are split over the batch axes and the vocabulary over "tensor".
 
     Args:
       hidden: states after the last norm; position t predicts label t + 1.
@@ -77,13 +77,14 @@ def next_token_loss(
     labels = jnp.pad(labels, ((0, 0), (0, padding)), constant_values=IGNORE)
     chunks = (_in_chunks(hidden, chunk), _in_chunks(labels, chunk))
 
-    @jax.checkpoint
     def add(loss: NextTokenLoss, part: tuple[Array, Array]) -> tuple[NextTokenLoss, None]:
         return jax.tree.map(jnp.add, loss, _chunk_loss(part[0], head, part[1], weights)), None
 
     none = jnp.zeros((), jnp.int32)
     start = NextTokenLoss(total=jnp.zeros((), jnp.float32), count=none, correct=none)
-    return jax.lax.scan(add, start, chunks)[0]
+    if chunks[1].shape[0] == 1:  # nothing to save: its backward pass comes next
+        return add(start, jax.tree.map(lambda x: x[0], chunks))[0]
+    return jax.lax.scan(jax.checkpoint(add), start, chunks)[0]
 
 
 def group_weights(labels: Int[Array, "B T"], group: Int[Array, " B"]) -> Float[Array, " B"]:

@@ -71,10 +71,16 @@ def constrain_to(x: Shaped[Array, "..."], spec: PartitionSpec) -> Shaped[Array, 
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*kept))
 
 
-def automatic_axes() -> tuple[AbstractMesh, list[str]]:
-    """Returns the current mesh, and those of its axes over which the compiler splits arrays."""
+def automatic_axes(x: Array | None = None) -> tuple[AbstractMesh, list[str]]:
+    """Returns the current mesh, and those of its axes over which the compiler splits arrays.
+
+    Args:
+      x: without a current mesh, the one that this array or tracer lies on is taken.
+    """
     # The abstract mesh is the one that `jax.set_mesh` and `jax.shard_map` agree on.
     mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty and x is not None:
+        mesh = jax.typeof(x).sharding.mesh
     kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
     return mesh, [axis for axis, kind in kinds if kind == AxisType.Auto]
 
@@ -84,6 +90,13 @@ def on_mesh() -> bool:
     inside of a `jax.shard_map` is its own."""
     mesh, automatic = automatic_axes()
     return math.prod(mesh.shape[axis] for axis in automatic) > 1
+
+
+def on_one_cpu() -> bool:
+    """Whether what is traced now runs on one CPU device: that of the mesh, else JAX's default."""
+    device = automatic_axes()[0].abstract_device
+    platform = jax.default_backend() if device is None else device.platform
+    return platform == "cpu" and not on_mesh()
 
 
 def constrain_batch(tree: Tree) -> Tree:

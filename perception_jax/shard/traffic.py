@@ -1,9 +1,10 @@
 """Bytes that a compiled program moves between devices, loops counted as often as they run.
 
 XLA's text has a loop's body once. Here each collective is multiplied by the trip counts of the
-loops around it, and asynchronous ones, which the text has in several pieces, count once. A program
-for several TPU slices is that of one of them: what goes to the others, its text has as `send`s of
-buffers to the runtime.
+loops around it, and asynchronous ones, which the text has in several pieces, count once. The pieces
+are XLA's `all-gather-start` and `-done`, or libtpu's fusions that begin a collective, go on with it
+beside other work and end it, each with the collective in its body. A program for several TPU slices
+is that of one of them: what goes to the others, its text has as `send`s of buffers to the runtime.
 """
 
 from __future__ import annotations
@@ -24,8 +25,15 @@ _CALLED = re.compile(
     r"false_computation)=(?P<names>\{[^}]*\}|%?[\w.\-]+)"
 )
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
-_CONSTANT = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
-_CHANNEL = re.compile(r"\bchannel_id=(\d+)")
+_CONSTANT = re.compile(r"= [su]\d+\[\]\S* constant\((\d+)\)")
+_COMPARED = re.compile(
+    r"ROOT .* compare\(%(?P<counter>[\w.\-]+), %(?P<bound>[\w.\-]+)\), direction=LT"
+)
+_INDEX = re.compile(r"get-tuple-element\(.*\), index=(\d+)")
+_BEGINS = re.compile(
+    r"custom-call\((?P<operands>[^)]*)\).*custom_call_target=\"AsyncCollectiveStart\""
+)
+_NAME = re.compile(r"%?(?P<name>[\w.\-]+) = ")
 _ACROSS = re.compile(
     r" = \((?P<result>\w+\[[\d,]*\]).* send\(.*"
     r'_xla_megascale_transfer_type="(?P<kind>\w+)"'
@@ -86,29 +94,18 @@ def parse(text: str, devices: int, slices: int = 1) -> list[Traffic]:
     computations, entry = _computations(text)
     times = _multiplicities(computations, entry)
     found: dict[tuple[str, Result, int, int], int] = collections.Counter()
-    seen: set[str] = set()
     listed = []
     for computation in computations.values():
-        scattered = computation.name.startswith("all-reduce-scatter")
+        runs = times[computation.name]
         for line in computation.lines:
-            across = _to_slices(line, times[computation.name], slices)
+            across = _to_slices(line, runs, slices)
             listed += [] if across is None else [across]
-            results = parse_results(line)
-            if not results or not results[0].is_collective:
-                continue
-            operation = results[0].operation
-            if operation.endswith("-done"):
-                continue
-            channel = _CHANNEL.search(line)
-            if channel is not None and channel[1] in seen:
-                continue  # another piece of an asynchronous one
-            if channel is not None:
-                seen.add(channel[1])
-            kind = "reduce-scatter" if scattered else operation.removesuffix("-start")
-            if operation.endswith("-start") and kind != "all-reduce":
-                results = results[-1:]  # behind the operands
+        for line in _begun(computation):
+            kind, results = _moved(line)
+            if computation.name.startswith("all-reduce-scatter"):
+                kind = "reduce-scatter"
             for result in results:  # several that XLA has combined
-                found[(kind, result, _group(line, devices), times[computation.name])] += 1
+                found[(kind, result, _group(line, devices), runs)] += 1
     listed += [
         Traffic(
             kind=kind,
@@ -137,6 +134,37 @@ def nbytes(result: Result) -> int:
     digits = re.match(r"[fsuc](\d+)", result.dtype)
     width = _BYTES.get(result.dtype) or math.ceil(int(digits[1]) / 8)
     return math.prod(result.shape) * width
+
+
+def _begun(computation: _Computation) -> Iterator[str]:
+    """The lines with collectives that a computation begins."""
+    pieces = computation.name.startswith("async_collective_fusion") or any(
+        'custom_call_target="AsyncCollective' in line for line in computation.lines
+    )
+    begun = {
+        name.strip().lstrip("%")
+        for line in computation.lines
+        if (match := _BEGINS.search(line))
+        for name in match["operands"].split(",")
+    }
+    for line in computation.lines:
+        results = parse_results(line)
+        if not results or not results[0].is_collective or results[0].operation.endswith("-done"):
+            continue
+        if not pieces or _NAME.search(line)["name"] in begun:
+            yield line
+
+
+def _moved(line: str) -> tuple[str, list[Result]]:
+    """Kind and results of a collective."""
+    results = parse_results(line)
+    operation = results[0].operation
+    kind = operation.removesuffix("-start")
+    if operation == "collective-permute-start":  # operand, result, and what it waits for
+        return kind, results[1:2]
+    if operation.endswith("-start") and kind != "all-reduce":
+        return kind, results[len(results) // 2 :]  # behind the operands
+    return kind, results
 
 
 def _to_slices(line: str, times: int, slices: int) -> Traffic | None:
@@ -197,7 +225,7 @@ def _computations(text: str) -> tuple[dict[str, _Computation], str]:
         if head:
             current = found[head["name"]] = _Computation(head["name"])
             entry = head["name"] if head["entry"] else entry
-        elif line.startswith("}"):
+        elif line == "}":  # a kernel's settings may have lines that begin with one
             current = None
         elif current is not None:
             current.lines.append(line)
@@ -226,15 +254,63 @@ def _calls(computation: _Computation, computations: Mapping[str, _Computation]) 
             for name in re.split(r",\s*", match["names"].strip("{}"))
         )
         if names:
-            yield _Call(names, _trips(line, computations) if " while(" in line else 1)
+            yield _Call(names, _trips(line, computations, computation) if " while(" in line else 1)
 
 
-def _trips(line: str, computations: Mapping[str, _Computation]) -> int:
-    """Trip count of a `while`: as annotated, or the bound in its condition; 1 if neither tells."""
+def _trips(line: str, computations: Mapping[str, _Computation], around: _Computation) -> int:
+    """Trip count of a `while` whose counter grows by a constant; 1 if the text does not say.
+
+    Args:
+      around: the computation with the `while`.
+    """
     known = _TRIPS.search(line)
     if known:
         return int(known[1])
-    condition = re.search(r"\bcondition=%?([\w.\-]+)", line)
-    lines = computations[condition[1]].lines if condition and condition[1] in computations else ()
-    bounds = [int(found[1]) for one in lines if (found := _CONSTANT.search(one))]
-    return bounds[0] if len(bounds) == 1 else 1
+    condition, body = (
+        computations.get(found[1])
+        if (found := re.search(rf"\b{name}=%?([\w.\-]+)", line))
+        else None
+        for name in ("condition", "body")
+    )
+    if condition is None or body is None:
+        return 1
+    compared = next((found for one in condition.lines if (found := _COMPARED.search(one))), None)
+    place = compared and _INDEX.search(_definition(condition, compared["counter"]))
+    if not place or (bound := _number(condition, compared["bound"])) is None:
+        return 1
+    first = _element(_definition(around, _operands(line)[0]), int(place[1]))
+    root = next((one for one in body.lines if one.lstrip().startswith("ROOT ")), "")
+    following = _element(root, int(place[1]))
+    start = _number(around, first) or 0
+    added = _definition(body, following)
+    steps = [_number(body, name) for name in _operands(added)] if " add(" in added else []
+    step = next(filter(None, steps), 1)
+    return max(-(-(bound - start) // step), 0)
+
+
+def _element(line: str, index: int) -> str:
+    """Name of an element of the tuple that a line makes; "" if it makes none."""
+    names = _operands(line) if " tuple(" in line else []
+    return names[index] if index < len(names) else ""
+
+
+def _number(computation: _Computation, name: str) -> int | None:
+    """Value of an integer constant, also through copies; None if it is none."""
+    line = _definition(computation, name)
+    found = _CONSTANT.search(line)
+    if " copy(" in line:
+        return _number(computation, _operands(line)[0])
+    return int(found[1]) if found else None
+
+
+def _definition(computation: _Computation, name: str) -> str:
+    """The line that gives a value its name; "" for none."""
+    pattern = re.compile(rf"\s*(ROOT )?%?{re.escape(name)} = ") if name else None
+    return next((line for line in computation.lines if pattern and pattern.match(line)), "")
+
+
+def _operands(line: str) -> list[str]:
+    """Names of the operands of a line's operation."""
+    found = re.search(r" [\w\-]+\((?P<names>%[^)]*)\)", line)
+    names = found["names"] if found else ""
+    return [re.sub(r"/\*.*?\*/", "", name).strip().lstrip("%") for name in names.split(",")]

@@ -296,12 +296,10 @@ class Checkpoints:
         """Moves damaged checkpoints out of the way of the run that is about to repeat them."""
         shelf = self._directory.parent / "damaged_checkpoints"
         for step, why in damaged.items():
+            known = (self.path(step), why, shelf / str(step), used)
             _log.warning(
                 "checkpoint %s is damaged (%s); it is moved to %s, training continues from step %d",
-                self.path(step),
-                why,
-                shelf / str(step),
-                used,
+                *known,
             )
             if jax.process_index() == 0:
                 shelf.mkdir(exist_ok=True)
@@ -449,11 +447,16 @@ def _unloadable(path: pathlib.Path, error: Exception) -> CheckpointError:
     )
 
 
-def _require_fit(path: pathlib.Path, tree: Mapping[str, Any]) -> None:
+def saved_shapes(path: pathlib.Path) -> dict[str, Any]:
+    """Shapes of a checkpoint's arrays, by part and path; raises CheckpointError without them."""
     saved = _read_object(path / "meta" / "leaves.json")
     if saved is None:
         raise CheckpointError(f"{path} is not a whole checkpoint: no list in meta/leaves.json.")
-    differing = state_tree.differences(tree, saved)
+    return saved
+
+
+def _require_fit(path: pathlib.Path, tree: Mapping[str, Any]) -> None:
+    differing = state_tree.differences(tree, saved_shapes(path))
     if differing:
         raise CheckpointError(
             f"checkpoint {path} is of another model or optimizer:\n  {differing}\n"
@@ -464,11 +467,8 @@ def _require_fit(path: pathlib.Path, tree: Mapping[str, Any]) -> None:
 def kept_settings(path: pathlib.Path) -> dict[str, Any]:
     """The settings stored in a checkpoint (see `train.run_settings`), without missing ones."""
     meta = _read_meta(path)
-    return {
-        key: meta[key]
-        for key in ("trainer", "config")
-        if isinstance(meta.get(key), dict) and meta[key]
-    }
+    groups = {key: meta.get(key) for key in ("trainer", "config")}
+    return {key: value for key, value in groups.items() if isinstance(value, dict) and value}
 
 
 def _read_meta(path: pathlib.Path) -> dict[str, Any]:

@@ -32,7 +32,8 @@ class OptimRule:
 
     Attributes:
       pattern: regex, searched anywhere in the "/"-joined path.
-      multiplier: of the learning rate; None freezes the leaf: no updates, no optimizer state.
+      multiplier: of the learning rate; None or 0 freezes the leaf: no gradient, no updates, no
+        optimizer state, and checkpoints refer to it as to leaves that the task does not train.
       weight_decay: True takes `OptimConfig.weight_decay`, False none, a number itself.
     """
 
@@ -50,6 +51,11 @@ class OptimRule:
         factor, decay = self.multiplier, self.weight_decay
         _require(factor is None or 0 <= factor < math.inf, "multiplier", factor, "0 or more")
         _require(0 <= decay < math.inf, "weight_decay", decay, "0 or more")
+
+    @property
+    def freezes(self) -> bool:
+        """Whether leaves of this rule do not train."""
+        return not self.multiplier
 
 
 DEFAULT_RULES = (

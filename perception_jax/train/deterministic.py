@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Int
 
 from perception_jax.errors import ConfigError
@@ -231,11 +231,15 @@ class DeterministicStep:
     def _on_devices(self, tree: Any) -> list[Any]:
         """What lies on each device of this process."""
 
-        def shard(x: Array, device: jax.Device) -> Array:
-            return next(s.data for s in x.addressable_shards if s.device == device)
+        def shard(x: Array, device: jax.Device, place: NamedSharding) -> Array:
+            data = next(s.data for s in x.addressable_shards if s.device == device)
+            return jax.device_put(data, place)  # of one type, so that the programs trace once
 
         return [
-            jax.tree.map(functools.partial(shard, device=device), tree) for device in self._devices
+            jax.tree.map(
+                functools.partial(shard, device=device, place=mesh_lib.replicated(alone)), tree
+            )
+            for device, alone in zip(self._devices, self._alone, strict=True)
         ]
 
     def _cut(self, rows: Batch) -> list[Batch]:

@@ -49,7 +49,7 @@ def make_optimizer(config: OptimConfig, steps: int, paths: Iterable[str]) -> Opt
       ConfigError: some paths match no rule (all are listed), or every path is frozen.
     """
     rules = match_rules(config.rules, paths)
-    labels = {path: _FROZEN if r.multiplier is None else _TRAINED for path, r in rules.items()}
+    labels = {path: _FROZEN if rule.freezes else _TRAINED for path, rule in rules.items()}
     if _TRAINED not in labels.values():
         raise ConfigError("optim.rules freeze every leaf that could train; nothing is left to do.")
     rate = schedule(config, steps)
@@ -84,12 +84,23 @@ def match_rules(rules: Iterable[OptimRule], paths: Iterable[str]) -> dict[str, O
             "Add a rule for them; ('.*', 1.0, True) at the end trains the rest, "
             "('.*', None) freezes it."
         )
+    return matched
+
+
+def frozen_paths(rules: Iterable[OptimRule], paths: Iterable[str]) -> list[str]:
+    """The paths that rules freeze; logs how many leaves each rule matches.
+
+    Raises:
+      ConfigError: some paths match no rule.
+    """
+    rules = tuple(rules)
+    matched = match_rules(rules, paths)
     for rule in rules:
         count = sum(chosen is rule for chosen in matched.values())
         _log.info(
             "optimizer rule %r: %d leaves, learning rate x %s", rule.pattern, count, rule.multiplier
         )
-    return matched
+    return [path for path, rule in matched.items() if rule.freezes]
 
 
 def schedule(config: OptimConfig, steps: int) -> Schedule:

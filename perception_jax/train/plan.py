@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from perception_jax.errors import ConfigError
 from perception_jax.shard import mesh as mesh_lib
-from perception_jax.shard import plan
+from perception_jax.shard import plan, program
 from perception_jax.shard.slices import Slice
 from perception_jax.train import state_tree
 from perception_jax.train.config import TrainConfig
@@ -80,8 +80,12 @@ def make_plan(
         traced = step.trace(parts)
         done = plan.compiled(traced.lowered)
         whole = plan.whole_batch(done, config.batch_size, config.batch_size // accumulate)
-        if whole and not _with_other_rows(task, config, batch, mesh):
-            whole = []  # another axis has the length of the batch
+        if whole:
+            shards = accumulate * mesh_lib.batch_shards(mesh)
+            sizes = {size for r in program.results(done.program) for size in r.shape}
+            rows = other_rows(config.batch_size, shards, accumulate, sizes)
+            if not _whole_with(rows, task, config, batch, mesh):
+                whole = []  # another axis has the length of the batch
     state_bytes = plan.shard_bytes(step.state, step.shardings)
     split = mesh_lib.batch_sharding(mesh, axis=int(accumulate > 1))
     arguments = state_bytes + plan.shard_bytes(parts, jax.tree.map(lambda _: split, parts))
@@ -113,13 +117,21 @@ def make_plan(
     )
 
 
-def _with_other_rows(task: Task, config: TrainConfig, batch: Batch, mesh: Mesh) -> bool:
+def other_rows(rows: int, shards: int, accumulate: int, sizes: Set[int]) -> int:
+    """The next larger batch that is as long as no axis of a program, whole or in micro-batches.
+
+    Args:
+      shards: parts of a batch, of all micro-batches together.
+      accumulate: micro-batches.
+      sizes: of the axes of the program's arrays.
+    """
+    larger = itertools.count(shards * (rows // shards + 1), shards)
+    return next(n for n in larger if not {n, n // accumulate} & sizes)
+
+
+def _whole_with(rows: int, task: Task, config: TrainConfig, batch: Batch, mesh: Mesh) -> bool:
     """Whether a batch of another length is whole somewhere as well."""
     accumulate = config.optim.accumulate
-    shards = accumulate * mesh_lib.batch_shards(mesh)
-    # A prime number of rows in each part, so that no usual axis of a model is as long.
-    least = max(config.batch_size // shards + 1, 7)
-    rows = shards * next(n for n in itertools.count(least) if all(n % d for d in range(2, n)))
     other = jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), batch)
     config = dataclasses.replace(config, batch_size=rows)
     step = TaskStep.of(task, config, mesh)

@@ -63,11 +63,14 @@ def load_model(
 def _read(path: pathlib.Path, model: AbstractModel, target: Leaves) -> tuple[nnx.Module, int]:
     meta = checkpoint.read_meta(path)
     weights = "ema" if meta["ema"] else "trainable"
+    saved = checkpoint.saved_shapes(path)
+    # Rules of the run's optimizer may have frozen further leaves.
+    fixed = {name for name in target if name in model.frozen or f"frozen/{name}" in saved}
     parts = checkpoint.read_leaves(
         path,
         {
-            weights: {name: target[name] for name in model.trainable},
-            "frozen": {name: target[name] for name in model.frozen},
+            weights: {name: leaf for name, leaf in target.items() if name not in fixed},
+            "frozen": {name: target[name] for name in fixed},
         },
     )
     return model.merge(parts[weights], parts["frozen"]), meta["step"]

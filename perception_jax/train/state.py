@@ -8,7 +8,7 @@ weights all speak of those paths. Only `trainable` has gradients and optimizer s
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -21,6 +21,8 @@ from jax.sharding import Mesh, NamedSharding
 from perception_jax.errors import ConfigError
 from perception_jax.shard import mesh as mesh_lib
 from perception_jax.shard import rules as rules_lib
+from perception_jax.train.config import DEFAULT_RULES, OptimRule
+from perception_jax.train.optim import frozen_paths
 from perception_jax.train.task import Task
 
 Leaves = dict[str, Any]
@@ -79,14 +81,17 @@ class AbstractModel:
         return nnx.State(nested)
 
 
-def abstract_model(task: Task, frozen_dtype: str = "float32") -> AbstractModel:
+def abstract_model(
+    task: Task, frozen_dtype: str = "float32", rules: Iterable[OptimRule] = DEFAULT_RULES
+) -> AbstractModel:
     """Traces `task.init` for shapes only.
 
     Args:
       frozen_dtype: of floating leaves that do not train; "float32" keeps that of the model.
+      rules: of the optimizer; leaves that they freeze count as frozen, whatever the task says.
 
     Raises:
-      ConfigError: `task.trainable` selects nothing.
+      ConfigError: `task.trainable` selects nothing, or some leaves match no rule.
     """
     model = nnx.eval_shape(lambda: task.init(jax.random.key(0)))
     graphdef, trainable, frozen = nnx.split(model, task.trainable, ...)
@@ -97,14 +102,8 @@ def abstract_model(task: Task, frozen_dtype: str = "float32") -> AbstractModel:
             f"the task's filter `trainable` ({task.trainable!r}) selects none of the model's "
             f"{len(keyed)} leaves. Use nnx.Param to train all parameters."
         )
-    kept = _flatten(frozen)
-    if frozen_dtype != "float32":
-        kept = {
-            path: jax.ShapeDtypeStruct(leaf.shape, frozen_dtype)
-            if jnp.issubdtype(leaf.dtype, jnp.floating)
-            else leaf
-            for path, leaf in kept.items()
-        }
+    kept = _flatten(frozen) | {path: flat.pop(path) for path in frozen_paths(rules, flat)}
+    kept = _with_frozen_dtype(kept, frozen_dtype)
     return AbstractModel(graphdef, flat, kept, {_path(k): k for k in keyed})
 
 
@@ -174,8 +173,10 @@ def init_state(
     model_key, step_key = jax.random.split(jax.random.key(seed))
 
     places = {**shardings.trainable, **shardings.frozen}
-    model = abstract_model(task, frozen_dtype)
-    targets = with_shardings({**model.trainable, **model.frozen}, places)
+    model = abstract_model(task)
+    shapes = {**model.trainable, **model.frozen}
+    kept = _with_frozen_dtype({path: shapes[path] for path in shardings.frozen}, frozen_dtype)
+    targets = with_shardings(shapes | kept, places)
     given = _pretrained(task, targets)
     missing = {path: place for path, place in places.items() if path not in given}
 
@@ -220,6 +221,18 @@ def place_like(value: Any, target: jax.ShapeDtypeStruct) -> jax.Array:
     if not isinstance(value, jax.Array):
         value = np.asarray(value)
     return jax.device_put(value.astype(target.dtype, copy=False), target.sharding)
+
+
+def _with_frozen_dtype(leaves: Leaves, dtype: str) -> Leaves:
+    """Shapes of leaves that do not train; see `abstract_model`."""
+    if dtype == "float32":
+        return leaves
+    return {
+        path: jax.ShapeDtypeStruct(leaf.shape, dtype)
+        if jnp.issubdtype(leaf.dtype, jnp.floating)
+        else leaf
+        for path, leaf in leaves.items()
+    }
 
 
 def _with_dtype(leaf: jax.Array, dtype: Any) -> jax.Array:

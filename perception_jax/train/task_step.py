@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -48,7 +49,7 @@ class TaskStep:
     @classmethod
     def of(cls, task: Task, config: TrainConfig, mesh: Mesh) -> TaskStep:
         """Puts model, optimizer, shardings and step together."""
-        model = abstract_model(task, config.frozen_dtype)
+        model = abstract_model(task, config.frozen_dtype, config.optim.rules)
         optimizer = make_optimizer(config.optim, config.steps, model.trainable)
         state = abstract_state(model, optimizer.transform, ema=config.optim.ema is not None)
         rules = task.shardings
@@ -93,8 +94,7 @@ class TaskStep:
         if not self.config.deterministic:
             return self.trace(batch).compile()
         rows = {key: x for key, x in batch.items() if key != VOTE}
-        parts = self.config.deterministic_parts
-        step = DeterministicStep(self.task, parts, self.mesh, self.step.merge, self.step.apply)
+        step = self._deterministic
 
         def call(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
             rows = {key: x for key, x in batch.items() if key != VOTE}
@@ -104,3 +104,9 @@ class TaskStep:
         return CompiledStep(
             call, self.step.model_flops(self.state, rows), step.hardware_flops(self.state, rows)
         )
+
+    @functools.cached_property
+    def _deterministic(self) -> DeterministicStep:
+        """One for all shapes of batches, so that the update is compiled for the first only."""
+        parts = self.config.deterministic_parts
+        return DeterministicStep(self.task, parts, self.mesh, self.step.merge, self.step.apply)

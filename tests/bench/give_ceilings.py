@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ from perception_jax.data.records import Record
 from perception_jax.data.scenes import objects as scenes
 from perception_jax.data.scenes.sample import SceneConfig
 from perception_jax.data.scenes.source import ScenesSource
+from perception_jax.evals.linear_probe import ridge
 from perception_jax.evals.ranking import area_under_curve, unit_rows
 from perception_jax.nn import stack
 from perception_jax.nn.taps import Taps
@@ -38,7 +39,6 @@ STEP = 250
 MARGIN = 1.15
 """Side of a crop, in longer sides of the object's box."""
 NEGATIVES = 30
-RIDGE = 30.0
 TESTED = {"artists of training": ("train", 40_000), "unseen artist": ("test", 31_000)}
 
 
@@ -164,20 +164,6 @@ def centre_patch(box: tuple[float, ...], grid: int, size: int) -> int:
     """Number of the patch, row by row, in which the middle of the box lies."""
     column, row = ((box[k] + box[k + 2]) / 2 * grid / size for k in (0, 1))
     return min(grid - 1, int(row)) * grid + min(grid - 1, int(column))
-
-
-def ridge(
-    given: Float[np.ndarray, "n D"], wanted: Float[np.ndarray, "n E"]
-) -> Callable[[np.ndarray], np.ndarray]:
-    """Linear regression from standardised rows."""
-    mean, spread = given.mean(axis=0), given.std(axis=0) + 1e-6
-
-    def rows(values: np.ndarray) -> np.ndarray:
-        return np.pad((values - mean) / spread, ((0, 0), (0, 1)), constant_values=1.0)
-
-    known = rows(given)
-    weights = np.linalg.solve(known.T @ known + RIDGE * np.eye(known.shape[1]), known.T @ wanted)
-    return lambda values: rows(values) @ weights
 
 
 def auc(scores: Float[np.ndarray, "n C"], things: Things) -> float:

@@ -1,7 +1,7 @@
 """Compiles the training steps of `docs/scale.md` for TPU slices and prints its tables.
 
     python tests/bench/scale.py plans            # the configs that ship; --only=clip for some
-    python tests/bench/scale.py scaling          # one model on 16, 64 and 256 chips
+    python tests/bench/scale.py scaling          # two models on 16, 64 and 256 chips
 
 Every row is one command of `launch.plan`, printed before it runs. Needs libtpu (`make tpu`), up to
 8 GB of memory and minutes for each row. Nothing runs on a TPU.
@@ -15,30 +15,45 @@ import pathlib
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-LARGE = "v5e-256,v5p-128,v6e-256"
+LARGE = ("v5e-256", "v5p-128", "v6e-256")
+DECODER = "configs/text/llama7b.py"
+SPLIT = "--config.train.mesh.tensor=2"
+"""256 chips do not divide 128 rows."""
 PLANS = [
-    ("configs/clip/vit_b16.py", LARGE),
-    ("configs/clip/vit_l14_336.py", LARGE),
-    ("configs/siglip/so400m14_384.py", LARGE),
+    *(("configs/clip/vit_b16.py", slice_) for slice_ in LARGE),
+    *(("configs/clip/vit_l14_336.py", slice_) for slice_ in LARGE),
+    *(("configs/siglip/so400m14_384.py", slice_) for slice_ in LARGE),
     *(
-        (f"configs/give/{name}.py", "v5e-16,v5e-256")
+        (f"configs/give/{name}.py", slice_)
         for name in ("clip_b16", "clip_l14", "clip_l14_336", "siglip_so400m")
+        for slice_ in ("v5e-16", "v5e-256")
+    ),
+    (DECODER, "v5e-256", SPLIT),
+    (DECODER, "v5p-128"),
+    (f"{DECODER}:lora", "v5e-16"),
+]
+"""Config, slice and settings of each row."""
+SCALED = [
+    *(("configs/clip/vit_l14_336.py", "weak", chips, 128 * chips) for chips in (16, 64, 256)),
+    *(("configs/clip/vit_l14_336.py", "strong", chips, 2048) for chips in (64, 256)),
+    *((DECODER, "weak", chips, chips // 2, SPLIT) for chips in (16, 64, 256)),
+    *(
+        (DECODER, "strong", chips, 128, SPLIT, f"--config.train.optim.accumulate={parts}")
+        for chips, parts in ((16, 16), (64, 4))
     ),
 ]
-"""Config and slices of each row."""
-SCALED = "configs/clip/vit_l14_336.py"
-CHIPS, EACH = (16, 64, 256), 128
-"""Chips of v5e, and rows of a chip under weak scaling; strong scaling keeps the smallest batch."""
+"""Config, kind of scaling, chips of v5e, rows and settings. Strong scaling keeps the batch of the
+smallest (CLIP) or largest slice (the decoder, whose rows go through in micro-batches there)."""
 _GIB = 2**30
 
 
-def plan(config: str, slices: str, *settings: str) -> list[dict[str, Any]]:
-    """The plans of a config; also of one that does not fit."""
-    words = ["launch.plan", f"--config={config}", f"--slice={slices}", *settings]
+def plan(config: str, slice_: str, *settings: str) -> dict[str, Any]:
+    """The plan of a config with one shape of batches; also of one that does not fit."""
+    words = ["launch.plan", f"--config={config}", f"--slice={slice_}", *settings]
     print(f"python -m {' '.join(words)}", file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory() as folder:
         file = pathlib.Path(folder, "plan.json")
@@ -50,7 +65,8 @@ def plan(config: str, slices: str, *settings: str) -> list[dict[str, Any]]:
         )
         if not file.exists():
             raise SystemExit(f"{config}: the plan failed with {done.returncode}")
-        return json.loads(file.read_text())
+        (row,) = json.loads(file.read_text())
+        return row
 
 
 def memory(row: dict[str, Any]) -> str:
@@ -59,80 +75,76 @@ def memory(row: dict[str, Any]) -> str:
     return f"{shown} of {row['available_bytes'] / _GIB:.2f}"
 
 
-def show(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Prints a Markdown table whose first column is text."""
+def show(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Prints a Markdown table whose first column is text, each row when it is made."""
     print(f"| {' | '.join(columns)} |")
     print(f"| --- |{' ---: |' * (len(columns) - 1)}")
     for row in rows:
-        print(f"| {' | '.join(row)} |")
+        print(f"| {' | '.join(row)} |", flush=True)
 
 
 def plans(only: str) -> None:
     """The table of the configs that ship."""
-    rows = [
-        [
-            f"{config}, {row['slice']}",
-            "×".join(str(size) for size in row["mesh"].values()),
-            f"{row['batch_size']:,}",
-            f"{row['state_bytes'] / _GIB:.2f}",
-            memory(row),
-            f"{row['hardware_flops'] / 1e12:,.0f}",
-            f"{sum(row['collective_bytes'].values()) / 1e9:.2f}",
-            *(f"{1e3 * row[f'{part}_seconds']:.0f}" for part in ("compute", "communication")),
-            f"{100 * row['mfu_ceiling']:.0f}%",
-        ]
-        for config, slices in PLANS
-        if only in config
-        for row in plan(config, slices)
-    ]
     columns = (
         *("config, slice", "mesh", "batch", "state, GiB", "chip, GiB", "TFLOP", "sent, GB"),
         *("compute, ms", "communication, ms", "MFU at most"),
     )
-    show(columns, rows)
+    show(columns, (planned(*row) for row in PLANS if only in " ".join(row)))
 
 
-def scaling() -> None:
+def planned(config: str, slice_: str, *settings: str) -> list[str]:
+    """A row of the table of plans."""
+    row = plan(config, slice_, *settings)
+    return [
+        f"{config}, {slice_}",
+        "×".join(str(size) for size in row["mesh"].values()),
+        f"{row['batch_size']:,}",
+        f"{row['state_bytes'] / _GIB:.2f}",
+        memory(row),
+        f"{row['hardware_flops'] / 1e12:,.0f}",
+        f"{sum(row['collective_bytes'].values()) / 1e9:.2f}",
+        *(f"{1e3 * row[f'{part}_seconds']:,.0f}" for part in ("compute", "communication")),
+        f"{100 * row['mfu_ceiling']:.0f}%",
+    ]
+
+
+def scaling(only: str) -> None:
     """Bytes and traffic of a chip as chips grow: with the batch (weak), and without (strong)."""
-    cases = [("weak", chips, EACH * chips) for chips in CHIPS]
-    cases += [("strong", chips, EACH * CHIPS[0]) for chips in CHIPS[1:]]
-    rows = []
-    for kind, chips, batch in cases:
-        (row,) = plan(SCALED, f"v5e-{chips}", f"--config.train.batch_size={batch}")
-        compute, sent = row["compute_seconds"], row["communication_seconds"]
-        rows.append(
-            [
-                f"{kind}, {chips} chips",
-                f"{batch:,}",
-                f"{batch // chips}",
-                f"{row['state_bytes'] / _GIB:.2f}",
-                memory(row),
-                *(
-                    f"{row['collective_bytes'].get(kind, 0) / 1e9:.2f}"
-                    for kind in ("all-gather", "reduce-scatter", "all-reduce")
-                ),
-                f"{1e3 * compute:.0f}",
-                f"{1e3 * sent:.0f}",
-                # Computation grows with the rows of a chip; communication hardly does.
-                f"{sent / compute * batch / chips:.1f}",
-            ]
-        )
     columns = (
-        *("scaling", "batch", "rows of a chip", "state, GiB", "chip, GiB", "gathered, GB"),
+        *("model, scaling", "chips", "batch", "state, GiB", "chip, GiB", "gathered, GB"),
         *("scattered, GB", "reduced, GB", "compute, ms", "communication, ms", "equal at rows"),
     )
-    show(columns, rows)
+    show(columns, (scaled(*row) for row in SCALED if only in " ".join(map(str, row))))
+
+
+def scaled(config: str, kind: str, chips: int, batch: int, *settings: str) -> list[str]:
+    """A row of the table of scaling."""
+    row = plan(config, f"v5e-{chips}", f"--config.train.batch_size={batch}", *settings)
+    compute, sent = row["compute_seconds"], row["communication_seconds"]
+    gathered, scattered, reduced = (
+        row["collective_bytes"].get(kind, 0) / 1e9
+        for kind in ("all-gather", "reduce-scatter", "all-reduce")
+    )
+    return [
+        f"{config}, {kind}",
+        f"{chips}",
+        f"{batch:,}",
+        f"{row['state_bytes'] / _GIB:.2f}",
+        memory(row),
+        *(f"{size:.2f}" for size in (gathered, scattered, reduced)),
+        f"{1e3 * compute:,.0f}",
+        f"{1e3 * sent:,.0f}",
+        # Computation grows with the rows of a chip; communication hardly does.
+        f"{sent / compute * batch / chips:.2f}",
+    ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("table", choices=("plans", "scaling"))
-    parser.add_argument("--only", default="", help="configs whose path contains this")
+    parser.add_argument("--only", default="", help="rows whose settings contain this")
     arguments = parser.parse_args()
-    if arguments.table == "plans":
-        plans(arguments.only)
-    else:
-        scaling()
+    {"plans": plans, "scaling": scaling}[arguments.table](arguments.only)
 
 
 if __name__ == "__main__":

@@ -96,6 +96,28 @@ def test_frozen_leaves_are_written_once(tmp_path):
         np.testing.assert_array_equal(flatten(loaded)[path], leaf, err_msg=path)
 
 
+@pytest.mark.parametrize("multiplier", [None, 0.0])
+def test_leaves_that_rules_freeze_are_written_once(tmp_path, multiplier):
+    """As those that the task does not train: by reference, without a gradient or an average."""
+    rules = [("^text/", multiplier), (".*",)]
+    optim = {"rules": rules, "ema": 0.9, "learning_rate": 0.01}
+    train(tmp_path, TinyTask(), stop=lambda step: step == 3, optim=optim)
+    model = train(tmp_path, TinyTask(), devices=4, optim=optim).model
+    saved = tmp_path / "checkpoints" / "6"
+    arrays = read_arrays(saved, "state")
+    trained = {"image/kernel", "image/bias", "logit_scale", "logit_bias"}
+    assert set(arrays["trainable"]) == set(arrays["ema"]) == trained
+    assert not [path for path in arrays["opt_state"] if "text" in path]
+    kept = read_arrays(frozen_part(tmp_path), "leaves")
+    assert set(kept) == {"whiten", "text/kernel", "text/bias"}
+    first = flatten(train(tmp_path / "other", TinyTask(), steps=1).model)
+    assert not np.array_equal(first["text/kernel"], kept["text/kernel"])  # it would train
+    loaded, step = restore.load_model(TinyTask(), tmp_path)
+    assert step == 6
+    for path, leaf in flatten(model).items():
+        np.testing.assert_array_equal(flatten(loaded)[path], leaf, err_msg=path)
+
+
 def test_a_lora_checkpoint_is_below_a_hundredth_of_its_model():
     """Rank 8 on the queries and values of Vicuna 7B: float32 with two moments, by the model in
     bfloat16; and a checkpoint has only what `TrainState` calls trained."""

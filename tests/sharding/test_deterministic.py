@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import itertools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -14,6 +17,7 @@ from perception_jax.shard import mesh as mesh_lib
 from perception_jax.testing import tiny_clip
 from perception_jax.train.config import TrainConfig
 from perception_jax.train.task_step import TaskStep
+from tests import tiny_give_task
 from tests.sharding.test_accumulate import PairTask, PatchTask, TokenTask, made_batch
 
 ROWS, UPDATES = 32, 3
@@ -26,6 +30,13 @@ def pairs(update: int) -> dict[str, np.ndarray]:
         "image": rng.integers(0, 256, (ROWS, side, side, 3), np.uint8),
         "ids": rng.integers(1, 1000, (ROWS, tiny_clip.CONTEXT)).astype(np.int32),
     }
+
+
+@functools.cache
+def objects() -> list[dict[str, Any]]:
+    """The first batches of a small GiVE."""
+    batches = itertools.islice(iter(tiny_give_task.make_task().datasets()["train"]), UPDATES)
+    return [{key: x for key, x in batch.items() if key != "id"} for batch in batches]
 
 
 class Noisy(PatchTask):
@@ -42,9 +53,10 @@ CASES = {
     "tokens": (TokenTask, made_batch),
     "softmax": (functools.partial(tiny_clip.task, batch_size=ROWS), pairs),
     "sigmoid": (functools.partial(tiny_clip.task, "sigmoid", batch_size=ROWS), pairs),
+    "give": (tiny_give_task.make_task, lambda update: objects()[update]),
     "neither": (PairTask, made_batch),
 }
-USUAL = {"noise": (4,), "sigmoid": (2,)}
+USUAL = {"noise": (4,), "give": (2,)}
 """Numbers of devices that are compared with one in the usual tests."""
 ALL = {case: (2, 4, 8) for case in CASES if case != "neither"}
 
@@ -52,7 +64,8 @@ ALL = {case: (2, 4, 8) for case in CASES if case != "neither"}
 def train(case: str, devices: int, **settings: Any) -> tuple[Any, list[dict[str, float]]]:
     """The state after some updates on the host, and the metrics of each."""
     make_task, batch_of = CASES[case]
-    given = {"steps": UPDATES, "batch_size": ROWS, "optim": {"ema": 0.9}, **settings}
+    rows = len(jax.tree.leaves(batch_of(0))[0])
+    given = {"steps": UPDATES, "batch_size": rows, "optim": {"ema": 0.9}, **settings}
     config = TrainConfig.from_mapping(given)
     mesh = mesh_lib.make_mesh(devices=jax.devices()[:devices])
     with jax.set_mesh(mesh):
@@ -82,13 +95,35 @@ def test_the_same_bits_on_any_number_of_devices(case, counts):
     assert history[0]["loss"] != history[-1]["loss"]
 
 
-@pytest.mark.parametrize("case", ["tokens", "softmax"])
+@pytest.mark.parametrize("case", ["tokens", "softmax", "give"])
 def test_the_numbers_are_those_of_the_plain_step(case):
     (state, history), (other, others) = (train(case, 1, deterministic=on) for on in (True, False))
     for ours, theirs in zip(history, others, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-3)
     for path, leaf in other.trainable.items():
         np.testing.assert_allclose(state.trainable[path], leaf, atol=5e-4, err_msg=path)
+
+
+def test_the_update_is_compiled_once_for_all_steps_and_shapes():
+    config = TrainConfig.from_mapping({"steps": 2, "batch_size": ROWS, "deterministic": True})
+    mesh, traced = mesh_lib.make_mesh(devices=jax.devices()[:1]), []
+    with jax.set_mesh(mesh):
+        plain = TaskStep.of(TokenTask(), config, mesh)
+
+        def apply(*arguments: Any) -> Any:
+            traced.append(None)
+            return plain.step.apply(*arguments)
+
+        step = dataclasses.replace(plain, step=dataclasses.replace(plain.step, apply=apply))
+        state, batch = step.init(), made_batch(0)
+        short = {**batch, "ids": batch["ids"][:, :8], "labels": batch["labels"][:, :8]}
+        losses = []
+        for rows in (batch, short, batch):
+            state, metrics = step.compile(rows).call(state, jax.tree.map(jnp.asarray, rows))
+            losses.append(float(metrics["loss"]))
+    assert len(traced) == 1
+    assert np.isfinite(losses).all()
+    assert losses[0] != losses[1]
 
 
 def test_faults():

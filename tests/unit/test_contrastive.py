@@ -11,18 +11,30 @@ import pytest
 from flax import nnx
 
 from perception_jax.data.processors import ImageProcessor
+from perception_jax.data.scenes.pairs import PairSource
+from perception_jax.data.scenes.sample import SceneConfig
+from perception_jax.errors import ConfigError
 from perception_jax.evals.predictions import PredictionWriter, read_predictions
 from perception_jax.models.clip.modeling import Clip
 from perception_jax.nn import maps
 from perception_jax.nn.taps import Taps
 from perception_jax.ops.losses import unit
+from perception_jax.systems.contrastive.benchmark import training_source
+from perception_jax.systems.contrastive.data import ContrastiveData
 from perception_jax.systems.contrastive.encode import Encoder
 from perception_jax.systems.contrastive.evaluate import (
     CaptionedImages,
+    MinimalPairs,
     Retrieval,
     embeddings_on_disk,
 )
-from perception_jax.systems.contrastive.task import SigmoidClip, batch_accuracy, equal_rows
+from perception_jax.systems.contrastive.task import (
+    ContrastiveConfig,
+    ContrastiveTask,
+    SigmoidClip,
+    batch_accuracy,
+    equal_rows,
+)
 from perception_jax.testing import tiny_clip
 from tests.arrays import drawn, normal
 
@@ -247,3 +259,77 @@ def test_pixel_gradient_by_finite_differences(scene):
     numeric = np.linalg.norm(slopes)
     found = np.asarray(jax.jit(maps.pixel_gradient)(tower, pixels, text))[0, 3, 5]
     assert float(found) == pytest.approx(float(numeric), rel=0.02)
+
+
+def altered_batch(rows=4):
+    data = ContrastiveData(
+        tiny_clip.ColourSource(), tiny_clip.PROCESSOR, batch_size=rows, seed=0, altered=True
+    )
+    task = ContrastiveTask(ContrastiveConfig(), tiny_clip.CONFIG, data=data)
+    batch = next(iter(task.datasets()["train"]))
+    (shapes,) = task.batch_shapes()
+    assert {key: (x.shape, x.dtype) for key, x in batch.items() if key in shapes} == {
+        key: (x.shape, x.dtype) for key, x in shapes.items()
+    }
+    return task, {key: jnp.asarray(x) for key, x in batch.items() if key in shapes}
+
+
+def test_altered_captions_are_further_negatives():
+    task, batch = altered_batch()
+    batch["altered"] = jnp.array([True, False, True, False])
+    model, loss = random_clip(), jax.jit(task.loss)
+    found, _ = loss(model, batch, jax.random.key(0))
+    none, _ = loss(model, {**batch, "altered": jnp.zeros(4, bool)}, jax.random.key(0))
+    encoder = Encoder(PROCESSOR, tiny_clip.PROCESSOR.tokenizer, batch_size=4)
+    image = encoder.images(model, np.asarray(batch["image"]))
+    text, other = (encoder._text(model, np.asarray(batch[k])) for k in ("ids", "altered_ids"))
+    scale = float(np.exp(model.logit_scale[...]))
+    same = np.asarray(equal_rows(batch["ids"]))
+    logits = np.where(same, -np.inf, scale * image @ text.T)
+    more = np.where(batch["altered"], scale * np.sum(image * other, axis=1), -np.inf)
+    before = np.log(np.exp(logits).sum(axis=1))
+    after = np.log(np.exp(logits).sum(axis=1) + np.exp(more))
+    assert float(found - none) == pytest.approx(0.5 * np.mean(after - before), rel=1e-3)
+    assert float(found) > float(none)
+
+
+def test_altered_captions_need_the_softmax_loss():
+    data = ContrastiveData(
+        tiny_clip.ColourSource(), tiny_clip.PROCESSOR, batch_size=4, seed=0, altered=True
+    )
+    with pytest.raises(ConfigError, match=r"data\.altered: the loss 'sigmoid' takes no"):
+        ContrastiveTask(ContrastiveConfig(loss="sigmoid"), tiny_clip.CONFIG, data=data)
+
+
+def test_minimal_pairs_count_where_both_images_find_their_statement():
+    config = SceneConfig(canvas=16, split="test", language="none")
+    source = PairSource(config, seed=1, length=4, patterns=("count", "colour"))
+    pairs = [source[k] for k in range(4)]
+    encoder = Encoder(PROCESSOR, tiny_clip.PROCESSOR.tokenizer)
+    one = MinimalPairs(encoder, pairs)
+    images, texts = one.inputs
+    right = np.array([[1.0, 0.0], [0.0, 1.0]])
+    both_first = np.array([[1.0, 0.0], [0.9, 0.1]])
+    embeddings = {}
+    for k, pair in enumerate(pairs):
+        cosines = right if k in (0, 1, 2) else both_first
+        for side in range(2):
+            embeddings[images.ids[2 * k + side]] = np.pad(cosines[side], (2 * k, 6 - 2 * k))
+            embeddings[texts.ids[2 * k + side]] = np.eye(8)[2 * k + side]
+            assert pair.statements[side] in texts.ids[2 * k + side]
+    assert one.numbers(embeddings) == {"count": 1.0, "colour": 0.5, "mean": 0.75}
+
+
+def test_pairs_and_facts_leave_the_other_records_as_they_are():
+    settings = {"seed": 3, "length": 16, "singles": 4, "objects": 3}
+    plain = training_source(32, **settings)
+    mixed = training_source(32, **settings, pairs=2, facts=True)
+    for k in range(4):  # the single objects come first in every eight
+        np.testing.assert_array_equal(mixed[k].image, plain[k].image)
+        assert mixed[k].captions[:3] == plain[k].captions
+    assert all(record.id.startswith("pair-") for record in (mixed[6], mixed[7], mixed[14]))
+    assert mixed[6].captions != mixed[7].captions
+    assert mixed[6].id[:-1] == mixed[7].id[:-1]
+    assert any(len(mixed[k].captions) == 4 for k in range(6))
+    with pytest.raises(ConfigError, match="together at most 8, found 7 and 2"):
+        training_source(32, **settings | {"singles": 7}, pairs=2)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
+import itertools
 
 import numpy as np
 import PIL.Image
@@ -14,6 +16,7 @@ from perception_jax.api import Processor
 from perception_jax.data import views
 from perception_jax.data.geometry import Geometry
 from perception_jax.data.processors import ImageProcessor
+from perception_jax.data.resizing import exact_part
 from perception_jax.data.tokenization import ClipTokenizer
 from perception_jax.data.transforms import ImageTextTransform
 from perception_jax.errors import ConfigError, ImageError
@@ -111,6 +114,32 @@ def test_computing_only_the_kept_part_gives_the_same_picture(monkeypatch):
     part = ImageProcessor(size=24, resize=30)(image)
     assert part.geometry == whole.geometry
     assert np.abs(part.pixels.astype(int) - whole.pixels).max() <= 1
+
+
+def whole_and_cropped(processor: ImageProcessor, image: np.ndarray) -> np.ndarray:
+    picture = PIL.Image.fromarray(image)
+    steps = processor._steps(*picture.size)
+    (left, top), (width, height) = steps.corner, steps.resizing.target
+    whole = picture.resize(steps.full, PIL.Image.Resampling[processor.resample.upper()])
+    return np.array(whole.crop((left, top, left + width, top + height)))
+
+
+@pytest.mark.parametrize("resample", ["bicubic", "bilinear"])
+def test_only_the_kept_part_is_resized_where_that_is_bit_equal(resample):
+    part = functools.partial(exact_part, resample=resample)
+    assert part((640, 480), (448, 336), (56, 0), (336, 336)) == (80, 0, 560, 480)
+    assert part((36, 24), (504, 336), (84, 0), (336, 336)) == (6, 0, 30, 24)
+    assert part((640, 427), (503, 336), (83, 0), (336, 336)) is None  # float32
+    assert part((336, 400), (336, 400), (0, 32), (336, 336)) is None  # as it is
+    found = 0
+    for size, height, width in itertools.product((7, 12, 21), (9, 16, 36), range(5, 80)):
+        processor = ImageProcessor(size=size, resample=resample)
+        image = np.random.default_rng(width).integers(0, 256, (height, width, 3), np.uint8)
+        expected = whole_and_cropped(processor, image)
+        np.testing.assert_array_equal(processor(image).pixels, expected)
+        steps = processor._steps(width, height)
+        found += part((width, height), steps.full, steps.corner, (size, size)) is not None
+    assert found > 100
 
 
 def test_legacy_config_and_padding_of_hugging_face():

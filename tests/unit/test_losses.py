@@ -64,6 +64,25 @@ def test_losses_do_not_overflow_at_clip_temperature():
         assert np.isfinite(found).all()
 
 
+def test_a_row_without_harder_texts_leaves_the_gradient_of_the_scale_finite():
+    image, text = vectors(3)
+    harder = jnp.asarray([[0.3], [-np.inf], [0.9], [-np.inf], [0.1]], jnp.float32)
+
+    def loss(scale):
+        return losses.softmax_contrastive(image, text, scale, harder=harder)
+
+    slope = float(jax.jit(jax.grad(loss))(jnp.float32(5.0)))
+    cosine, more = np.asarray(image @ text.T, np.float64), np.asarray(harder, np.float64)
+
+    def by_hand(scale):
+        logits = scale * cosine
+        rows = np.log(np.exp(logits).sum(1) + np.exp(scale * more[:, 0])) - np.diag(logits)
+        columns = np.log(np.exp(logits).sum(0)) - np.diag(logits)
+        return 0.5 * (rows.mean() + columns.mean())
+
+    assert slope == pytest.approx((by_hand(5.001) - by_hand(4.999)) / 0.002, rel=1e-4)
+
+
 def test_one_image_is_not_spread_over_several_texts(unchecked):
     image, text = vectors(2)
     for name, more in (("softmax_contrastive", ()), ("sigmoid_contrastive", (jnp.float32(0.0),))):

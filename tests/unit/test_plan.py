@@ -17,7 +17,7 @@ from perception_jax.shard import slices
 from perception_jax.shard.plan import compiled
 from perception_jax.testing import tiny_clip
 from perception_jax.train.config import TrainConfig
-from perception_jax.train.plan import make_plan
+from perception_jax.train.plan import make_plan, other_rows
 from tests.slices import cpu_slice, tpu_test
 from tests.tiny_training import Bucketed
 
@@ -110,6 +110,13 @@ def test_an_axis_as_long_as_the_batch_is_no_whole():
     (batch,) = task.batch_shapes()
     found = make_plan(task, settings, batch, SLICE, jax.devices())
     assert found.whole == []
+
+
+def test_the_other_number_of_rows_is_the_next_that_is_no_axis():
+    """So that it fits where the first fits: LoRA of rank 128 has axes of 128, 256 and 32."""
+    assert other_rows(128, 128, 8, {128, 16, 256, 32, 4096}) == 384
+    assert other_rows(128, 128, 8, {128, 16, 256, 32, 384, 64}) == 640
+    assert other_rows(32_768, 256, 1, {512, 768}) == 33_024
 
 
 def test_what_does_not_fit_is_said_with_advice(split):

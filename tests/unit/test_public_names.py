@@ -8,7 +8,10 @@ import sys
 
 import pytest
 
-SYSTEMS = [f"perception_jax.systems.{name}" for name in ("contrastive", "encoder", "give")]
+SYSTEMS = [
+    f"perception_jax.systems.{name}"
+    for name in ("contrastive", "encoder", "give", "mmvp", "selfsup")
+]
 PACKAGES = ["perception_jax.interop", *SYSTEMS]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from perception_jax.data.records import Question
-from perception_jax.data.scenes import concepts, facts, phrases, questions
+from perception_jax.data.scenes import captions, concepts, facts, language, phrases, questions
 from perception_jax.data.scenes.facts import SceneFacts, observe
 from perception_jax.data.scenes.language import describe
 from perception_jax.data.scenes.referring import references
@@ -239,3 +239,32 @@ def test_drawn_words_name_nothing() -> None:
     }
     assert not spoken & set(WORDS)
     assert len(WORDS) == len(set(WORDS)) > 50
+
+
+def _stated(scene: SceneFacts) -> set[str]:
+    """All facts that are stated of a scene, without "a photo of"."""
+    said = {captions.fact_caption(scene, random.Random(k)) for k in range(200)}
+    return {text.split(" of ", 1)[1] for text in said if text}
+
+
+def test_a_fact_caption_states_one_certain_fact() -> None:
+    (cat,) = (c for c in concepts.concepts() if c.name == "cat")
+    scene = _seen(("cat", 20, 20, 16), ("cat", 80, 20, 16), ("dog", 20, 80, 16))
+    said = _stated(scene)
+    assert {"two cats", "three animals", "a cat at the top left", "a cat far away"} <= said
+    assert not any("seen from" in text for text in said)  # of a cat there is one drawing only
+    facing = {f"a cat facing {cat.facing}"} if cat.facing != "front" else set()
+    assert {text for text in said if "a cat facing" in text} == facing
+    assert any(text.endswith(("above a dog", "cat below a dog")) for text in said)
+    assert all("close up" not in text for text in said)
+    assert "a cat close up" in _stated(_seen(("cat", 50, 50, 80)))
+    assert _stated(_seen()) == set()
+
+
+def test_only_the_facts_language_has_a_fourth_caption() -> None:
+    scene = _seen(("cat", 20, 20, 16))
+    plain = language.caption(scene, np.random.default_rng(0)).captions
+    more = language.caption(scene, np.random.default_rng(0), facts=True).captions
+    assert len(plain) == 3
+    assert more[:3] == plain
+    assert len(more) == 4

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import random
+from collections.abc import Callable
 
 from perception_jax.data.scenes import facts, phrases
 from perception_jax.data.scenes.facts import Fact, SceneFacts
@@ -11,6 +13,9 @@ MEDIA = ("photo", "picture", "drawing", "image")
 """Words for an image."""
 MAX_LISTED = 4
 """Number of classes that a plain caption lists before "and other things"."""
+NEAR, FAR = 0.75, 0.18
+"""An object of at least `NEAR` is close up, one of at most `FAR` far away: longest side of the
+sprite, in shorter sides of the canvas."""
 MAX_DETAILED = 3
 """Number of objects that one caption describes with adjectives."""
 
@@ -20,6 +25,70 @@ def scene_captions(scene: SceneFacts, draw: random.Random) -> list[str]:
     if not scene.objects:
         return [f"{phrases.indefinite(draw.choice(MEDIA))} of {phrases.backdrop(scene.background)}"]
     return [_plain(scene, draw), _detailed(scene, draw), _unnamed(scene, draw)]
+
+
+def fact_caption(scene: SceneFacts, draw: random.Random) -> str:
+    """States one fact of one or two objects, of a kind drawn at random; "" if nothing is certain.
+
+    Kinds: direction, place, relation, colour, number, distance and view.
+    """
+    makers = [_relation, _number, *(functools.partial(_one, say=say) for say in _SAYINGS)]
+    draw.shuffle(makers)
+    text = next(filter(None, (make(scene, draw) for make in makers)), "")
+    return text and f"{phrases.indefinite(draw.choice(MEDIA))} of {text}"
+
+
+def _relation(scene: SceneFacts, draw: random.Random) -> str:
+    found = _relation_form(scene, draw)
+    return found[0] if found else ""
+
+
+def _number(scene: SceneFacts, draw: random.Random) -> str:
+    """ "two cats", "three animals"; "" if nothing is there more than once beyond doubt."""
+    concepts = {item.name: item.concept for item in scene.objects}.values()
+    counted = [(scene.count(concept), concept.name, concept.plural) for concept in concepts]
+    counted += [
+        (scene.count_category(category), *nouns)
+        for category, nouns in phrases.CATEGORY_NOUNS.items()
+    ]
+    several = [phrases.number_of(*one) for one in counted if one[0] and one[0] > 1]
+    return draw.choice(several) if several else ""
+
+
+def _one(scene: SceneFacts, draw: random.Random, *, say: Callable[[Fact], str]) -> str:
+    said = list(filter(None, map(say, scene.objects)))
+    return draw.choice(said) if said else ""
+
+
+def _said_facing(item: Fact) -> str:
+    return _facing(item) and phrases.indefinite(item.name) + _facing(item)
+
+
+def _said_place(item: Fact) -> str:
+    where = phrases.sides(item)
+    return f"{phrases.indefinite(item.name)} {phrases.place(where)}" if where else ""
+
+
+def _said_colour(item: Fact) -> str:
+    fits = phrases.colour_fits(item)
+    return phrases.indefinite(f"{item.colour} {item.name}") if fits else ""
+
+
+def _said_distance(item: Fact) -> str:
+    if not item.whole or FAR < item.full < NEAR:
+        return ""
+    return f"{phrases.indefinite(item.name)} {'close up' if item.full >= NEAR else 'far away'}"
+
+
+def _said_view(item: Fact) -> str:
+    if item.concept.view is None:
+        return ""
+    side = item.name if item.concept.view == "side" else item.concept.counterpart
+    return f"{phrases.indefinite(side)} seen from the {item.concept.view}"
+
+
+_SAYINGS = (_said_facing, _said_place, _said_colour, _said_distance, _said_view)
+"""Functions that state a fact of one object, or "" where it is not certain."""
 
 
 def object_captions(item: Fact, draw: random.Random) -> tuple[str, str]:

@@ -70,10 +70,16 @@ def describe(
     )
 
 
-def caption(scene: SceneFacts, rng: np.random.Generator) -> Description:
-    """Returns only the captions of the image, as contrastive training needs."""
+def caption(scene: SceneFacts, rng: np.random.Generator, *, facts: bool = False) -> Description:
+    """Returns only the captions of the image, as contrastive training needs.
+
+    Args:
+      facts: whether a fourth one states a single fact, where one is certain.
+    """
     draw = random.Random(int(rng.integers(2**63)))
-    return Description(captions=tuple(captions.scene_captions(scene, draw)))
+    found = captions.scene_captions(scene, draw)
+    fact = captions.fact_caption(scene, draw) if facts else ""
+    return Description(captions=(*found, fact) if fact else tuple(found))
 
 
 def absent_concepts(

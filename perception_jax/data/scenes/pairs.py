@@ -7,13 +7,16 @@ import random
 
 import numpy as np
 
-from perception_jax.data.records import MMVP_PATTERNS, MinimalPair
+from perception_jax.data.records import MMVP_PATTERNS, MinimalPair, Record
 from perception_jax.data.scenes.edits import EDITS, PairSpec
 from perception_jax.data.scenes.pair_layout import PairLayout
 from perception_jax.data.scenes.render import render
 from perception_jax.data.scenes.sample import SceneConfig
 from perception_jax.data.scenes.source import scene_record
 from perception_jax.errors import ConfigError
+
+CAPTION = "a picture of {}"
+"""Template that makes a caption of a statement."""
 
 
 def minimal_pair(pattern: str, rng: np.random.Generator, config: SceneConfig) -> PairSpec:
@@ -97,6 +100,24 @@ class PairSource:
             raise IndexError(f"pair {index} of {self._length}")
         pattern = self.patterns[index % len(self.patterns)]
         return minimal_pair_record(pattern, self.config, seed=self.seed, index=index)
+
+
+class PairImages:
+    """The images of minimal pairs as single records, each with the statement that is true of it as
+    its caption; records 2k and 2k + 1 are one pair."""
+
+    def __init__(self, pairs: PairSource) -> None:
+        self._pairs = pairs
+
+    def __len__(self) -> int:
+        return 2 * len(self._pairs)
+
+    def __getitem__(self, index: int) -> Record:
+        if not 0 <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)}")
+        pair = self._pairs[index // 2]
+        record, statement = pair.records[index % 2], pair.statements[index % 2]
+        return dataclasses.replace(record, captions=(CAPTION.format(statement),))
 
 
 def _check(pattern: str) -> None:

@@ -53,6 +53,8 @@ COLLAGE_PIECES = (6, 12)
 """Range of the number of objects in a collage."""
 COLLAGE_SIZE = (0.2, 0.5)
 """Range of the sizes of a collage's objects."""
+LANGUAGES = ("all", "captions", "facts", "none")
+"""Values of `SceneConfig.language`."""
 COLOUR_IS_IDENTITY = frozenset({"rainbow", "traffic light", "tangerine", "compact disc"})
 """Concepts that are not recoloured, in addition to those with a colour in their name."""
 
@@ -79,7 +81,8 @@ class SceneConfig:
       min_visible: objects that are seen by less are left out of the scene.
       backgrounds: kinds to choose from.
       language: what of it records carry beyond the objects' names: "all", "captions" of the image
-        (for contrastive training, where the rest would be made for nothing), or "none".
+        (for contrastive training, where the rest would be made for nothing), "facts": these and one
+        that states a single fact, or "none".
     """
 
     canvas: int | tuple[int, int] = 128
@@ -100,12 +103,12 @@ class SceneConfig:
     max_overlap: float = 0.3
     min_visible: float = 0.5
     backgrounds: tuple[str, ...] = BACKGROUND_KINDS
-    language: Literal["all", "captions", "none"] = "all"
+    language: Literal["all", "captions", "facts", "none"] = "all"
 
     def __post_init__(self) -> None:
         checks = {
             "split: train, test or held_out": self.split in ("train", "test", "held_out"),
-            "language: all, captions or none": self.language in ("all", "captions", "none"),
+            f"language: one of {LANGUAGES}": self.language in LANGUAGES,
             "canvas: at least 16 × 16 pixels": min(self.shape) >= 16,
             "count: 1 <= fewest <= most <= 8": 1 <= self.count[0] <= self.count[1] <= 8,
             "size: 0 < smallest <= largest <= 1": 0 < self.size[0] <= self.size[1] <= 1,

@@ -129,8 +129,8 @@ def _describe(
 ) -> language.Description:
     if config.language == "none":
         return language.Description()
-    if config.language == "captions":
-        return language.caption(observed, rng)
+    if config.language in ("captions", "facts"):
+        return language.caption(observed, rng, facts=config.language == "facts")
     return language.describe(observed, rng, config.vocabulary())
 
 

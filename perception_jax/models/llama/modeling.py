@@ -16,7 +16,7 @@ from perception_jax.generate.model import LanguageOutput
 from perception_jax.models.llama.config import LlamaConfig
 from perception_jax.nn import stack
 from perception_jax.nn.attention import Attention, AttentionMask, KvCache
-from perception_jax.nn.linear import Linear, check_ids, lookup
+from perception_jax.nn.linear import Linear, check_ids, lookup, product
 from perception_jax.nn.mlp import GatedMlp
 from perception_jax.nn.norms import RmsNorm
 from perception_jax.nn.rope import rotary
@@ -81,7 +81,7 @@ class Llama(nnx.Module):
         """Computes float32 logits of the next token from tokens after the final norm."""
         if self.lm_head is None:
             table = self.token_embedding[...].astype(tokens.dtype)
-            return jnp.einsum("...d,vd->...v", tokens, table, preferred_element_type=jnp.float32)
+            return product(tokens, table.T, jnp.float32)
         return self.lm_head(tokens, dtype=jnp.float32)
 
     def with_whole_head(self) -> Llama:

@@ -43,7 +43,7 @@ def takes(q: Array, k: Array, v: Array, mask: AttentionMask) -> bool:
     """
     same = q.dtype == k.dtype == v.dtype and q.dtype in (jnp.float32, jnp.bfloat16)
     of_keys = mask.array is None or mask.array.shape[1:3] == (1, 1)
-    shards = _shards(k.shape[0], k.shape[2])
+    shards = _shards(k)
     if not same or not of_keys or mask.start is not None or shards is None:
         return False
     scores = q.shape[1] * k.shape[1]
@@ -63,7 +63,7 @@ def attend(
     batch, keys = k.shape[:2]
     ids = _segment_ids(mask, batch, q.shape[1], keys)
     run = functools.partial(_on_chip, causal=mask.causal, window=mask.window)
-    automatic = automatic_axes()[1]
+    mesh, automatic = automatic_axes(k)
     if not automatic:
         return run(q, k, v, ids)
     over = tuple(axis for axis in BATCH_AXES if axis in automatic) or None
@@ -71,6 +71,7 @@ def attend(
     of_examples = PartitionSpec(None if ids is None or ids[0].shape[0] == 1 else over)
     return jax.shard_map(
         run,
+        mesh=mesh,
         in_specs=(tokens, tokens, tokens, of_examples),
         out_specs=tokens,
         axis_names=set(automatic),
@@ -78,9 +79,9 @@ def attend(
     )(q, k, v, ids)
 
 
-def _shards(batch: int, kv_heads: int) -> int | None:
-    """Parts into which the current mesh of TPUs splits examples and heads; None if not evenly."""
-    mesh, free = automatic_axes()
+def _shards(k: Float[Array, "B K M H"]) -> int | None:
+    """Parts into which a mesh of TPUs splits examples and heads; None if not evenly."""
+    mesh, free = automatic_axes(k)
     if mesh.abstract_device is not None and mesh.abstract_device.platform != PLATFORM:
         return None
     sizes = {axis: size for axis, size in mesh.shape.items() if size > 1}
@@ -89,7 +90,7 @@ def _shards(batch: int, kv_heads: int) -> int | None:
         return None
     examples = math.prod(sizes[axis] for axis in automatic - {TENSOR})
     heads = sizes[TENSOR] if TENSOR in automatic else 1
-    return None if batch % examples or kv_heads % heads else examples * heads
+    return None if k.shape[0] % examples or k.shape[2] % heads else examples * heads
 
 
 def _segment_ids(

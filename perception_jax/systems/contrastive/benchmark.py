@@ -15,20 +15,23 @@ from collections.abc import Mapping
 import numpy as np
 
 from perception_jax.data.processors import ImageProcessor
-from perception_jax.data.records import Record, Source
+from perception_jax.data.records import MMVP_PATTERNS, Record, Source
 from perception_jax.data.scenes.concepts import concepts
+from perception_jax.data.scenes.pairs import PairImages, PairSource
 from perception_jax.data.scenes.sample import SceneConfig
 from perception_jax.data.scenes.source import ScenesSource, portrait
 from perception_jax.data.scenes.spec import TEST_STYLE, TRAIN_STYLES
 from perception_jax.data.skipping import MAX_BAD_FRACTION, usable
 from perception_jax.data.sources.combine import InMemory, Mixture
 from perception_jax.data.tokenization import PaddedTokenizer
+from perception_jax.errors import ConfigError
 from perception_jax.systems.contrastive.encode import Encoder, Images, Texts
 from perception_jax.systems.contrastive.evaluate import (
     CaptionedImages,
     EmbeddingEvaluator,
     LabelledImages,
     Matching,
+    MinimalPairs,
     Naming,
     Retrieval,
     first_caption,
@@ -40,17 +43,46 @@ PICTURES = 6
 """Records over which the report draws maps."""
 
 
-def training_source(canvas: int, *, seed: int, length: int, singles: int, objects: int) -> Source:
-    """Scenes of the four training artists: `singles` of eight show one large object, the others
-    one to `objects` of any size. Each is rendered once per process and stays in memory."""
-    single = SceneConfig.single(canvas=canvas, language="captions")
-    one = ScenesSource(single, seed=seed, length=length)
-    if singles >= 8:
-        return InMemory(one, keep=("captions",))
-    several = SceneConfig(canvas=canvas, count=(1, objects), language="captions")
-    many = ScenesSource(several, seed=seed, length=length)
-    both = Mixture([one, many], [singles, 8 - singles], length=length)
-    return InMemory(both, keep=("captions",))
+def training_source(
+    canvas: int,
+    *,
+    seed: int,
+    length: int,
+    singles: int,
+    objects: int,
+    pairs: int = 0,
+    facts: bool = False,
+) -> Source:
+    """Scenes of the four training artists: `singles` of eight show one large object, `pairs` are
+    images of minimal pairs with their statements, the others show one to `objects` of any size.
+
+    Each is rendered once per process and stays in memory.
+
+    Args:
+      facts: whether scenes have a fourth caption that states one fact.
+
+    Raises:
+      ConfigError: `singles` and `pairs` are not parts of eight.
+    """
+    if min(singles, pairs) < 0 or singles + pairs > 8:
+        raise ConfigError(
+            "scenes: expected singles and pairs of at least 0 and together at most 8, found "
+            f"{singles} and {pairs}."
+        )
+    language = "facts" if facts else "captions"
+    single = SceneConfig.single(canvas=canvas, language=language)
+    several = SceneConfig(canvas=canvas, count=(1, objects), language=language)
+    sources: list[Source] = [
+        ScenesSource(single, seed=seed, length=length),
+        ScenesSource(several, seed=seed, length=length),
+    ]
+    if pairs:
+        shown = SceneConfig(canvas=canvas, language="none")
+        sources.append(PairImages(PairSource(shown, seed=seed, length=length)))
+    shares = (singles, 8 - singles - pairs, pairs)
+    used = [(source, share) for source, share in zip(sources, shares, strict=False) if share]
+    mixed = Mixture(*map(list, zip(*used, strict=True)), length=length)
+    return InMemory(mixed, keep=("captions",))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -63,6 +95,7 @@ class Benchmark:
       naming: zero-shot naming, by title.
       matching: for each kind of naming, the same images against the training artists' drawings of
         those names.
+      pairs: minimal pairs; None where none are measured.
       pictures: records over which the report draws maps.
     """
 
@@ -71,11 +104,13 @@ class Benchmark:
     naming: Mapping[str, Naming]
     matching: Mapping[str, Matching]
     pictures: tuple[Record, ...]
+    pairs: MinimalPairs | None = None
 
     def evaluators(self) -> dict[str, EmbeddingEvaluator]:
         """By the names under which their numbers are logged."""
         matching = {f"{name}_matching": one for name, one in self.matching.items()}
-        return {**self.naming, **matching, "retrieval": self.retrieval}
+        found = {**self.naming, **matching, "retrieval": self.retrieval}
+        return found if self.pairs is None else found | {"pairs": self.pairs}
 
     @property
     def inputs(self) -> tuple[Images | Texts, ...]:
@@ -89,6 +124,7 @@ def scenes_benchmark(
     *,
     per_name: int,
     scenes: int,
+    pairs: int = 0,
     batch_size: int = 64,
 ) -> Benchmark:
     """The unseen artist's drawings, at the processor's size.
@@ -99,6 +135,7 @@ def scenes_benchmark(
     Args:
       per_name: portraits of each name.
       scenes: composed scenes for retrieval.
+      pairs: minimal pairs of each visual pattern.
       batch_size: rows per device call.
     """
     encoder = Encoder(processor, tokenizer, batch_size=batch_size)
@@ -118,7 +155,15 @@ def scenes_benchmark(
         naming=naming,
         matching=matching,
         pictures=tuple(shown[k] for k in range(len(shown))),
+        pairs=_minimal_pairs(encoder, pairs) if pairs else None,
     )
+
+
+def _minimal_pairs(encoder: Encoder, number: int) -> MinimalPairs:
+    """So many pairs of each pattern, drawn by the unseen artist."""
+    config = SceneConfig(canvas=encoder.processor.size, split="test", language="none")
+    source = PairSource(config, seed=SEED + 2, length=number * len(MMVP_PATTERNS))
+    return MinimalPairs(encoder, [source[k] for k in range(len(source))])
 
 
 def own_benchmark(

@@ -7,6 +7,7 @@ import functools
 import grain
 
 from perception_jax.api import Processor
+from perception_jax.data.augment import ImageAugment
 from perception_jax.data.loader import Examples, RecordExamples, make_loader
 from perception_jax.data.records import Source
 from perception_jax.data.skipping import MAX_BAD_FRACTION
@@ -27,6 +28,8 @@ class ContrastiveData:
         workers: int = 0,
         caption_weights: tuple[float, ...] = (),
         min_area: float = 1.0,
+        augment: ImageAugment | None = None,
+        altered: bool = False,
         max_bad_fraction: float = MAX_BAD_FRACTION,
     ):
         """Opens nothing yet.
@@ -37,6 +40,9 @@ class ContrastiveData:
           workers: data-loading processes; 0 loads in the main process.
           caption_weights: how often each of a record's captions is drawn; see `ImageTextTransform`.
           min_area: smallest share of an image that a training crop keeps; 1 does not crop.
+          augment: what else changes a training image; None changes nothing.
+          altered: whether each caption comes with one that is made false by one word, a hard
+            negative.
           max_bad_fraction: of records that may be skipped; see `data.skipping`.
         """
         self.processor = processor
@@ -45,6 +51,7 @@ class ContrastiveData:
         self._seed, self._workers = seed, workers
         self._max_bad_fraction = max_bad_fraction
         self._weights, self._min_area = caption_weights, min_area
+        self._augment, self.altered = augment, altered
 
     @functools.cached_property
     def _transform(self) -> ImageTextTransform:
@@ -53,6 +60,8 @@ class ContrastiveData:
             tokenizer=self.processor.tokenizer,
             weights=self._weights,
             augment=Augment(min_area=self._min_area) if self._min_area < 1 else None,
+            image_augment=self._augment,
+            altered=self.altered,
         )
 
     @property
@@ -65,7 +74,7 @@ class ContrastiveData:
         return RecordExamples(self._source, self._transform, seed)
 
     def loader(self) -> grain.IterDataset:
-        """This host's part of each batch, without end: {"image", "ids", "id_mask", "id"}."""
+        """This host's part of each batch, without end; see `ImageTextTransform`."""
         return make_loader(
             self._source,
             self._transform,

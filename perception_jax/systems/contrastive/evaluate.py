@@ -19,7 +19,8 @@ from jaxtyping import Int
 
 from perception_jax.data import images as image_files
 from perception_jax.data.processors import ImageProcessor
-from perception_jax.data.records import Record, Source
+from perception_jax.data.records import MMVP_PATTERNS, MinimalPair, Record, Source
+from perception_jax.data.scenes.pairs import CAPTION
 from perception_jax.errors import DataError
 from perception_jax.evals import runner
 from perception_jax.evals.baselines import nearest_labels, nearest_pixel_top
@@ -200,6 +201,32 @@ def first_caption(record: Record) -> str:
     if not record.captions:
         raise DataError(f"record {record.id!r}: expected a caption, found none.")
     return record.captions[0]
+
+
+class MinimalPairs(EmbeddingEvaluator):
+    """Matches the two images of each pair with its two statements, after MMVP-VLM
+    (arXiv 2401.06209, §3): a pair is right if both images are nearer to their own one."""
+
+    def __init__(self, encoder: Encoder, pairs: Sequence[MinimalPair]):
+        """Args: pairs: with images of the encoder's size."""
+        records = [record for pair in pairs for record in pair.records]
+        pixels = np.stack([encoder.processor(np.asarray(one.image)).pixels for one in records])
+        captions = (CAPTION.format(text) for pair in pairs for text in pair.statements)
+        super().__init__(
+            encoder, Images(tuple(one.id for one in records), pixels), Texts(tuple(captions))
+        )
+        self._patterns = np.array([pair.pattern for pair in pairs])
+
+    def numbers(self, embeddings: Embeddings) -> dict[str, float]:
+        """Share of pairs that are right, by pattern, and the mean over patterns as "mean"."""
+        images, texts = (
+            take(embeddings, one).reshape(len(self._patterns), 2, -1) for one in self.inputs
+        )
+        cosine = np.einsum("nid,njd->nij", images, texts)
+        right = (cosine[:, 0, 0] > cosine[:, 0, 1]) & (cosine[:, 1, 1] > cosine[:, 1, 0])
+        patterns = [name for name in MMVP_PATTERNS if name in self._patterns]
+        rates = {name: float(right[self._patterns == name].mean()) for name in patterns}
+        return rates | {"mean": float(np.mean(list(rates.values())))}
 
 
 class Retrieval(EmbeddingEvaluator):

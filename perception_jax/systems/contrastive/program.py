@@ -60,7 +60,13 @@ def shapes(config: Any) -> tuple[ContrastiveTask, Sequence[Batch]]:
     from perception_jax.systems.contrastive.task import ContrastiveTask
 
     model = _model(config.model)
-    data = ContrastiveData([], _image_processor(model), batch_size=config.train.batch_size, seed=0)
+    data = ContrastiveData(
+        [],
+        _image_processor(model),
+        batch_size=config.train.batch_size,
+        seed=0,
+        altered=config.data.altered,
+    )
     task = ContrastiveTask(_settings(config), model, data=data)
     return task, task.batch_shapes()
 
@@ -222,10 +228,12 @@ def _image_processor(model: ClipConfig | SiglipConfig) -> Processor:
 
 
 def _data(config: Any, processor: Processor) -> ContrastiveData:
+    from perception_jax.data.augment import ImageAugment
     from perception_jax.systems.contrastive.benchmark import training_source
     from perception_jax.systems.contrastive.data import ContrastiveData
 
     settings = config.data
+    augment = ImageAugment(**settings.augment)
     if settings.source == SCENES:
         source = training_source(
             processor.image.size,
@@ -233,6 +241,8 @@ def _data(config: Any, processor: Processor) -> ContrastiveData:
             length=settings.length,
             singles=settings.singles,
             objects=settings.objects,
+            pairs=settings.pairs,
+            facts=settings.facts,
         )
     else:
         source = _own(config)[0]
@@ -244,6 +254,8 @@ def _data(config: Any, processor: Processor) -> ContrastiveData:
         workers=settings.workers,
         caption_weights=settings.caption_weights,
         min_area=settings.min_area,
+        augment=None if augment == ImageAugment() else augment,
+        altered=settings.altered,
         max_bad_fraction=settings.max_bad_fraction,
     )
 

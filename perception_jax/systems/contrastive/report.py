@@ -60,12 +60,14 @@ class BenchmarkScores:
       matching, nearest_pixel: by test set, {"top1", "top5"} of classification by the closest
         drawing, in the model's embedding space and in pixels.
       retrieval: of images and captions.
+      pairs: share of minimal pairs that are right, by visual pattern; may be empty.
     """
 
     naming: Mapping[str, ZeroShotScores]
     matching: Mapping[str, Mapping[str, float]]
     nearest_pixel: Mapping[str, Mapping[str, float]]
     retrieval: RetrievalScores
+    pairs: Mapping[str, float]
 
     def numbers(self) -> dict[str, float]:
         """The scores by flat name, for `results.json`."""
@@ -79,6 +81,7 @@ class BenchmarkScores:
                 **{f"{name}/matching_{k}": v for k, v in self.matching[name].items()},
                 **{f"{name}/nearest_pixel_{k}": v for k, v in self.nearest_pixel[name].items()},
             }
+        found |= {f"pairs/{name}": rate for name, rate in self.pairs.items()}
         for name in _DIRECTIONS:
             one = getattr(self.retrieval, name)
             found |= {f"retrieval/{name}_r{k}": one.recall[k] for k in (1, 5, 10)}
@@ -93,6 +96,7 @@ def evaluate(benchmark: Benchmark, embeddings: Embeddings) -> BenchmarkScores:
         matching={name: one.numbers(embeddings) for name, one in benchmark.matching.items()},
         nearest_pixel={name: one.by_pixels() for name, one in benchmark.matching.items()},
         retrieval=benchmark.retrieval.scores(embeddings),
+        pairs={} if benchmark.pairs is None else benchmark.pairs.numbers(embeddings),
     )
 
 
@@ -146,6 +150,15 @@ def _add_metrics(report: Report, scores: BenchmarkScores) -> None:
                 meaning="Held-out images, each with its own caption.",
             )
         )
+    rows += [
+        Metric(
+            name=f"Minimal pairs: {pattern}",
+            value=rate,
+            baselines={"chance": 0.25},
+            meaning="Both images of a pair are nearer to their own statement than to the other's.",
+        )
+        for pattern, rate in scores.pairs.items()
+    ]
     report.add_metrics(rows)
     if not scores.naming:
         return

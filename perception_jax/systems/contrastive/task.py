@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from perception_jax.errors import ConfigError
 from perception_jax.models.clip.config import ClipConfig
 from perception_jax.models.clip.modeling import Clip
 from perception_jax.models.shardings import SHARDINGS
@@ -74,7 +75,16 @@ class ContrastiveTask:
         data: ContrastiveData,
         benchmark: Callable[[], Benchmark] | None = None,
     ):
-        """Args: benchmark: makes what is measured; called when it is first needed."""
+        """Args: benchmark: makes what is measured; called when it is first needed.
+
+        Raises:
+          ConfigError: altered captions for the sigmoid loss.
+        """
+        if data.altered and config.loss != "softmax":
+            raise ConfigError(
+                f"data.altered: the loss {config.loss!r} takes no further texts as negatives; "
+                'set loss = "softmax" or data.altered = False.'
+            )
         self.config = config
         self.model = model
         self.data = data
@@ -117,7 +127,12 @@ class ContrastiveTask:
 
         image = in_parts(encode_images, batch["image"], parts)
         text = in_parts(encode_texts, batch["ids"], parts)
-        return {"image": image, "text": text, "ids": batch["ids"]}
+        features = {"image": image, "text": text, "ids": batch["ids"]}
+        if self.data.altered:
+            other = in_parts(encode_texts, batch["altered_ids"], parts)
+            cosine = jnp.sum(image * other, axis=1)
+            features["altered"] = jnp.where(batch["altered"], cosine, -jnp.inf)
+        return features
 
     def loss_of(self, model: nnx.Module, features: Features) -> tuple[jax.Array, Metrics]:
         """See `loss`."""
@@ -126,7 +141,9 @@ class ContrastiveTask:
         scale = jnp.exp(jnp.minimum(log_scale, MAX_LOG_SCALE))
         same = equal_rows(features["ids"])
         if self.config.loss == "softmax":
-            loss = softmax_contrastive(image, text, scale, ignore=same)
+            altered = features.get("altered")
+            harder = None if altered is None else altered[:, None]
+            loss = softmax_contrastive(image, text, scale, ignore=same, harder=harder)
         else:
             loss = sigmoid_contrastive(image, text, scale, model.logit_bias[...], ignore=same)
         return loss, {"batch_accuracy": batch_accuracy(image, text, same), "scale": scale}
@@ -138,12 +155,12 @@ class ContrastiveTask:
     def batch_shapes(self) -> Sequence[Batch]:
         """The one shape of all batches."""
         rows, side = self.data.batch_size, self.model.vision.image_size
-        return [
-            {
-                "image": jax.ShapeDtypeStruct((rows, side, side, 3), jnp.uint8),
-                "ids": jax.ShapeDtypeStruct((rows, self.model.text.context), jnp.int32),
-            }
-        ]
+        ids = jax.ShapeDtypeStruct((rows, self.model.text.context), jnp.int32)
+        shapes = {"image": jax.ShapeDtypeStruct((rows, side, side, 3), jnp.uint8), "ids": ids}
+        if self.data.altered:
+            shapes["altered_ids"] = ids
+            shapes["altered"] = jax.ShapeDtypeStruct((rows,), jnp.bool_)
+        return [shapes]
 
     def evaluators(self) -> Mapping[str, Evaluator]:
         """The benchmark's, if one was given."""

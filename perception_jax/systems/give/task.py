@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from perception_jax import api
 from perception_jax.models.paired import build_backbone
@@ -122,28 +122,50 @@ class GiveTask:
         OITC and OIIC compare the rows of the batch; with `optim.accumulate`, those of one
         micro-batch, which should hold whole groups (`sampler`).
         """
+        return self.loss_of(model, self.features(model, batch, key))
+
+    def features(self, model: Give, batch: Batch, key: jax.Array) -> Mapping[str, Any]:
+        """What the losses compare: images under both instructions, captions, and the rows' labels.
+
+        Where a batch is computed in parts (`train.task.FeatureLoss`), `GENERIC_EVERY` counts the
+        rows of a part.
+        """
         del key  # no dropout
         dtype = model.backbone.logit_scale.dtype
         image = self.backbone.processor.image
         pixels = normalise(batch["image"], image.mean, image.std, dtype)
         present, absent = self._encode(model, pixels, batch)
         text = unit(model.backbone.text(batch["ids"], dtype=dtype).embedding)
+        return {
+            "labels": {
+                "image": batch["image_index"],
+                "label": batch["label"],
+                "caption": batch["caption_index"],
+            },
+            "present": present,
+            "absent": absent,
+            "text": jax.lax.stop_gradient(text),
+            "altered": self._altered_cosines(model, present, batch, dtype),
+            "cosine_present": _cosine(present, batch["instruction"]),
+            "cosine_absent": _cosine(absent, batch["absent_instruction"]),
+            **self._plus_features(model, pixels, present, batch),
+        }
+
+    def loss_of(self, model: Give, features: Mapping[str, Any]) -> tuple[jax.Array, Metrics]:
+        """See `loss`."""
+        present, absent = features["present"], features["absent"]
         found = all_losses(
             self.config.losses,
-            RowLabels(
-                image=batch["image_index"],
-                label=batch["label"],
-                caption=batch["caption_index"],
-            ),
+            RowLabels(**features["labels"]),
             present=present.embedding,
             absent=absent.embedding,
-            text=jax.lax.stop_gradient(text),
+            text=features["text"],
             present_logit=present.logit,
             absent_logit=absent.logit,
             scale=jnp.exp(model.backbone.logit_scale[...].astype(jnp.float32)),
-            harder=self._altered_cosines(model, present, batch, dtype),
+            harder=features["altered"],
         )
-        more, further = self._plus(model, pixels, present, absent, batch)
+        more, further = self._plus(features)
         decided = jnp.concatenate([present.logit > 0, absent.logit < 0])
         return found.total + more, {
             **further,
@@ -151,15 +173,15 @@ class GiveTask:
             "oiic": found.oiic,
             "oid": found.oid,
             "oid_accuracy": jnp.mean(decided, dtype=jnp.float32),
-            "cosine_present": _mean_cosine(present, batch["instruction"]),
-            "cosine_absent": _mean_cosine(absent, batch["absent_instruction"]),
+            "cosine_present": jnp.mean(features["cosine_present"]),
+            "cosine_absent": jnp.mean(features["cosine_absent"]),
         }
 
     def datasets(self) -> Mapping[str, Iterable[Batch]]:
         """ "train": endless batches of `ObjectRows`' arrays, with "instruction" and
         "absent_instruction" (states, mask and embedding of each row) instead of their indices."""
         if self.config.plus.generic:
-            self._generic = self._features([GENERIC])
+            self._generic = self._encoded_instructions([GENERIC])
         lookup = _InstructionLookup(self._instructions)
         loader = self.data.loader(
             batch_size=self.config.batch_size, num_workers=self.config.workers
@@ -207,14 +229,14 @@ class GiveTask:
     @functools.cached_property
     def _generic(self) -> Mapping[str, np.ndarray]:
         with jax.ensure_compile_time_eval():  # the first to ask is the loss, while it is traced
-            return self._features([GENERIC])
+            return self._encoded_instructions([GENERIC])
 
     @functools.cached_property
     def _instructions(self) -> Mapping[str, np.ndarray]:
         """A row for each instruction of the data."""
-        return self._features(self.data.index.instructions.strings)
+        return self._encoded_instructions(self.data.index.instructions.strings)
 
-    def _features(self, instructions: Sequence[str]) -> Mapping[str, np.ndarray]:
+    def _encoded_instructions(self, instructions: Sequence[str]) -> Mapping[str, np.ndarray]:
         """Encodes instructions with the backbone's text tower on the current mesh."""
         mesh = jax.sharding.get_mesh()
         tower = self.backbone.part("text", None if mesh.empty else mesh)
@@ -248,33 +270,43 @@ class GiveTask:
         cosine = jnp.sum(present.embedding * jax.lax.stop_gradient(text), axis=1, keepdims=True)
         return jnp.where(batch["altered"][:, None], cosine, -jnp.inf)
 
-    def _plus(
-        self, model: Give, pixels: Array, present: _Encoded, absent: _Encoded, batch: Batch
-    ) -> tuple[Array, Metrics]:
-        """The weighted sum of the further losses, and each of them as metrics."""
-        plus, metrics, total = self.config.plus, {}, jnp.float32(0.0)
-        if plus.dense:
-            covered = patch_coverage(batch["boxes"][:, 0], present.grid, pixels.shape[1])
-            metrics["dense"] = dense_loss(present.places, absent.places, covered)
-            total += plus.dense * metrics["dense"]
-        if plus.generic:
+    def _plus_features(
+        self, model: Give, pixels: Array, present: _Encoded, batch: Batch
+    ) -> Mapping[str, Any]:
+        """What the further losses compare, beside the images under both instructions."""
+        found: dict[str, Any] = {}
+        if self.config.plus.dense:
+            found["covered"] = patch_coverage(batch["boxes"][:, 0], present.grid, pixels.shape[1])
+        if self.config.plus.generic:
             some = pixels[::GENERIC_EVERY]
             rows = jax.tree.map(
                 lambda x: jnp.broadcast_to(x, (len(some), *x.shape[1:])), self._generic
             )
             generic = InstructionFeatures(**rows, strength=jnp.float32(1.0))
-            conditioned = model(some, generic).embedding
-            metrics["generic"] = generic_loss(conditioned, model(some).embedding)
+            found["generic"] = model(some, generic).embedding, model(some).embedding
+        return found
+
+    def _plus(self, features: Mapping[str, Any]) -> tuple[Array, Metrics]:
+        """The weighted sum of the further losses, and each of them as metrics."""
+        plus, metrics, total = self.config.plus, {}, jnp.float32(0.0)
+        if plus.dense:
+            places = features["present"].places, features["absent"].places
+            metrics["dense"] = dense_loss(*places, features["covered"])
+            total += plus.dense * metrics["dense"]
+        if plus.generic:
+            metrics["generic"] = generic_loss(*features["generic"])
             total += plus.generic * metrics["generic"]
         return total, metrics
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _Encoded:
-    embedding: Array
-    logit: Array
-    places: Array | None
-    grid: tuple[int, int]
+    # Arrays, or their shapes where a step is planned.
+    embedding: Any
+    logit: Any
+    places: Any
+    grid: tuple[int, int] = dataclasses.field(metadata={"static": True})
 
 
 def _pair(rows: Array) -> tuple[Array, Array]:
@@ -296,6 +328,6 @@ class _InstructionLookup:
         return {k: v for k, v in batch.items() if k.removesuffix("_index") not in made} | made
 
 
-def _mean_cosine(encoded: _Encoded, instruction: Mapping[str, Array]) -> Array:
-    """Mean cosine of images and instructions; as high for absent objects if they are copied."""
-    return jnp.mean(jnp.sum(encoded.embedding * instruction["embedding"], axis=1))
+def _cosine(encoded: _Encoded, instruction: Mapping[str, Array]) -> Float[Array, " M"]:
+    """Cosine of each image with its instruction; as high for absent objects if they are copied."""
+    return jnp.sum(encoded.embedding * instruction["embedding"], axis=1)

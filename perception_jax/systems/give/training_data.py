@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import re
 import zlib
 from collections.abc import Hashable, Sequence
 
@@ -15,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 
 from perception_jax.data import images
+from perception_jax.data.altered import claims
 from perception_jax.data.object_index import ObjectIndex, index_objects
 from perception_jax.data.planned import BatchPlan, PlannedData, Row
 from perception_jax.data.processors import ImageProcessor
@@ -35,7 +35,6 @@ ATTRIBUTES = (
 )
 """Groups of mutually exclusive words; the first group with a word in a caption is used."""
 
-_PATTERNS = tuple(re.compile(rf"\b({'|'.join(group)})\b") for group in ATTRIBUTES)
 _INDICES = (
     *("label", "absent_index", "caption_index"),
     *("instruction_index", "absent_instruction_index"),
@@ -217,9 +216,7 @@ class ObjectRows:
 def altered(caption: str) -> str:
     """Replaces one attribute word of a caption by another of its group, deterministically; "" if
     there is none: "a small red cat" becomes "a small green cat"."""
-    for group, pattern in zip(ATTRIBUTES, _PATTERNS, strict=True):
-        if found := pattern.search(caption):
-            others = [word for word in group if word != found[0]]
-            chosen = others[zlib.crc32(caption.encode()) % len(others)]
-            return caption[: found.start()] + chosen + caption[found.end() :]
-    return ""
+    found = claims(caption, ATTRIBUTES)
+    if not found:
+        return ""
+    return found[0].replaced(caption, zlib.crc32(caption.encode()) % len(found[0].others))

@@ -1,0 +1,118 @@
+"""A small self-supervised image tower, trained from scratch on scenes without any text.
+
+    python -m launch.train --config=configs/selfsup/scenes.py --workdir=runs/scenes_ssl
+
+VICReg on images and on matched patches, of two augmented views of each scene by four artists. No
+view is mirrored, so that left and right stay visible. Evaluated while it trains on the fifth
+artist's drawings: the nearest drawing of the same concept, and linear probes of direction, place
+and colour; afterwards the same of `scenes-clip`. The result is a DINOv2 in Hugging Face's layout,
+`WORKDIR/hf`.
+
+`:runlocal` is the same in a few steps on a tiny model; `--config.data.source=DIR` trains on your
+own images.
+"""
+
+from __future__ import annotations
+
+import ml_collections
+
+from configs.common import parse_arg, to_config_dict, trainer
+from perception_jax.data.augment import ImageAugment
+
+OPTIM = {
+    "name": "muon",
+    "learning_rate": 1e-3,
+    "weight_decay": 0.05,
+    "b2": 0.98,
+    "rules": (
+        (r"(^|/)(bias|scale)$", 1.0, False),
+        # The matrices of the blocks take larger steps than embeddings and projectors.
+        (r"(^|/)blocks/.*kernel$", 3.0),
+        (r".*",),
+    ),
+}
+"""Optimizer settings."""
+AUGMENT = ImageAugment(
+    min_area=0.5,
+    warp=0.05,
+    brightness=0.4,
+    contrast=0.4,
+    blur=0.02,
+    sharpen=3.0,
+    bits=4,
+    # Weak, since colours are part of what the tower should see.
+    colour=True,
+    saturation=0.3,
+    hue=0.02,
+    grey=0.05,
+)
+"""What makes the two views different."""
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+    """The recipe; the argument `runlocal` shrinks everything."""
+    tiny = parse_arg(arg, runlocal=False).runlocal
+    config = ml_collections.ConfigDict({"system": "selfsup"})
+    config.train = trainer(
+        # About an hour of one core.
+        steps=12 if tiny else 1800,
+        batch_size=16 if tiny else 128,
+        log_every=4 if tiny else 50,
+        evaluate_every=0 if tiny else 600,
+        checkpoint_every=0 if tiny else 250,
+        optim={**OPTIM, "warmup_steps": 4 if tiny else 100},
+    )
+    config.model = ml_collections.ConfigDict(
+        {
+            # Patches as those of scenes-clip, at the size at which GiVE uses it: 6 × 6.
+            "image_size": 72,
+            "patch_size": 12,
+            "width": 32 if tiny else 160,
+            "depth": 2 if tiny else 4,
+        }
+    )
+    config.loss = ml_collections.ConfigDict(
+        {
+            # Weights of VICReg's terms.
+            "invariance": 25.0,
+            "variance": 25.0,
+            "covariance": 1.0,
+            # Share of the patch term in the loss.
+            "dense": 0.5,
+            # Width of the projectors, which an export leaves out.
+            "projector": 32 if tiny else 256,
+            # What the backward pass computes again: a name of `nn.stack.REMAT`.
+            "remat": "none",
+        }
+    )
+    config.data = ml_collections.ConfigDict(
+        {
+            # "scenes", or a folder or file of your own that `data.sources.open_source` reads.
+            "source": "scenes",
+            # Its kind (see `data.sources`); "" guesses it where there is no doubt.
+            "kind": "",
+            "max_bad_fraction": 0.01,
+            # Different scenes; they stay in memory (16 KB each at 72 px).
+            "length": 200 if tiny else 30_000,
+            # At most so many objects, and the range of their sides in sides of the image.
+            "objects": 3,
+            "size": (0.2, 0.9),
+            # Fields of `data.augment.ImageAugment`.
+            "augment": to_config_dict(AUGMENT),
+            # Loading processes; 0 loads in threads, which share the scenes in memory.
+            "workers": 0,
+        }
+    )
+    config.evaluation = ml_collections.ConfigDict(
+        {
+            # Concepts, and test portraits of each.
+            "names": 20 if tiny else 300,
+            "per_name": 1 if tiny else 2,
+            # Images that the probes learn from, and those that test them.
+            "learned": 60 if tiny else 3000,
+            "tested": 30 if tiny else 1000,
+            # A CLIP whose image tower is measured in the same way, in the report.
+            "beside": "scenes-clip",
+        }
+    )
+    return config

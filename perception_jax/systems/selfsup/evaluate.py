@@ -1,0 +1,168 @@
+"""What an image tower knows of scenes by an unseen artist, without training it further.
+
+"concepts": which drawing of the training artists is nearest, by the tower's embedding. "probes":
+which way an object faces, on which side and at what height it is, what colour it has, from the
+mean of its patch tokens by a linear probe that learned on the training artists' drawings.
+Letters: B batch, S image side, N images, D width.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, UInt8
+
+from perception_jax.data.processors import ImageProcessor
+from perception_jax.data.records import ObjectAnnotation
+from perception_jax.data.scenes.concepts import concepts
+from perception_jax.data.scenes.sample import SceneConfig
+from perception_jax.data.scenes.source import ScenesSource, portrait
+from perception_jax.data.scenes.spec import TEST_STYLE, TRAIN_STYLES
+from perception_jax.evals.baselines import nearest_labels, nearest_pixel_top
+from perception_jax.evals.linear_probe import probe_accuracy
+from perception_jax.inference.batches import Batched
+from perception_jax.ops.image import normalise
+from perception_jax.ops.losses import unit
+from perception_jax.systems.selfsup.model import SelfSupervised
+
+SEED = 50_000
+"""Of the test images; training seeds never reach it."""
+SIZES = (0.3, 0.6)
+"""Sides of the objects of the probes, in sides of the image."""
+
+
+def tower_of(model: nnx.Module) -> nnx.Module:
+    """The image tower: of a training run, or the model itself."""
+    return model.tower if isinstance(model, SelfSupervised) else model
+
+
+class TowerFeatures:
+    """Embeddings and mean patch tokens of images, compiled once per tower and mesh."""
+
+    def __init__(self, processor: ImageProcessor, *, batch_size: int = 128):
+        """Args: processor: of the tower; images come at its size."""
+
+        def features(tower: nnx.Module, pixels: UInt8[Array, "B S S 3"]) -> dict[str, Array]:
+            out = tower(normalise(pixels, processor.mean, processor.std))
+            patches = jnp.mean(out.tokens[:, tower.prefix :], axis=1)
+            return {"embedding": unit(out.embedding), "patches": patches}
+
+        self.processor = processor
+        self._run = Batched(features, batch_size=batch_size)
+
+    def __call__(
+        self, model: nnx.Module, pixels: UInt8[np.ndarray, "N S S 3"], mesh: Mesh | None
+    ) -> Mapping[str, Float[np.ndarray, "N D"]]:
+        """ "embedding", of length 1, and "patches"."""
+        return self._run(tower_of(model), pixels, mesh)
+
+
+class Concepts:
+    """Recognises the unseen artist's portraits by the nearest ones of the training artists."""
+
+    def __init__(self, features: TowerFeatures, *, names: int, per_name: int):
+        """Args: names: of how many concepts; per_name: test portraits of each."""
+        known = [concept.name for concept in concepts(held_out=False)][:names]
+        size = features.processor.size
+        self._features = features
+
+        def drawn(styles: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+            shown = [
+                portrait(name, style, size, SEED + k)
+                for name in known
+                for k, style in enumerate(styles)
+            ]
+            return np.stack(shown), np.repeat(np.arange(len(known)), len(styles))
+
+        self._gallery, self._gallery_labels = drawn(TRAIN_STYLES)
+        self._images, self._labels = drawn((TEST_STYLE,) * per_name)
+
+    def __call__(self, model: nnx.Module, mesh: Mesh | None = None) -> dict[str, float]:
+        """Rates of the right concept being nearest ("top1") or among the five nearest ("top5")."""
+        gallery, queries = (
+            self._features(model, pixels, mesh)["embedding"]
+            for pixels in (self._gallery, self._images)
+        )
+        return self._rates(nearest_labels(gallery, self._gallery_labels, queries, k=5))
+
+    def floors(self) -> dict[str, float]:
+        """The same rates by shrunken pixels."""
+        return self._rates(
+            nearest_pixel_top(self._gallery, self._gallery_labels, self._images, k=5)
+        )
+
+    def _rates(self, best: np.ndarray) -> dict[str, float]:
+        hit = best == self._labels[:, None]
+        return {"top1": float(hit[:, 0].mean()), "top5": float(hit.any(axis=1).mean())}
+
+
+class Probes:
+    """Linear probes of one object's direction, place and colour."""
+
+    def __init__(self, features: TowerFeatures, *, learned: int, tested: int):
+        """Args: learned, tested: images that the probes learn from, and are tested on."""
+        self._features = features
+        self._parts = {
+            "train": _single_objects(features.processor.size, "train", learned),
+            "test": _single_objects(features.processor.size, "test", tested),
+        }
+
+    def __call__(self, model: nnx.Module, mesh: Mesh | None = None) -> dict[str, float]:
+        """The accuracy of each probe of `LABELS`."""
+        patches = {
+            part: self._features(model, pixels, mesh)["patches"]
+            for part, (pixels, _) in self._parts.items()
+        }
+        found = {}
+        for name in LABELS:
+            rows, labels = zip(*(self._labelled(part, name) for part in self._parts), strict=True)
+            known, tested = (patches[part][own] for part, own in zip(patches, rows, strict=True))
+            found[name] = probe_accuracy(known, labels[0], tested, labels[1])
+        return found
+
+    def floors(self) -> dict[str, float]:
+        """The share of each probe's most frequent test label."""
+        floors = {}
+        for name in LABELS:
+            _, labels = self._labelled("test", name)
+            floors[name] = max(np.unique(labels, return_counts=True)[1]) / len(labels)
+        return floors
+
+    def _labelled(self, part: str, name: str) -> tuple[list[int], list[str]]:
+        """The images of which the question has an answer, and the answers."""
+        answers = [LABELS[name](item) for item in self._parts[part][1]]
+        rows = [k for k, answer in enumerate(answers) if answer is not None]
+        return rows, [answers[k] for k in rows]
+
+
+def _single_objects(size: int, split: str, count: int) -> tuple[np.ndarray, list[ObjectAnnotation]]:
+    """Images of one object each, and what is known about it."""
+    config = SceneConfig(
+        canvas=size, split=split, count=(1, 1), size=SIZES, text=0.0, tint=0.5, language="none"
+    )
+    source = ScenesSource(config, seed=SEED, length=count)
+    records = [source[k] for k in range(count)]
+    return np.stack([record.image for record in records]), [one.objects[0] for one in records]
+
+
+def _attribute(name: str, item: ObjectAnnotation) -> str | None:
+    return item.attributes.get(name)
+
+
+def _side(options: tuple[str, str], item: ObjectAnnotation) -> str | None:
+    words = item.attributes.get("position", "").split()
+    return next((word for word in options if word in words), None)
+
+
+LABELS: Mapping[str, Callable[[ObjectAnnotation], str | None]] = {
+    "direction": functools.partial(_attribute, "facing"),
+    "side": functools.partial(_side, ("left", "right")),
+    "height": functools.partial(_side, ("top", "bottom")),
+    "colour": functools.partial(_attribute, "colour"),
+}
+"""What each probe is asked of an object; None where there is no clear answer."""

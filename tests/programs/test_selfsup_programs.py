@@ -1,0 +1,52 @@
+"""Self-supervised training and evaluation through the programs themselves."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+import perception_jax
+from launch import common, evaluate, train
+
+CONFIG = "--config=configs/selfsup/scenes.py:runlocal"
+SMALL = (
+    *("--config.data.length=16", "--config.evaluation.names=6", "--config.evaluation.learned=30"),
+    *("--config.evaluation.tested=20", "--config.model.image_size=48"),
+)
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run")
+    steps = ["--config.train.steps=2", "--config.train.batch_size=8"]
+    arguments = [CONFIG, *SMALL, *steps, f"--workdir={workdir}"]
+    assert common.main(train.PROGRAM, train.run, arguments) == 0
+    return workdir
+
+
+def test_training_reports_beside_floors_and_another_tower_and_exports(workdir):
+    results = json.loads((workdir / "results.json").read_text())
+    names = {"concepts/top1", "concepts/top5"}
+    names |= {f"probes/{name}" for name in ("direction", "side", "height", "colour")}
+    assert set(results) == {f"{kind}{name}" for kind in ("", "floor/", "beside/") for name in names}
+    page = (workdir / "report.html").read_text()
+    assert "scenes-clip" in page
+    exported = json.loads((workdir / "hf" / "config.json").read_text())
+    assert exported["model_type"] == "dinov2"
+    loaded = perception_jax.load(workdir / "hf")
+    assert (loaded.config.image_size, loaded.config.patch_size) == (48, 12)
+    clip = perception_jax.load("scenes-clip")
+    pixels = loaded.processor.images([np.zeros((48, 48, 3), np.uint8)])
+    grids = [one.patch_embed.grid(pixels) for one in (loaded.model, clip.model.vision)]
+    assert grids == [(4, 4), (4, 4)]
+
+
+@pytest.mark.parametrize("kind", ["run", "export"])
+def test_evaluate_gives_the_numbers_of_the_run(workdir, tmp_path, kind):
+    checkpoint = workdir if kind == "run" else workdir / "hf"
+    arguments = [CONFIG, *SMALL, f"--checkpoint={checkpoint}", f"--out={tmp_path}"]
+    assert common.main(evaluate.PROGRAM, evaluate.run, arguments) == 0
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found == pytest.approx(json.loads((workdir / "results.json").read_text()), abs=1e-6)

@@ -1,0 +1,202 @@
+"""Self-supervised towers: matched patches, features, what is measured, what an export keeps."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from perception_jax import api
+from perception_jax.data.processors import ImageProcessor
+from perception_jax.errors import ConfigError, DataError
+from perception_jax.evals.linear_probe import probe_accuracy, ridge
+from perception_jax.models.params import flatten
+from perception_jax.nn.towers import TowerOutput
+from perception_jax.ops.losses import vicreg
+from perception_jax.systems.selfsup.data import matches
+from perception_jax.systems.selfsup.evaluate import Concepts, Probes, TowerFeatures
+from perception_jax.systems.selfsup.task import SelfSupConfig
+from perception_jax.train import loop
+from perception_jax.train.config import TrainConfig
+from perception_jax.train.metrics import read_metrics
+from tests import tiny_selfsup
+from tests.arrays import drawn
+
+
+def test_the_same_window_matches_every_patch_with_itself():
+    index, mask = matches((3, 5, 20, 30), (3, 5, 20, 30), 4)
+    np.testing.assert_array_equal(index, np.arange(16))
+    assert mask.all()
+
+
+def test_patches_match_where_the_second_window_shows_their_middle():
+    # The second window is the right half of the first: its patches are half as wide.
+    index, mask = matches((0, 0, 40, 40), (20, 0, 20, 40), 2)
+    np.testing.assert_array_equal(mask, [False, True, False, True])
+    np.testing.assert_array_equal(index[mask], [1, 3])  # middles at (30, 10) and (30, 30)
+    index, mask = matches((0, 0, 40, 40), (0, 20, 10, 10), 4)  # below: middles at 5, 15, 25, 35
+    assert mask.sum() == 1
+    assert index[8] == 2 * 4 + 2  # (5, 25), the middle of the second window
+    assert mask[8]
+
+
+def test_views_are_changed_and_say_what_matches():
+    record = tiny_selfsup.ColourSource()[0]
+    found = tiny_selfsup.TRANSFORM(record, np.random.default_rng(0))
+    (shapes,) = tiny_selfsup.task().batch_shapes()
+    assert {key: (x.shape, x.dtype) for key, x in found.items()} == {
+        key: (x.shape[1:], x.dtype) for key, x in shapes.items()
+    }
+    assert (found["image"] != found["second_image"]).any()
+    assert 0 < found["match_mask"].sum() <= 16
+    again = tiny_selfsup.TRANSFORM(record, np.random.default_rng(0))
+    assert all((found[key] == again[key]).all() for key in found)
+
+
+def batch_of(task):
+    batch = next(iter(task.datasets()["train"]))
+    (shapes,) = task.batch_shapes()
+    return {key: jnp.asarray(batch[key]) for key in shapes}
+
+
+def test_the_loss_weighs_images_and_matched_patches():
+    task = tiny_selfsup.task(dense=0.25, invariance=2.0, variance=3.0, covariance=0.5)
+    model = drawn(lambda: task.init(jax.random.key(0)))
+    batch = batch_of(task)
+    loss, metrics = jax.jit(task.loss)(model, batch, jax.random.key(0))
+    weights = {"invariance": 2.0, "variance": 3.0, "covariance": 0.5}
+    whole = sum(weight * float(metrics[name]) for name, weight in weights.items())
+    patches = sum(weight * float(metrics[f"patch_{name}"]) for name, weight in weights.items())
+    assert float(loss) == pytest.approx(0.75 * whole + 0.25 * patches, rel=1e-5)
+
+    features = jax.jit(task.features)(model, batch, jax.random.key(0))
+    index, mask = (np.asarray(batch[key]) for key in ("match_index", "match_mask"))
+    swapped = {
+        **batch,
+        "image": batch["second_image"],
+        "match_index": jnp.broadcast_to(jnp.arange(16), index.shape),
+    }
+    plain = jax.jit(task.features)(model, swapped, jax.random.key(0))["image_patches"]
+    wanted = np.take_along_axis(np.asarray(plain), index[..., None], axis=1)
+    np.testing.assert_allclose(features["second_image_patches"], wanted, atol=1e-5)
+    squared = np.square(np.asarray(features["image_patches"]) - wanted).mean(axis=-1)
+    assert float(metrics["patch_invariance"]) == pytest.approx(squared[mask].mean(), rel=1e-5)
+
+
+def test_training_lowers_the_loss_and_does_not_collapse(tmp_path):
+    config = TrainConfig.from_mapping(
+        {
+            "steps": 40,
+            "batch_size": 16,
+            "log_every": 1,
+            "checkpoint_every": 0,
+            "optim": {"learning_rate": 1e-2},
+        }
+    )
+    loop.run(tiny_selfsup.task(), config, tmp_path, devices=jax.devices()[:1])
+    rows = [row for row in read_metrics(tmp_path) if "loss" in row]
+    assert rows[-1]["loss"] < 0.8 * rows[0]["loss"]
+    assert rows[-1]["patch_variance"] < rows[0]["patch_variance"]
+
+
+def test_an_export_is_the_tower_without_projectors(tmp_path):
+    task = tiny_selfsup.task()
+    model = drawn(lambda: task.init(jax.random.key(0)))
+    processor = api.Processor(image=ImageProcessor(size=16), tokenizer=None)
+    whole = api.Loaded(model=model.tower, config=tiny_selfsup.CONFIG, processor=processor)
+    api.export(whole, tmp_path / "hf")
+    back = api.load(tmp_path / "hf")
+    assert back.config == tiny_selfsup.CONFIG
+    kept = flatten(back.model)
+    assert not [path for path in kept if "projector" in path]
+    tower = {
+        path.removeprefix("tower/"): leaf
+        for path, leaf in flatten(model).items()
+        if path.startswith("tower/")
+    }
+    assert kept.keys() == tower.keys()
+    assert all((np.asarray(kept[path]) == np.asarray(leaf)).all() for path, leaf in tower.items())
+
+
+class Places(nnx.Module):
+    """A tower whose tokens say where the image differs from its border, and no more."""
+
+    prefix = 1
+
+    def __call__(self, pixels):
+        border = jnp.median(pixels[:, 0], axis=1)[:, None, None]
+        mass = jnp.square(jnp.abs(pixels - border).sum(axis=-1)) + 1e-3
+        along = jnp.linspace(-1.0, 1.0, pixels.shape[1])
+        total = mass.sum(axis=(1, 2))
+        x, y = (mass @ along).sum(axis=1) / total, (along @ mass).sum(axis=1) / total
+        place = jnp.stack([x, y, jnp.ones_like(x)], axis=1)
+        tokens = jnp.stack([-place, place, place], axis=1)  # the first one is no patch
+        return TowerOutput(embedding=place, pooled=place, tokens=tokens)
+
+
+def test_probes_find_what_tokens_say_and_floors_do_not():
+    features = TowerFeatures(ImageProcessor(size=24), batch_size=32)
+    probes = Probes(features, learned=160, tested=60)
+    found, floors = probes(Places()), probes.floors()
+    assert found.keys() == floors.keys() == {"direction", "side", "height", "colour"}
+    for name in ("side", "height"):
+        assert found[name] > floors[name] + 0.15, (name, found, floors)
+    assert found["colour"] < 0.5
+    concepts = Concepts(features, names=6, per_name=1)
+    for rates in (concepts(Places()), concepts.floors()):
+        assert 0 <= rates["top1"] <= rates["top5"] <= 1
+
+
+def test_a_ridge_probe_separates_what_is_linear_and_needs_labels():
+    rng = np.random.default_rng(0)
+    given, tested = rng.normal(size=(200, 5)), rng.normal(size=(50, 5))
+    labels, wanted = ([str(row[2] > 0) for row in rows] for rows in (given, tested))
+    assert probe_accuracy(given, labels, tested, wanted) > 0.9
+    exact = ridge(given, given @ np.ones((5, 1)), strength=1e-6)
+    np.testing.assert_allclose(exact(tested), tested.sum(axis=1, keepdims=True), atol=1e-4)
+    with pytest.raises(DataError, match="found 200 and 0"):
+        probe_accuracy(given, labels, tested[:0], [])
+
+
+def test_the_share_of_patches_is_checked():
+    with pytest.raises(ConfigError, match=r"SelfSupConfig\.dense: expected 0 to 1, found 1\.5"):
+        SelfSupConfig(dense=1.5)
+
+
+def by_hand(one, two):
+    """VICReg's terms in loops."""
+    width = one.shape[1]
+    terms = {"invariance": np.square(one - two).mean(), "variance": 0.0, "covariance": 0.0}
+    for x in (one, two):
+        covariance = np.cov(x, rowvar=False)
+        for i in range(width):
+            terms["variance"] += max(0.0, 1 - np.sqrt(covariance[i, i] + 1e-4)) / width / 2
+            for j in range(width):
+                if i != j:
+                    terms["covariance"] += covariance[i, j] ** 2 / width
+    return terms
+
+
+def test_vicreg_equals_loops():
+    rng = np.random.default_rng(0)
+    one, two = rng.normal(0, 0.7, (2, 6, 4)).astype(np.float32)
+    found = jax.jit(vicreg)(one, two)
+    assert {name: float(x) for name, x in found.items()} == pytest.approx(by_hand(one, two))
+    # By hand: two rows, two columns that move together.
+    pair = jnp.array([[0.0, 0.0], [1.0, 1.0]])
+    found = jax.jit(vicreg)(pair, pair)
+    assert float(found["invariance"]) == 0.0
+    assert float(found["covariance"]) == pytest.approx(0.5)  # 2 views × 2 pairs × 0.5² / 2
+    assert float(found["variance"]) == pytest.approx(1 - np.sqrt(0.5 + 1e-4))
+
+
+def test_vicreg_leaves_masked_rows_out():
+    rng = np.random.default_rng(1)
+    one, two = rng.normal(size=(2, 3, 4, 5)).astype(np.float32)
+    mask = rng.random((3, 4)) < 0.6
+    found = jax.jit(vicreg)(one, two, mask=mask)
+    assert {name: float(x) for name, x in found.items()} == pytest.approx(
+        by_hand(one[mask], two[mask]), rel=1e-4
+    )
