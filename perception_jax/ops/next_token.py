@@ -95,12 +95,13 @@ def group_weights(labels: Int[Array, "B T"], group: Int[Array, " B"]) -> Float[A
 
     Args:
       labels: as of `next_token_loss`.
-      group: rows with equal numbers belong together.
+      group: rows with equal numbers belong together; the largest is less than B above the smallest.
     """
     counts = jnp.sum(labels[:, 1:] != IGNORE, axis=1, dtype=jnp.float32)
-    same = (group[:, None] == group).astype(jnp.float32)
-    groups = jnp.sum(1 / jnp.sum(same, axis=1))
-    return 1 / (groups * jnp.maximum(same @ counts, 1))
+    place, rows = group - jnp.min(group), len(group)
+    tokens = jax.ops.segment_sum(counts, place, rows)
+    groups = jnp.sum(jax.ops.segment_sum(jnp.ones_like(counts), place, rows) > 0)
+    return 1 / (groups * jnp.maximum(tokens[place], 1))
 
 
 def _in_chunks(x: Array, chunk: int) -> Array:

@@ -24,9 +24,11 @@ from perception_jax.models.clip.config import ClipConfig, VisionConfig
 from perception_jax.models.dinov2.config import Dinov2Config
 from perception_jax.models.eva.config import EvaConfig, EvaVisionConfig
 from perception_jax.models.llama.config import LlamaConfig
+from perception_jax.models.llava.config import LlavaConfig
 from perception_jax.models.registry import architecture_of
 from perception_jax.models.shardings import SHARDINGS
 from perception_jax.models.siglip.config import SiglipConfig, SiglipVisionConfig
+from perception_jax.models.towers import TowerConfig
 from perception_jax.nn.lora import LoraConfig
 from perception_jax.nn.text_tower import TextConfig
 from perception_jax.ops.image import normalise
@@ -38,6 +40,7 @@ from perception_jax.systems.contrastive.task import ContrastiveConfig, Contrasti
 from perception_jax.systems.give.adapter import AdapterConfig
 from perception_jax.systems.give.model import GiveConfig
 from perception_jax.systems.give.task import GiveTask, GiveTaskConfig
+from perception_jax.systems.mof.task import MofTask, MofTaskConfig
 from perception_jax.systems.text.task import TextTask, TextTaskConfig
 from perception_jax.train import state as state_lib
 from perception_jax.train.config import TrainConfig
@@ -146,6 +149,26 @@ def text_batch() -> dict[str, Any]:
     return batch
 
 
+def mof_task() -> MofTask:
+    towers = (TowerConfig(vision=VisionConfig(**IMAGE)), CONFIGS["dinov2"])
+    config = LlavaConfig(language=LLAMA, towers=towers, mixing="interleaved")
+    base = Loaded(
+        name="tiny",
+        model=nnx.eval_shape(
+            lambda: architecture_of(config).build(config, rngs=nnx.Rngs(params=0))
+        ),
+        config=config,
+        processor=Processor(image=None, tokenizer=None),
+    )
+    settings = MofTaskConfig(batch_size=BATCH, lengths=(ROW,), trains="all", chunk=7)
+    return MofTask(settings, base, None)
+
+
+def mof_batch() -> dict[str, Any]:
+    (batch,) = mof_task().batch_shapes()
+    return batch
+
+
 def encoder_batch() -> dict[str, Any]:
     return {
         "image": array(SIDE, SIDE, 3, dtype=jnp.uint8),
@@ -179,6 +202,7 @@ TASKS = {
         for name, config in CONFIGS.items()
     },
     "give": (give_task, give_batch, 2),
+    "mof": (mof_task, mof_batch, 1),
     "llama": (functools.partial(text_task, None), text_batch, 1),
     "llama_lora": (
         functools.partial(text_task, LoraConfig(rank=16, alpha=1.0, dropout=0.1)),
