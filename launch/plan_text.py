@@ -20,13 +20,14 @@ def row(plan: Mapping[str, Any]) -> str:
     """One line of the table."""
     mesh = "×".join(str(size) for size in plan["mesh"].values())
     total = plan["total_bytes"]
-    sent = sum(plan["collective_bytes"].values())
+    found = plan["collective_bytes"]
+    sent = "-" if found is None else f"{sum(found.values()) / 1e9:.4f}"
     return (
         f"{plan['slice']:10} {mesh:11} {_step(plan):11} {_remat(plan):13} {plan['batch_size']:8} "
         f"{plan['argument_bytes'] / _GIB:10.2f} {plan['temporary_bytes'] / _GIB:10.2f} "
         f"{'-' if total is None else f'{total / _GIB:.2f}':>10} "
         f"{plan['available_bytes'] / _GIB:8.2f}  {'yes' if plan['fits'] else 'NO':4} "
-        f"{plan['hardware_flops'] / _TERA:11.3f} {sent / 1e9:8.4f} "
+        f"{plan['hardware_flops'] / _TERA:11.3f} {sent:>8} "
         f"{1e3 * plan['step_seconds']:10.2f}  {_bound(plan)}"
     )
 
@@ -73,6 +74,11 @@ def details(plan: Mapping[str, Any], steps: int, price: float | None) -> list[st
         f"  replicated   {path or 'nothing'} ({size / 2**20:.2f} MiB) is the largest on every chip",
     ]
     lines += [f"  {'traffic' if k == 0 else '':12} {x}" for k, x in enumerate(plan["collectives"])]
+    if plan["collective_bytes"] is None:
+        lines.append(
+            "  traffic      unknown, and whether an array is whole: jaxlib cannot read this "
+            "program of libtpu. A plan for v5e with the same mesh has both."
+        )
     if plan["dcn_bytes"]:
         lines.append(
             f"  to slices    {plan['dcn_bytes'] / 1e6:.1f} MB a chip and step over the data-centre "

@@ -41,7 +41,9 @@ class ProgramPlan:
       available_bytes: memory of a chip.
       fits: whether the compiler placed the program.
       hardware_flops: that the program computes.
-      collective_bytes: sent by a chip inside its slice, by kind of collective.
+      collective_bytes: sent by a chip inside its slice, by kind of collective; None where the
+        program cannot be read (`program.text`). Then `whole` is empty and the seconds of
+        communication are 0, and say nothing.
       dcn_bytes: sent by a chip to other slices.
       collectives: the largest of them, for reading.
       replicated: path and bytes of the largest leaf of which every chip holds all.
@@ -66,7 +68,7 @@ class ProgramPlan:
     available_bytes: int
     fits: bool
     hardware_flops: int
-    collective_bytes: Mapping[str, int]
+    collective_bytes: Mapping[str, int] | None
     dcn_bytes: int
     collectives: Sequence[str]
     replicated: tuple[str, int]
@@ -145,7 +147,7 @@ def measured(
         "available_bytes": found.hbm,
         "fits": total is not None and total <= found.hbm,
         "hardware_flops": flops,
-        "collective_bytes": traffic.by_kind(sent),
+        "collective_bytes": traffic.by_kind(sent) if _is_readable(done) else None,
         "dcn_bytes": sum(item.dcn_bytes for item in sent),
         "collectives": [_described(item) for item in sent[:_SHOWN]],
         "compute_seconds": flops / (mesh.size * found.flops),
@@ -156,6 +158,10 @@ def measured(
         ),
         "compile_seconds": done.seconds,
     }
+
+
+def _is_readable(done: Compiled) -> bool:
+    return done.program is None or bool(program.text(done.program))
 
 
 def whole_batch(done: Compiled, *rows: int) -> list[str]:

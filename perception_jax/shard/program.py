@@ -46,13 +46,22 @@ class Result:
         return self.operation.removesuffix("-start").removesuffix("-done") in _COLLECTIVES
 
 
+def text(compiled: jax.stages.Compiled) -> str:
+    """The program's text; "" where jaxlib cannot read what libtpu made: some programs for v5p have
+    `async-update`s with several operands, which jaxlib 0.10.2 refuses."""
+    try:
+        return compiled.as_text()
+    except jax.errors.JaxRuntimeError:
+        return ""
+
+
 def results(compiled: jax.stages.Compiled) -> Iterator[Result]:
     """Every array that an operation gives, those inside fusions and loops among them; parameters
     and constants are left out.
 
     An operation with several results gives one `Result` for each.
     """
-    for line in compiled.as_text().splitlines():
+    for line in text(compiled).splitlines():
         found = _OPERATION.match(line)
         if found is None or found["name"] in ("parameter", "constant"):
             continue

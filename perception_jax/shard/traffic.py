@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 
+from perception_jax.shard import program
 from perception_jax.shard.program import Result, parse_results
 
 _COMPUTATION = re.compile(r"^(?P<entry>ENTRY )?%?(?P<name>[\w.\-]+) \(.*\{\s*$")
@@ -86,7 +87,7 @@ def traffic(compiled: jax.stages.Compiled, devices: int, slices: int = 1) -> lis
       devices: of a slice; a collective without groups spans all.
       slices: on which the program runs.
     """
-    return parse(compiled.as_text(), devices, slices)
+    return parse(program.text(compiled), devices, slices)
 
 
 def parse(text: str, devices: int, slices: int = 1) -> list[Traffic]:

@@ -75,6 +75,12 @@ def memory(row: dict[str, Any]) -> str:
     return f"{shown} of {row['available_bytes'] / _GIB:.2f}"
 
 
+def sent(row: dict[str, Any]) -> str:
+    """What a chip sends; unknown where jaxlib cannot read the program."""
+    found = row["collective_bytes"]
+    return "unknown" if found is None else f"{sum(found.values()) / 1e9:.2f}"
+
+
 def show(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Prints a Markdown table whose first column is text, each row when it is made."""
     print(f"| {' | '.join(columns)} |")
@@ -102,8 +108,11 @@ def planned(config: str, slice_: str, *settings: str) -> list[str]:
         f"{row['state_bytes'] / _GIB:.2f}",
         memory(row),
         f"{row['hardware_flops'] / 1e12:,.0f}",
-        f"{sum(row['collective_bytes'].values()) / 1e9:.2f}",
-        *(f"{1e3 * row[f'{part}_seconds']:,.0f}" for part in ("compute", "communication")),
+        sent(row),
+        f"{1e3 * row['compute_seconds']:,.0f}",
+        "unknown"
+        if row["collective_bytes"] is None
+        else f"{1e3 * row['communication_seconds']:,.0f}",
         f"{100 * row['mfu_ceiling']:.0f}%",
     ]
 

@@ -112,6 +112,22 @@ def test_an_axis_as_long_as_the_batch_is_no_whole():
     assert found.whole == []
 
 
+def test_a_program_that_jaxlib_cannot_read_is_planned_without_traffic(monkeypatch):
+    """As some of libtpu's for v5p."""
+
+    def unreadable(compiled):
+        raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure async-update")
+
+    monkeypatch.setattr(jax.stages.Compiled, "as_text", unreadable)
+    found = planned(fsdp=4, tensor=2)
+    assert (found.fits, found.collective_bytes, found.whole) == (True, None, [])
+    assert found.compute_seconds > 0
+    lines = {"remat": None, **found.to_json()}
+    assert plan_text.row(lines).split()[-4] == "-"
+    text = "\n".join(plan_text.details(lines, 10, None))
+    assert "traffic      unknown, and whether an array is whole" in text
+
+
 def test_the_other_number_of_rows_is_the_next_that_is_no_axis():
     """So that it fits where the first fits: LoRA of rank 128 has axes of 128, 256 and 32."""
     assert other_rows(128, 128, 8, {128, 16, 256, 32, 4096}) == 384
