@@ -152,9 +152,17 @@ class Probes:
 
 
 def _single_objects(size: int, split: str, count: int) -> tuple[np.ndarray, list[ObjectAnnotation]]:
-    """Images of one object each, and what is known about it."""
+    """Images of one object each, all of concepts that have a direction, and what is known of it."""
+    directed = tuple(c.name for c in concepts(held_out=False) if c.facing != "front")
     config = SceneConfig(
-        canvas=size, split=split, count=(1, 1), size=SIZES, text=0.0, tint=0.5, language="none"
+        canvas=size,
+        split=split,
+        names=directed,
+        count=(1, 1),
+        size=SIZES,
+        text=0.0,
+        tint=0.5,
+        language="none",
     )
     source = ScenesSource(config, seed=SEED, length=count)
     records = [source[k] for k in range(count)]
