@@ -132,3 +132,20 @@ def test_a_siglip_fetches_its_vocabulary(photos, monkeypatch):
     assert (task.model, task.config.loss) == (SiglipConfig.so400m_384(), "sigmoid")
     model = nnx.eval_shape(lambda: task.init(jax.random.key(0)))
     assert model.logit_bias.shape == ()
+
+
+def test_the_finer_recipe_trains_on_pairs_and_altered_captions():
+    config, _ = common.load_config("configs/clip/scenes_fine.py:runlocal")
+    config.data.length = 64
+    task = program.task(config)
+    records = [task.data.examples(0)[k][0] for k in range(16)]
+    assert sum(record.id.startswith("pair-") for record in records) == 2
+    batch = next(iter(task.datasets()["train"]))
+    (shapes,) = program.shapes(config)[1]
+    assert {key: batch[key].shape for key in shapes} == {
+        key: leaf.shape for key, leaf in shapes.items()
+    }
+    assert batch["altered"].mean() > 0.5
+    full, _ = common.load_config("configs/clip/scenes_fine.py")
+    assert not full.data.augment.colour  # captions name colours
+    assert full.model.image_size % full.model.patch_size == 0

@@ -132,7 +132,9 @@ class Places(nnx.Module):
         total = mass.sum(axis=(1, 2))
         x, y = (mass @ along).sum(axis=1) / total, (along @ mass).sum(axis=1) / total
         place = jnp.stack([x, y, jnp.ones_like(x)], axis=1)
-        tokens = jnp.stack([-place, place, place], axis=1)  # the first one is no patch
+        # The first one is no patch; the patches differ, and their mean is the place.
+        steps = jnp.arange(-1.5, 2.0)[None, :, None]
+        tokens = jnp.concatenate([-place[:, None], place[:, None] + steps], axis=1)
         return TowerOutput(embedding=place, pooled=place, tokens=tokens)
 
 
@@ -144,6 +146,12 @@ def test_probes_find_what_tokens_say_and_floors_do_not():
     for name in ("side", "height"):
         assert found[name] > floors[name] + 0.15, (name, found, floors)
     assert found["colour"] < 0.5
+    tokens = probes._tokens(Places(), "test", None)
+    _, items = probes._parts["test"]
+    for k, item in enumerate(items):
+        x, y = ((item.box[axis] + item.box[axis + 2]) / 2 >= 12 for axis in (0, 1))
+        step = tokens["centre"][k] - tokens["mean"][k]
+        np.testing.assert_allclose(step, x + 2 * y - 1.5, atol=1e-5)
     concepts = Concepts(features, names=6, per_name=1)
     for rates in (concepts(Places()), concepts.floors()):
         assert 0 <= rates["top1"] <= rates["top5"] <= 1

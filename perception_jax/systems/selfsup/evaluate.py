@@ -1,9 +1,9 @@
 """What an image tower knows of scenes by an unseen artist, without training it further.
 
 "concepts": which drawing of the training artists is nearest, by the tower's embedding. "probes":
-which way an object faces, on which side and at what height it is, what colour it has, from the
-mean of its patch tokens by a linear probe that learned on the training artists' drawings.
-Letters: B batch, S image side, N images, D width.
+linear probes that learned on the training artists' drawings; from the patch token at an object's
+centre which way it faces and what colour it has, from the mean of all patch tokens on which side
+and at what height it is. Letters: B batch, S image side, N images, P patches, D width.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
@@ -42,23 +41,22 @@ def tower_of(model: nnx.Module) -> nnx.Module:
 
 
 class TowerFeatures:
-    """Embeddings and mean patch tokens of images, compiled once per tower and mesh."""
+    """Embeddings and patch tokens of images, compiled once per tower and mesh."""
 
     def __init__(self, processor: ImageProcessor, *, batch_size: int = 128):
         """Args: processor: of the tower; images come at its size."""
 
         def features(tower: nnx.Module, pixels: UInt8[Array, "B S S 3"]) -> dict[str, Array]:
             out = tower(normalise(pixels, processor.mean, processor.std))
-            patches = jnp.mean(out.tokens[:, tower.prefix :], axis=1)
-            return {"embedding": unit(out.embedding), "patches": patches}
+            return {"embedding": unit(out.embedding), "patches": out.tokens[:, tower.prefix :]}
 
         self.processor = processor
         self._run = Batched(features, batch_size=batch_size)
 
     def __call__(
         self, model: nnx.Module, pixels: UInt8[np.ndarray, "N S S 3"], mesh: Mesh | None
-    ) -> Mapping[str, Float[np.ndarray, "N D"]]:
-        """ "embedding", of length 1, and "patches"."""
+    ) -> Mapping[str, Float[np.ndarray, "N ..."]]:
+        """ "embedding" [N, D], of length 1, and "patches" [N, P, D]."""
         return self._run(tower_of(model), pixels, mesh)
 
 
@@ -114,16 +112,29 @@ class Probes:
 
     def __call__(self, model: nnx.Module, mesh: Mesh | None = None) -> dict[str, float]:
         """The accuracy of each probe of `LABELS`."""
-        patches = {
-            part: self._features(model, pixels, mesh)["patches"]
-            for part, (pixels, _) in self._parts.items()
-        }
+        tokens = {part: self._tokens(model, part, mesh) for part in self._parts}
         found = {}
         for name in LABELS:
-            rows, labels = zip(*(self._labelled(part, name) for part in self._parts), strict=True)
-            known, tested = (patches[part][own] for part, own in zip(patches, rows, strict=True))
-            found[name] = probe_accuracy(known, labels[0], tested, labels[1])
+            kind = "centre" if name in AT_CENTRE else "mean"
+            given = []
+            for part in ("train", "test"):
+                rows, labels = self._labelled(part, name)
+                given += [tokens[part][kind][rows], labels]
+            found[name] = probe_accuracy(*given)
         return found
+
+    def _tokens(
+        self, model: nnx.Module, part: str, mesh: Mesh | None
+    ) -> dict[str, Float[np.ndarray, "N D"]]:
+        """The mean patch token of each image, and the one at the centre of its object."""
+        pixels, items = self._parts[part]
+        patches = self._features(model, pixels, mesh)["patches"]
+        grid, size = round(patches.shape[1] ** 0.5), pixels.shape[1]
+        boxes = np.array([item.box for item in items])
+        middles = (boxes[:, :2] + boxes[:, 2:]) / 2
+        columns, rows = np.minimum((middles * grid / size).astype(int), grid - 1).T
+        centre = patches[np.arange(len(patches)), rows * grid + columns]
+        return {"mean": patches.mean(axis=1), "centre": centre}
 
     def floors(self) -> dict[str, float]:
         """The share of each probe's most frequent test label."""
@@ -141,9 +152,17 @@ class Probes:
 
 
 def _single_objects(size: int, split: str, count: int) -> tuple[np.ndarray, list[ObjectAnnotation]]:
-    """Images of one object each, and what is known about it."""
+    """Images of one object each, all of concepts that have a direction, and what is known of it."""
+    directed = tuple(c.name for c in concepts(held_out=False) if c.facing != "front")
     config = SceneConfig(
-        canvas=size, split=split, count=(1, 1), size=SIZES, text=0.0, tint=0.5, language="none"
+        canvas=size,
+        split=split,
+        names=directed,
+        count=(1, 1),
+        size=SIZES,
+        text=0.0,
+        tint=0.5,
+        language="none",
     )
     source = ScenesSource(config, seed=SEED, length=count)
     records = [source[k] for k in range(count)]
@@ -166,3 +185,5 @@ LABELS: Mapping[str, Callable[[ObjectAnnotation], str | None]] = {
     "colour": functools.partial(_attribute, "colour"),
 }
 """What each probe is asked of an object; None where there is no clear answer."""
+AT_CENTRE = ("direction", "colour")
+"""Probes of the patch token at the object's centre; the others see the mean of all."""

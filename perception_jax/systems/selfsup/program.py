@@ -28,10 +28,10 @@ SCENES = "scenes"
 _MEANINGS = {
     "concepts/top1": "The nearest drawing by a training artist shows the same concept.",
     "concepts/top5": "One of the five nearest does.",
-    "probes/direction": "A linear probe of the mean patch token: which way the object faces.",
-    "probes/side": "The same: left or right half of the picture.",
-    "probes/height": "The same: upper or lower half of the picture.",
-    "probes/colour": "The same: the object's colour.",
+    "probes/direction": "A linear probe of the patch at the object's centre: where it faces.",
+    "probes/side": "A linear probe of the mean patch: left or right part of the picture.",
+    "probes/height": "A linear probe of the mean patch: upper or lower part of the picture.",
+    "probes/colour": "A linear probe of the patch at the object's centre: its colour.",
 }
 
 
