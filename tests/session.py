@@ -36,13 +36,17 @@ def share_compiled_programs(root: pathlib.Path) -> None:
 
 
 def compile_quickly() -> None:
-    """Has XLA skip LLVM's optimisation, and emit LLVM IR for fusions without MLIR.
+    """Has XLA skip LLVM's optimisation, emit LLVM IR for fusions without MLIR, and compile as one
+    module, since tests run on all cores already.
 
     What XLA itself does before (fusion, sharding, buffers) stays. A level in `XLA_FLAGS` wins.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if "--xla_backend_optimization_level" not in flags:
-        quick = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+        quick = (
+            "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
+            "--xla_cpu_parallel_codegen_split_count=1"
+        )
         os.environ["XLA_FLAGS"] = f"{flags} {quick}".strip()
 
 
