@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import pathlib
 from collections.abc import Iterator
@@ -91,6 +92,15 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
         if why:
             report.outcome, report.longrepr = "failed", f"{item.nodeid} {why}"
     return report
+
+
+@pytest.fixture(autouse=True)
+def _without_the_log_of_programs() -> None:
+    """`launch.train` logs to the stderr of its process; that of a test before is closed by now."""
+    log = logging.getLogger()
+    for handler in [each for each in log.handlers if type(each) is logging.StreamHandler]:
+        log.removeHandler(handler)
+        log.setLevel(logging.WARNING)
 
 
 @pytest.fixture(scope="session")

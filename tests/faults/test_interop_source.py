@@ -151,7 +151,7 @@ def text(**change):
     ("settings", "layout", "message"),
     [
         ({"model_type": "bert"}, "hf", "no architecture is called 'bert'"),
-        ({"model_type": "llava", "vision_config": {}}, "hf", "'llava' here.*`prefix`"),
+        ({"model_type": "idefics2", "vision_config": {}}, "hf", "'idefics2' here.*`prefix`"),
         ({"model_type": "clip", "vision_config": {"hidden_size": "wide"}}, "hf", "text_config"),
         ({"model_type": "dinov2", "mlp_ratio": "big"}, "hf", "mlp_ratio: expected a finite number"),
         ({"model_type": "clip_vision_model", "hidden_act": "relu"}, "hf", "found 'relu'"),
