@@ -6,9 +6,10 @@ python tests/bench/train_step.py [--models=CLIP-ViT-B/16,decoder-160m] [--batch=
 Ours is the step that `launch.train` compiles (`train.task_step`); torch's is a model of
 `transformers` (SDPA) with its loss, eager and with `torch.compile`. Both clip the gradient's global
 norm and update with AdamW in float32; on a GPU the models compute in bfloat16 (by autocast).
-Sides take turns, step by step, and the median counts. On a CPU matrix products of both
-libraries take turns too: the share is model FLOPs a second (recomputation does not count) against
-the faster product's. On a GPU it is the MFU.
+Every side has a process of its own, as the threads of one library disturb the other's; they take
+turns, step by step, and the median counts. On a CPU matrix products of both libraries are measured
+before and after: the share is model FLOPs a second (recomputation does not count) against the
+fastest product's. On a GPU it is the MFU.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ import dataclasses
 import importlib.util
 import json
 import pathlib
+import statistics
+import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -31,7 +35,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from measuring import Call, machine, product_rate, products, seconds_per_call
+from measuring import Call, machine, product_rate, products, seconds_per_call, wait
 
 from perception_jax.api import Processor
 from perception_jax.data.processors import ImageProcessor
@@ -50,6 +54,9 @@ from perception_jax.train.config import TrainConfig
 from perception_jax.train.task_step import TaskStep
 
 OPTIM = {"learning_rate": 1e-4, "schedule": "constant", "weight_decay": 0.01, "clip_norm": 1.0}
+
+WARM_UP = 2
+"""Steps of each side before those that count."""
 
 TINY_CLIP = ClipConfig(
     vision=VisionConfig(image_size=32, patch_size=16, width=64, depth=2, heads=2, mlp_dim=128),
@@ -218,23 +225,85 @@ def their_step(config: Any, given: argparse.Namespace, *, compiled: bool) -> tup
     return call, sum(parameter.numel() for parameter in model.parameters())
 
 
+def child(name: str, side: str, given: argparse.Namespace) -> None:
+    """Prepares a side, prints what it is, and then takes a step for each line that it reads."""
+    config = MODELS[name]()
+    if side == "ours":
+        ours = our_step(config, given)
+        call, about = ours.call, {"parameters": ours.parameters, "flops": ours.flops}
+    else:
+        call, count = their_step(config, given, compiled=side == "compiled")
+        about = {"parameters": count}
+    print(json.dumps(about), flush=True)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        wait(call())
+        print(time.perf_counter() - start, flush=True)
+
+
+class Side:
+    """A side in a process of its own."""
+
+    def __init__(self, name: str, side: str, given: argparse.Namespace) -> None:
+        sizes = [f"--batch={given.batch}", f"--length={given.length}"]
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, *sizes, "--child", name, side],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.about: dict[str, int] = json.loads(self._line())
+
+    def step(self) -> float:
+        """Seconds of a step."""
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return float(self._line())
+
+    def end(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+    def _line(self) -> str:
+        line = self.process.stdout.readline()
+        if not line:
+            sys.exit(f"a side ended with exit code {self.process.wait()}; see above.")
+        return line
+
+
+def fastest_product(against: bool) -> float | None:
+    """FLOP/s of the fastest matrix product of this CPU; None on a GPU."""
+    if on_gpu():
+        return None
+    calls = products(against)
+    return product_rate(seconds_per_call(calls, 5), calls)
+
+
 def measured(name: str, given: argparse.Namespace, against: bool) -> list[dict[str, Any]]:
     """A row for each side, printed."""
-    config = MODELS[name]()
-    ours = our_step(config, given)
-    calls: dict[str, Call] = {"ours": ours.call}
-    print(f"# {name}: {ours.parameters / 1e6:.1f} M parameters", flush=True)
+    names = ["ours"]
     if against:
-        for compiled in (False, True) if given.compile else (False,):
-            side = "compiled" if compiled else "eager"
-            calls[side], count = their_step(config, given, compiled=compiled)
-            assert count == ours.parameters, (count, ours.parameters)
-    extra = {} if on_gpu() else products(against)
-    taken = seconds_per_call(calls | extra, given.calls, warm_up=2)
-    best = product_rate(taken, extra) or flops.peak_flops(jax.devices()[0].device_kind)
+        names += ["eager", "compiled"] if given.compile else ["eager"]
+    before = fastest_product(against)
+    sides = {side: Side(name, side, given) for side in names}
+    flops_of_step = sides["ours"].about["flops"]
+    count = {side.about["parameters"] for side in sides.values()}
+    assert len(count) == 1, count
+    print(f"# {name}: {count.pop() / 1e6:.1f} M parameters", flush=True)
+    times: dict[str, list[float]] = {side: [] for side in names}
+    for turn in range(WARM_UP + given.calls):
+        for side in names:
+            seconds = sides[side].step()
+            if turn >= WARM_UP:
+                times[side].append(seconds)
+    for side in sides.values():
+        side.end()
+    taken = {side: statistics.median(found) for side, found in times.items()}
+    after = fastest_product(against)
+    best = max(before, after) if before else flops.peak_flops(jax.devices()[0].device_kind)
     rows = []
-    for side in calls:
-        rate = ours.flops / taken[side]
+    for side in names:
+        rate = flops_of_step / taken[side]
         row = {
             "model": name,
             "batch": given.batch,
@@ -267,7 +336,11 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--compile", action="store_true", help="torch.compile too")
     parser.add_argument("--calls", type=int, default=5, help="timed steps of each side")
     parser.add_argument("--out", type=pathlib.Path, help="JSON with the numbers")
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args(argv)
+    if given.child:
+        child(*given.child, given)
+        return
     against = all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
     dtype = jnp.bfloat16 if on_gpu() else jnp.float32
     found: dict[str, Any] = {"machine": machine(dtype), "rows": []}
