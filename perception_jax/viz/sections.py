@@ -112,3 +112,35 @@ def add_run_settings(
     if note:
         report.add_text(note)
     report.add_details(config)
+
+
+def language_report(
+    title: str,
+    texts: str,
+    *,
+    counts: str,
+    numbers: Mapping[str, float],
+    history: History,
+    held_out: str,
+    settings: Mapping[str, Any],
+    rows: Sequence[tuple[str, str]],
+) -> Report:
+    """Makes the report of a training on texts: results on held-out ones, curves, settings.
+
+    Args:
+      texts: what they are, e.g. "conversations".
+      counts: how many were held out.
+      numbers: the results on them.
+      held_out: name of the evaluator whose "loss" is drawn beside that of training.
+      settings: of the config; `rows` are the first ones that the page shows.
+    """
+    measured_on = f"{texts} that were not trained on"
+    train = settings["train"]
+    page = Report(title, subtitle(history, rows=train["batch_size"], measured_on=measured_on))
+    page.add_section("Results", f"Test {counts}.")
+    page.add_table(("number", "value"), [(name, f"{value:.4g}") for name, value in numbers.items()])
+    titles = {"loss": "training", f"evaluate/{held_out}/loss": "held out"}
+    drawn = curves(history, titles)
+    add_learning_curves(page, [step_chart(drawn, "Cross-entropy", "nats per predicted token")])
+    add_run_settings(page, settings, rows=[*rows, *training_rows(train)])
+    return page

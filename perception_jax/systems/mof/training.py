@@ -130,7 +130,7 @@ def report(config: Any, task: MofTask, model: nnx.Module, folder: pathlib.Path) 
     """
     from perception_jax.train.metrics import read_metrics
     from perception_jax.train.results import write_results
-    from perception_jax.viz import Report, sections
+    from perception_jax.viz.sections import language_report
 
     evaluators = task.evaluators()
     if not evaluators:
@@ -139,23 +139,16 @@ def report(config: Any, task: MofTask, model: nnx.Module, folder: pathlib.Path) 
     held_out = evaluators[HELD_OUT]
     found = held_out(model)
     write_results(folder, {f"{HELD_OUT}/{name}": value for name, value in found.items()})
-    history, train = read_metrics(folder), config.train
-    page = Report(
+    page = language_report(
         "A LLaVA on conversations about images",
-        sections.subtitle(
-            history, rows=train.batch_size, measured_on="conversations that were not trained on"
-        ),
+        "conversations",
+        counts=f"conversations: {held_out.data.counts}",
+        numbers=found,
+        history=read_metrics(folder),
+        held_out=HELD_OUT,
+        settings=config.to_dict(),
+        rows=[("trains", config.trains)],
     )
-    page.add_section("Results", f"Test conversations: {held_out.data.counts}.")
-    page.add_table(("number", "value"), [(name, f"{value:.4g}") for name, value in found.items()])
-    titles = {"loss": "training", f"evaluate/{HELD_OUT}/loss": "held out"}
-    curves = sections.curves(history, titles)
-    sections.add_learning_curves(
-        page, [sections.step_chart(curves, "Cross-entropy", "nats per predicted token")]
-    )
-    settings = config.to_dict()
-    rows = [("trains", config.trains), *sections.training_rows(settings["train"])]
-    sections.add_run_settings(page, settings, rows=rows)
     print(f"report      {page.write(folder / 'report.html')}")
 
 
