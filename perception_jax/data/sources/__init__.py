@@ -70,6 +70,37 @@ def open_source(
     return reader(place, **options)
 
 
+def open_part(
+    path: str | os.PathLike,
+    *,
+    test: bool,
+    test_path: str | os.PathLike = "",
+    test_every: int = 0,
+    kind: str | None = None,
+    **options: Any,
+) -> records.Source | None:
+    """Opens the records that train, or those that test.
+
+    Args:
+      test: which of the two.
+      test_path: a dataset of its own that tests; without one each `test_every`-th record of `path`
+        does, and none if that is 0.
+      kind, options: of `open_source`.
+
+    Returns:
+      The records; None if none test.
+
+    Raises:
+      As `open_source` and `combine.split`.
+    """
+    from perception_jax.data.sources.combine import split
+
+    if test and not (test_path or test_every):
+        return None
+    found = open_source(test_path if test and test_path else path, kind=kind, **options)
+    return found if test_path or not test_every else split(found, every=test_every)[int(test)]
+
+
 def _reader(kind: str) -> Callable[..., records.Source]:
     if kind == "moinst":
         from perception_jax.data.moinst import source  # it needs this package

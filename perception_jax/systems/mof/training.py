@@ -257,8 +257,7 @@ def _evaluators(config: Any, base: Loaded) -> dict[str, HeldOut]:
 
 def _records(config: Any, *, test: bool = False) -> Source | None:
     """The records that train, or those that test; None if there are no test records."""
-    from perception_jax.data.sources import open_source
-    from perception_jax.data.sources.combine import split
+    from perception_jax.data.sources import open_part
     from perception_jax.systems.mof.scene_chats import TEST_SEED, scene_chats
 
     settings = config.data
@@ -266,11 +265,12 @@ def _records(config: Any, *, test: bool = False) -> Source | None:
         seed = TEST_SEED if test else config.train.seed
         length = config.evaluation.scenes if test else settings.scenes
         return scene_chats(seed=seed, length=length, canvas=settings.canvas)
-    if test and not (settings.test or settings.test_every):
-        return None
-    path = settings.test if test and settings.test else settings.source
     images = {"images": settings.images} if settings.images else {}
-    records = open_source(path, kind=settings.kind, **images)
-    if settings.test or not settings.test_every:
-        return records
-    return split(records, every=settings.test_every)[int(test)]
+    return open_part(
+        settings.source,
+        test=test,
+        test_path=settings.test,
+        test_every=settings.test_every,
+        kind=settings.kind,
+        **images,
+    )

@@ -245,8 +245,7 @@ def _evaluators(
 
 def _records(config: Any, *, test: bool = False) -> Source | None:
     """The records that train, or those that test; None if there are no test records."""
-    from perception_jax.data.sources import open_source
-    from perception_jax.data.sources.combine import split
+    from perception_jax.data.sources import open_part
     from perception_jax.systems.text.scene_chats import TEST_SEED, scene_chats
 
     settings = config.data
@@ -254,10 +253,10 @@ def _records(config: Any, *, test: bool = False) -> Source | None:
         if test:
             return scene_chats(seed=TEST_SEED, length=config.evaluation.scenes)
         return scene_chats(seed=config.train.seed, length=settings.scenes)
-    if test and not (settings.test or settings.test_every):
-        return None
-    path = settings.test if test and settings.test else settings.source
-    records = open_source(path, kind=settings.kind)
-    if settings.test or not settings.test_every:
-        return records
-    return split(records, every=settings.test_every)[int(test)]
+    return open_part(
+        settings.source,
+        test=test,
+        test_path=settings.test,
+        test_every=settings.test_every,
+        kind=settings.kind,
+    )
