@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from perception_jax.api import Loaded
 from perception_jax.data.grouping import Division
 from perception_jax.models.llava.config import LlavaConfig
@@ -12,9 +14,9 @@ from tests.tiny_chats import Chats, data, transform
 LENGTHS = (256,)
 
 
-def chats(base: Loaded, source: Chats | None = None, **settings):
+def chats(base: Loaded, source: Chats | None = None, *, maker=None, **settings):
     """The data of a model; batches of four rows, those of two devices."""
-    maker = transform(
+    maker = maker or transform(
         processor=base.processor.image,
         image_tokens=base.config.tokens_per_image,
         max_length=256 - base.config.tokens_per_image,
@@ -43,3 +45,10 @@ def task(
             order=options["order"],
         ),
     )
+
+
+def batches(one: MofTask, count: int) -> list[dict]:
+    """The first training batches."""
+    with contextlib.closing(iter(one.datasets()["train"])) as rows:
+        found = [next(rows) for _ in range(count)]
+    return [{key: x for key, x in batch.items() if key != "id"} for batch in found]

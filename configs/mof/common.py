@@ -155,6 +155,7 @@ def base(
             "select_layer": -2,
             "select_feature": "patch",
             "image_aspect": "square",  # or "pad"
+            "image_size": 0,  # side of images, pixels; 0 is that of the first tower
             **model,
         }
     )
@@ -216,19 +217,42 @@ def base(
             "order": "random",
             # Share of the records that may be skipped as unusable.
             "max_bad_fraction": 0.01,
+            # Folder in which the features of all images are kept: frozen towers run once, and not
+            # in each step. "" keeps none.
+            "keep": "",
+            # Folders of features from elsewhere, one for each image tower (`data.kept_features`).
+            "features": (),
             # Loading processes; 0 loads in threads. `hold` keeps pixels and tokens in memory.
             "workers": 8,
             "hold": False,
-            # Scenes only: how many, and the side of their images.
+            # Scenes only: how many, which ones (a seed), and the side of their images.
             "scenes": samples,
+            "draw": 42,
             "canvas": 48,
+            # Fields of `data.scenes.chats.ChatConfig`.
+            "chats": {
+                "objects": 4,
+                "caption": True,
+                "turns": 2,
+                "text_every": 8,
+                "pairs": 0,
+                "letters": 0.0,
+            },
         }
     )
-    # Rows per device call, and for "scenes" the number of conversations that test.
+    # Rows per device call, and for "scenes" how many conversations test, how many pairs of each
+    # visual pattern, and how many single questions.
     config.evaluation = ml_collections.ConfigDict(
-        {"batch_size": math.prod(division.values()), "scenes": 200}
+        {
+            "batch_size": math.prod(division.values()),
+            "scenes": 200,
+            "pairs": 0,
+            "questions": 0,
+            "features": (),  # of the test records, as `data.features`
+        }
     )
-    # Language model and tokenizer ("bytes", or a folder) where `model.language` is "".
+    # Language model and tokenizer ("bytes", "learned" from the conversations, or a folder) where
+    # `model.language` is "".
     config.scratch = ml_collections.ConfigDict(
         {
             "tokenizer": "bytes",

@@ -69,15 +69,17 @@ def describe_language(
 
 
 def drawn_language(
-    sizes: Mapping[str, Any], tokenizer: str
+    sizes: Mapping[str, Any], tokenizer: str | LanguageTokenizer
 ) -> tuple[LlamaConfig, LanguageTokenizer]:
     """Configuration and tokenizer of a language model whose weights are drawn.
 
     Args:
       sizes: fields of `LlamaConfig`; special tokens are those of the tokenizer.
-      tokenizer: `BYTES`, or a folder or hub id.
+      tokenizer: itself, `BYTES`, or a folder or hub id.
     """
-    found = byte_tokenizer() if tokenizer == BYTES else read_tokenizer(find(tokenizer))
+    found = tokenizer
+    if not isinstance(found, LanguageTokenizer):
+        found = byte_tokenizer() if tokenizer == BYTES else read_tokenizer(find(tokenizer))
     special = {name: getattr(found, name) for name in ("start_id", "end_ids", "pad_id")}
     return LlamaConfig(**sizes, **special), found
 

@@ -33,15 +33,17 @@ from perception_jax.interop.checkpoint_dir import open_checkpoint, read_json
 from perception_jax.interop.checkpoint_source import CONFIG
 from perception_jax.interop.export import export_params
 from perception_jax.interop.load import load_params
+from perception_jax.interop.rules import identity_table
 from perception_jax.interop.writer import write_checkpoint
 from perception_jax.models.dinov2.config import Dinov2Config
 from perception_jax.models.llama.config import LlamaConfig
-from perception_jax.models.llava.config import LlavaConfig, dinov2_l14
+from perception_jax.models.llava.config import LlavaConfig, dinov2_l14, tower_vision
 from perception_jax.models.llava.formats import VISION, from_reference
 from perception_jax.models.llava.modeling import Llava, Projector
 from perception_jax.models.llava.params import projector_table
 from perception_jax.models.params import flatten, unflatten
 from perception_jax.models.registry import architecture_of
+from perception_jax.models.resized import resized_tower
 from perception_jax.shard.mesh import mesh_of
 from perception_jax.shard.rules import shardings
 
@@ -60,6 +62,7 @@ def assemble_llava(
     projectors: str | os.PathLike[str] | None = None,
     reference_adapter_collision: bool = False,
     seed: int = 0,
+    image_size: int | None = None,
     **settings: Any,
 ) -> Loaded:
     """Opens a LLaVA made of other checkpoints, without reading weights.
@@ -71,6 +74,7 @@ def assemble_llava(
       projectors: a folder or file with trained ones, see `load_projectors`; None draws new ones.
       reference_adapter_collision: see `load_projectors`.
       seed: of new projectors.
+      image_size: side of images, pixels; None is that of the first tower.
       **settings: fields of `LlavaConfig`; with two towers `mixing` is "interleaved" by default.
 
     Raises:
@@ -82,7 +86,7 @@ def assemble_llava(
             f"{language}: expected a language model of the Llama family, found a "
             f"{type(base.model).__name__}."
         )
-    opened = [prepare_tower(tower) for tower in towers]
+    opened = [tower_at(tower, image_size) for tower in towers]
     configs = [as_second_tower(one.config) if k else one.config for k, one in enumerate(opened)]
     mixed = {"mixing": "interleaved"} if len(opened) > 1 else {}
     config = LlavaConfig(language=base.config, towers=tuple(configs), **(mixed | settings))
@@ -108,6 +112,38 @@ def assemble_llava(
         config=config,
         processor=Processor(image=image, tokenizer=base.processor.tokenizer),
         weights=JoinedWeights(parts=parts, rules=arch.shardings),
+    )
+
+
+def tower_at(source: str | os.PathLike[str], size: int | None) -> Loaded:
+    """Opens an image tower for images of a given size.
+
+    Args:
+      source: as of `prepare_tower`.
+      size: pixels; of another size than the tower's own, its weights are read and its position
+        embeddings are resized. None is its own.
+
+    Raises:
+      CheckpointError, ConfigError: as `prepare_tower`, or a size that is not whole patches.
+    """
+    opened = prepare_tower(source)
+    own = tower_vision(opened.config)
+    if size in (None, own.image_size):
+        return opened
+    if size < own.patch_size or size % own.patch_size:
+        raise ConfigError(
+            f"image_size: expected a multiple of {own.patch_size}, the patches of {source}, found "
+            f"{size}."
+        )
+    read = opened.load_weights()
+    model, config = resized_tower(read.model, read.config, size)
+    leaves = {path: np.asarray(leaf) for path, leaf in flatten(model).items()}
+    shapes = _shapes(leaves)
+    weights = TableWeights(
+        table=identity_table(leaves), files=leaves, leaves=shapes, rules=opened.weights.rules
+    )
+    return dataclasses.replace(
+        opened, model=unflatten(model, shapes), config=config, weights=weights
     )
 
 

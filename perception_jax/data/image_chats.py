@@ -13,12 +13,12 @@ import contextlib
 import dataclasses
 import functools
 import logging
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
 import numpy as np
-from jaxtyping import Int, Int32, UInt8
+from jaxtyping import Int, Int32
 
 from perception_jax.data import conversation, records
 from perception_jax.data.conversation import (
@@ -30,6 +30,7 @@ from perception_jax.data.conversation import (
     images_first,
 )
 from perception_jax.data.grouping import Division, GroupedPlanner, Order, RowShape
+from perception_jax.data.kept_features import KeptFeatures
 from perception_jax.data.loader import RecordExamples, make_eval_loader
 from perception_jax.data.planned import PlannedData, Row
 from perception_jax.data.processors import ImageProcessor
@@ -44,6 +45,9 @@ recipe that the row belongs to, int32[]."""
 IMAGES = "image"
 """Array of the images of a row, uint8[M, H, W, 3], in the order of their placeholders; black where
 there is none. Batches of text alone lack it."""
+FEATURES = ("features", "second_features")
+"""Arrays of a row in the place of its images, where their features are kept: of each image tower,
+float16[M, P, C]."""
 
 _COUNTED = 512
 """Records of a batch while lengths are counted."""
@@ -55,7 +59,7 @@ class _Read:
     """What all rows of a record share."""
 
     text: EncodedConversation
-    images: tuple[UInt8[np.ndarray, "H W 3"], ...]
+    images: Mapping[str, Iterable[np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +73,7 @@ class ImageChatTransform:
       max_length: tokens of a text at most, an image counted as one; what is longer is cut.
       image_tokens: of one image.
       max_images: of a row.
+      features: kept ones of each image tower, which rows have instead of images.
     """
 
     tokenizer: TextTokenizer
@@ -78,6 +83,7 @@ class ImageChatTransform:
     max_length: int
     image_tokens: int
     max_images: int = 1
+    features: tuple[KeptFeatures, ...] = ()
 
     @property
     def longest(self) -> int:
@@ -123,22 +129,42 @@ class ImageChatTransform:
         return len(kept) + int((kept == IMAGE).sum()) * (self.image_tokens - 1)
 
     def read(self, record: Record, shape: Hashable = None) -> _Read:
-        """Tokens and processed images. Raises as `encode`, and where an image cannot be read."""
+        """Tokens, and processed images or their features.
+
+        Raises `DataError` as `encode`, and where an image cannot be read or has no features.
+        """
         del shape
         text = self.encode(record)
-        pixels = (self.processor.read(one, name=record.id).pixels for one in record.images)
-        return _Read(text, tuple(pixels))
+        if not self.features:
+            pixels = [self.processor.read(one, name=record.id).pixels for one in record.images]
+            return _Read(text, {IMAGES: pixels})
+        count = len(record.images)
+        found = [kept[record.id] if count else () for kept in self.features]
+        if any(len(own) != count for own in found):
+            raise DataError(
+                f"record {record.id!r}: expected features of {count} images, found "
+                f"{', '.join(str(len(own)) for own in found)}."
+            )
+        return _Read(text, dict(zip(FEATURES, found, strict=False)))
 
     def __call__(self, read: _Read, row: Row) -> dict[str, np.ndarray]:
         """The arrays of a row of `RowShape`: see `KEYS` and `IMAGES`."""
         arrays = self.row(read.text, row.shape.length)
         arrays["group"] = np.int32(row.group)
         if row.shape.images:
-            side = self.processor.size
-            arrays[IMAGES] = np.zeros((self.max_images, side, side, 3), np.uint8)
-            for place, pixels in enumerate(read.images):
-                arrays[IMAGES][place] = pixels
+            for key, (shape, dtype) in self.image_arrays.items():
+                arrays[key] = np.zeros((self.max_images, *shape), dtype)
+                for place, one in enumerate(read.images[key]):
+                    arrays[key][place] = one
         return arrays
+
+    @property
+    def image_arrays(self) -> dict[str, tuple[tuple[int, ...], np.typing.DTypeLike]]:
+        """Shape and dtype of an image in each array of a row that has to do with images."""
+        if self.features:
+            shapes = (kept.shape for kept in self.features)
+            return {k: (shape, np.float16) for k, shape in zip(FEATURES, shapes, strict=False)}
+        return {IMAGES: ((self.processor.size, self.processor.size, 3), np.uint8)}
 
     def row(self, text: EncodedConversation, length: int) -> dict[str, np.ndarray]:
         """A conversation, cut, with its images' tokens, filled up to a length."""
@@ -285,7 +311,7 @@ class ImageChats:
         with contextlib.closing(iter(loader)) as batches:
             for batch in batches:
                 batch["label"][~batch.pop("valid")] = IGNORE
-                yield {key: batch[key] for key in (*KEYS, IMAGES)}
+                yield {key: batch[key] for key in (*KEYS, *self.transform.image_arrays)}
 
     @functools.cached_property
     def _planned(self) -> tuple[GroupedPlanner, ChatCounts]:
@@ -393,7 +419,9 @@ class _Shown:
         read = self.transform.read(record)
         arrays = self.transform.row(read.text, self.transform.size(read.text))
         images: dict[str, Int32[np.ndarray, "..."] | np.ndarray] = {
-            f"{IMAGES} {place}": pixels for place, pixels in enumerate(read.images)
+            f"{key} {place}": one
+            for key, images in read.images.items()
+            for place, one in enumerate(images)
         }
         return {**arrays, **images}
 

@@ -28,8 +28,22 @@ def resized(model: Model, config: Config, size: int) -> tuple[Model, Config]:
       config: has `vision` with `image_size` and `patch_size`.
       size: pixels.
     """
-    vision: Any = dataclasses.replace(config.vision, image_size=size)
-    grid = size // vision.patch_size
     changed = jax.tree.map(lambda leaf: leaf, model)
-    changed.vision.position_embedding = nnx.Param(model.vision.positions((grid, grid)))
+    changed.vision, vision = resized_tower(model.vision, config.vision, size)
     return changed, dataclasses.replace(config, vision=vision)
+
+
+def resized_tower(tower: Model, config: Config, size: int) -> tuple[Model, Config]:
+    """As `resized`, for an image tower alone.
+
+    Args:
+      tower: resizes its `positions`.
+      config: has `image_size` and `patch_size`, itself or as `vision`.
+      size: pixels.
+    """
+    own: Any = getattr(config, "vision", config)
+    grid = size // own.patch_size
+    changed = jax.tree.map(lambda leaf: leaf, tower)
+    changed.position_embedding = nnx.Param(tower.positions((grid, grid)))
+    own = dataclasses.replace(own, image_size=size)
+    return changed, dataclasses.replace(config, vision=own) if hasattr(config, "vision") else own

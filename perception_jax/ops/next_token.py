@@ -22,17 +22,27 @@ IGNORE = -100
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NextTokenLoss:
-    """Sums over the predicted tokens of a batch.
+    """Sums over the predicted tokens of a batch, or of each of its rows.
 
     Attributes:
       total: cross-entropy, with the weights of the rows if there are any.
-      count: predicted tokens.
-      correct: of these, those whose label has the largest logit.
+      row_count: predicted tokens of each row.
+      row_correct: of these, those whose label has the largest logit.
     """
 
     total: Float[Array, ""]
-    count: Int[Array, ""]
-    correct: Int[Array, ""]
+    row_count: Int[Array, " B"]
+    row_correct: Int[Array, " B"]
+
+    @property
+    def count(self) -> Int[Array, ""]:
+        """Predicted tokens of all rows."""
+        return jnp.sum(self.row_count)
+
+    @property
+    def correct(self) -> Int[Array, ""]:
+        """Tokens of all rows that are predicted rightly."""
+        return jnp.sum(self.row_correct)
 
     def mean(self) -> Float[Array, ""]:
         """Cross-entropy per predicted token of the global batch; 0 without any."""
@@ -80,8 +90,8 @@ def next_token_loss(
     def add(loss: NextTokenLoss, part: tuple[Array, Array]) -> tuple[NextTokenLoss, None]:
         return jax.tree.map(jnp.add, loss, _chunk_loss(part[0], head, part[1], weights)), None
 
-    none = jnp.zeros((), jnp.int32)
-    start = NextTokenLoss(total=jnp.zeros((), jnp.float32), count=none, correct=none)
+    none = constrain(jnp.zeros(batch, jnp.int32), "batch")
+    start = NextTokenLoss(total=jnp.zeros((), jnp.float32), row_count=none, row_correct=none)
     if chunks[1].shape[0] == 1:  # nothing to save: its backward pass comes next
         return add(start, jax.tree.map(lambda x: x[0], chunks))[0]
     return jax.lax.scan(jax.checkpoint(add), start, chunks)[0]
@@ -129,6 +139,6 @@ def _chunk_loss(
     best = label_logit >= jnp.max(logits, axis=-1)
     return NextTokenLoss(
         total=jnp.sum(losses, where=counted),
-        count=jnp.sum(counted, dtype=jnp.int32),
-        correct=jnp.sum(best & counted, dtype=jnp.int32),
+        row_count=jnp.sum(counted, axis=1, dtype=jnp.int32),
+        row_correct=jnp.sum(best & counted, axis=1, dtype=jnp.int32),
     )

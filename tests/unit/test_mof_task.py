@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 
 import jax
@@ -23,7 +22,7 @@ from perception_jax.train.config import TrainConfig
 from perception_jax.train.metrics import read_metrics
 from perception_jax.train.state import abstract_model
 from tests.tiny_chats import Chats
-from tests.tiny_mof import LENGTHS, chats, task
+from tests.tiny_mof import LENGTHS, batches, chats, task
 
 LORA = LoraConfig(rank=2, alpha=4.0, dropout=0.25)
 
@@ -79,12 +78,6 @@ def test_the_loss_falls_and_frozen_parts_stay(tmp_path, trains):
     moved = {path for path in after if not np.array_equal(after[path], before[path])}
     trained = {"projector", "second_projector"} | ({"language"} if trains == "all" else set())
     assert parts(moved) == trained
-
-
-def batches(one: MofTask, count: int) -> list[dict]:
-    with contextlib.closing(iter(one.datasets()["train"])) as rows:
-        found = [next(rows) for _ in range(count)]
-    return [{key: x for key, x in batch.items() if key != "id"} for batch in found]
 
 
 def test_the_loss_is_the_mean_over_devices_also_of_text_alone():

@@ -1,6 +1,6 @@
 """Tokenizers: texts to ids and back, with the place of every token in the text."""
 
-from perception_jax.data.tokenization.byte_level import byte_tokenizer
+from perception_jax.data.tokenization.byte_level import byte_tokenizer, learned_tokenizer
 from perception_jax.data.tokenization.clip import ClipTokenizer
 from perception_jax.data.tokenization.decoding import TextStream
 from perception_jax.data.tokenization.files import AddedToken, ForeignVocabularyError
@@ -34,5 +34,6 @@ __all__ = [
     "byte_tokenizer",
     "check_fits",
     "from_gguf",
+    "learned_tokenizer",
     "read_tokenizer",
 ]

@@ -8,6 +8,8 @@ features of an image, C their width, T tokens of an image, S tokens of a row, D 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,6 +58,38 @@ def added(
 ) -> Float[Array, "*B C"]:
     """The weighted sum of the features of two towers; `ratio` is the weight of the first."""
     return ratio * first + (1 - ratio) * second
+
+
+def tower_features(
+    config: LlavaConfig,
+    towers: Sequence[nnx.Module | None],
+    images: Num[Array | np.ndarray, "B M H W 3"],
+    dtype: np.typing.DTypeLike,
+) -> tuple[Float[Array, "B M P C"], ...]:
+    """As `Llava.image_features`, of image towers without the rest; None for one to leave out."""
+    pixels = constrain(_pixels(config, images, dtype), "batch")
+    batch, count = pixels.shape[:2]
+    pixels = pixels.reshape(batch * count, *pixels.shape[2:])
+    found = []
+    for tower, layer in zip(towers, config.layers, strict=False):
+        if tower is None:
+            continue
+        state = tower(pixels, taps=Taps(hidden=(layer,)), depth=layer).hidden[0]
+        state = state[:, tower.prefix :] if config.select_feature == "patch" else state
+        found.append(constrain(state.reshape(batch, count, *state.shape[1:]), "batch"))
+    return tuple(found)
+
+
+def _pixels(
+    config: LlavaConfig, images: Num[Array | np.ndarray, "B M H W 3"], dtype: np.typing.DTypeLike
+) -> Float[Array, "B M H W 3"]:
+    images = jnp.asarray(images)
+    if images.dtype != jnp.uint8:
+        return images
+    own = config.towers[0]
+    usual = registry.architecture_of(own).image_settings(own, "hf")
+    mean, std = usual.get("mean", CLIP_MEAN), usual.get("std", CLIP_STD)
+    return normalise(images, mean, std, np.dtype(dtype))
 
 
 class Llava(nnx.Module):
@@ -125,16 +159,8 @@ class Llava(nnx.Module):
           images: uint8, or normalised.
           dtype: of the computation for uint8 images; None is `dtype` of the model.
         """
-        pixels = constrain(self._pixels(images, dtype), "batch")
-        batch, count = pixels.shape[:2]
-        pixels = pixels.reshape(batch * count, *pixels.shape[2:])
-        towers = (self.vision, self.second_vision)
-        found = []
-        for tower, layer in zip(towers, self.config.layers, strict=False):
-            state = tower(pixels, taps=Taps(hidden=(layer,)), depth=layer).hidden[0]
-            state = state[:, tower.prefix :] if self.config.select_feature == "patch" else state
-            found.append(constrain(state.reshape(batch, count, *state.shape[1:]), "batch"))
-        return tuple(found)
+        dtype = self.dtype if dtype is None else dtype
+        return tower_features(self.config, (self.vision, self.second_vision), images, dtype)
 
     def project(
         self, features: tuple[Float[Array | np.ndarray, "B M P _"], ...]
@@ -268,14 +294,3 @@ class Llava(nnx.Module):
             remat=remat,
             key=key,
         )
-
-    def _pixels(
-        self, images: Num[Array | np.ndarray, "B M H W 3"], dtype: np.typing.DTypeLike | None
-    ) -> Float[Array, "B M H W 3"]:
-        images = jnp.asarray(images)
-        if images.dtype != jnp.uint8:
-            return images
-        own = self.config.towers[0]
-        usual = registry.architecture_of(own).image_settings(own, "hf")
-        mean, std = usual.get("mean", CLIP_MEAN), usual.get("std", CLIP_STD)
-        return normalise(images, mean, std, np.dtype(self.dtype if dtype is None else dtype))

@@ -11,8 +11,7 @@ from typing import Any
 
 from perception_jax import api
 from perception_jax.api.joined import JoinedWeights
-from perception_jax.api.loading import prepare_tower
-from perception_jax.api.multimodal import as_second_tower, assemble_llava
+from perception_jax.api.multimodal import as_second_tower, assemble_llava, tower_at
 from perception_jax.data.processors import ImageProcessor
 from perception_jax.errors import ConfigError
 from perception_jax.models.dinov2.config import Dinov2Config
@@ -21,12 +20,16 @@ from perception_jax.models.llava.config import LlavaConfig, dinov2_l14
 from perception_jax.models.llava.formats import DINOV2, TOWERS
 from perception_jax.models.registry import architecture_of
 from perception_jax.models.towers import TowerConfig
+from perception_jax.systems.mof.records import learned_vocabulary
 
 PUBLISHED = {
     "liuhaotian/llava-v1.5-7b": LlavaConfig.llava15_7b,
     "liuhaotian/llava-v1.5-13b": LlavaConfig.llava15_13b,
 }
 """Configurations of whole models by hub id, which are planned without a connection."""
+
+LEARNED = "learned"
+"""Value of `scratch.tokenizer` for one that is learned from the training conversations."""
 
 _PREFIXES = ("vision/", "second_vision/")
 
@@ -78,11 +81,12 @@ def opened(config: Any) -> api.Loaded:
             projectors=config.projectors or None,
             reference_adapter_collision=config.reference_adapter_collision,
             seed=config.train.seed,
+            image_size=model.image_size or None,
             **_settings(config),
         )
     found = described(config)
     weights = {
-        prefix: prepare_tower(tower).weights
+        prefix: tower_at(tower, model.image_size or None).weights
         for prefix, tower in zip(_PREFIXES, model.towers, strict=False)
     }
     rules = architecture_of(found.config).shardings
@@ -118,19 +122,26 @@ def _settings(config: Any) -> dict[str, Any]:
 
 
 def _llava(config: Any, language: LlamaConfig) -> LlavaConfig:
-    towers = [_tower(name) for name in config.model.towers]
+    size = config.model.image_size
+    towers = [_tower(name, size) for name in config.model.towers]
     second = [as_second_tower(tower) for tower in towers[1:]]
     return LlavaConfig(language=language, towers=(*towers[:1], *second), **_settings(config))
 
 
-def _tower(name: str) -> TowerConfig | Dinov2Config:
+def _tower(name: str, size: int) -> TowerConfig | Dinov2Config:
     known = TOWERS | {DINOV2: dinov2_l14()}
-    return known[name] if name in known else prepare_tower(name).config
+    if name in known and not size:
+        return known[name]
+    return tower_at(name, size or None).config
 
 
 def _drawn_language(config: Any) -> tuple[LlamaConfig, Any]:
     sizes = config.scratch.to_dict()
-    return api.drawn_language(sizes, sizes.pop("tokenizer"))
+    tokenizer = sizes.pop("tokenizer")
+    if tokenizer == LEARNED:
+        tokenizer = learned_vocabulary(config, sizes["vocab_size"])
+        sizes["vocab_size"] = tokenizer.vocab_size
+    return api.drawn_language(sizes, tokenizer)
 
 
 def _processor(config: LlavaConfig, tokenizer: Any) -> api.Processor:

@@ -19,7 +19,7 @@ from flax import nnx
 from perception_jax.api import Loaded
 from perception_jax.api.lora import LORA
 from perception_jax.data.grouping import Order, RowShape
-from perception_jax.data.image_chats import IMAGES, ImageChats, row_shapes
+from perception_jax.data.image_chats import FEATURES, IMAGES, ImageChats, row_shapes
 from perception_jax.errors import ConfigError
 from perception_jax.models.llava.modeling import Llava
 from perception_jax.models.registry import architecture_of
@@ -189,8 +189,11 @@ class MofTask:
         }
         found["group"] = jax.ShapeDtypeStruct((rows,), jnp.int32)
         if shape.images:
-            pixels = (rows, self.config.max_images, side, side, 3)
-            found[IMAGES] = jax.ShapeDtypeStruct(pixels, jnp.uint8)
+            own = {IMAGES: ((side, side, 3), jnp.uint8)}
+            own = own if self.data is None else self.data.transform.image_arrays
+            for key, (shape_of_one, dtype) in own.items():
+                whole = (rows, self.config.max_images, *shape_of_one)
+                found[key] = jax.ShapeDtypeStruct(whole, dtype)
         return found
 
 
@@ -203,7 +206,15 @@ def chat_loss(
       weights: of rows.
       options: of the model, e.g. `remat`.
     """
-    out = model(batch["ids"], batch["id_mask"], batch.get(IMAGES), head=False, **options)
+    kept = tuple(batch[key] for key in FEATURES if key in batch)
+    out = model(
+        batch["ids"],
+        batch["id_mask"],
+        batch.get(IMAGES),
+        image_tokens=model.project(kept) if kept else None,
+        head=False,
+        **options,
+    )
     return next_token_loss(
         out.tokens, model.with_whole_head().logits, batch["label"], weights=weights, chunk=chunk
     )

@@ -22,12 +22,10 @@ if TYPE_CHECKING:
     from perception_jax.data.conversation import Template
     from perception_jax.data.image_chats import ImageChats, ImageChatTransform
     from perception_jax.data.records import Source
-    from perception_jax.systems.mof.held_out import HeldOut
+    from perception_jax.systems.mof.answers import ExactAnswers
     from perception_jax.systems.mof.task import MofTask, MofTaskConfig
-    from perception_jax.train.task import Batch
+    from perception_jax.train.task import Batch, Evaluator
 
-SCENES = "scenes"
-"""Value of `data.source` for conversations about drawn scenes instead of files."""
 HELD_OUT = "held_out"
 """Name of the evaluator."""
 AUTO, TEMPLATE = "auto", "vicuna_v1"
@@ -41,8 +39,9 @@ _log = logging.getLogger(__name__)
 def data(config: Any) -> ImageChats:
     """The training data alone; no weights are read."""
     from perception_jax.systems.mof.models import described
+    from perception_jax.systems.mof.records import conversations
 
-    return _chats(config, described(config), _records(config))
+    return _chats(config, described(config), conversations(config))
 
 
 def task(config: Any, loaded: Loaded | None = None) -> MofTask:
@@ -52,10 +51,11 @@ def task(config: Any, loaded: Loaded | None = None) -> MofTask:
       loaded: what `load` gave, to evaluate it; it then replaces the config's model.
     """
     from perception_jax.systems.mof.models import opened
+    from perception_jax.systems.mof.records import conversations
     from perception_jax.systems.mof.task import MofTask
 
     base = opened(config) if loaded is None else loaded
-    records = _records(config)
+    records = conversations(config)
     _compare_schedule(config, records)
     return MofTask(
         task_config(config),
@@ -128,6 +128,7 @@ def report(config: Any, task: MofTask, model: nnx.Module, folder: pathlib.Path) 
 
     The learning curves come from `metrics.jsonl`, where `folder` is a training's workdir.
     """
+    from perception_jax.systems.mof.scene_results import add_test_questions, floors
     from perception_jax.train.metrics import read_metrics
     from perception_jax.train.results import write_results
     from perception_jax.viz.sections import language_report
@@ -136,9 +137,17 @@ def report(config: Any, task: MofTask, model: nnx.Module, folder: pathlib.Path) 
     if not evaluators:
         print("there are no test conversations, so no report is written")
         return
-    held_out = evaluators[HELD_OUT]
-    found = held_out(model)
-    write_results(folder, {f"{HELD_OUT}/{name}": value for name, value in found.items()})
+    measured = {name: evaluator(model) for name, evaluator in evaluators.items()}
+    without_seeing = floors(config, task.base, model)
+    write_results(
+        folder,
+        {
+            f"{name}/{key}": value
+            for name, numbers in {**measured, **without_seeing}.items()
+            for key, value in numbers.items()
+        },
+    )
+    held_out, found = evaluators[HELD_OUT], measured.pop(HELD_OUT)
     page = language_report(
         "A LLaVA on conversations about images",
         "conversations",
@@ -149,6 +158,7 @@ def report(config: Any, task: MofTask, model: nnx.Module, folder: pathlib.Path) 
         settings=config.to_dict(),
         rows=[("trains", config.trains)],
     )
+    add_test_questions(page, measured, without_seeing)
     print(f"report      {page.write(folder / 'report.html')}")
 
 
@@ -201,7 +211,7 @@ def _chats(config: Any, base: Loaded, records: Source, *, test: bool = False) ->
     settings = config.data
     return ImageChats(
         records,
-        _transform(config, base),
+        _transform(config, base, None if test else records),
         lengths=tuple(settings.lengths),
         division=_division(config),
         order="random" if test else settings.order,
@@ -212,10 +222,17 @@ def _chats(config: Any, base: Loaded, records: Source, *, test: bool = False) ->
     )
 
 
-def _transform(config: Any, base: Loaded) -> ImageChatTransform:
+def _transform(config: Any, base: Loaded, training: Source | None) -> ImageChatTransform:
+    """Args: training: the records that train; None for those that test."""
     from perception_jax.data.image_chats import ImageChatTransform
+    from perception_jax.systems.mof.features import kept_features, opened_features
 
     settings, tokenizer = config.data, base.processor.tokenizer
+    folders = config.evaluation.features if training is None else settings.features
+    if training is not None and settings.keep and not folders:
+        features = kept_features(settings.keep, base, training)
+    else:
+        features = opened_features(folders, base.config)
     return ImageChatTransform(
         tokenizer=tokenizer,
         processor=base.processor.image,
@@ -224,6 +241,7 @@ def _transform(config: Any, base: Loaded) -> ImageChatTransform:
         max_length=settings.max_length,
         image_tokens=base.config.tokens_per_image,
         max_images=settings.max_images,
+        features=features,
     )
 
 
@@ -240,10 +258,11 @@ def _template(name: str, tokenizer: Any) -> Template:
     return TEMPLATES[name]
 
 
-def _evaluators(config: Any, base: Loaded) -> dict[str, HeldOut]:
+def _evaluators(config: Any, base: Loaded) -> dict[str, Evaluator]:
     from perception_jax.systems.mof.held_out import HeldOut
+    from perception_jax.systems.mof.records import conversations, test_questions
 
-    records = _records(config, test=True)
+    records = conversations(config, test=True)
     if records is None:
         return {}
     held_out = HeldOut(
@@ -252,25 +271,22 @@ def _evaluators(config: Any, base: Loaded) -> dict[str, HeldOut]:
         dtype=config.train.compute_dtype,
         chunk=config.chunk,
     )
-    return {HELD_OUT: held_out}
+    asked = {
+        name: exact_answers(config, base, name, source)
+        for name, source in test_questions(config).items()
+    }
+    return {HELD_OUT: held_out, **asked}
 
 
-def _records(config: Any, *, test: bool = False) -> Source | None:
-    """The records that train, or those that test; None if there are no test records."""
-    from perception_jax.data.sources import open_part
-    from perception_jax.systems.mof.scene_chats import TEST_SEED, scene_chats
+def exact_answers(config: Any, base: Loaded, name: str, records: Source) -> ExactAnswers:
+    """The evaluator of a set of test questions; see `records.test_questions`."""
+    from perception_jax.systems.mof.answers import ExactAnswers
+    from perception_jax.systems.mof.records import PAIRS
 
-    settings = config.data
-    if settings.source == SCENES:
-        seed = TEST_SEED if test else config.train.seed
-        length = config.evaluation.scenes if test else settings.scenes
-        return scene_chats(seed=seed, length=length, canvas=settings.canvas)
-    images = {"images": settings.images} if settings.images else {}
-    return open_part(
-        settings.source,
-        test=test,
-        test_path=settings.test,
-        test_every=settings.test_every,
-        kind=settings.kind,
-        **images,
+    return ExactAnswers(
+        _chats(config, base, records, test=True),
+        records,
+        together=2 if name == PAIRS else 1,
+        batch_size=config.evaluation.batch_size,
+        dtype=config.train.compute_dtype,
     )

@@ -1,0 +1,226 @@
+"""Conversations about scenes: captions, questions, and questions about minimal pairs.
+
+What a small model that reads images trains on and is tested with. A question with two options asks
+for its letter or for its words.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Sequence
+
+import numpy as np
+
+from perception_jax.data.records import MMVP_PATTERNS, Question, Record, Source, Turn
+from perception_jax.data.scenes import questions
+from perception_jax.data.scenes.pairs import PairSource
+from perception_jax.data.scenes.sample import SceneConfig
+from perception_jax.data.scenes.source import ScenesSource
+from perception_jax.errors import ConfigError
+
+CAPTION = "<image>\nDescribe the picture."
+"""The instruction for a caption."""
+LETTER = "Which letter?"
+"""What is added to a question whose answer is the letter of an option."""
+IMAGE = "<image>\n"
+"""Where the image stands in the first turn."""
+
+_NAMES = "Which things does this caption name? {}"
+_CYCLE = 8
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ChatConfig:
+    """Settings of conversations about scenes.
+
+    Attributes:
+      canvas: side of the images, pixels.
+      split: "train", or "test" for the drawings of the artist that never trains.
+      objects: most objects of a scene.
+      caption: whether a conversation begins with a caption.
+      turns: most questions of a conversation, drawn from those of the scene.
+      text_every: each so many-th conversation is about a caption alone; 0 for none.
+      pairs: of eight conversations, how many are about an image of a minimal pair.
+      letters: share of the questions with two options that ask for a letter.
+
+    Raises:
+      ConfigError: a number out of its range.
+    """
+
+    canvas: int = 48
+    split: str = "train"
+    objects: int = 4
+    caption: bool = True
+    turns: int = 2
+    text_every: int = 8
+    pairs: int = 0
+    letters: float = 0.0
+
+    def __post_init__(self) -> None:
+        rules = {
+            "a caption or turns >= 1": self.turns >= (0 if self.caption else 1),
+            "text_every >= 0": self.text_every >= 0,
+            f"0 <= pairs <= {_CYCLE}": 0 <= self.pairs <= _CYCLE,
+            "0 <= letters <= 1": 0 <= self.letters <= 1,
+        }
+        if broken := [rule for rule, holds in rules.items() if not holds]:
+            raise ConfigError(f"ChatConfig: expected {'; '.join(broken)}; found {self}.")
+
+    def scenes(self) -> SceneConfig:
+        """The settings of the scenes themselves."""
+        return SceneConfig(canvas=self.canvas, split=self.split, count=(1, self.objects))
+
+
+class SceneChats:
+    """Random access to conversations about scenes; see `data.records.Source`."""
+
+    def __init__(self, config: ChatConfig, *, seed: int, length: int) -> None:
+        """Draws nothing yet. Args: seed: of the scenes. Raises `ConfigError` as the scenes."""
+        self._config, self._seed = config, seed
+        self._scenes = ScenesSource(config.scenes(), seed=seed, length=length)
+        self._pairs = PairSource(config.scenes(), seed=seed, length=length) if config.pairs else ()
+
+    def __len__(self) -> int:
+        return len(self._scenes)
+
+    def __getitem__(self, index: int) -> Record:
+        config = self._config
+        draw = random.Random(f"{self._seed} {index}")
+        if index % _CYCLE < config.pairs and 0 <= index < len(self):
+            number = index // _CYCLE * config.pairs + index % _CYCLE
+            pair = self._pairs[number // 2]
+            scene, first = pair.records[number % 2], _question(pair, number % 2)
+            asked = [first, *_drawn(scene, config.turns - 1, draw)]
+        else:
+            scene = self._scenes[index]
+            asked = _drawn(scene, config.turns, draw)
+        if config.text_every and index % config.text_every == config.text_every - 1:
+            names = sorted({one.name for one in scene.objects})
+            said = [(_NAMES.format(scene.captions[0]), ", ".join(names))]
+            return Record(id=scene.id, conversation=_turns(said))
+        said = [_said(one, draw.random() < config.letters) for one in asked]
+        if config.caption:
+            said.insert(0, (CAPTION, scene.captions[0]))
+        else:
+            said[0] = (IMAGE + said[0][0], said[0][1])
+        return Record(id=scene.id, images=scene.images, conversation=_turns(said))
+
+
+class SingleQuestions:
+    """Each question of a scene as a record of its own; `per_scene` records for each scene.
+
+    A scene with fewer questions repeats them. The records' `questions` say of which kind they are.
+    """
+
+    def __init__(
+        self, scenes: Source, *, per_scene: int, letters: float = 0.5, seed: int = 0
+    ) -> None:
+        """Args: letters: as of `ChatConfig`."""
+        self._scenes, self._per_scene, self._letters = scenes, per_scene, letters
+        self._seed = seed
+
+    def __len__(self) -> int:
+        return len(self._scenes) * self._per_scene
+
+    def __getitem__(self, index: int) -> Record:
+        if not 0 <= index < len(self):
+            raise IndexError(f"question {index} of {len(self)}")
+        scene, place = self._scenes[index // self._per_scene], index % self._per_scene
+        draw = random.Random(f"{self._seed} {index}")
+        asked = random.Random(f"{self._seed} {scene.id}").sample(
+            scene.questions, len(scene.questions)
+        )
+        question = asked[place % len(asked)]
+        letter = draw.random() < self._letters
+        return _single(scene, question, letter, f"{scene.id}-{place}")
+
+
+class PairQuestions:
+    """The questions of minimal pairs, answered by letters; records 2k and 2k + 1 are one pair."""
+
+    def __init__(self, config: SceneConfig, *, seed: int, per_pattern: int) -> None:
+        """Draws nothing yet. Args: per_pattern: pairs of each pattern."""
+        self._pairs = PairSource(config, seed=seed, length=per_pattern * len(MMVP_PATTERNS))
+
+    def __len__(self) -> int:
+        return 2 * len(self._pairs)
+
+    def __getitem__(self, index: int) -> Record:
+        if not 0 <= index < len(self):
+            raise IndexError(f"question {index} of {len(self)}")
+        pair = self._pairs[index // 2]
+        scene = pair.records[index % 2]
+        return _single(scene, _question(pair, index % 2), True, scene.id)
+
+
+class Blank:
+    """The records of a source with images of one grey, so that answers come from questions."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Record:
+        record = self._source[index]
+        images = tuple(np.full_like(image, 128) for image in record.images)
+        return dataclasses.replace(record, images=images)
+
+
+class QuestionsOnly:
+    """The records of a source without their images."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Record:
+        record = self._source[index]
+        turns = (
+            dataclasses.replace(turn, text=turn.text.removeprefix(IMAGE))
+            for turn in record.conversation
+        )
+        return dataclasses.replace(record, images=(), conversation=tuple(turns))
+
+
+def _drawn(scene: Record, count: int, draw: random.Random) -> list[Question]:
+    return draw.sample(scene.questions, min(max(count, 0), len(scene.questions)))
+
+
+def _question(pair, side: int) -> Question:
+    return Question(
+        text=pair.question,
+        answers=(pair.answers[side],),
+        options=pair.options,
+        kind=pair.pattern,
+    )
+
+
+def _said(question: Question, letter: bool) -> tuple[str, str]:
+    """A question and its answer, by letter where it has options and that is asked."""
+    asked = questions.prompt(question)
+    if letter and question.options:
+        return f"{asked}\n{LETTER}", questions.letter(question)
+    return asked, question.answer
+
+
+def _single(scene: Record, question: Question, letter: bool, identity: str) -> Record:
+    asked, answer = _said(question, letter)
+    return Record(
+        id=identity,
+        images=scene.images,
+        questions=(question,),
+        conversation=_turns([(IMAGE + asked, answer)]),
+    )
+
+
+def _turns(said: Sequence[tuple[str, str]]) -> tuple[Turn, ...]:
+    return tuple(
+        Turn(role=role, text=text)
+        for pair in said
+        for role, text in zip(("user", "assistant"), pair, strict=True)
+    )

@@ -1,0 +1,189 @@
+"""Features of frozen image towers, computed once for all records and kept in folders."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import logging
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, UInt8
+
+from perception_jax.api import Loaded
+from perception_jax.data.kept_features import INDEX, KeptFeatures, keep
+from perception_jax.data.processors import ImageProcessor
+from perception_jax.data.records import Record, Source
+from perception_jax.errors import ConfigError, DataError
+from perception_jax.inference.batches import Batched
+from perception_jax.interop.fingerprint import fingerprint
+from perception_jax.models.llava.config import LlavaConfig, tower_vision
+from perception_jax.models.llava.modeling import tower_features
+from perception_jax.models.params import flatten
+
+_log = logging.getLogger(__name__)
+
+TOWER = "tower-{}"
+"""Name of the folder of an image tower's features."""
+
+Encode = Callable[[UInt8[np.ndarray, "B S S 3"], Sequence[Record]], Float[np.ndarray, "B P C"]]
+"""Function from processed images and the record of each to their features."""
+
+
+def opened_features(
+    folders: Sequence[str | os.PathLike[str]], config: LlavaConfig
+) -> tuple[KeptFeatures, ...]:
+    """The kept features of each image tower of a model; () without folders.
+
+    Raises:
+      ConfigError: another number of folders than of towers, or features of other towers.
+      DataError: files that cannot be read.
+    """
+    if not folders:
+        return ()
+    if len(folders) != len(config.towers):
+        raise ConfigError(
+            f"features: expected a folder for each of {len(config.towers)} image tower(s), found "
+            f"{len(folders)}."
+        )
+    found = tuple(KeptFeatures(folder) for folder in folders)
+    patches = config.grid[0] * config.grid[1] + config.prefix
+    for kept, tower, layer in zip(found, config.towers, config.layers, strict=True):
+        shape = (patches, tower_vision(tower).width)
+        if kept.shape != shape or kept.made.get("layer") != layer:
+            raise ConfigError(
+                f"{kept.folder}: expected {list(shape)} features of hidden state {layer}, found "
+                f"{list(kept.shape)} of {kept.made.get('layer')}. Compute them for this model."
+            )
+    return found
+
+
+def kept_features(
+    folder: str | os.PathLike[str], loaded: Loaded, records: Source
+) -> tuple[KeptFeatures, ...]:
+    """The features of records below a folder, computed first if they are not there.
+
+    They lie in a folder named after the towers' weights and the images' processor.
+
+    Args:
+      loaded: whose image towers are read for it, if their weights are unread.
+      records: all of them.
+
+    Raises:
+      ConfigError: several processes, which would write the same files.
+      DataError: as `write_features`.
+    """
+    if jax.process_count() > 1:
+        raise ConfigError(
+            "data.keep: features are computed by one process, found several. Run the first steps "
+            "on one, and give all of them the folders as data.features."
+        )
+    towers = _towers(loaded)
+    weights = [fingerprint(flatten(tower), exact=True) for tower in towers]
+    settings = repr((weights, loaded.processor.image, loaded.config.layers))
+    own = pathlib.Path(folder) / hashlib.sha256(settings.encode()).hexdigest()[:16]
+    paths = [own / TOWER.format(k + 1) for k in range(len(towers))]
+    if not all((path / INDEX).is_file() for path in paths):
+        write_features(loaded, records, own)
+    return opened_features(paths, loaded.config)
+
+
+def write_features(
+    loaded: Loaded, records: Source, folder: pathlib.Path, *, batch_size: int = 64
+) -> tuple[pathlib.Path, ...]:
+    """Computes what each image tower of a LLaVA gives for all images of some records.
+
+    Records with an image that cannot be read are named in the log and left out.
+
+    Args:
+      folder: gets a folder for each tower.
+
+    Returns:
+      The folders.
+
+    Raises:
+      DataError: no image can be read, or the features cannot be written.
+    """
+    dtype = loaded.model.dtype
+
+    def features(towers: Sequence[nnx.Module | None], pixels: Array) -> Array:
+        return tower_features(loaded.config, towers, pixels[:, None], dtype)[0][:, 0]
+
+    run, found = Batched(features, batch_size=batch_size), []
+    towers = _towers(loaded)
+    for k, layer in enumerate(loaded.config.layers):
+        alone = [tower if k == place else None for place, tower in enumerate(towers)]
+        path = folder / TOWER.format(k + 1)
+        encode_records(
+            lambda pixels, owners, alone=alone: run(alone, pixels),
+            loaded.processor.image,
+            records,
+            path,
+            made={"layer": layer, "of": loaded.name},
+            batch_size=batch_size,
+        )
+        found.append(path)
+    return tuple(found)
+
+
+def encode_records(
+    encode: Encode,
+    processor: ImageProcessor,
+    records: Source,
+    folder: pathlib.Path,
+    *,
+    made: Mapping[str, Any],
+    batch_size: int,
+) -> None:
+    """Keeps the features of any encoder, also of one that reads the question.
+
+    Args:
+      made: for the index; "layer" is compared with the model's.
+      batch_size: images of a call.
+
+    Raises: as `write_features`.
+    """
+    import tqdm
+
+    most = sum(len(records[k].images) for k in range(len(records)))
+    bar = tqdm.tqdm(total=most, unit="image", desc=folder.name, disable=None)
+
+    def parts() -> Iterator[tuple[list[Record], list[np.ndarray]]]:
+        owners: list[Record] = []
+        pixels: list[np.ndarray] = []
+        for k in range(len(records)):
+            record = records[k]
+            try:
+                own = [processor.read(one, name=record.id).pixels for one in record.images]
+            except DataError as error:  # training skips and counts a record without features
+                _log.warning("no features: %s", error)
+                continue
+            owners += [record] * len(own)
+            pixels += own
+            if len(pixels) >= batch_size:
+                yield owners, pixels
+                owners, pixels = [], []
+        if pixels:
+            yield owners, pixels
+
+    def rows() -> Iterator[tuple[str, np.ndarray]]:
+        for owners, pixels in parts():
+            features = np.asarray(encode(np.stack(pixels), owners))
+            bar.update(len(pixels))
+            places = range(len(owners))
+            for identity, own in itertools.groupby(places, key=lambda k: owners[k].id):
+                yield identity, features[list(own)]
+
+    with bar:
+        keep(folder, rows(), most=most, made=made)
+
+
+def _towers(loaded: Loaded) -> list[nnx.Module]:
+    """The image towers, read if they are not yet."""
+    names = ("vision", "second_vision")[: len(loaded.config.towers)]
+    return [loaded.part(name) for name in names]

@@ -1,0 +1,82 @@
+"""The conversations of a config: files or drawn scenes, those that train and those that test."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from perception_jax.data.records import Source
+from perception_jax.data.scenes.chats import (
+    Blank,
+    ChatConfig,
+    PairQuestions,
+    QuestionsOnly,
+    SceneChats,
+    SingleQuestions,
+)
+from perception_jax.data.scenes.source import ScenesSource
+from perception_jax.data.sources import open_part
+from perception_jax.data.sources.combine import InMemory
+from perception_jax.data.tokenization import LanguageTokenizer, learned_tokenizer
+
+SCENES = "scenes"
+"""Value of `data.source` for conversations about drawn scenes instead of files."""
+TEST_SEED = 20_000
+"""Of the scenes that test; training seeds never reach it."""
+PAIRS, QUESTIONS = "pairs", "questions"
+"""Names of the two sets of test questions about scenes."""
+
+_PER_SCENE = 4
+_LEARNED_FROM = 1000
+_KEPT = ("conversation", "questions")
+
+
+def conversations(config: Any, *, test: bool = False) -> Source | None:
+    """The records that train, or those that test; None if there are no test records."""
+    settings = config.data
+    if settings.source == SCENES:
+        seed = TEST_SEED if test else settings.draw
+        length = config.evaluation.scenes if test else settings.scenes
+        chats = SceneChats(_chats(config), seed=seed, length=length)
+        return InMemory(chats, keep=("conversation",))
+    images = {"images": settings.images} if settings.images else {}
+    return open_part(
+        settings.source,
+        test=test,
+        test_path=settings.test,
+        test_every=settings.test_every,
+        kind=settings.kind,
+        **images,
+    )
+
+
+def test_questions(config: Any) -> dict[str, Source]:
+    """Single questions about the drawings of the artist that never trains, by the set's name.
+
+    `PAIRS` are those of minimal pairs, and `QUESTIONS` any questions about scenes; without drawn
+    scenes, or where the config asks for none, a set is missing.
+    """
+    asked, scenes = config.evaluation, _chats(config, split="test").scenes()
+    found: dict[str, Source] = {}
+    if config.data.source == SCENES and asked.pairs:
+        pairs = PairQuestions(scenes, seed=TEST_SEED, per_pattern=asked.pairs)
+        found[PAIRS] = InMemory(pairs, keep=_KEPT)
+    if config.data.source == SCENES and asked.questions:
+        source = ScenesSource(scenes, seed=TEST_SEED, length=-(-asked.questions // _PER_SCENE))
+        found[QUESTIONS] = InMemory(SingleQuestions(source, per_scene=_PER_SCENE), keep=_KEPT)
+    return found
+
+
+FLOORS = {"blank image": Blank, "question only": QuestionsOnly}
+"""What is put in the place of test records to see what questions give away, by name."""
+
+
+def learned_vocabulary(config: Any, size: int) -> LanguageTokenizer:
+    """A tokenizer learned from the first training conversations; see `learned_tokenizer`."""
+    source = conversations(config)
+    count = min(len(source), _LEARNED_FROM)
+    turns = (turn for k in range(count) for turn in source[k].conversation)
+    return learned_tokenizer((f"{turn.role}\n{turn.text}" for turn in turns), size)
+
+
+def _chats(config: Any, *, split: str = "train") -> ChatConfig:
+    return ChatConfig(canvas=config.data.canvas, split=split, **config.data.chats)

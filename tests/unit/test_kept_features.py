@@ -1,0 +1,73 @@
+"""Kept features of images: by record, with several images, pickled, damaged."""
+
+from __future__ import annotations
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+
+from perception_jax.data.kept_features import ARRAY, INDEX, KeptFeatures, keep
+from perception_jax.errors import DataError
+
+MADE = {"layer": 3}
+
+
+def rows(*counts: int, shape=(4, 8)) -> list[tuple[str, np.ndarray]]:
+    rng = np.random.default_rng(0)
+    return [(f"r{k}", rng.normal(size=(n, *shape))) for k, n in enumerate(counts)]
+
+
+def test_features_come_back_by_record(tmp_path):
+    given = rows(1, 2, 1)
+    kept = keep(tmp_path / "kept", given, most=5, made=MADE)
+    for one in (kept, KeptFeatures(tmp_path / "kept"), pickle.loads(pickle.dumps(kept))):
+        assert one.shape == (4, 8)
+        assert one.made == MADE
+        for name, features in given:
+            np.testing.assert_array_equal(one[name], features.astype(np.float16))
+        with pytest.raises(DataError, match="record 'r3', found none"):
+            one["r3"]
+    assert len(pickle.dumps(kept)) < 500
+
+
+@pytest.mark.parametrize(
+    ("given", "images", "message"),
+    [
+        (rows(2, 1), 2, "for each of 2 images"),
+        ([*rows(1), ("r1", np.zeros((1, 5, 8)))], 2, r"expected \[4, 8\]"),
+        ([*rows(1), *rows(1)], 2, "'r0' comes twice"),
+        ([("r0", np.full((1, 4, 8), 1e6))], 1, "within float16"),
+        ([("r0", np.full((1, 4, 8), np.nan))], 1, "within float16"),
+        ([], 0, "found none"),
+    ],
+)
+def test_what_cannot_be_kept_leaves_no_index(tmp_path, given, images, message):
+    keep(tmp_path, rows(1), most=1, made=MADE)
+    with pytest.raises(DataError, match=message):
+        keep(tmp_path, given, most=images, made=MADE)
+    with pytest.raises(DataError, match="Start it again"):
+        KeptFeatures(tmp_path)
+
+
+def test_damaged_folders_are_named(tmp_path):
+    keep(tmp_path, rows(1, 1), most=2, made=MADE)
+    index = json.loads((tmp_path / INDEX).read_text())
+    for wrong, message in (
+        ({**index, "counts": [1, 2]}, "expected the features of 3 images"),
+        ({**index, "counts": [2]}, "and 2 names"),
+        ({**index, "counts": ["1", 1]}, "lists of ids and counts"),
+        ([], "lists of ids and counts"),
+    ):
+        (tmp_path / INDEX).write_text(json.dumps(wrong))
+        with pytest.raises(DataError, match=message):
+            KeptFeatures(tmp_path)
+    (tmp_path / INDEX).write_text(json.dumps(index))
+    content = (tmp_path / ARRAY).read_bytes()
+    (tmp_path / ARRAY).write_bytes(content[:-8])
+    with pytest.raises(DataError, match="that can be read"):
+        KeptFeatures(tmp_path)
+    np.save(tmp_path / ARRAY, np.zeros((2, 4, 8), np.float32))
+    with pytest.raises(DataError, match="expected float16"):
+        KeptFeatures(tmp_path)

@@ -1,0 +1,132 @@
+"""Conversations about scenes: what is asked and answered, pairs, letters, floors, bad settings."""
+
+from __future__ import annotations
+
+import collections
+
+import numpy as np
+import pytest
+
+from perception_jax.data.records import MMVP_PATTERNS
+from perception_jax.data.scenes import questions
+from perception_jax.data.scenes.chats import (
+    IMAGE,
+    LETTER,
+    Blank,
+    ChatConfig,
+    PairQuestions,
+    QuestionsOnly,
+    SceneChats,
+    SingleQuestions,
+)
+from perception_jax.data.scenes.source import ScenesSource
+from perception_jax.errors import ConfigError
+
+COUNT = 32
+
+
+def read(source) -> list:
+    return [source[k] for k in range(len(source))]
+
+
+def said(record) -> list[tuple[str, str]]:
+    turns = record.conversation
+    assert [turn.role for turn in turns] == ["user", "assistant"] * (len(turns) // 2)
+    return [(a.text, b.text) for a, b in zip(turns[::2], turns[1::2], strict=True)]
+
+
+def offered(question: str) -> list[str]:
+    """The options of a question by letter."""
+    text = question.removesuffix(f"\n{LETTER}")
+    return text.partition("(a) ")[2].split(" (b) ")
+
+
+def test_a_conversation_has_a_caption_and_some_questions_of_all_kinds():
+    config = ChatConfig(turns=3, text_every=4, letters=0.5)
+    records = read(SceneChats(config, seed=1, length=COUNT))
+    again = SceneChats(config, seed=1, length=COUNT)[5]
+    assert again.conversation == records[5].conversation
+    np.testing.assert_array_equal(again.image, records[5].image)
+    alone = [record for record in records if not record.images]
+    assert [records.index(record) % 4 for record in alone] == [3] * (COUNT // 4)
+    assert all(IMAGE not in turn.text for record in alone for turn in record.conversation)
+    letters = words = 0
+    for record in records:
+        if not record.images:
+            continue
+        (first, caption), *rest = said(record)
+        assert first.startswith(IMAGE)
+        assert caption
+        assert 1 <= len(rest) <= 3
+        for question, answer in rest:
+            if question.endswith(LETTER):
+                letters += 1
+                assert answer in questions.LETTERS
+            elif "(a)" in question:
+                words += 1
+                assert answer in offered(question)
+    assert letters > 5
+    assert words > 5
+    bare = ChatConfig(caption=False, turns=1, text_every=0, letters=1.0)
+    for record in read(SceneChats(bare, seed=1, length=6)):
+        ((question, _),) = said(record)
+        assert question.startswith(IMAGE)
+
+
+def test_images_of_both_sides_of_a_pair_follow_each_other():
+    config = ChatConfig(turns=1, caption=False, text_every=0, pairs=4, letters=1.0)
+    records = read(SceneChats(config, seed=0, length=24))
+    pairs = [records[k] for k in range(24) if k % 8 < 4]
+    assert all(record.id.startswith("pair-") for record in pairs)
+    assert not any(records[k].id.startswith("pair-") for k in range(24) if k % 8 >= 4)
+    for first, second in zip(pairs[::2], pairs[1::2], strict=True):
+        (question, answer), (other, opposite) = *said(first), *said(second)
+        assert question == other
+        assert {answer, opposite} == set(questions.LETTERS)
+        assert (first.image != second.image).any()
+
+
+def test_pair_questions_have_each_pattern_as_often_and_both_letters():
+    config = ChatConfig(split="test").scenes()
+    records = read(PairQuestions(config, seed=3, per_pattern=6))
+    kinds = collections.Counter(record.questions[0].kind for record in records)
+    assert kinds == dict.fromkeys(MMVP_PATTERNS, 12)
+    for first, second in zip(records[::2], records[1::2], strict=True):
+        assert {said(first)[0][1], said(second)[0][1]} == set(questions.LETTERS)
+    first_letters = collections.Counter(said(record)[0][1] for record in records[::2])
+    assert min(first_letters.values()) > 15
+
+
+def test_single_questions_differ_within_a_scene_and_are_those_of_the_scene():
+    scenes = ScenesSource(ChatConfig(split="test").scenes(), seed=3, length=5)
+    source = SingleQuestions(scenes, per_scene=4)
+    records = read(source)
+    assert len(records) == 20
+    assert len({record.id for record in records}) == 20
+    for k, record in enumerate(records):
+        scene = scenes[k // 4]
+        assert record.questions[0] in scene.questions
+        np.testing.assert_array_equal(record.image, scene.image)
+        same = [one.questions[0] for one in records[k // 4 * 4 : k // 4 * 4 + 4]]
+        assert len({one.kind for one in same}) == min(4, len(scene.questions))
+    with pytest.raises(IndexError):
+        source[20]
+
+
+def test_floors_keep_the_question_and_its_answer():
+    source = PairQuestions(ChatConfig().scenes(), seed=0, per_pattern=1)
+    for k in range(4):
+        record, blank, bare = source[k], Blank(source)[k], QuestionsOnly(source)[k]
+        assert blank.conversation == record.conversation
+        assert (blank.image == 128).all()
+        assert blank.image.shape == record.image.shape
+        assert not bare.images
+        assert said(bare) == [(said(record)[0][0].removeprefix(IMAGE), said(record)[0][1])]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"turns": 0, "caption": False}, {"pairs": 9}, {"letters": 1.5}, {"text_every": -1}]
+)
+def test_settings_out_of_range_are_refused(wrong):
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        ChatConfig(**wrong)
