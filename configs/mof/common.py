@@ -229,6 +229,9 @@ def base(
             "scenes": samples,
             "draw": 42,
             "canvas": 48,
+            # Of each conversation so many single questions, as records of their own; 0 trains on
+            # whole conversations.
+            "each": 0,
             # Fields of `data.scenes.chats.ChatConfig`.
             "chats": {
                 "objects": 4,

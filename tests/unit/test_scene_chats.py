@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 
 import numpy as np
 import pytest
@@ -19,7 +20,6 @@ from perception_jax.data.scenes.chats import (
     SceneChats,
     SingleQuestions,
 )
-from perception_jax.data.scenes.source import ScenesSource
 from perception_jax.errors import ConfigError
 
 COUNT = 32
@@ -97,20 +97,27 @@ def test_pair_questions_have_each_pattern_as_often_and_both_letters():
     assert min(first_letters.values()) > 15
 
 
-def test_single_questions_differ_within_a_scene_and_are_those_of_the_scene():
-    scenes = ScenesSource(ChatConfig(split="test").scenes(), seed=3, length=5)
-    source = SingleQuestions(scenes, per_scene=4)
+def test_single_questions_are_those_of_a_conversation():
+    config = ChatConfig(split="test", letters=0.5, pairs=2)
+    source = SingleQuestions(config, seed=3, length=5, each=4)
     records = read(source)
     assert len(records) == 20
     assert len({record.id for record in records}) == 20
+    plain = dataclasses.replace(config, turns=4, caption=False, text_every=0)
+    chats = SceneChats(plain, seed=3, length=5)
     for k, record in enumerate(records):
-        scene = scenes[k // 4]
-        assert record.questions[0] in scene.questions
-        np.testing.assert_array_equal(record.image, scene.image)
-        same = [one.questions[0] for one in records[k // 4 * 4 : k // 4 * 4 + 4]]
-        assert len({one.kind for one in same}) == min(4, len(scene.questions))
+        chat = chats[k // 4]
+        number = k % 4 % len(chat.questions)
+        ((question, answer),) = said(record)
+        asked, expected = said(chat)[number]
+        assert question == IMAGE + asked.removeprefix(IMAGE)
+        assert answer == expected
+        assert record.questions == (chat.questions[number],)
+        np.testing.assert_array_equal(record.image, chat.image)
     with pytest.raises(IndexError):
         source[20]
+    with pytest.raises(ConfigError, match="at least 1"):
+        SingleQuestions(config, seed=3, length=5, each=0)
 
 
 def test_floors_keep_the_question_and_its_answer():

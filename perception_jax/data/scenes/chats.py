@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from perception_jax.data.records import MMVP_PATTERNS, Question, Record, Source, Turn
+from perception_jax.data.records import MMVP_PATTERNS, MinimalPair, Question, Record, Source, Turn
 from perception_jax.data.scenes import questions
 from perception_jax.data.scenes.pairs import PairSource
 from perception_jax.data.scenes.sample import SceneConfig
@@ -73,7 +73,10 @@ class ChatConfig:
 
 
 class SceneChats:
-    """Random access to conversations about scenes; see `data.records.Source`."""
+    """Random access to conversations about scenes; see `data.records.Source`.
+
+    The records' `questions` are those that are asked, in order.
+    """
 
     def __init__(self, config: ChatConfig, *, seed: int, length: int) -> None:
         """Draws nothing yet. Args: seed: of the scenes. Raises `ConfigError` as the scenes."""
@@ -104,36 +107,53 @@ class SceneChats:
             said.insert(0, (CAPTION, scene.captions[0]))
         else:
             said[0] = (IMAGE + said[0][0], said[0][1])
-        return Record(id=scene.id, images=scene.images, conversation=_turns(said))
+        return Record(
+            id=scene.id,
+            images=scene.images,
+            questions=tuple(asked),
+            conversation=_turns(said),
+        )
 
 
 class SingleQuestions:
-    """Each question of a scene as a record of its own; `per_scene` records for each scene.
+    """The questions of conversations about scenes, each as a record of its own.
 
-    A scene with fewer questions repeats them. The records' `questions` say of which kind they are.
+    Every conversation gives `each` records; one with fewer questions repeats them. Captions and
+    conversations without an image are left out.
     """
 
-    def __init__(
-        self, scenes: Source, *, per_scene: int, letters: float = 0.5, seed: int = 0
-    ) -> None:
-        """Args: letters: as of `ChatConfig`."""
-        self._scenes, self._per_scene, self._letters = scenes, per_scene, letters
-        self._seed = seed
+    def __init__(self, config: ChatConfig, *, seed: int, length: int, each: int) -> None:
+        """Draws nothing yet.
+
+        Args:
+          seed, length: of the conversations, see `SceneChats`.
+          each: questions of a conversation, also instead of `config.turns`.
+
+        Raises:
+          ConfigError: fewer than one question.
+        """
+        if each < 1:
+            raise ConfigError(f"SingleQuestions: expected at least 1 of each scene, found {each}.")
+        plain = dataclasses.replace(config, turns=each, caption=False, text_every=0)
+        self._chats, self._each = SceneChats(plain, seed=seed, length=length), each
 
     def __len__(self) -> int:
-        return len(self._scenes) * self._per_scene
+        return len(self._chats) * self._each
 
     def __getitem__(self, index: int) -> Record:
         if not 0 <= index < len(self):
             raise IndexError(f"question {index} of {len(self)}")
-        scene, place = self._scenes[index // self._per_scene], index % self._per_scene
-        draw = random.Random(f"{self._seed} {index}")
-        asked = random.Random(f"{self._seed} {scene.id}").sample(
-            scene.questions, len(scene.questions)
+        place = index % self._each
+        chat = self._chats[index // self._each]
+        number = place % len(chat.questions)
+        asked, answer = chat.conversation[2 * number : 2 * number + 2]
+        asked = dataclasses.replace(asked, text=IMAGE + asked.text.removeprefix(IMAGE))
+        return dataclasses.replace(
+            chat,
+            id=f"{chat.id}-{place}",
+            questions=(chat.questions[number],),
+            conversation=(asked, answer),
         )
-        question = asked[place % len(asked)]
-        letter = draw.random() < self._letters
-        return _single(scene, question, letter, f"{scene.id}-{place}")
 
 
 class PairQuestions:
@@ -150,8 +170,14 @@ class PairQuestions:
         if not 0 <= index < len(self):
             raise IndexError(f"question {index} of {len(self)}")
         pair = self._pairs[index // 2]
-        scene = pair.records[index % 2]
-        return _single(scene, _question(pair, index % 2), True, scene.id)
+        scene, question = pair.records[index % 2], _question(pair, index % 2)
+        asked, answer = _said(question, True)
+        return Record(
+            id=scene.id,
+            images=scene.images,
+            questions=(question,),
+            conversation=_turns([(IMAGE + asked, answer)]),
+        )
 
 
 class Blank:
@@ -191,7 +217,7 @@ def _drawn(scene: Record, count: int, draw: random.Random) -> list[Question]:
     return draw.sample(scene.questions, min(max(count, 0), len(scene.questions)))
 
 
-def _question(pair, side: int) -> Question:
+def _question(pair: MinimalPair, side: int) -> Question:
     return Question(
         text=pair.question,
         answers=(pair.answers[side],),
@@ -206,16 +232,6 @@ def _said(question: Question, letter: bool) -> tuple[str, str]:
     if letter and question.options:
         return f"{asked}\n{LETTER}", questions.letter(question)
     return asked, question.answer
-
-
-def _single(scene: Record, question: Question, letter: bool, identity: str) -> Record:
-    asked, answer = _said(question, letter)
-    return Record(
-        id=identity,
-        images=scene.images,
-        questions=(question,),
-        conversation=_turns([(IMAGE + asked, answer)]),
-    )
 
 
 def _turns(said: Sequence[tuple[str, str]]) -> tuple[Turn, ...]:

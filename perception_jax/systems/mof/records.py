@@ -13,7 +13,6 @@ from perception_jax.data.scenes.chats import (
     SceneChats,
     SingleQuestions,
 )
-from perception_jax.data.scenes.source import ScenesSource
 from perception_jax.data.sources import open_part
 from perception_jax.data.sources.combine import InMemory
 from perception_jax.data.tokenization import LanguageTokenizer, learned_tokenizer
@@ -25,7 +24,7 @@ TEST_SEED = 20_000
 PAIRS, QUESTIONS = "pairs", "questions"
 """Names of the two sets of test questions about scenes."""
 
-_PER_SCENE = 4
+_EACH = 4
 _LEARNED_FROM = 1000
 _KEPT = ("conversation", "questions")
 
@@ -36,8 +35,11 @@ def conversations(config: Any, *, test: bool = False) -> Source | None:
     if settings.source == SCENES:
         seed = TEST_SEED if test else settings.draw
         length = config.evaluation.scenes if test else settings.scenes
-        chats = SceneChats(_chats(config), seed=seed, length=length)
-        return InMemory(chats, keep=("conversation",))
+        if settings.each:
+            chats = SingleQuestions(_chats(config), seed=seed, length=length, each=settings.each)
+        else:
+            chats = SceneChats(_chats(config), seed=seed, length=length)
+        return InMemory(chats, keep=_KEPT)
     images = {"images": settings.images} if settings.images else {}
     return open_part(
         settings.source,
@@ -55,15 +57,17 @@ def test_questions(config: Any) -> dict[str, Source]:
     `PAIRS` are those of minimal pairs, and `QUESTIONS` any questions about scenes; without drawn
     scenes, or where the config asks for none, a set is missing.
     """
-    asked, scenes = config.evaluation, _chats(config, split="test").scenes()
-    found: dict[str, Source] = {}
-    if config.data.source == SCENES and asked.pairs:
-        pairs = PairQuestions(scenes, seed=TEST_SEED, per_pattern=asked.pairs)
-        found[PAIRS] = InMemory(pairs, keep=_KEPT)
-    if config.data.source == SCENES and asked.questions:
-        source = ScenesSource(scenes, seed=TEST_SEED, length=-(-asked.questions // _PER_SCENE))
-        found[QUESTIONS] = InMemory(SingleQuestions(source, per_scene=_PER_SCENE), keep=_KEPT)
-    return found
+    asked, found = config.evaluation, {}
+    if config.data.source != SCENES:
+        return found
+    if asked.pairs:
+        scenes = _chats(config, split="test").scenes()
+        found[PAIRS] = PairQuestions(scenes, seed=TEST_SEED, per_pattern=asked.pairs)
+    if asked.questions:
+        chats = _chats(config, split="test", pairs=0, letters=0.5)
+        length = -(-asked.questions // _EACH)
+        found[QUESTIONS] = SingleQuestions(chats, seed=TEST_SEED, length=length, each=_EACH)
+    return {name: InMemory(source, keep=_KEPT) for name, source in found.items()}
 
 
 FLOORS = {"blank image": Blank, "question only": QuestionsOnly}
@@ -78,5 +82,5 @@ def learned_vocabulary(config: Any, size: int) -> LanguageTokenizer:
     return learned_tokenizer((f"{turn.role}\n{turn.text}" for turn in turns), size)
 
 
-def _chats(config: Any, *, split: str = "train") -> ChatConfig:
-    return ChatConfig(canvas=config.data.canvas, split=split, **config.data.chats)
+def _chats(config: Any, **changes: Any) -> ChatConfig:
+    return ChatConfig(**{"canvas": config.data.canvas, **config.data.chats, **changes})
