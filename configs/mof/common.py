@@ -235,6 +235,7 @@ def base(
             # Fields of `data.scenes.chats.ChatConfig`.
             "chats": {
                 "objects": 4,
+                "names": 0,
                 "caption": True,
                 "turns": 2,
                 "text_every": 8,

@@ -68,7 +68,15 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     # Not a multiple of 128, which costs without fused attention.
     config.data.lengths = (TEXT + (2 if mixing == "interleaved" else 1) * PATCHES,)
     config.data.chats.update(
-        {"objects": 3, "caption": True, "turns": 4, "text_every": 0, "pairs": 4, "letters": 0.5}
+        {
+            "objects": 3,
+            "names": 100,
+            "caption": True,
+            "turns": 4,
+            "text_every": 0,
+            "pairs": 4,
+            "letters": 0.5,
+        }
     )
     config.evaluation.update(
         {"scenes": 8 if tiny else 200, "pairs": 2 if tiny else 60, "questions": 8 if tiny else 1000}

@@ -19,8 +19,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import math
 import pathlib
+import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -33,6 +33,7 @@ from perception_jax.shard import distributed
 from perception_jax.train import checkpoint_parts, data_position, frozen, integrity, state_tree
 from perception_jax.train.checkpoint_parts import JsonFiles, SummedArrays
 from perception_jax.train.data_position import PositionFile
+from perception_jax.train.keep import Keep
 from perception_jax.train.state import Leaves, TrainState
 
 _log = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ class Checkpoints:
         self._saving_step: int | None = None
         self._has_failed = False
         self._frozen: str | None = None
-        self._keep = _Keep(keep, keep_best)
+        self._keep = Keep(keep, keep_best)
         for step in steps(directory):
             self._keep.consider(step, _read_evaluation(directory / str(step)) or {})
         context = frozen.array_context()
@@ -182,6 +183,7 @@ class Checkpoints:
                 continue
             restored = self._load(step, target, data, again)
             self._set_aside(damaged, used=step)
+            self._finish_deletions(used=step)
             return restored
         if damaged:
             listed = "\n  ".join(f"{self.path(step)}: {why}" for step, why in damaged.items())
@@ -308,6 +310,18 @@ class Checkpoints:
             distributed.exchange("damaged checkpoints are set aside", "")
             self._orbax.reload()
 
+    def _finish_deletions(self, *, used: int) -> None:
+        """Deletes older checkpoints, whole or half, that a killed run no longer could."""
+        older = [step for step in self._agreed_steps() if step <= used]
+        surplus = [step for step in older if step not in self._keep.steps(older)]
+        if jax.process_index() == 0:
+            for step in surplus:
+                _log.info("deleting %s, which is not kept", self.path(step))
+                shutil.rmtree(self.path(step), ignore_errors=True)
+        if surplus:
+            distributed.exchange("old checkpoints are deleted", "")
+            self._orbax.reload()
+
     def _seal(self) -> None:
         """Runs when all files of a save are written, before its directory gets its name."""
         if jax.process_index() == 0 and self._saving_step is not None:
@@ -407,28 +421,6 @@ def read_meta(path: pathlib.Path) -> dict[str, Any]:
     if not meta:
         raise CheckpointError(f"{path} is not a checkpoint of this library: no meta/meta.json.")
     return meta
-
-
-class _Keep:
-    """Selects the checkpoints to keep: the latest few, and the best by a metric."""
-
-    def __init__(self, latest: int, metric: str) -> None:
-        self._latest, self._metric = latest, metric.removeprefix("-")
-        self._sign = -1.0 if metric.startswith("-") else 1.0
-        self._scores: dict[int, float] = {}
-
-    def consider(self, step: int, evaluation: Mapping[str, float]) -> None:
-        value = evaluation.get(self._metric)
-        if isinstance(value, int | float) and math.isfinite(value):
-            self._scores[step] = self._sign * value
-
-    def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
-        """Orbax's protocol for such policies."""
-        del context
-        scores = {c.step: self._scores[c.step] for c in checkpoints if c.step in self._scores}
-        best = max(scores, key=lambda step: (scores[step], step), default=None)
-        latest = {c.step for c in sorted(checkpoints, key=lambda c: c.step)[-self._latest :]}
-        return [c.step in latest or c.step == best for c in checkpoints]
 
 
 def _has_no_traceback(record: logging.LogRecord) -> bool:

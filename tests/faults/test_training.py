@@ -295,6 +295,21 @@ def test_the_best_checkpoint_stays(tmp_path):
     assert checkpoint.steps(tmp_path / "up" / "checkpoints") == [2, 8]
 
 
+@pytest.mark.parametrize("left", ["whole", "half"])
+def test_checkpoints_that_a_killed_run_could_not_delete_are_deleted(tmp_path, left):
+    train(tmp_path, stop=lambda step: step == 4)
+    assert checkpoint.steps(tmp_path / "checkpoints") == [2, 4]
+    if left == "half":
+        (tmp_path / "checkpoints" / "2" / "_CHECKPOINT_METADATA").unlink()
+        shutil.rmtree(tmp_path / "checkpoints" / "2" / "meta")
+    train(tmp_path, stop=lambda step: step == 5, keep=1, checkpoint_every=0)
+    assert checkpoint.steps(tmp_path / "checkpoints") == [5]
+    train(tmp_path, keep=1)
+    (tmp_path / "checkpoints" / "2").mkdir()
+    train(tmp_path, keep=1)  # has ended before: nothing but deleting is left to do
+    assert checkpoint.steps(tmp_path / "checkpoints") == [6]
+
+
 def test_a_finished_run_does_nothing_again(tmp_path):
     first_time = train(tmp_path, TinyTask(scores=(0.5,)))
     lines = (tmp_path / "metrics.jsonl").read_text()

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from perception_jax.data.records import MMVP_PATTERNS, MinimalPair, Question, Record, Source, Turn
-from perception_jax.data.scenes import questions
+from perception_jax.data.scenes import concepts, objects, questions
 from perception_jax.data.scenes.pairs import PairSource
 from perception_jax.data.scenes.sample import SceneConfig
 from perception_jax.data.scenes.source import ScenesSource
@@ -38,6 +38,8 @@ class ChatConfig:
       canvas: side of the images, pixels.
       split: "train", or "test" for the drawings of the artist that never trains.
       objects: most objects of a scene.
+      names: concepts that are drawn, spread over the table, and all that are drawn in two states or
+        from two sides; 0 for all.
       caption: whether a conversation begins with a caption.
       turns: most questions of a conversation, drawn from those of the scene.
       text_every: each so many-th conversation is about a caption alone; 0 for none.
@@ -51,6 +53,7 @@ class ChatConfig:
     canvas: int = 48
     split: str = "train"
     objects: int = 4
+    names: int = 0
     caption: bool = True
     turns: int = 2
     text_every: int = 8
@@ -60,6 +63,7 @@ class ChatConfig:
     def __post_init__(self) -> None:
         rules = {
             "a caption or turns >= 1": self.turns >= (0 if self.caption else 1),
+            "names >= 0": self.names >= 0,
             "text_every >= 0": self.text_every >= 0,
             f"0 <= pairs <= {_CYCLE}": 0 <= self.pairs <= _CYCLE,
             "0 <= letters <= 1": 0 <= self.letters <= 1,
@@ -69,7 +73,16 @@ class ChatConfig:
 
     def scenes(self) -> SceneConfig:
         """The settings of the scenes themselves."""
-        return SceneConfig(canvas=self.canvas, split=self.split, count=(1, self.objects))
+        chosen: set[str] = set()
+        if self.names:
+            twofold = (one.name for one in concepts.concepts(held_out=False) if one.counterpart)
+            chosen = {*objects.names(self.names), *twofold}
+        return SceneConfig(
+            canvas=self.canvas,
+            split=self.split,
+            names=tuple(sorted(chosen)),
+            count=(1, self.objects),
+        )
 
 
 class SceneChats:

@@ -109,13 +109,13 @@ def write_features(
     Raises:
       DataError: no image can be read, or the features cannot be written.
     """
-    dtype = loaded.model.dtype
+    towers = _towers(loaded)
+    dtype = next(iter(flatten(towers[0]).values())).dtype
 
     def features(towers: Sequence[nnx.Module | None], pixels: Array) -> Array:
         return tower_features(loaded.config, towers, pixels[:, None], dtype)[0][:, 0]
 
     run, found = Batched(features, batch_size=batch_size), []
-    towers = _towers(loaded)
     for k, layer in enumerate(loaded.config.layers):
         alone = [tower if k == place else None for place, tower in enumerate(towers)]
         path = folder / TOWER.format(k + 1)
