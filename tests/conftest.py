@@ -25,6 +25,7 @@ import jaxtyping  # noqa: E402
 from tests import array_types  # noqa: E402
 
 compile_cache.skip_several_cpu_devices()
+session.keep_programs_of_several_devices()
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
 # Every annotation of the library is checked at each call.
