@@ -22,11 +22,14 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # torch's threads would wait for each o
 import jax  # noqa: E402
 import jaxtyping  # noqa: E402
 
+from tests import array_types  # noqa: E402
+
 compile_cache.skip_several_cpu_devices()
+session.keep_programs_of_several_devices()
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
 # Every annotation of the library is checked at each call.
-jaxtyping.install_import_hook("perception_jax", "beartype.beartype")
+array_types.enforce("perception_jax")
 # Tracing makes many short-lived objects; collecting at the default rate costs 7 % of the time.
 gc.set_threshold(50_000, 20, 20)
 # No test cuts the power; waiting for the disk was a tenth of the suite's time.

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import collections
+import functools
 import importlib.util
 import os
 import pathlib
 import warnings
+from typing import Any
 
 import pytest
 
@@ -13,6 +16,8 @@ from launch import compile_cache
 
 LIMIT = 30.0
 """Seconds that a test, its fixtures or its cleaning up may take unless it is marked slow."""
+KEPT_PROGRAMS = 64
+"""Programs of several devices that a process keeps."""
 GIB_PER_WORKER = 4
 MAX_WORKERS = 4
 PARITY_PACKAGES = (
@@ -33,6 +38,36 @@ def share_compiled_programs(root: pathlib.Path) -> None:
     folder = root / ".pytest_cache" / "xla" / compile_cache.default_folder().name
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
     compile_cache.enable()
+
+
+def keep_programs_of_several_devices() -> None:
+    """Compiles equal programs of several CPU devices once per process.
+
+    The cache on disk cannot return them (see `launch.compile_cache`), so the last ones stay in
+    memory. Imports jax; call it once, after `compile_cache.skip_several_cpu_devices`.
+    """
+    from jax._src import compilation_cache as cache
+
+    read, write = cache.get_executable_and_time, cache.put_executable_and_time
+    kept: collections.OrderedDict[str, Any] = collections.OrderedDict()
+
+    @functools.wraps(read)
+    def get_executable_and_time(cache_key, *arguments):
+        if cache_key not in kept:
+            return read(cache_key, *arguments)
+        kept.move_to_end(cache_key)
+        return kept[cache_key], 0
+
+    @functools.wraps(write)
+    def put_executable_and_time(cache_key, module_name, executable, *arguments):
+        if len(executable.local_devices()) == 1:
+            return write(cache_key, module_name, executable, *arguments)
+        kept[cache_key] = executable
+        if len(kept) > KEPT_PROGRAMS:
+            kept.popitem(last=False)
+
+    cache.get_executable_and_time = get_executable_and_time
+    cache.put_executable_and_time = put_executable_and_time
 
 
 def compile_quickly() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -23,6 +23,20 @@ ID = "id"
 
 Signature = Mapping[str, tuple[tuple[int, ...], np.dtype]]
 """Shape and dtype of the leaves of a batch by path."""
+
+
+@runtime_checkable
+class Resumable(Protocol):
+    """Protocol of an iterator over batches that can continue elsewhere, as grain's do."""
+
+    def __next__(self) -> Batch:
+        """The next batch."""
+
+    def get_state(self) -> Any:
+        """Its place before the next batch."""
+
+    def set_state(self, state: Any) -> None:
+        """Continues from a place."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,12 +83,12 @@ class BatchFeed:
         mesh_lib.check_batch(mesh, batch_size, hosts, accumulate)
         self._dataset = dataset
         self.iterator = iter(dataset)
-        for method in ("get_state", "set_state"):
-            if not hasattr(self.iterator, method):
-                raise ConfigError(
-                    f"the task's dataset is a {type(dataset).__name__} whose iterator has no "
-                    f"`{method}`: training could not resume exactly. Return a grain.IterDataset."
-                )
+        if not isinstance(self.iterator, Resumable):
+            raise ConfigError(
+                f"the task's dataset is a {type(dataset).__name__} whose iterator has no "
+                "`get_state` and `set_state`: training could not resume exactly. Return a "
+                "grain.IterDataset."
+            )
         self._accumulate = accumulate
         self._sharding = mesh_lib.batch_sharding(mesh, axis=int(accumulate > 1))
         self._host_batch = batch_size // hosts

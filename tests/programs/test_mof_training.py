@@ -192,7 +192,7 @@ def test_check_data_shows_conversations_and_names_what_cannot_be_used(folder, tm
     [
         (["--config.train.batch_size=16"], "train.batch_size: expected 8"),
         (["--config.projectors=/nowhere"], "projectors: expected a folder or file of stage 1"),
-        (["--config.data.template=vicuna"], "data.template: there is no 'vicuna'"),
+        (["--config.data.template=vicuna"], "the name of a template, found 'vicuna'"),
         (["--config.model.whole=x"], "model: expected a whole LLaVA"),
         (["--config.data.max_length=300"], "lengths: expected the last to be at least 331"),
         (["--config.model.towers=('scenes-clip',)"], "takes 2 image tower"),

@@ -11,9 +11,10 @@ import pytest
 from flax import nnx
 
 from perception_jax.data.packing import KEYS
-from perception_jax.errors import ConfigError
+from perception_jax.errors import ConfigError, DataError
 from perception_jax.models.params import flatten, unflatten
 from perception_jax.nn.lora import LoraConfig
+from perception_jax.ops.next_token import IGNORE
 from perception_jax.systems.text.perplexity import Perplexity
 from perception_jax.systems.text.task import TextTask, TextTaskConfig, row_loss
 from perception_jax.testing import tiny_llama
@@ -140,6 +141,15 @@ def test_perplexity_of_held_out_texts(base):
     assert found["perplexity"] == pytest.approx(math.exp(expected), rel=1e-4)
     assert found["tokens"] == int(whole.count)
     assert found["accuracy"] == int(whole.correct) / int(whole.count)
+
+
+def test_texts_without_a_token_to_predict(base, monkeypatch):
+    rows = np.zeros((3, len(KEYS), LENGTH), np.int32)
+    rows[:, KEYS.index("label")] = IGNORE
+    held_out = data(corpus(2))
+    monkeypatch.setattr(held_out, "parts", lambda size: iter([rows]))
+    with pytest.raises(DataError, match="expected tokens to predict, found none"):
+        Perplexity(held_out, batch_size=3, dtype="float32")(base.model)
 
 
 def test_faults_of_the_settings(base):

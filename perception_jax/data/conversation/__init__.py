@@ -12,16 +12,19 @@ from perception_jax.data.conversation.labels import (
     tokenize_images,
 )
 from perception_jax.data.conversation.templates import (
+    AUTO,
     IMAGE_TEXT,
     SEPARATOR,
     TEMPLATES,
     Template,
     from_jinja,
     images_first,
+    named,
     repeat_images,
 )
 
 __all__ = [
+    "AUTO",
     "IGNORE",
     "IMAGE",
     "IMAGE_TEXT",
@@ -34,6 +37,7 @@ __all__ = [
     "from_jinja",
     "image_spans",
     "images_first",
+    "named",
     "pad",
     "repeat_images",
     "tokenize",

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
 from perception_jax.data.records import Turn
-from perception_jax.errors import DataError
+from perception_jax.errors import ConfigError, DataError, did_you_mean
 
+AUTO = "auto"
+"""Name for the template that a tokenizer's files describe."""
 IMAGE_TEXT = "<image>"
 """Placeholder of an image in a turn."""
 SEPARATOR = "<sep>"
@@ -195,6 +197,20 @@ TEMPLATES: Mapping[str, Template] = {
 }
 """Templates by name; `chatml` has SmolLM2's system text. LLaVA's `v0` is `llava_v0` with an example
 conversation, which is not part of this package, as `opening`."""
+
+
+def named(name: str, names: Collection[str] = TEMPLATES.keys()) -> Template:
+    """The template of a name.
+
+    Raises:
+      ConfigError: it is not one of `names`.
+    """
+    if name not in names:
+        raise ConfigError(
+            f"template: expected {AUTO} or the name of a template, found {name!r}"
+            f"{did_you_mean(name, (AUTO, *names))}"
+        )
+    return TEMPLATES[name]
 
 
 _CHATML_SYSTEM = re.compile(r"<\|im_start\|>system(?:\n|\\n)([^'\"{}]*)<\|im_end\|>")

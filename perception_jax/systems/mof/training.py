@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 HELD_OUT = "held_out"
 """Name of the evaluator."""
-AUTO, TEMPLATE = "auto", "vicuna_v1"
-"""Value of `data.template` for what the tokenizer's files describe, and what it is without that."""
+TEMPLATE = "vicuna_v1"
+"""Template for a tokenizer whose files describe none, where `data.template` is "auto"."""
 
 _PROBED = 8
 """Tokens of text by which an export is compared with the model, behind an image."""
@@ -247,15 +247,11 @@ def _transform(config: Any, base: Loaded, training: Source | None) -> ImageChatT
 
 def _template(name: str, tokenizer: Any) -> Template:
     """A template by name; `AUTO` is what the tokenizer's files describe, else `TEMPLATE`."""
-    from perception_jax.data.conversation import TEMPLATES, from_jinja
-    from perception_jax.errors import ConfigError, did_you_mean
+    from perception_jax.data.conversation import AUTO, from_jinja, named
 
-    if name == AUTO:
-        jinja = tokenizer.chat_template
-        return (from_jinja(jinja) if jinja else None) or TEMPLATES[TEMPLATE]
-    if name not in TEMPLATES:
-        raise ConfigError(f"data.template: there is no {name!r}{did_you_mean(name, TEMPLATES)}")
-    return TEMPLATES[name]
+    jinja = tokenizer.chat_template if name == AUTO else None
+    described = from_jinja(jinja) if jinja else None
+    return described or named(TEMPLATE if name == AUTO else name)
 
 
 def _evaluators(config: Any, base: Loaded) -> dict[str, Evaluator]:

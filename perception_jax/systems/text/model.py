@@ -17,17 +17,19 @@ from jaxtyping import Array, Float
 
 from perception_jax.api import Loaded, load_lora
 from perception_jax.data.conversation import (
+    AUTO,
     IMAGE_TEXT,
     TEMPLATES,
     Template,
     from_jinja,
+    named,
     tokenize_images,
 )
 from perception_jax.data.inputs import as_images
 from perception_jax.data.processors import ImageProcessor
 from perception_jax.data.records import Turn
 from perception_jax.data.tokenization import LanguageTokenizer, TextStream
-from perception_jax.errors import CheckpointError, ConfigError, did_you_mean
+from perception_jax.errors import CheckpointError, ConfigError
 from perception_jax.generate import (
     Generated,
     Generator,
@@ -44,9 +46,6 @@ from perception_jax.nn import int8, lora, stack
 from perception_jax.ops.image import normalise
 from perception_jax.settings import parse_json
 
-AUTO = "auto"
-"""Name for the template that the tokenizer's files describe; without one, `PLAIN`. For a model with
-images it is LLaVA-1.5's, `LLAVA`."""
 LLAVA = "vicuna_v1"
 """Name of the template of models with images."""
 PLAIN = "plain"
@@ -373,8 +372,8 @@ def sampling_of(loaded: Loaded) -> Sampling:
 
 
 def choose_template(name: str, tokenizer: LanguageTokenizer, *, images: bool = False) -> Template:
-    """The template of a name; for `AUTO` that of the tokenizer's chat template, and `LLAVA` for a
-    model that reads images.
+    """The template of a name; for `AUTO` that of the tokenizer's chat template (without one,
+    `PLAIN`), and `LLAVA` for a model that reads images.
 
     Raises:
       ConfigError: an unknown name, or `AUTO` with a chat template that is not known here.
@@ -391,9 +390,4 @@ def choose_template(name: str, tokenizer: LanguageTokenizer, *, images: bool = F
                 f"one of {', '.join(NAMES)} as the template; {PLAIN} leaves prompts as they are."
             )
         return found
-    if name not in NAMES:
-        raise ConfigError(
-            f"template: expected {AUTO} or the name of a template, found {name!r}"
-            f"{did_you_mean(name, (AUTO, *NAMES))}"
-        )
-    return TEMPLATES[name]
+    return named(name, NAMES)

@@ -136,9 +136,10 @@ def text(values: flags.FlagValues) -> int:
 
 def chat(values: flags.FlagValues) -> int:
     """Talks with a model in the terminal."""
+    from perception_jax.data.conversation import AUTO
     from perception_jax.errors import ConfigError
     from perception_jax.systems.text.chat import Chat, converse
-    from perception_jax.systems.text.model import AUTO, NAMES
+    from perception_jax.systems.text.model import NAMES
 
     model = _open(values)
     if values.image and not model.host:
