@@ -6,7 +6,8 @@ import jax
 import numpy as np
 
 from perception_jax.data.grouping import Division
-from perception_jax.systems.mof.held_out import HeldOut
+from perception_jax.inference.held_out import HeldOutLoss
+from perception_jax.systems.mof.task import chat_predictions
 from perception_jax.train import loop
 from perception_jax.train.config import TrainConfig
 from perception_jax.train.metrics import read_metrics
@@ -32,9 +33,8 @@ def test_same_curve_on_one_and_eight_devices(tmp_path):
         result = loop.run(trained, config, tmp_path / name, devices=jax.devices()[:devices])
         rows = [row for row in read_metrics(tmp_path / name) if "loss" in row]
         curves.append([(row["loss"], row["accuracy"], row["tokens"]) for row in rows])
-        held_out = HeldOut(
-            chats(trained.base, Chats.made(7)), batch_size=3, dtype="float32", chunk=32
-        )
+        predictions = chat_predictions(batch_size=3, dtype="float32", chunk=32)
+        held_out = HeldOutLoss(predictions, chats(trained.base, Chats.made(7)))
         scores.append(held_out(result.model)["loss"])
     np.testing.assert_allclose(curves[1], curves[0], atol=1e-5, rtol=0)
     np.testing.assert_allclose(scores[1], scores[0], atol=1e-5, rtol=0)

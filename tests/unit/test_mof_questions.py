@@ -25,7 +25,7 @@ from perception_jax.models.registry import architecture_of
 from perception_jax.systems.mof.answers import ExactAnswers
 from perception_jax.systems.mof.features import kept_features, opened_features, write_features
 from perception_jax.systems.mof.scene_results import majority
-from perception_jax.systems.mof.task import MofTask
+from perception_jax.systems.mof.task import MofTask, chat_predictions
 from perception_jax.testing import tiny_llava
 from tests.tiny_chats import Chats, chat
 from tests.tiny_mof import batches, chats, task
@@ -49,8 +49,8 @@ def asked(count: int) -> Chats:
 
 
 def evaluator(base, records: Chats, **settings) -> ExactAnswers:
-    data = chats(base, records, order="random")
-    return ExactAnswers(data, records, batch_size=4, dtype="float32", **settings)
+    predictions = chat_predictions(batch_size=4, dtype="float32")
+    return ExactAnswers(predictions, chats(base, records, order="random"), records, **settings)
 
 
 def always(base, answer: str):
@@ -92,7 +92,8 @@ def test_a_record_that_cannot_be_read_is_no_right_answer():
     broken = dataclasses.replace(asked(8).records[2], images=(b"no image",))
     records = Chats((*asked(8).records[:2], broken, *asked(8).records[3:]))
     data = chats(base, records, order="random", max_bad_fraction=0.5)
-    found = ExactAnswers(data, records, batch_size=4, dtype="float32").rows(always(base, "cat"))
+    predictions = chat_predictions(batch_size=4, dtype="float32")
+    found = ExactAnswers(predictions, data, records).rows(always(base, "cat"))
     np.testing.assert_array_equal(found, [True, False, False, False, *[True, False] * 2])
 
 

@@ -12,10 +12,10 @@ import pytest
 from perception_jax.data.grouping import Division
 from perception_jax.data.image_chats import IMAGES
 from perception_jax.errors import ConfigError
+from perception_jax.inference.held_out import HeldOutLoss
 from perception_jax.models.params import flatten
 from perception_jax.nn.lora import LoraConfig
-from perception_jax.systems.mof.held_out import HeldOut
-from perception_jax.systems.mof.task import MofTask, MofTaskConfig
+from perception_jax.systems.mof.task import MofTask, MofTaskConfig, chat_predictions
 from perception_jax.testing import tiny_llava
 from perception_jax.train import loop
 from perception_jax.train.config import TrainConfig
@@ -145,8 +145,10 @@ def test_held_out_conversations_are_measured_in_any_batches():
     base = tiny_llava.loaded(tiny_llava.AMOF)
     held_out = chats(base, Chats.made(9))
     found = [
-        HeldOut(held_out, batch_size=size, dtype="float32", chunk=32)(base.model) for size in (2, 4)
+        HeldOutLoss(chat_predictions(batch_size=size, dtype="float32", chunk=32), held_out)
+        for size in (2, 4)
     ]
+    found = [one(base.model) for one in found]
     assert found[0] == pytest.approx(found[1], rel=1e-5)
     assert found[0]["tokens"] > 20
     assert 4 < found[0]["loss"] < 8

@@ -5,7 +5,7 @@ from perception_jax import lazy
 __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
     {
-        "held_out": ("HeldOut",),
-        "task": ("TRAINS", "MofTask", "MofTaskConfig"),
+        "answers": ("ExactAnswers",),
+        "task": ("TRAINS", "MofTask", "MofTaskConfig", "chat_predictions"),
     },
 )

@@ -1,12 +1,10 @@
-"""Answers of a LLaVA to test questions, exactly as asked for. Letters: B rows."""
+"""Answers of a LLaVA to test questions, exactly as asked for. Letters: N records."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Mapping
 
-import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
@@ -14,19 +12,10 @@ from jaxtyping import Bool
 
 from perception_jax.data.image_chats import ImageChats
 from perception_jax.data.records import Source
-from perception_jax.inference.batches import (
-    CompiledPerMesh,
-    current_mesh,
-    divisible,
-    fetched,
-    joined,
-    place,
-)
-from perception_jax.shard.mesh import batch_sharding, mesh_of
-from perception_jax.systems.mof.task import chat_loss
+from perception_jax.inference.held_out import TokenPredictions
 
 
-class ExactAnswers(CompiledPerMesh):
+class ExactAnswers:
     """Share of test questions that greedy decoding answers word by word as the record does.
 
     All tokens of the answer and of its end have the largest logit behind those before them, which
@@ -38,23 +27,20 @@ class ExactAnswers(CompiledPerMesh):
 
     def __init__(
         self,
+        predictions: TokenPredictions,
         data: ImageChats,
         records: Source,
         *,
         together: int = 1,
-        batch_size: int,
-        dtype: np.typing.DTypeLike,
     ):
         """Reads nothing yet.
 
         Args:
           records: of the data; the kind of each one's question is its group.
           together: consecutive records that count as one, right if all are: 2 for minimal pairs.
-          batch_size: rows of a call.
-          dtype: in which the model computes.
         """
-        super().__init__(functools.partial(_exact, dtype=dtype), batch_size=batch_size)
-        self.data, self._records, self._together = data, records, together
+        self._predictions, self.data = predictions, data
+        self._records, self._together = records, together
 
     def __call__(self, model: nnx.Module, mesh: Mesh | None = None) -> Mapping[str, float]:
         """Returns "accuracy" of all, and of each group under its name."""
@@ -73,22 +59,7 @@ class ExactAnswers(CompiledPerMesh):
 
     def rows(self, model: nnx.Module, mesh: Mesh | None = None) -> Bool[np.ndarray, " N"]:
         """Whether each record's question is answered exactly."""
-        mesh = mesh or mesh_of(model)
-        size = divisible(self.batch_size, mesh)
-        split = None if mesh is None else batch_sharding(mesh)
-        run = self._on(mesh)
-
-        def calls() -> Iterator[tuple[Any, int]]:
-            for batch in self.data.parts(size):
-                yield run(model, {key: place(x, split) for key, x in batch.items()}), size
-
-        with current_mesh(mesh):
-            return joined(fetched(calls()))[: len(self._records)]
-
-
-def _exact(
-    model: nnx.Module, batch: Mapping[str, jax.Array], *, dtype: np.typing.DTypeLike
-) -> jax.Array:
-    found = chat_loss(model, batch, chunk=batch["ids"].shape[1], dtype=dtype)
-    # A record that cannot be read has no labels; it counts as answered wrongly.
-    return (found.row_correct == found.row_count) & (found.row_count > 0)
+        found = self._predictions.of(model, self.data, mesh)
+        # A record that cannot be read has no labels; it counts as answered wrongly.
+        exact = (found.correct == found.count) & (found.count > 0)
+        return exact[: len(self._records)]

@@ -43,14 +43,14 @@ def floors(config: Any, base: Loaded, model: nnx.Module) -> dict[str, dict[str, 
     """
     from perception_jax.systems.mof.training import exact_answers
 
-    found = {}
-    for name, source in test_questions(config).items():
-        if not config.evaluation.features:
-            for floor, change in FLOORS.items():
-                evaluator = exact_answers(config, base, name, change(source))
-                found[f"{name}/{floor}"] = dict(evaluator(model))
-        if name == QUESTIONS:
-            found[f"{name}/{MAJORITY}"] = majority(source)
+    asked, changed = test_questions(config), {}
+    if not config.evaluation.features:
+        for name, source in asked.items():
+            changed |= {f"{name}/{floor}": change(source) for floor, change in FLOORS.items()}
+    evaluators = exact_answers(config, base, changed)
+    found = {name: dict(evaluator(model)) for name, evaluator in evaluators.items()}
+    if QUESTIONS in asked:
+        found[f"{QUESTIONS}/{MAJORITY}"] = majority(asked[QUESTIONS])
     return found
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from perception_jax.api import Loaded
@@ -21,6 +22,7 @@ from perception_jax.api.lora import LORA
 from perception_jax.data.grouping import Order, RowShape
 from perception_jax.data.image_chats import FEATURES, IMAGES, ImageChats, row_shapes
 from perception_jax.errors import ConfigError
+from perception_jax.inference.held_out import TokenPredictions
 from perception_jax.models.llava.modeling import Llava
 from perception_jax.models.registry import architecture_of
 from perception_jax.nn.adapters import AdapterParam
@@ -218,3 +220,17 @@ def chat_loss(
     return next_token_loss(
         out.tokens, model.with_whole_head().logits, batch["label"], weights=weights, chunk=chunk
     )
+
+
+def chat_predictions(
+    *, batch_size: int, dtype: np.typing.DTypeLike, chunk: int = 256
+) -> TokenPredictions:
+    """The predictions of a LLaVA on held-out conversations, for evaluators to share.
+
+    Args:
+      batch_size: rows of a call.
+      dtype: in which the model computes.
+      chunk: tokens of each row whose logits are computed at a time.
+    """
+    loss = functools.partial(chat_loss, dtype=dtype, chunk=chunk)
+    return TokenPredictions(loss, batch_size=batch_size)

@@ -13,7 +13,7 @@ import pathlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from flax import nnx
     from jax.sharding import Mesh
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from perception_jax.data.conversation import Template
     from perception_jax.data.image_chats import ImageChats, ImageChatTransform
     from perception_jax.data.records import Source
+    from perception_jax.inference.held_out import TokenPredictions
     from perception_jax.systems.mof.answers import ExactAnswers
     from perception_jax.systems.mof.task import MofTask, MofTaskConfig
     from perception_jax.train.task import Batch, Evaluator
@@ -255,34 +256,45 @@ def _template(name: str, tokenizer: Any) -> Template:
 
 
 def _evaluators(config: Any, base: Loaded) -> dict[str, Evaluator]:
-    from perception_jax.systems.mof.held_out import HeldOut
+    from perception_jax.inference.held_out import HeldOutLoss
     from perception_jax.systems.mof.records import conversations, test_questions
 
     records = conversations(config, test=True)
     if records is None:
         return {}
-    held_out = HeldOut(
-        _chats(config, base, records, test=True),
-        batch_size=config.evaluation.batch_size,
-        dtype=config.train.compute_dtype,
-        chunk=config.chunk,
-    )
-    asked = {
-        name: exact_answers(config, base, name, source)
-        for name, source in test_questions(config).items()
-    }
+    predictions = _predictions(config)
+    held_out = HeldOutLoss(predictions, _chats(config, base, records, test=True))
+    asked = exact_answers(config, base, test_questions(config), predictions)
     return {HELD_OUT: held_out, **asked}
 
 
-def exact_answers(config: Any, base: Loaded, name: str, records: Source) -> ExactAnswers:
-    """The evaluator of a set of test questions; see `records.test_questions`."""
+def exact_answers(
+    config: Any,
+    base: Loaded,
+    questions: Mapping[str, Source],
+    predictions: TokenPredictions | None = None,
+) -> dict[str, ExactAnswers]:
+    """The evaluators of sets of test questions; see `records.test_questions`."""
     from perception_jax.systems.mof.answers import ExactAnswers
     from perception_jax.systems.mof.records import PAIRS
 
-    return ExactAnswers(
-        _chats(config, base, records, test=True),
-        records,
-        together=2 if name == PAIRS else 1,
+    predictions = predictions or _predictions(config)
+    return {
+        name: ExactAnswers(
+            predictions,
+            _chats(config, base, records, test=True),
+            records,
+            together=2 if name.startswith(PAIRS) else 1,
+        )
+        for name, records in questions.items()
+    }
+
+
+def _predictions(config: Any) -> TokenPredictions:
+    from perception_jax.systems.mof.task import chat_predictions
+
+    return chat_predictions(
         batch_size=config.evaluation.batch_size,
         dtype=config.train.compute_dtype,
+        chunk=config.chunk,
     )

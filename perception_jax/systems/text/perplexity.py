@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Int
 
 from perception_jax.data.packing import KEYS, PackedTexts
-from perception_jax.inference.held_out import HeldOutLoss
+from perception_jax.inference.held_out import HeldOutLoss, TokenPredictions
 from perception_jax.ops.next_token import NextTokenLoss
 from perception_jax.systems.text.task import row_loss
 
@@ -32,7 +32,7 @@ class Perplexity(HeldOutLoss):
           chunk: tokens of each row whose logits are computed at a time.
         """
         loss = functools.partial(_loss, dtype=dtype, chunk=chunk)
-        super().__init__(loss, data, batch_size=batch_size)
+        super().__init__(TokenPredictions(loss, batch_size=batch_size), data)
 
     def __call__(self, model: nnx.Module, mesh: Mesh | None = None) -> Mapping[str, float]:
         """Returns "loss" per predicted token (nats), "perplexity", "accuracy" and "tokens".
