@@ -48,6 +48,92 @@ MIX_665K = {
 """Published data: files, folders of images, and their numbers of conversations."""
 RATE, LORA_RATE, PROJECTOR_RATE = 2e-5, 2e-4, 2e-5
 """Learning rates of stage 2: of all weights; of LoRA, and of the projectors beside it."""
+MODEL = {
+    # A whole LLaVA (hub id or folder) to go on with; "" takes the parts below.
+    "whole": "",
+    # Hub id or folder; "" draws the weights of `scratch`.
+    "language": "",
+    # One or two image towers, or models that have one; of two the first one's size counts.
+    "towers": (),
+    "mixing": "single",  # "additive" (A-MoF) or "interleaved" (I-MoF)
+    "mixing_ratio": 0.5,  # of the first tower in the sum
+    "projector": "mlp2x_gelu",
+    "select_layer": -2,
+    "select_feature": "patch",
+    "image_aspect": "square",  # or "pad"
+    "image_size": 0,  # side of images, pixels; 0 is that of the first tower
+}
+"""Settings of `config.model`."""
+DATA = {
+    # "scenes", or a file of conversations: LLaVA's JSON, or JSON lines (`data.sources`).
+    "source": "scenes",
+    "kind": "",
+    # Folder of the images; "" is that of the file.
+    "images": "",
+    # Test records; "" keeps every so many of the source, and 0 of them does not test.
+    "test": "",
+    "test_every": 0,
+    # "auto" takes that of the tokenizer's files.
+    "template": "vicuna_v1",
+    # Tokens of a text at most, an image counted as one; what is longer is cut.
+    "max_length": 2048,
+    # Tokens of a row, those of its images included; each is compiled.
+    "lengths": (),
+    "max_images": 1,
+    # "random", "length", or "modality": batches of images and of text alone.
+    "order": "random",
+    # Share of the records that may be skipped as unusable.
+    "max_bad_fraction": 0.01,
+    # Folder in which the features of all images are kept: frozen towers run once, and not in each
+    # step. "" keeps none.
+    "keep": "",
+    # Folders of features from elsewhere, one for each image tower (`data.kept_features`).
+    "features": (),
+    # Loading processes; 0 loads in threads. `hold` keeps pixels and tokens in memory.
+    "workers": 8,
+    "hold": False,
+    # Scenes only: how many, which ones (a seed), and the side of their images.
+    "scenes": 0,
+    "draw": 42,
+    "canvas": 48,
+    # Of each conversation so many single questions, as records of their own; 0 trains on whole
+    # conversations.
+    "each": 0,
+    # Fields of `data.scenes.chats.ChatConfig`.
+    "chats": {
+        "objects": 4,
+        "names": 0,
+        "caption": True,
+        "turns": 2,
+        "text_every": 8,
+        "pairs": 0,
+        "letters": 0.0,
+    },
+}
+"""Settings of `config.data`."""
+EVALUATION = {
+    # Of "scenes": how many conversations test, how many pairs of each visual pattern, and how many
+    # single questions.
+    "scenes": 200,
+    "pairs": 0,
+    "questions": 0,
+    "features": (),  # of the test records, as `data.features`
+}
+"""Settings of `config.evaluation`, beside `batch_size`, the rows of a call."""
+SCRATCH = {
+    # "bytes", "learned" from the conversations, or a folder.
+    "tokenizer": "bytes",
+    "vocab_size": 264,
+    "context": 512,
+    "width": 256,
+    "depth": 6,
+    "heads": 4,
+    "kv_heads": 4,
+    "head_width": 64,
+    "mlp_dim": 768,
+    "tied": False,
+}
+"""Settings of `config.scratch`, the language model where `config.model.language` is ""."""
 
 _PATCH, _MULTIPLE = 14, 128
 _MAX_LENGTH = 2048
@@ -138,27 +224,7 @@ def base(
       rooms: for text, in rows shorter than the longest one.
       train: settings of the trainer that differ from the recipe's.
     """
-    from perception_jax.data.grouping import Division
-
-    config = ml_collections.ConfigDict({"system": "mof"})
-    config.model = ml_collections.ConfigDict(
-        {
-            # A whole LLaVA (hub id or folder) to go on with; "" takes the parts below.
-            "whole": "",
-            # Hub id or folder; "" draws the weights of `scratch`.
-            "language": "",
-            # One or two image towers, or models that have one; of two the first one's size counts.
-            "towers": (),
-            "mixing": "single",  # "additive" (A-MoF) or "interleaved" (I-MoF)
-            "mixing_ratio": 0.5,  # of the first tower in the sum
-            "projector": "mlp2x_gelu",
-            "select_layer": -2,
-            "select_feature": "patch",
-            "image_aspect": "square",  # or "pad"
-            "image_size": 0,  # side of images, pixels; 0 is that of the first tower
-            **model,
-        }
-    )
+    config = ml_collections.ConfigDict({"system": "mof", "model": {**MODEL, **model}})
     # Folder or file of trained projectors, e.g. WORKDIR/projectors of stage 1; "" draws new ones.
     config.projectors = ""
     # MoF's code starts stage 2 with the second tower's projector in both places; True does so too.
@@ -174,104 +240,51 @@ def base(
     # False: the loss is the mean over all tokens of the batch (with micro-batches, set also
     # train.optim.accumulate_mean="tokens").
     config.device_mean = True
-    steps = Division(**division).updates(samples, epochs)
-    optim = {
-        "learning_rate": rate,
-        "weight_decay": 0.0,
-        "warmup_steps": math.ceil(steps * 0.03),
-        "zero_start": True,
-        **_rules(trains, rate),
-        **train.pop("optim", {}),
-    }
-    own = {"compute_dtype": "bfloat16", "frozen_dtype": "bfloat16", "log_every": 10}
-    config.train = trainer(
-        steps=steps,
-        batch_size=math.prod(division.values()),
-        optim=optim,
-        **{**own, "seed": 42, "checkpoint_every": 500, **train},
-    )
+    config.train = _trainer(division, samples, epochs, rate=rate, trains=trains, **train)
     # What the backward pass recomputes: "none", "full", "dots" or "dots_no_batch" (`nn.stack`).
     config.remat = "full"
     # Tokens of each row whose logits are computed at a time.
     config.chunk = 256
     longest = _multiple(max_length + tokens - 1)
     lengths = sorted({min(_multiple(tokens + room), longest) for room in rooms} | {longest})
-    config.data = ml_collections.ConfigDict(
-        {
-            # "scenes", or a file of conversations: LLaVA's JSON, or JSON lines (`data.sources`).
-            "source": "scenes",
-            "kind": "",
-            # Folder of the images; "" is that of the file.
-            "images": "",
-            # Test records; "" keeps every so many of the source, and 0 of them does not test.
-            "test": "",
-            "test_every": 0,
-            # "auto" takes that of the tokenizer's files.
-            "template": "vicuna_v1",
-            # Tokens of a text at most, an image counted as one; what is longer is cut.
-            "max_length": max_length,
-            # Tokens of a row, those of its images included; each is compiled.
-            "lengths": tuple(lengths),
-            "max_images": 1,
-            # "random", "length", or "modality": batches of images and of text alone.
-            "order": "random",
-            # Share of the records that may be skipped as unusable.
-            "max_bad_fraction": 0.01,
-            # Folder in which the features of all images are kept: frozen towers run once, and not
-            # in each step. "" keeps none.
-            "keep": "",
-            # Folders of features from elsewhere, one for each image tower (`data.kept_features`).
-            "features": (),
-            # Loading processes; 0 loads in threads. `hold` keeps pixels and tokens in memory.
-            "workers": 8,
-            "hold": False,
-            # Scenes only: how many, which ones (a seed), and the side of their images.
-            "scenes": samples,
-            "draw": 42,
-            "canvas": 48,
-            # Of each conversation so many single questions, as records of their own; 0 trains on
-            # whole conversations.
-            "each": 0,
-            # Fields of `data.scenes.chats.ChatConfig`.
-            "chats": {
-                "objects": 4,
-                "names": 0,
-                "caption": True,
-                "turns": 2,
-                "text_every": 8,
-                "pairs": 0,
-                "letters": 0.0,
-            },
-        }
-    )
-    # Rows per device call, and for "scenes" how many conversations test, how many pairs of each
-    # visual pattern, and how many single questions.
+    own = {"max_length": max_length, "lengths": tuple(lengths), "scenes": samples}
+    config.data = ml_collections.ConfigDict({**DATA, **own})
     config.evaluation = ml_collections.ConfigDict(
-        {
-            "batch_size": math.prod(division.values()),
-            "scenes": 200,
-            "pairs": 0,
-            "questions": 0,
-            "features": (),  # of the test records, as `data.features`
-        }
+        {"batch_size": math.prod(division.values()), **EVALUATION}
     )
-    # Language model and tokenizer ("bytes", "learned" from the conversations, or a folder) where
-    # `model.language` is "".
-    config.scratch = ml_collections.ConfigDict(
-        {
-            "tokenizer": "bytes",
-            "vocab_size": 264,
-            "context": 512,
-            "width": 256,
-            "depth": 6,
-            "heads": 4,
-            "kv_heads": 4,
-            "head_width": 64,
-            "mlp_dim": 768,
-            "tied": False,
-        }
-    )
+    config.scratch = ml_collections.ConfigDict(SCRATCH)
     return config
+
+
+def _trainer(
+    division: dict[str, int],
+    samples: int,
+    epochs: int,
+    *,
+    rate: float,
+    trains: str,
+    optim: dict[str, Any] | None = None,
+    **settings: Any,
+) -> ml_collections.ConfigDict:
+    """The trainer's settings, with the schedule of so many epochs."""
+    from perception_jax.data.grouping import Division
+
+    steps = Division(**division).updates(samples, epochs)
+    schedule = {
+        "learning_rate": rate,
+        "weight_decay": 0.0,
+        "warmup_steps": math.ceil(steps * 0.03),
+        "zero_start": True,
+        **_rules(trains, rate),
+        **(optim or {}),
+    }
+    own = {"compute_dtype": "bfloat16", "frozen_dtype": "bfloat16", "log_every": 10}
+    return trainer(
+        steps=steps,
+        batch_size=math.prod(division.values()),
+        optim=schedule,
+        **{**own, "seed": 42, "checkpoint_every": 500, **settings},
+    )
 
 
 def _rules(trains: str, rate: float) -> dict[str, Any]:
