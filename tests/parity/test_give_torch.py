@@ -13,6 +13,7 @@ import pathlib
 import re
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
