@@ -38,25 +38,32 @@ def checked(target: T) -> T:
         if dataclasses.is_dataclass(target) and "__init__" in vars(target):
             target.__init__ = checked(target.__init__)
         return target
-    texts = target.__annotations__
-    if not texts:
+    if not target.__annotations__:
         return target
-    if any("{" in str(text) for text in texts.values()):  # sizes that are values of arguments
-        return _bound(target)
-    target.__annotations__ = {
-        name: _resolved(text, target.__globals__) for name, text in texts.items()
-    }
-    typed = beartype.beartype(target)
+    if any("{" in str(hint) for hint in target.__annotations__.values()):
+        return _bound(target)  # a size is the value of an argument
+
+    typed = None  # a start of Python calls few of the functions that it imports
 
     @functools.wraps(target)
     def call(*args: Any, **kwargs: Any) -> Any:
         __tracebackhide__ = True
+        nonlocal typed
         if jaxtyping.config.jaxtyping_disable:
             return target(*args, **kwargs)
+        if typed is None:
+            typed = _typed(target)
         with _sizes:
             return typed(*args, **kwargs)
 
     return call
+
+
+def _typed(target: T) -> T:
+    target.__annotations__ = {
+        name: _resolved(hint, target.__globals__) for name, hint in target.__annotations__.items()
+    }
+    return beartype.beartype(target)
 
 
 def _resolved(text: Any, names: dict[str, Any]) -> Any:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,11 @@ from flax import nnx
 from perception_jax.models.params import flatten, unflatten
 
 Model = TypeVar("Model", bound=nnx.Module)
+
+
+def run(model: nnx.Module, *inputs: Any, **options: Any) -> Any:
+    """Returns `model(*inputs, **options)` from one compiled program."""
+    return jax.jit(lambda model, inputs: model(*inputs, **options))(model, inputs)
 
 
 def normal(seed: int, *shape: int) -> jax.Array:

@@ -1,8 +1,6 @@
 """Kills a toy run again and again, at random moments and at chosen points, and resumes it.
 
-A server has imported everything and forks a child for each start, which then takes a second:
-`python -m tests.killing` reads one JSON object per line (`Server.run`) and answers with the child's
-exit code. It must not use JAX itself: a process with JAX's threads cannot fork.
+A server (`tests.forking`) has imported everything, so that a start takes a second.
 """
 
 from __future__ import annotations
@@ -14,10 +12,7 @@ import os
 import pathlib
 import random
 import signal
-import subprocess
-import sys
 import threading
-import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +21,7 @@ from orbax.checkpoint import v1 as ocp
 from perception_jax.train import checkpoint, frozen, integrity, loop, metrics, workdir
 from perception_jax.train.config import TrainConfig
 from perception_jax.train.metrics import read_metrics
+from tests import forking
 from tests.tiny_training import RECORDS, TinyTask, read_arrays
 
 SETTINGS: dict[str, Any] = {
@@ -65,33 +61,18 @@ def choose(rng: random.Random) -> dict[str, Any]:
     }
 
 
-class Server:
+class Server(forking.Server):
     """Starts runs; a context manager."""
 
     def __init__(self, root: pathlib.Path) -> None:
-        self._root = root
-
-    def __enter__(self) -> Server:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.killing"],
-            cwd=self._root,
-            env={**os.environ, "JAX_PLATFORMS": "cpu"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._process.communicate(timeout=60)
+        super().__init__(root, "tests.killing")
 
     def run(self, folder: pathlib.Path, kill: dict[str, Any] | None) -> bool:
         """Starts the run in `folder`; returns whether it ended before it was killed."""
-        order = {"folder": str(folder), "kill": kill}
-        print(json.dumps(order), file=self._process.stdin, flush=True)
-        code = json.loads(self._process.stdout.readline())
+        log = folder.with_suffix(".log")
+        (code,) = self.start({"folder": str(folder), "kill": kill, "log": str(log)})
         if code not in (0, -signal.SIGKILL):
-            raise AssertionError(f"exit code {code}:\n{_log_of(folder).read_text()[-4000:]}")
+            raise AssertionError(f"exit code {code}:\n{log.read_text()[-4000:]}")
         return code == 0
 
 
@@ -136,35 +117,11 @@ def series(server: Server, folder: pathlib.Path, kills: int, seed: int) -> colle
     return done
 
 
-def main() -> None:
-    """Forks a child for each line of the standard input."""
-    for line in sys.stdin:
-        order = json.loads(line)
-        child = os.fork()
-        if child == 0:
-            _train(pathlib.Path(order["folder"]), order["kill"])
-        _, status = os.waitpid(child, 0)
-        print(os.waitstatus_to_exitcode(status), flush=True)
-
-
-def _train(folder: pathlib.Path, kill: dict[str, Any] | None) -> None:
-    code = 1
-    with _log_of(folder).open("w") as log:
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
-        try:
-            stop = _arm(kill) if kill else None
-            config = TrainConfig.from_mapping(SETTINGS)
-            code = 0 if loop.run(TinyTask(), config, folder, stop=stop).finished else 3
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            log.flush()
-            os._exit(code)
-
-
-def _log_of(folder: pathlib.Path) -> pathlib.Path:
-    return folder.with_suffix(".log")
+def _train(order: forking.Order) -> int:
+    stop = _arm(order["kill"]) if order["kill"] else None
+    config = TrainConfig.from_mapping(SETTINGS)
+    result = loop.run(TinyTask(), config, pathlib.Path(order["folder"]), stop=stop)
+    return 0 if result.finished else 3
 
 
 def _arm(kill: dict[str, Any]) -> Callable[[int], bool] | None:
@@ -203,4 +160,4 @@ def _die() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    forking.serve(_train)

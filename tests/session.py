@@ -16,7 +16,7 @@ from launch import compile_cache
 
 LIMIT = 30.0
 """Seconds that a test, its fixtures or its cleaning up may take unless it is marked slow."""
-KEPT_PROGRAMS = 64
+KEPT_PROGRAMS = 32
 """Programs of several devices that a process keeps."""
 GIB_PER_WORKER = 4
 MAX_WORKERS = 4

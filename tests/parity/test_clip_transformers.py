@@ -9,6 +9,7 @@ import pytest
 
 import perception_jax
 from perception_jax.api import Layout
+from tests.arrays import run
 from tests.parity.measures import Row
 
 torch = pytest.importorskip("torch")
@@ -70,7 +71,7 @@ def test_both_ways(theirs, inputs, tmp_path, layout: Layout):
     theirs.save_pretrained(tmp_path / "theirs")
     loaded = perception_jax.load(tmp_path / "theirs")
     pixels, ids = inputs
-    out = loaded.model(jnp.asarray(pixels), jnp.asarray(ids))
+    out = run(loaded.model, jnp.asarray(pixels), jnp.asarray(ids))
     logits, image, text = outputs_of(theirs, pixels, ids)
     act = theirs.config.vision_config.hidden_act
     through = ", through our own layout" if layout == "jax" else ""
@@ -99,5 +100,5 @@ def test_torch_bin_loads_through_the_restricted_reader(theirs, inputs, tmp_path)
     torch.save(theirs.state_dict(), tmp_path / "pytorch_model.bin")
     loaded = perception_jax.load(tmp_path)
     pixels, ids = inputs
-    out = loaded.model(jnp.asarray(pixels), jnp.asarray(ids))
+    out = run(loaded.model, jnp.asarray(pixels), jnp.asarray(ids))
     np.testing.assert_allclose(out.logits_per_image, outputs_of(theirs, pixels, ids)[0], atol=1e-4)

@@ -8,6 +8,7 @@ import pytest
 
 import perception_jax
 from perception_jax.nn.taps import Taps
+from tests.arrays import run
 from tests.parity.measures import Row
 from tests.parity.torch_code import assert_bit_equal, channels_first, randomised
 
@@ -40,7 +41,7 @@ def test_siglip_both_ways(tmp_path):
     rng = np.random.default_rng(0)
     pixels = rng.normal(size=(2, 30, 30, 3)).astype(np.float32)
     ids = rng.integers(0, 60, (3, 9))
-    out = loaded.model(jnp.asarray(pixels), jnp.asarray(ids, jnp.int32))
+    out = run(loaded.model, jnp.asarray(pixels), jnp.asarray(ids, jnp.int32))
     with torch.no_grad():
         expected = theirs(pixel_values=channels_first(pixels), input_ids=torch.tensor(ids))
     row = Row("tiny SigLIP", "Hugging Face", "transformers")
@@ -82,7 +83,7 @@ def test_dinov2_both_ways_at_its_own_and_another_size(tmp_path, kind):
     for height, width in ((35, 35), (56, 49), (21, 28)):
         rng = np.random.default_rng(height)
         pixels = rng.normal(size=(2, height, width, 3)).astype(np.float32)
-        out = loaded.model(jnp.asarray(pixels), taps=Taps(hidden=(0, 1, 2, 3)))
+        out = run(loaded.model, jnp.asarray(pixels), taps=Taps(hidden=(0, 1, 2, 3)))
         with torch.no_grad():
             expected = theirs(channels_first(pixels), output_hidden_states=True)
         row.close(out.tokens, expected.last_hidden_state)

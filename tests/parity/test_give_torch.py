@@ -13,6 +13,7 @@ import pathlib
 import re
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -87,7 +88,7 @@ class Setup:
 
     def ours(self, alpha: float | None):
         """The result of the public call; None is without an instruction."""
-        told = instruct(self.encoder.model.backbone.text, jnp.asarray(self.ids))
+        told = jax.jit(instruct)(self.encoder.model.backbone.text, jnp.asarray(self.ids))
         options = {} if alpha is None else {"alpha": alpha}
         told = None if alpha is None else told
         return self.encoder.encode(self.images, told, hidden_states=True, **options)

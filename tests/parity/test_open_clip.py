@@ -25,7 +25,7 @@ from perception_jax.models.clip.modeling import Clip
 from perception_jax.models.eva import config as eva
 from perception_jax.models.siglip import config as siglip
 from perception_jax.models.timm import Size
-from tests.arrays import drawn
+from tests.arrays import drawn, run
 from tests.parity.measures import Row
 from tests.parity.torch_code import assert_bit_equal, channels_first, open_clip, randomised
 
@@ -125,7 +125,7 @@ def test_both_ways(tmp_path, tiny_trunks, name):
     pixels = rng.normal(size=(2, SIDE, SIDE, 3)).astype(np.float32)
     ids = rng.integers(0, 59, (3, 9))
     ids[:, 6] = 59  # the end token
-    out = loaded.model(jnp.asarray(pixels), jnp.asarray(ids, jnp.int32))
+    out = run(loaded.model, jnp.asarray(pixels), jnp.asarray(ids, jnp.int32))
     with torch.no_grad():
         image = theirs.encode_image(channels_first(pixels), normalize=True)
         text = theirs.encode_text(torch.tensor(ids), normalize=True)
@@ -168,6 +168,6 @@ def test_a_token_behind_the_end_token(tmp_path, tiny_trunks):
     np.testing.assert_array_equal(ids.numpy(), ours.processor.texts(texts))
     with torch.no_grad():
         expected = theirs.encode_text(ids).numpy()
-    found = ours.model.text(ours.processor.texts(texts)).embedding
+    found = run(ours.model.text, ours.processor.texts(texts)).embedding
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert np.abs(expected[0] - expected[1]).max() > 1e-3

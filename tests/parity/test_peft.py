@@ -14,6 +14,7 @@ from perception_jax.models.params import flatten
 from perception_jax.nn.adapters import AdapterParam
 from perception_jax.nn.lora import merge_lora
 from perception_jax.ops.next_token import next_token_loss
+from tests.arrays import run
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -69,10 +70,10 @@ def test_lora_both_ways(clip, tmp_path, targets, rank_stabilized):
 
     base = perception_jax.load(clip)
     ours = load_lora(base, tmp_path / "theirs")
-    plain = base.model(jnp.asarray(pixels), jnp.asarray(ids)).logits_per_image
+    plain = run(base.model, jnp.asarray(pixels), jnp.asarray(ids)).logits_per_image
     assert np.abs(plain - expected).max() > 1e-2
     for model in (ours.model, merge_lora(ours.model)):
-        found = model(jnp.asarray(pixels), jnp.asarray(ids)).logits_per_image
+        found = run(model, jnp.asarray(pixels), jnp.asarray(ids)).logits_per_image
         np.testing.assert_allclose(found, expected, atol=2e-5)
 
     save_lora(ours, tmp_path / "ours")

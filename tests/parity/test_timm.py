@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import perception_jax
+from tests.arrays import run
 from tests.parity.measures import Row
 from tests.parity.torch_code import assert_bit_equal, channels_first, randomised, timm
 
@@ -37,7 +38,7 @@ def assert_same_outputs(row, model, theirs, sizes, *, final_norm=True):
     for height, width in sizes:
         rng = np.random.default_rng(height)
         pixels = rng.normal(size=(2, height, width, 3)).astype(np.float32)
-        out = model(jnp.asarray(pixels))
+        out = run(model, jnp.asarray(pixels))
         with torch.no_grad():
             tokens = theirs.forward_features(channels_first(pixels))
             pooled = theirs.forward_head(tokens)

@@ -12,6 +12,7 @@ import pytest
 import perception_jax
 from perception_jax.errors import CheckpointError
 from perception_jax.nn.taps import Taps
+from tests.arrays import run
 from tests.parity.measures import Row
 from tests.parity.torch_code import assert_bit_equal, channels_first, randomised
 
@@ -46,7 +47,7 @@ def expected(model):
 
 
 def assert_same(row, model, theirs) -> None:
-    out = model(jnp.asarray(PIXELS))
+    out = run(model, jnp.asarray(PIXELS))
     for ours, found in zip((out.tokens, out.pooled, out.embedding), theirs, strict=True):
         if found is not None:
             row.close(ours, found)
@@ -98,7 +99,7 @@ def test_the_tower_of_a_llava(tmp_path):
         states = inner(channels_first(PIXELS), output_hidden_states=True).hidden_states
 
     loaded = perception_jax.load(tmp_path / "hf", prefix="vision_tower.")
-    out = loaded.model(jnp.asarray(PIXELS), taps=Taps(hidden=(-2,)))
+    out = run(loaded.model, jnp.asarray(PIXELS), taps=Taps(hidden=(-2,)))
     row = Row("tiny CLIP inside a LLaVA, a part by its prefix", "Hugging Face", "transformers")
     row.read(loaded.report)
     row.close(out.hidden[0], states[-2])
@@ -111,7 +112,7 @@ def test_the_tower_of_a_llava(tmp_path):
     torch.save(names | {"lm_head.weight": torch.zeros(3, 3)}, tmp_path / "mm.bin")
     settings = inner.config.to_dict() | {"model_type": "clip_vision_model"}
     again = perception_jax.load(tmp_path / "mm.bin", config=settings, prefix=prefix)
-    out = again.model(jnp.asarray(PIXELS), taps=Taps(hidden=(-2,)))
+    out = run(again.model, jnp.asarray(PIXELS), taps=Taps(hidden=(-2,)))
     row.close(out.hidden[0], states[-2])
     assert again.report.aside == ("lm_head.weight",)
 

@@ -10,18 +10,17 @@ import ast
 import dataclasses
 import importlib
 import itertools
-import os
 import pathlib
 import re
 import shlex
 import subprocess
-import sys
 import textwrap
 from collections.abc import Iterator
 
 import pytest
 
 from launch import common
+from tests.forking import Server
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 _FENCE = re.compile(r"^(?P<indent> *)```(?P<language>\w*)\s*$")
@@ -177,17 +176,23 @@ def script(session: list[Block]) -> str:
 SESSIONS = sessions(blocks("python"))
 
 
+@pytest.fixture(scope="module")
+def scripts() -> Iterator[Server]:
+    with Server(ROOT, "tests.programs.scripts") as server:
+        yield server
+
+
 @pytest.mark.parametrize("name", SESSIONS)
-def test_python_blocks_run(name, playground):
-    done = subprocess.run(
-        [sys.executable, "-c", script(SESSIONS[name])],
-        cwd=playground,
-        env={**os.environ, "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, f"{name}\n{done.stderr}"
+def test_python_blocks_run(name, playground, scripts):
+    log = playground / "log"
+    order = {"script": script(SESSIONS[name]), "folder": str(playground), "log": str(log)}
+    assert scripts.start(order) == [0], f"{name}\n{log.read_text()}"
+
+
+@pytest.mark.parametrize("wrong", ["jax.numpy", "exit(3)", "import os; os.abort()"])
+def test_a_script_that_fails_is_noticed(wrong, playground, scripts):
+    order = {"script": wrong, "folder": str(playground), "log": str(playground / "log")}
+    assert scripts.start(order) != [0]
 
 
 @pytest.mark.parametrize("block", blocks("bash", "sh", "shell", "console"), ids=str)

@@ -1,15 +1,13 @@
 """A program of `test_restoring`: one of several processes that restore a state and save it again.
 
-    python -m tests.sharding.restoring WORKDIR PROCESSES INDEX PORT
-
-Prints as JSON: a digest of the whole state, and how many bytes this process read for it.
+Each is a fork (`tests.forking`). Prints as JSON: a digest of the whole state, and how many bytes
+this process read for it.
 """
 
 from __future__ import annotations
 
 import json
 import pathlib
-import sys
 from typing import Any
 
 import jax
@@ -25,6 +23,7 @@ from perception_jax.train import checkpoint, frozen, integrity, state_tree
 from perception_jax.train.config import TrainConfig
 from perception_jax.train.state import TrainState, with_shardings
 from perception_jax.train.task_step import TaskStep
+from tests.forking import Order, serve
 from tests.tiny_training import TinyTask
 
 ROWS, COLUMNS = 1024, 512
@@ -93,14 +92,15 @@ def _save(workdir: pathlib.Path, step: int, state: TrainState) -> None:
         checkpoints.save(step, state, iterator.get_state(), {})
 
 
-def main(workdir: str, processes: int, index: int, port: str) -> None:
+def run(order: Order) -> int:
+    workdir, processes = pathlib.Path(order["workdir"]), order["processes"]
     compile_cache.skip_several_cpu_devices()
     jax.config.update("jax_num_cpu_devices", 2)
     distributed.initialize(
         processes > 1,
-        coordinator_address=f"localhost:{port}",
+        coordinator_address=f"localhost:{order['port']}",
         num_processes=processes,
-        process_id=index,
+        process_id=order["index"],
     )
     frozen.CHUNK_BYTES = 2**16
     summed: list[int] = []  # by several threads
@@ -114,17 +114,20 @@ def main(workdir: str, processes: int, index: int, port: str) -> None:
     mesh = make_mesh()
     with jax.set_mesh(mesh):
         built = _task_step(mesh)
-        with checkpoint.Checkpoints(pathlib.Path(workdir) / "checkpoints", keep=9) as checkpoints:
+        with checkpoint.Checkpoints(workdir / "checkpoints", keep=9) as checkpoints:
             iterator = iter(built.task.datasets()["train"])
             restored = checkpoints.restore(with_shardings(built.state, built.shardings), iterator)
             assert restored is not None
             read, verified = bytes_read(), sum(summed)
-        _save(pathlib.Path(workdir), restored.step + 1, restored.state)
+        _save(workdir, restored.step + 1, restored.state)
         found = digest(restored.state)
     largest = restored.state.trainable["trained"].addressable_shards
     own = {tuple(np.asarray(shard.data).shape) for shard in largest}
     print(json.dumps({"digest": found, "read": read, "verified": verified, "own": list(own)}))
+    if processes > 1:
+        jax.distributed.shutdown()  # waits for the others
+    return 0
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
+    serve(run)

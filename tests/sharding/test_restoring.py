@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import pathlib
 import socket
-import subprocess
-import sys
 from typing import Any
 
 import chex
@@ -18,6 +14,7 @@ import pytest
 
 from perception_jax.shard.mesh import make_mesh
 from perception_jax.train import frozen
+from tests.forking import Server
 from tests.sharding import restoring
 
 WHOLE = 4 * restoring.ROWS * restoring.COLUMNS
@@ -39,28 +36,18 @@ def test_8_to_1_to_4_devices(tmp_path: pathlib.Path):
         chex.assert_trees_all_equal(jax.device_get(state), jax.device_get(first))
 
 
-def restore(root: pathlib.Path, workdir: pathlib.Path, processes: int) -> list[dict[str, Any]]:
+def restore(server: Server, workdir: pathlib.Path, processes: int) -> list[dict[str, Any]]:
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "tests.sharding.restoring", str(workdir), str(processes)]
-    with contextlib.ExitStack() as stack:
-        children = [
-            stack.enter_context(
-                subprocess.Popen(
-                    [*command, str(index), str(port)],
-                    cwd=root,
-                    env={**os.environ, "JAX_PLATFORMS": "cpu"},
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
-                    text=True,
-                )
-            )
-            for index in range(processes)
-        ]
-        said = [child.communicate(timeout=120) for child in children]
-    assert [child.returncode for child in children] == [0] * processes, said
-    return [json.loads(out.splitlines()[-1]) for out, _ in said]
+    logs = [workdir / f"log{index}" for index in range(processes)]
+    asked = {"workdir": str(workdir), "processes": processes, "port": port}
+    codes = server.start(
+        *({**asked, "index": index, "log": str(log)} for index, log in enumerate(logs))
+    )
+    said = [log.read_text() for log in logs]
+    assert codes == [0] * processes, said
+    return [json.loads(text.splitlines()[-1]) for text in said]
 
 
 def test_1_to_2_to_2_to_1_processes_and_what_each_reads(
@@ -72,8 +59,10 @@ def test_1_to_2_to_2_to_1_processes_and_what_each_reads(
     with jax.set_mesh(mesh):
         first = restoring.digest(restoring.begin(tmp_path, mesh))
     shares = {}
-    for turn, processes in enumerate((2, 2, 1)):
-        found = restore(root, tmp_path, processes)
+    with Server(root, "tests.sharding.restoring") as server:
+        turns = [restore(server, tmp_path, processes) for processes in (2, 2, 1)]
+    for turn, found in enumerate(turns):
+        processes = len(found)
         assert [each["digest"] for each in found] == [first] * processes
         reads = np.array([each["read"] for each in found]) / (MATRICES * WHOLE)
         assert (np.abs(reads * processes - 1) < 0.15).all(), reads

@@ -8,8 +8,11 @@ import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
+from jax._src import compiler
 
+from perception_jax.shard.mesh import batch_sharding, make_mesh
 from tests import session
 
 
@@ -37,6 +40,22 @@ def test_processor_time_counts_children():
     before = session.processor_seconds()
     subprocess.run([sys.executable, "-c", "sum(range(10**7))"], check=True)
     assert session.processor_seconds() > before + 0.05
+
+
+def test_equal_programs_of_several_devices_are_compiled_once(monkeypatch):
+    compiled, real = [], compiler.backend_compile_and_load
+
+    def counted(*arguments):
+        compiled.append(None)
+        return real(*arguments)
+
+    monkeypatch.setattr(compiler, "backend_compile_and_load", counted)
+    mesh = make_mesh(devices=jax.devices()[:2])
+    rows = jax.device_put(np.arange(6, dtype=np.float32), batch_sharding(mesh))
+    for factor in (2.5, 2.5, 3.5):
+        found = jax.jit(lambda x, by=factor: (by * x).sum())(rows)
+        assert float(found) == 15 * factor
+    assert len(compiled) == 2
 
 
 _OVER = """

@@ -18,6 +18,7 @@ from perception_jax.models.architecture import Architecture
 from perception_jax.models.identify import open_clip_architecture
 from perception_jax.models.params import flatten, unflatten
 from perception_jax.models.registry import architecture
+from perception_jax.nn.stack import depth_of
 from perception_jax.nn.taps import Taps
 from tests.parity.cases import Case, assert_close, check
 from tests.parity.measures import Row
@@ -42,8 +43,14 @@ def load(case: Case, arch: Architecture, config: Any, layout: str) -> nnx.Module
     return unflatten(model, loaded.params)
 
 
-def all_states(depth: int) -> Taps:
-    return Taps(hidden=tuple(range(depth + 1)))
+@jax.jit
+def run(model: Any, pixels: jax.Array, ids: jax.Array) -> tuple[Any, Any, Any]:
+    """The model's output, and those of its towers with all hidden states."""
+
+    def of(tower: Any, inputs: jax.Array) -> Any:
+        return tower(inputs, taps=Taps(hidden=tuple(range(depth_of(tower.blocks) + 1))))
+
+    return model(pixels, ids), of(model.vision, pixels), of(model.text, ids)
 
 
 @check("mmvp_mof", when=_is_open_clip)
@@ -61,14 +68,15 @@ def open_clip(case: Case) -> None:
     model, arrays = load(case, arch, config, "reference"), case.arrays
     pixels = jnp.asarray(arrays["image"].transpose(0, 2, 3, 1))
     ids = jnp.asarray(arrays["text"], jnp.int32)
-    out = jax.jit(lambda m, p, i: m(p, i))(model, pixels, ids)
-    image = model.vision(pixels, taps=all_states(config.vision.depth))
-    text = model.text(ids, taps=all_states(config.text.depth))
+    out, image, text = run(model, pixels, ids)
+    first, last = jax.jit(lambda m, p, h: (m.patch_embed(p), m.norm_post(h)))(
+        model.vision, pixels, image.hidden[-1]
+    )
 
     found = {
-        "vis.patch_embed": model.vision.patch_embed(pixels),
+        "vis.patch_embed": first,
         "vis.ln_pre": image.hidden[0],
-        "vis.ln_post": model.vision.norm_post(image.hidden[-1]),
+        "vis.ln_post": last,
         "vis.final_norm": image.tokens,
         "vis.attn_pool": image.pooled,
         "txt.ln_final": text.tokens,
@@ -101,9 +109,7 @@ def hugging_face(case: Case) -> None:
     model, arrays = load(case, arch, config, "hf"), case.arrays
     pixels = jnp.asarray(arrays["pixel_values"].transpose(0, 2, 3, 1))
     ids = jnp.asarray(arrays["input_ids"], jnp.int32)
-    out = jax.jit(lambda m, p, i: m(p, i))(model, pixels, ids)
-    image = model.vision(pixels, taps=all_states(config.vision.depth))
-    text = model.text(ids, taps=all_states(config.text.depth))
+    out, image, text = run(model, pixels, ids)
 
     found = {
         "image_embeds": out.image_embeds,

@@ -47,9 +47,11 @@ def loss_values_and_gradients(case: Case) -> None:
             **weights, absent_rows=absent_rows, oiic_temperature=float(settings["tau"])
         )
         part = name.removesuffix("_present")
-        loss, gradients = jax.value_and_grad(
-            lambda given, config=config, part=part: getattr(
-                losses.all_losses(config, rows, scale=scale, **given), part
+        loss, gradients = jax.jit(
+            jax.value_and_grad(
+                lambda given, config=config, part=part: getattr(
+                    losses.all_losses(config, rows, scale=scale, **given), part
+                )
             )
         )(given)
         assert_close(loss, arrays[f"{name}.loss"], what=name)
@@ -60,7 +62,9 @@ def loss_values_and_gradients(case: Case) -> None:
                 )
     lonely = {**arrays, "class_id": arrays["no_anchor.class_id"]}
     at = functools.partial(losses.oiic, temperature=float(settings["tau"]))
-    loss, gradient = jax.value_and_grad(at)(given["present"], _rows(lonely), given["absent"])
+    loss, gradient = jax.jit(jax.value_and_grad(at))(
+        given["present"], _rows(lonely), given["absent"]
+    )
     assert (float(loss), float(jnp.abs(gradient).max())) == (arrays["no_anchor.oiic_loss"], 0.0)
 
 
@@ -96,9 +100,8 @@ def adapter_config(settings: Mapping[str, Any]) -> AdapterConfig:
 def _adapter(case: Case, name: str, part: Mapping[str, Any]) -> None:
     settings, arrays = case.settings, case.arrays
     config = adapter_config({**settings, **part})
-    fresh = AgAdapter(
-        config, settings["vision_width"], settings["text_width"], rngs=nnx.Rngs(params=0)
-    )
+    widths = settings["vision_width"], settings["text_width"]
+    fresh = nnx.eval_shape(lambda: AgAdapter(config, *widths, rngs=nnx.Rngs(params=0)))
     prefix = f"ag_adapters.{part['block']}"
     table = RuleTable(rules=adapter_rules(prefix, "adapter", config))
     files = load_file(case.weights)
@@ -119,16 +122,24 @@ def _adapter(case: Case, name: str, part: Mapping[str, Any]) -> None:
             strength=jnp.float32(strength),
         )
 
-    def score(adapter: AgAdapter, h: jax.Array, states: jax.Array) -> jax.Array:
+    def score(
+        adapter: AgAdapter, h: jax.Array, states: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         given = dataclasses.replace(steer(settings["alpha"]), states=states)
-        return jnp.sum(adapter(h, given) * arrays["cotangent"])
+        out = adapter(h, given)
+        found = {
+            "out": out,
+            "out_alpha1": adapter(h, steer(1.0)),
+            "attention": adapter.attention(h, steer(1.0)),
+        }
+        return jnp.sum(out * arrays["cotangent"]), found
 
-    assert_close(adapter(h, steer(settings["alpha"])), arrays[f"{name}.out"], what=name)
-    assert_close(adapter(h, steer(1.0)), arrays[f"{name}.out_alpha1"], what=f"{name} whole")
-    assert_close(
-        adapter.attention(h, steer(1.0)), arrays[f"{name}.attention"], what=f"{name} attention"
+    gradients, found = jax.jit(jax.grad(score, argnums=(0, 1, 2), has_aux=True))(
+        adapter, h, steer(1.0).states
     )
-    of_adapter, of_h, of_states = jax.grad(score, argnums=(0, 1, 2))(adapter, h, steer(1.0).states)
+    for key, value in found.items():
+        assert_close(value, arrays[f"{name}.{key}"], what=f"{name} {key}")
+    of_adapter, of_h, of_states = gradients
     assert_close(of_h, arrays[f"{name}.grad_h"], what=f"{name} gradient of h")
     assert_close(of_states, arrays[f"{name}.grad_text_states"], what=f"{name} gradient of states")
     leaves = {f"adapter/{path}": leaf for path, leaf in flatten(of_adapter).items()}

@@ -47,9 +47,10 @@ def steered_tower(case: Case) -> None:
 
     static = jax.jit(lambda give, pixels: give(pixels, taps=every))(give, pixels)
     _compare(case, "static", static, attention=False)
-    plain = build_backbone(backbone.config, rngs=nnx.Rngs(params=0))
-    plain = unflatten(plain, flatten(backbone.model)).vision(pixels, taps=every)
-    np.testing.assert_array_equal(give(pixels, taps=every).tower.tokens, plain.tokens)
+    plain = nnx.eval_shape(lambda: build_backbone(backbone.config, rngs=nnx.Rngs(params=0)))
+    plain = unflatten(plain, flatten(backbone.model)).vision
+    tokens = jax.jit(lambda tower, pixels: tower(pixels, taps=every).tokens)(plain, pixels)
+    np.testing.assert_array_equal(static.tower.tokens, tokens)
 
     taps = dataclasses.replace(every, inserts=layers)
     steer = jax.jit(lambda give, pixels, told: give(pixels, told, taps=taps))
