@@ -104,6 +104,7 @@ DATA = {
         "objects": 4,
         "names": 0,
         "caption": True,
+        "detailed": 0.0,
         "turns": 2,
         "text_every": 8,
         "pairs": 0,

@@ -25,7 +25,7 @@ MIXES = {"clip": "single", "amof": "additive", "imof": "interleaved"}
 """How features are mixed, by the value of the argument `mix`."""
 SIZE, PATCHES = 72, 36
 """Side of the images, pixels, and patches of one."""
-TEXT = 148
+TEXT = 132
 """Tokens of a text at most, without those of its image."""
 
 
@@ -69,10 +69,11 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.data.lengths = (TEXT + (2 if mixing == "interleaved" else 1) * PATCHES,)
     config.data.chats.update(
         {
-            "objects": 3,
-            "names": 100,
+            "objects": 2,
+            "names": 40,
             "caption": True,
-            "turns": 4,
+            "detailed": 0.7,
+            "turns": 3,
             "text_every": 0,
             "pairs": 4,
             "letters": 0.5,

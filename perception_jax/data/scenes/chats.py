@@ -19,8 +19,8 @@ from perception_jax.data.scenes.sample import SceneConfig
 from perception_jax.data.scenes.source import ScenesSource
 from perception_jax.errors import ConfigError
 
-CAPTION = "<image>\nDescribe the picture."
-"""The instruction for a caption."""
+CAPTIONS = ("<image>\nDescribe the picture.", "<image>\nDescribe the picture in detail.")
+"""The instructions for a caption and for a detailed one."""
 LETTER = "Which letter?"
 """What is added to a question whose answer is the letter of an option."""
 IMAGE = "<image>\n"
@@ -41,6 +41,7 @@ class ChatConfig:
       names: concepts that are drawn, spread over the table, and all that are drawn in two states or
         from two sides; 0 for all.
       caption: whether a conversation begins with a caption.
+      detailed: share of these captions that say more than names.
       turns: most questions of a conversation, drawn from those of the scene.
       text_every: each so many-th conversation is about a caption alone; 0 for none.
       pairs: of eight conversations, how many are about an image of a minimal pair.
@@ -55,6 +56,7 @@ class ChatConfig:
     objects: int = 4
     names: int = 0
     caption: bool = True
+    detailed: float = 0.0
     turns: int = 2
     text_every: int = 8
     pairs: int = 0
@@ -67,6 +69,7 @@ class ChatConfig:
             "text_every >= 0": self.text_every >= 0,
             f"0 <= pairs <= {_CYCLE}": 0 <= self.pairs <= _CYCLE,
             "0 <= letters <= 1": 0 <= self.letters <= 1,
+            "0 <= detailed <= 1": 0 <= self.detailed <= 1,
         }
         if broken := [rule for rule, holds in rules.items() if not holds]:
             raise ConfigError(f"ChatConfig: expected {'; '.join(broken)}; found {self}.")
@@ -117,7 +120,8 @@ class SceneChats:
             return Record(id=scene.id, conversation=_turns(said))
         said = [_said(one, draw.random() < config.letters) for one in asked]
         if config.caption:
-            said.insert(0, (CAPTION, scene.captions[0]))
+            kind = int(draw.random() < config.detailed)
+            said.insert(0, (CAPTIONS[kind], scene.captions[kind]))
         else:
             said[0] = (IMAGE + said[0][0], said[0][1])
         return Record(
