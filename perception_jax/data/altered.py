@@ -31,7 +31,7 @@ CLAIMS = (
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Claim:
+class ClaimedWord:
     """A word of a caption, from `start` to `end`, and the others of its group."""
 
     start: int
@@ -43,13 +43,13 @@ class Claim:
         return caption[: self.start] + self.others[choice] + caption[self.end :]
 
 
-def claims(caption: str, groups: Sequence[Sequence[str]] = CLAIMS) -> list[Claim]:
+def claims(caption: str, groups: Sequence[Sequence[str]] = CLAIMS) -> list[ClaimedWord]:
     """Finds the words of a caption that are in a group, ordered by group and then by place."""
     pattern, group_of = _pattern(tuple(map(tuple, groups)))
     found = [(group_of[match[0]], match) for match in pattern.finditer(caption)]
     found.sort(key=lambda one: one[0])
     return [
-        Claim(*match.span(), tuple(word for word in groups[group] if word != match[0]))
+        ClaimedWord(*match.span(), tuple(word for word in groups[group] if word != match[0]))
         for group, match in found
     ]
 

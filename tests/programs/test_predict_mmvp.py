@@ -436,7 +436,9 @@ def test_questions_are_written_asked_and_scored_from_predictions(data, tmp_path,
     assert [row["id"] for row in rows] == [str(k) for k in range(1, 19)]
     assert (path.parent / rows[4]["image"]).resolve() == (root / "MMVP Images" / "5.jpg").resolve()
     questions = [
-        asking.Question(id=row["id"], image=path.parent / row["image"], prompt=row["question"])
+        asking.BenchmarkQuestion(
+            id=row["id"], image=path.parent / row["image"], prompt=row["question"]
+        )
         for row in rows
     ]
     answers = tmp_path / "answers"

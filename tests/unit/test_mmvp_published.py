@@ -35,7 +35,7 @@ def test_the_encoders_are_the_rows_of_the_table():
     assert [encoders.ENCODERS[name].row for name in encoders.PAPER] == list(published.MMVP_VLM)
     assert encoders.encoder_of("openai-l14=/weights").source == "/weights"
     assert encoders.encoder_of("openai-l14=/weights").image["mode"] == "tv_crop"
-    assert encoders.encoder_of("some/model") == encoders.Encoder(source="some/model")
+    assert encoders.encoder_of("some/model") == encoders.PublishedEncoder(source="some/model")
 
 
 def test_the_clip_curve_is_the_plotted_one():

@@ -83,7 +83,7 @@ def test_a_size_word_is_only_spoken_if_it_is_clear() -> None:
         (20, 50, False),
     ],
 )
-def test_left_of(x: float, y: float, claim: facts.Claim) -> None:
+def test_left_of(x: float, y: float, claim: facts.Truth) -> None:
     first, second = _seen(("cat", 30, 50, 10), ("dog", x, y, 10)).objects
     assert facts.left_of(first, second) is claim
 

@@ -86,7 +86,7 @@ def enlarged(bbox: Sequence[float], size: tuple[int, int]) -> Box:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class CaptionAnswer:
     """An answer of the model; `cosine` is None where it was not computed."""
 
     image_id: int | str
@@ -95,7 +95,7 @@ class Answer:
     cosine: float | None = None
 
 
-def read_answers(path: str | os.PathLike) -> tuple[Answer, ...]:
+def read_answers(path: str | os.PathLike) -> tuple[CaptionAnswer, ...]:
     """The answers of a file.
 
     Raises:
@@ -105,7 +105,7 @@ def read_answers(path: str | os.PathLike) -> tuple[Answer, ...]:
 
 
 def add_captions(
-    images: Iterable[MoinstImage], classes: Sequence[MoinstClass], answers: Iterable[Answer]
+    images: Iterable[MoinstImage], classes: Sequence[MoinstClass], answers: Iterable[CaptionAnswer]
 ) -> Captioned:
     """Assigns filtered captions to their objects.
 
@@ -118,7 +118,7 @@ def add_captions(
     """
     images = list(images)
     known = {(image.image_id, one.object_id) for image in images for one in image.objects}
-    by_object: dict[tuple[Any, Any], list[Answer]] = collections.defaultdict(list)
+    by_object: dict[tuple[Any, Any], list[CaptionAnswer]] = collections.defaultdict(list)
     for answer in answers:
         key = answer.image_id, answer.object_id
         if key not in known:
@@ -160,7 +160,7 @@ def _captioned(
     image: MoinstImage,
     one: MoinstObject,
     classes: Sequence[MoinstClass],
-    answers: Mapping[tuple[Any, Any], Sequence[Answer]],
+    answers: Mapping[tuple[Any, Any], Sequence[CaptionAnswer]],
     report: collections.Counter[str],
 ) -> MoinstObject:
     names = (one.name, *classes[one.class_id].synonyms)
@@ -176,7 +176,7 @@ def _captioned(
     return dataclasses.replace(one, captions=tuple(dict.fromkeys(kept)))
 
 
-def _fault(answer: Answer, names: Sequence[str]) -> str:
+def _fault(answer: CaptionAnswer, names: Sequence[str]) -> str:
     """Why a caption is dropped; "" if it is not."""
     if answer.caption.strip(" \n\"'.") == "NONE":
         return "none"
@@ -197,9 +197,9 @@ def _without_the_others(image: MoinstImage, objects: Sequence[MoinstObject]) -> 
     )
 
 
-def _answer(value: Any, where: str) -> Answer:
+def _answer(value: Any, where: str) -> CaptionAnswer:
     required = ("image_id", "object_id", "caption")
-    return Answer(**fields.entries(value, where, _ANSWER, required))
+    return CaptionAnswer(**fields.entries(value, where, _ANSWER, required))
 
 
 def _number(value: Any, where: str) -> float:

@@ -25,7 +25,7 @@ from perception_jax.data.scenes.spec import (
     SceneSpec,
 )
 
-Claim = bool | None
+Truth = bool | None
 """A three-valued truth value; None is ambiguous."""
 
 Side = Literal["left", "right", "top", "bottom", "middle"]
@@ -75,9 +75,9 @@ DISTINCT_CATEGORIES = {
 """Unambiguous categories → other categories with members that could be counted in them."""
 
 
-def conjunction(claims: Iterable[Claim]) -> Claim:
+def conjunction(claims: Iterable[Truth]) -> Truth:
     """Three-valued "and": False if one is False, else None if one is None."""
-    result: Claim = True
+    result: Truth = True
     for claim in claims:
         if claim is False:
             return False
@@ -183,7 +183,7 @@ class SceneFacts:
         return any(other.family == concept.family for other in self.doubtful)
 
 
-def _total(claims: Sequence[Claim], doubtful: bool) -> int | None:
+def _total(claims: Sequence[Truth], doubtful: bool) -> int | None:
     return None if doubtful or None in claims else sum(claims)
 
 
@@ -238,14 +238,14 @@ def _fact(index: int, item: RenderedObject, height: int, width: int, short: int)
     )
 
 
-def is_a(concept: Concept, other: Concept) -> Claim:
+def is_a(concept: Concept, other: Concept) -> Truth:
     """Whether the name of one concept applies to another; None within a family."""
     if concept.name == other.name:
         return True
     return None if concept.family == other.family else False
 
 
-def of_category(concept: Concept, category: str) -> Claim:
+def of_category(concept: Concept, category: str) -> Truth:
     """Whether a concept is in one of `DISTINCT_CATEGORIES`; None for families of its members."""
     if concept.category == category:
         return True
@@ -260,19 +260,19 @@ def _member_families(category: str) -> frozenset[str]:
     return frozenset(c.family for c in concepts.concepts() if c.category == category)
 
 
-def has_colour(fact: Fact, colour: str) -> Claim:
+def has_colour(fact: Fact, colour: str) -> Truth:
     """Whether a person would call the object that colour."""
     if fact.colour == colour:
         return True
     return None if fact.colour is None or (fact.colour, colour) in ALIKE else False
 
 
-def faces(fact: Fact, side: Literal["left", "right"]) -> Claim:
+def faces(fact: Fact, side: Literal["left", "right"]) -> Truth:
     """Whether the object faces that side of the canvas."""
     return None if fact.facing == "front" else fact.facing == side
 
 
-def at(fact: Fact, side: Side) -> Claim:
+def at(fact: Fact, side: Side) -> Truth:
     """Whether the object is in that part of the canvas."""
     if side == "middle":
         off = max(abs(fact.x - 0.5), abs(fact.y - 0.5))
@@ -284,17 +284,17 @@ def at(fact: Fact, side: Side) -> Claim:
     return False if along > 0.5 else None
 
 
-def left_of(fact: Fact, other: Fact) -> Claim:
+def left_of(fact: Fact, other: Fact) -> Truth:
     """Whether the object is to the left of the other one."""
     return _before(fact.box, other.box, 0)
 
 
-def above(fact: Fact, other: Fact) -> Claim:
+def above(fact: Fact, other: Fact) -> Truth:
     """Whether the object is above the other one."""
     return _before(fact.box, other.box, 1)
 
 
-def _before(box: Sequence[float], other: Sequence[float], axis: int) -> Claim:
+def _before(box: Sequence[float], other: Sequence[float], axis: int) -> Truth:
     """True if the centres are ordered along the axis, more than across it, and the boxes do not
     reach past each other's centres."""
     centre, other_centre = (box[axis] + box[axis + 2]) / 2, (other[axis] + other[axis + 2]) / 2
@@ -307,7 +307,7 @@ def _before(box: Sequence[float], other: Sequence[float], axis: int) -> Claim:
     return True if offset >= max(MIN_OFFSET, across) and apart else None
 
 
-RELATIONS: Mapping[str, Callable[[Fact, Fact], Claim]] = MappingProxyType(
+RELATIONS: Mapping[str, Callable[[Fact, Fact], Truth]] = MappingProxyType(
     {
         "to the left of": left_of,
         "to the right of": lambda fact, other: left_of(other, fact),
@@ -323,7 +323,7 @@ def relation(fact: Fact, other: Fact) -> str | None:
     return next((words for words, holds in RELATIONS.items() if holds(fact, other)), None)
 
 
-def bigger(fact: Fact, other: Fact) -> Claim:
+def bigger(fact: Fact, other: Fact) -> Truth:
     """Whether the object is bigger than the other one, both as seen and as drawn."""
     if _outgrows(fact, other):
         return True

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from perception_jax.data.scenes import facts, phrases
 from perception_jax.data.scenes.concepts import Concept
-from perception_jax.data.scenes.facts import Claim, Fact, SceneFacts
+from perception_jax.data.scenes.facts import Fact, SceneFacts, Truth
 
 MIN_RANK_GAP = 0.06
 """Smallest distance of centres along an axis for ranks along it."""
@@ -35,7 +35,7 @@ class _Noun:
 
     text: str
     use: str
-    claim: Callable[[Concept], Claim]
+    claim: Callable[[Concept], Truth]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class _Modifier:
     before: str
     after: str
     use: str
-    claim: Callable[[Fact], Claim]
+    claim: Callable[[Fact], Truth]
 
 
 def references(scene: SceneFacts, draw: random.Random) -> list[list[Reference]]:
@@ -117,7 +117,7 @@ def _attributes(item: Fact) -> Iterator[_Modifier]:
         yield _Modifier("", phrases.place(some), "place", _in_place(some))
 
 
-def _in_place(parts: Sequence[facts.Side]) -> Callable[[Fact], Claim]:
+def _in_place(parts: Sequence[facts.Side]) -> Callable[[Fact], Truth]:
     return lambda other: facts.conjunction(facts.at(other, part) for part in parts)
 
 
@@ -131,7 +131,7 @@ def _relations(item: Fact, anchors: Sequence[Fact], draw: random.Random) -> Iter
             yield _Modifier("", f"{words} the {anchor.name}", "relation", _relation(holds, anchor))
 
 
-def _relation(holds: Callable[[Fact, Fact], Claim], anchor: Fact) -> Callable[[Fact], Claim]:
+def _relation(holds: Callable[[Fact, Fact], Truth], anchor: Fact) -> Callable[[Fact], Truth]:
     return lambda other: False if other is anchor else holds(other, anchor)
 
 

@@ -26,7 +26,7 @@ from perception_jax.files import write_whole
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class Question:
+class BenchmarkQuestion:
     """A question about an image.
 
     Attributes:
@@ -42,7 +42,7 @@ class Question:
 
 Answer = Callable[[Image, str], str]
 """Answers a prompt about an image."""
-Answers = Callable[[Sequence[Question]], Iterable[str]]
+Answers = Callable[[Sequence[BenchmarkQuestion]], Iterable[str]]
 """Answers questions, in their order. What is drawn for a question should depend on its id, not on
 its place: a run that goes on asks only what is left."""
 
@@ -73,7 +73,7 @@ def one_by_one(answer: Answer) -> Answers:
 
 
 def ask(
-    questions: Sequence[Question],
+    questions: Sequence[BenchmarkQuestion],
     answers: Answers,
     folder: str | os.PathLike[str],
     *,
@@ -107,7 +107,7 @@ def ask(
 
 
 def run_id(
-    questions: Sequence[Question],
+    questions: Sequence[BenchmarkQuestion],
     *,
     model: str,
     settings: Mapping[str, Any] | Decoding | None = None,

@@ -85,11 +85,12 @@ def read_questions(path: str | os.PathLike[str]) -> tuple[BenchQuestion, ...]:
 
 def to_ask(
     questions: Sequence[BenchQuestion], images: str | os.PathLike[str]
-) -> list[asking.Question]:
+) -> list[asking.BenchmarkQuestion]:
     """The questions with their images, for `asking.ask`."""
     folder = pathlib.Path(images)
     return [
-        asking.Question(id=one.id, image=folder / one.image, prompt=one.text) for one in questions
+        asking.BenchmarkQuestion(id=one.id, image=folder / one.image, prompt=one.text)
+        for one in questions
     ]
 
 

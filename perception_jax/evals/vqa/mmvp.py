@@ -116,7 +116,7 @@ def read_questions(
 
 def to_ask(
     root: str | os.PathLike[str], questions: Sequence[MmvpQuestion]
-) -> list[asking.Question]:
+) -> list[asking.BenchmarkQuestion]:
     """The questions with their images, for `asking.ask`.
 
     Raises:
@@ -124,7 +124,9 @@ def to_ask(
     """
     folder = asking.find_folder(pathlib.Path(root), _FOLDERS)
     return [
-        asking.Question(id=str(one.number), image=folder / f"{one.number}.jpg", prompt=one.prompt)
+        asking.BenchmarkQuestion(
+            id=str(one.number), image=folder / f"{one.number}.jpg", prompt=one.prompt
+        )
         for one in questions
     ]
 

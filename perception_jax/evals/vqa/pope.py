@@ -83,7 +83,7 @@ def read_llava_ids(path: str | os.PathLike[str]) -> dict[str, tuple[str, ...]]:
 
 def to_ask(
     questions: Sequence[PopeQuestion], images: str | os.PathLike[str], *, suffix: str = SUFFIX
-) -> list[asking.Question]:
+) -> list[asking.BenchmarkQuestion]:
     """The questions with their images, for `asking.ask`.
 
     Args:
@@ -91,7 +91,7 @@ def to_ask(
     """
     folder = pathlib.Path(images)
     return [
-        asking.Question(id=one.id, image=folder / one.image, prompt=one.text + suffix)
+        asking.BenchmarkQuestion(id=one.id, image=folder / one.image, prompt=one.text + suffix)
         for one in questions
     ]
 

@@ -162,7 +162,7 @@ def to_ask(
     questions: Sequence[TextQuestion],
     images: str | os.PathLike[str],
     tokens: Mapping[str, Sequence[str]] | None = None,
-) -> list[asking.Question]:
+) -> list[asking.BenchmarkQuestion]:
     """The questions with their images, for `asking.ask`.
 
     Args:
@@ -170,7 +170,7 @@ def to_ask(
     """
     folder = pathlib.Path(images)
     return [
-        asking.Question(
+        asking.BenchmarkQuestion(
             id=one.id,
             image=folder / f"{one.image}.jpg",
             prompt=prompt(one.text, None if tokens is None else tokens.get(one.image, ())),

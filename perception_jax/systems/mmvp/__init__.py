@@ -8,7 +8,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
     {
         "embed": ("ImageEmbedder", "embed_images"),
         "embedding_files": ("Embeddings", "read_embeddings"),
-        "encoders": ("ENCODERS", "Encoder", "open_encoder"),
+        "encoders": ("ENCODERS", "PublishedEncoder", "open_encoder"),
         "mining": ("BlindPairs", "Miner", "Thresholds"),
         "vlm": ("VlmRun",),
     },

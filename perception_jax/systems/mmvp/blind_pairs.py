@@ -56,7 +56,7 @@ class EmbeddedImages:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
+class SearchSettings:
     """What to search and how.
 
     Attributes:
@@ -79,7 +79,9 @@ class Settings:
     wait: Callable[[], None] | None = None
 
 
-def embedded(settings: Settings, out: pathlib.Path, mesh: Mesh | None) -> EmbeddedImages | None:
+def embedded(
+    settings: SearchSettings, out: pathlib.Path, mesh: Mesh | None
+) -> EmbeddedImages | None:
     """Reads or computes the embeddings of all images.
 
     Returns:
@@ -125,7 +127,7 @@ def embedded(settings: Settings, out: pathlib.Path, mesh: Mesh | None) -> Embedd
 
 
 def search(
-    images: EmbeddedImages, settings: Settings, out: pathlib.Path, mesh: Mesh | None
+    images: EmbeddedImages, settings: SearchSettings, out: pathlib.Path, mesh: Mesh | None
 ) -> BlindPairs | None:
     """Searches the blocks that `out/search` does not have yet.
 
@@ -187,7 +189,7 @@ def write_sheet(
     out: pathlib.Path,
     images: EmbeddedImages,
     pairs: BlindPairs,
-    settings: Settings,
+    settings: SearchSettings,
     *,
     most: int,
 ) -> pathlib.Path | None:
@@ -251,7 +253,7 @@ def _same_names(
     return found if known is None else known
 
 
-def _readable(images: EmbeddedImages, settings: Settings) -> EmbeddedImages:
+def _readable(images: EmbeddedImages, settings: SearchSettings) -> EmbeddedImages:
     """Without the images that an encoder of ours could not read (rows of NaN)."""
     bad = np.zeros(len(images.names), bool)
     for text, vectors in ((settings.first, images.first), (settings.second, images.second)):
@@ -269,7 +271,7 @@ def _readable(images: EmbeddedImages, settings: Settings) -> EmbeddedImages:
     )
 
 
-def _facts(settings: Settings) -> dict[str, Any]:
+def _facts(settings: SearchSettings) -> dict[str, Any]:
     return {
         "first": settings.first,
         "second": settings.second,
@@ -278,7 +280,7 @@ def _facts(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _digest(images: EmbeddedImages, settings: Settings) -> str:
+def _digest(images: EmbeddedImages, settings: SearchSettings) -> str:
     """16 hexadecimal digits for all that the pairs of a block depend on."""
     digest = hashlib.sha256(json.dumps(_facts(settings), sort_keys=True).encode())
     for vectors in (images.first, images.second):

@@ -22,7 +22,7 @@ _SQUASH = types.MappingProxyType({"mode": "squash", "exif": False, "alpha": "dro
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Encoder:
+class PublishedEncoder:
     """An encoder.
 
     Attributes:
@@ -38,43 +38,43 @@ class Encoder:
     position_offset: float | None = None
 
 
-ENCODERS: Mapping[str, Encoder] = types.MappingProxyType(
+ENCODERS: Mapping[str, PublishedEncoder] = types.MappingProxyType(
     {
-        "openai-l14": Encoder(
+        "openai-l14": PublishedEncoder(
             source="openai/clip-vit-large-patch14", row="OpenAI ViT-L-14 224", image=_OPENAI
         ),
-        "openai-l14-336": Encoder(
+        "openai-l14-336": PublishedEncoder(
             source="openai/clip-vit-large-patch14-336", row="OpenAI ViT-L-14 336", image=_OPENAI
         ),
-        "siglip-so14": Encoder(
+        "siglip-so14": PublishedEncoder(
             source="timm/ViT-SO400M-14-SigLIP", row="SigLIP ViT-SO-14 224", image=_SQUASH
         ),
-        "siglip-so14-384": Encoder(
+        "siglip-so14-384": PublishedEncoder(
             source="timm/ViT-SO400M-14-SigLIP-384", row="SigLIP ViT-SO-14 384", image=_SQUASH
         ),
-        "dfn-h14": Encoder(
+        "dfn-h14": PublishedEncoder(
             source="apple/DFN5B-CLIP-ViT-H-14", row="DFN ViT-H-14 224", image=_SQUASH
         ),
-        "dfn-h14-378": Encoder(
+        "dfn-h14-378": PublishedEncoder(
             source="apple/DFN5B-CLIP-ViT-H-14-378", row="DFN ViT-H-14 378", image=_SQUASH
         ),
-        "metaclip-l14": Encoder(
+        "metaclip-l14": PublishedEncoder(
             source="facebook/metaclip-l14-fullcc2.5b", row="MetaCLIP ViT-L-14 224", image=_OPENAI
         ),
-        "metaclip-h14": Encoder(
+        "metaclip-h14": PublishedEncoder(
             source="facebook/metaclip-h14-fullcc2.5b", row="MetaCLIP ViT-H-14 224", image=_OPENAI
         ),
-        "eva01-g14": Encoder(
+        "eva01-g14": PublishedEncoder(
             source="timm/eva_giant_patch14_clip_224.laion400m_s11b_b41k",
             row="EVA01 ViT-g-14 224",
             image=_OPENAI,
         ),
-        "eva02-e14-plus": Encoder(
+        "eva02-e14-plus": PublishedEncoder(
             source="timm/eva02_enormous_patch14_plus_clip_224.laion2b_s9b_b144k",
             row="EVA02 ViT-bigE-14+ 224",
             image=_OPENAI,
         ),
-        "dinov2-l14": Encoder(
+        "dinov2-l14": PublishedEncoder(
             source="facebook/dinov2-large",
             image={**_OPENAI, "size": 224, "resize": 256},
             position_offset=0.1,  # as in the authors' code, whose weights these are
@@ -88,12 +88,12 @@ PAPER = tuple(name for name, one in ENCODERS.items() if one.row)
 """Names of the encoders of the paper's table, in its order."""
 
 
-def encoder_of(text: str) -> Encoder:
+def encoder_of(text: str) -> PublishedEncoder:
     """The encoder that a flag means: a name, `NAME=SOURCE` for its weights at another place, or any
     source."""
     name, mark, source = text.partition("=")
     if name not in ENCODERS:
-        return Encoder(source=text)
+        return PublishedEncoder(source=text)
     return dataclasses.replace(ENCODERS[name], source=source) if mark else ENCODERS[name]
 
 

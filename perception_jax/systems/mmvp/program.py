@@ -94,7 +94,7 @@ def blind_pairs(values: flags.FlagValues) -> int:
 
     share, wait = _processes(values.share)
     out, mesh = _folder(values.out), _mesh()
-    settings = work.Settings(
+    settings = work.SearchSettings(
         first=values.first,
         second=values.second,
         images=None if values.images is None else pathlib.Path(values.images),
@@ -178,7 +178,7 @@ def vqa_score(values: flags.FlagValues) -> int:
     from perception_jax.systems.mmvp import scoring
 
     out = _folder(values.out)
-    files = scoring.Files(
+    files = scoring.ProtocolFiles(
         data=pathlib.Path(values.data),
         answers=pathlib.Path(values.answers),
         out=out,

@@ -37,7 +37,7 @@ class Scored:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Files:
+class ProtocolFiles:
     """What a protocol reads.
 
     Attributes:
@@ -86,7 +86,7 @@ def run_mmvp(
     return asking.write_lines(out / ANSWERS_FILE, mmvp.answer_rows(questions, found, model=model))
 
 
-def score_mmvp(files: Files) -> Scored:
+def score_mmvp(files: ProtocolFiles) -> Scored:
     """Grades by rule, or by a judge's replies, and writes the requests to a judge.
 
     Of a folder of predictions the authors' answers file is written too.
@@ -119,7 +119,7 @@ def score_mmvp(files: Files) -> Scored:
     return Scored(numbers=numbers, text="\n\n".join(text))
 
 
-def score_pope(files: Files) -> Scored:
+def score_pope(files: ProtocolFiles) -> Scored:
     """Scores each split that the answers are of, and the means.
 
     Ids of answers are "random/1", or those of LLaVA's questions file if `files.data` has it.
@@ -154,7 +154,7 @@ def score_pope(files: Files) -> Scored:
     return Scored(numbers=numbers, text="\n".join(text))
 
 
-def score_textvqa(files: Files) -> Scored:
+def score_textvqa(files: ProtocolFiles) -> Scored:
     """Soft accuracy of predictions, or of LLaVA's answers file."""
     questions = textvqa.read_questions(files.data / _TEXTVQA[0])
     if files.answers.is_dir():
@@ -166,7 +166,7 @@ def score_textvqa(files: Files) -> Scored:
     return Scored(numbers={"accuracy": accuracy, "questions": count}, text=text)
 
 
-def score_llava_bench(kind: llava_bench.Kind, files: Files) -> Scored:
+def score_llava_bench(kind: llava_bench.Kind, files: ProtocolFiles) -> Scored:
     """Writes the requests to a judge, and with its replies gives the relative scores.
 
     `files.data` has `questions.jsonl`, `context.jsonl` and `answers_gpt4.jsonl`, or the names of
@@ -209,7 +209,7 @@ _BENCH = {
 }
 
 
-def score(protocol: str, files: Files) -> Scored:
+def score(protocol: str, files: ProtocolFiles) -> Scored:
     """Scores answers by a protocol of the command `vqa_score`.
 
     Raises:
@@ -235,7 +235,7 @@ def score(protocol: str, files: Files) -> Scored:
 
 def questions_of(
     protocol: str, data: pathlib.Path, images: pathlib.Path | None, *, ocr: bool = False
-) -> tuple[list[asking.Question], Mapping[str, asking.Decoding]]:
+) -> tuple[list[asking.BenchmarkQuestion], Mapping[str, asking.Decoding]]:
     """The questions of a benchmark, and how they are asked, by the name of the way.
 
     Args:
@@ -267,7 +267,9 @@ def questions_of(
     return llava_bench.to_ask(questions, images), {"greedy": llava_bench.GREEDY}
 
 
-def write_questions(path: pathlib.Path, questions: Sequence[asking.Question]) -> pathlib.Path:
+def write_questions(
+    path: pathlib.Path, questions: Sequence[asking.BenchmarkQuestion]
+) -> pathlib.Path:
     """Writes the questions for `launch.predict vqa`: `id`, `image` (from the file's folder) and
     `question`."""
     rows = (

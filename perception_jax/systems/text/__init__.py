@@ -11,7 +11,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "perplexity": ("Perplexity",),
         "prompts": ("Prompt", "read_prompts"),
         "serving": ("Serving", "ServingPlan", "serving_plans"),
-        "vqa": ("Answer", "Asker", "Question", "read_questions"),
+        "vqa": ("Asker", "ImageAnswer", "ImageQuestion", "read_questions"),
         "task": ("TextTask", "TextTaskConfig"),
     },
 )

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from perception_jax.systems.text.model import TextModel
     from perception_jax.systems.text.prompts import Prompt
     from perception_jax.systems.text.serving import ServingPlan
-    from perception_jax.systems.text.vqa import Question
+    from perception_jax.systems.text.vqa import ImageQuestion
 
 __all__ = [
     "COMMANDS",
@@ -260,7 +260,7 @@ def _answer_file(values: flags.FlagValues, prompts: Sequence[Prompt]) -> int:
     return _answer_items(values, model, items, answer, [one.text for one in prompts])
 
 
-def _answer_questions(values: flags.FlagValues, questions: Sequence[Question]) -> int:
+def _answer_questions(values: flags.FlagValues, questions: Sequence[ImageQuestion]) -> int:
     """Answers the questions of a file that are not answered in `--out` yet."""
     import numpy as np
 

@@ -33,7 +33,7 @@ _COLUMNS = 4
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
+class ImageQuestion:
     """A question about an image.
 
     Attributes:
@@ -50,7 +50,7 @@ class Question:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class ImageAnswer:
     """The answer to a question about an image.
 
     Attributes:
@@ -125,7 +125,7 @@ class Asker:
             line="".join(f"  {one.question} {one.generated.text}" for one in answers),
         )
 
-    def _ask(self, question: str, prompt: Sequence[int], images: Any) -> Answer:
+    def _ask(self, question: str, prompt: Sequence[int], images: Any) -> ImageAnswer:
         (found,) = self._model.answer([prompt], image_tokens=images, tokens=self._tokens)
         attention = None
         if found.ids:
@@ -137,11 +137,11 @@ class Asker:
             start = image_spans(np.asarray(prompt, np.int32), counts=(size,))[0, :1]
             maps = image_attention(self._model.host, out.attention, start)
             attention = np.asarray(maps, np.float32)[0, 0].mean(axis=(0, 1))
-        return Answer(question=question, generated=found, attention=attention)
+        return ImageAnswer(question=question, generated=found, attention=attention)
 
 
 def draw(
-    shown: UInt8[np.ndarray, "C C 3"], answers: Sequence[Answer], name: str, layer: int
+    shown: UInt8[np.ndarray, "C C 3"], answers: Sequence[ImageAnswer], name: str, layer: int
 ) -> UInt8[np.ndarray, "_ _ 3"]:
     """Draws an image beside the attention of each answer.
 
@@ -165,7 +165,7 @@ def draw(
     return sheet.stacked([sheet.panels(panels, columns=columns), sheet.legend(width)], width)
 
 
-def read_questions(path: str | os.PathLike[str]) -> list[Question]:
+def read_questions(path: str | os.PathLike[str]) -> list[ImageQuestion]:
     """Reads a file of questions about images; blank lines are left out.
 
     Args:
@@ -177,7 +177,7 @@ def read_questions(path: str | os.PathLike[str]) -> list[Question]:
         questions have one id.
     """
     folder = pathlib.Path(path).parent
-    found: dict[str, Question] = {}
+    found: dict[str, ImageQuestion] = {}
     for line in text_lines.lines(path):
         where = f"{path}:{line.number}"
         entry = fields.parse_json(line.text, where)
@@ -186,7 +186,7 @@ def read_questions(path: str | os.PathLike[str]) -> list[Question]:
         name = str(fields.identity(entry.get("id", line.number), f"{where}: id"))
         if name in found:
             raise DataError(f"{where}: expected a new id, found {name!r} of {found[name].where}.")
-        found[name] = Question(id=name, image=folder / image, text=text, where=where)
+        found[name] = ImageQuestion(id=name, image=folder / image, text=text, where=where)
     if not found:
         raise DataError(f"{path}: expected one question a line, found none.")
     return list(found.values())
