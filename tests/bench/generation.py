@@ -98,21 +98,23 @@ def their_run(model: Any, cache: str | None, prompts: np.ndarray, tokens: int) -
     """`generate` of transformers; a compiled model gets a cache of fixed size."""
     ids = torch.from_numpy(prompts.astype(np.int64))
 
-    def run(count: int) -> np.ndarray:
-        with torch.inference_mode():
-            out = model.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=count,
-                min_new_tokens=count,
-                do_sample=False,
-                eos_token_id=None,
-                pad_token_id=0,
-                cache_implementation=cache,
-            )
-        return out[:, ids.shape[1] :].numpy()
+    return functools.partial(greedy, model, ids, cache_implementation=cache)
 
-    return run
+
+def greedy(model: Any, ids: torch.Tensor, count: int, **more: Any) -> np.ndarray:
+    """So many tokens of transformers, without an end token."""
+    with torch.inference_mode():
+        out = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=count,
+            min_new_tokens=count,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+            **more,
+        )
+    return out[:, ids.shape[1] :].numpy()
 
 
 def copies() -> Mapping[str, Callable[[], Any]]:

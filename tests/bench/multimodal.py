@@ -28,7 +28,7 @@ import torch
 import transformers
 from decoders import SIZES
 from flax import nnx
-from generation import Run, seconds
+from generation import Run, greedy, seconds
 
 import perception_jax
 from perception_jax.api import Loaded, Processor
@@ -101,26 +101,12 @@ def their_calls(
     flat = pixels.reshape(-1, *pixels.shape[2:]).transpose(0, 3, 1, 2)
     images = torch.from_numpy(np.ascontiguousarray(flat))
 
-    def run(count: int) -> np.ndarray:
-        with torch.inference_mode():
-            out = model.generate(
-                input_ids=ids,
-                pixel_values=images,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=count,
-                min_new_tokens=count,
-                do_sample=False,
-                eos_token_id=None,
-                pad_token_id=0,
-                cache_implementation=cache,
-            )
-        return out[:, ids.shape[1] :].numpy()
-
     def tower() -> Any:
         with torch.inference_mode():
             return model.get_image_features(pixel_values=images)
 
-    return {"tower": tower, "run": run}
+    given = {"pixel_values": images, "cache_implementation": cache}
+    return {"tower": tower, "run": functools.partial(greedy, model, ids, **given)}
 
 
 def sides(size: str, folder: pathlib.Path, *, compiled: bool) -> tuple[dict[str, Any], LlavaConfig]:

@@ -13,13 +13,14 @@ from perception_jax.data.scenes import questions
 from perception_jax.data.scenes.chats import (
     IMAGE,
     LETTER,
-    Blank,
     ChatConfig,
     PairQuestions,
-    QuestionsOnly,
     SceneChats,
     SingleQuestions,
+    blank,
+    question_only,
 )
+from perception_jax.data.sources.combine import Mapped
 from perception_jax.errors import ConfigError
 
 COUNT = 32
@@ -123,10 +124,10 @@ def test_single_questions_are_those_of_a_conversation():
 def test_floors_keep_the_question_and_its_answer():
     source = PairQuestions(ChatConfig().scenes(), seed=0, per_pattern=1)
     for k in range(4):
-        record, blank, bare = source[k], Blank(source)[k], QuestionsOnly(source)[k]
-        assert blank.conversation == record.conversation
-        assert (blank.image == 128).all()
-        assert blank.image.shape == record.image.shape
+        record, grey, bare = source[k], Mapped(source, blank)[k], question_only(source[k])
+        assert grey.conversation == record.conversation
+        assert (grey.image == 128).all()
+        assert grey.image.shape == record.image.shape
         assert not bare.images
         assert said(bare) == [(said(record)[0][0].removeprefix(IMAGE), said(record)[0][1])]
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from perception_jax.data.records import MMVP_PATTERNS, MinimalPair, Question, Record, Source, Turn
+from perception_jax.data.records import MMVP_PATTERNS, MinimalPair, Question, Record, Turn
 from perception_jax.data.scenes import concepts, objects, questions
 from perception_jax.data.scenes.pairs import PairSource
 from perception_jax.data.scenes.sample import SceneConfig
@@ -197,37 +197,19 @@ class PairQuestions:
         )
 
 
-class Blank:
-    """The records of a source with images of one grey, so that answers come from questions."""
-
-    def __init__(self, source: Source) -> None:
-        self._source = source
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __getitem__(self, index: int) -> Record:
-        record = self._source[index]
-        images = tuple(np.full_like(image, 128) for image in record.images)
-        return dataclasses.replace(record, images=images)
+def blank(record: Record) -> Record:
+    """The record with images of one grey, so that answers come from the question."""
+    images = tuple(np.full_like(image, 128) for image in record.images)
+    return dataclasses.replace(record, images=images)
 
 
-class QuestionsOnly:
-    """The records of a source without their images."""
-
-    def __init__(self, source: Source) -> None:
-        self._source = source
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __getitem__(self, index: int) -> Record:
-        record = self._source[index]
-        turns = (
-            dataclasses.replace(turn, text=turn.text.removeprefix(IMAGE))
-            for turn in record.conversation
-        )
-        return dataclasses.replace(record, images=(), conversation=tuple(turns))
+def question_only(record: Record) -> Record:
+    """The record without its images."""
+    turns = (
+        dataclasses.replace(turn, text=turn.text.removeprefix(IMAGE))
+        for turn in record.conversation
+    )
+    return dataclasses.replace(record, images=(), conversation=tuple(turns))
 
 
 def _drawn(scene: Record, count: int, draw: random.Random) -> list[Question]:

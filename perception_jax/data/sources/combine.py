@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 
@@ -41,6 +41,20 @@ class Subset:
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
         return self._source[int(self._indices[index])]
+
+
+class Mapped:
+    """The records of a source, each changed by a function."""
+
+    def __init__(self, source: Source, change: Callable[[Record], Record]):
+        """Reads nothing. Args: change: of one record; picklable where processes load."""
+        self._source, self._change = source, change
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Record:
+        return self._change(self._source[index])
 
 
 class InMemory:

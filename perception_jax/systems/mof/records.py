@@ -6,12 +6,12 @@ from typing import Any
 
 from perception_jax.data.records import Source
 from perception_jax.data.scenes.chats import (
-    Blank,
     ChatConfig,
     PairQuestions,
-    QuestionsOnly,
     SceneChats,
     SingleQuestions,
+    blank,
+    question_only,
 )
 from perception_jax.data.sources import open_part
 from perception_jax.data.sources.combine import InMemory
@@ -70,8 +70,8 @@ def test_questions(config: Any) -> dict[str, Source]:
     return {name: InMemory(source, keep=_KEPT) for name, source in found.items()}
 
 
-FLOORS = {"blank image": Blank, "question only": QuestionsOnly}
-"""What is put in the place of test records to see what questions give away, by name."""
+FLOORS = {"blank image": blank, "question only": question_only}
+"""Changes of test records that show what questions give away, by name."""
 
 
 def learned_vocabulary(config: Any, size: int) -> LanguageTokenizer:

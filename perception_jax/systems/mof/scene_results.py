@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from perception_jax.data.records import Source
+from perception_jax.data.sources.combine import Mapped
 from perception_jax.systems.mof.records import FLOORS, PAIRS, QUESTIONS, test_questions
 from perception_jax.viz.html_report import Report
 
@@ -46,7 +47,9 @@ def floors(config: Any, base: Loaded, model: nnx.Module) -> dict[str, dict[str, 
     asked, changed = test_questions(config), {}
     if not config.evaluation.features:
         for name, source in asked.items():
-            changed |= {f"{name}/{floor}": change(source) for floor, change in FLOORS.items()}
+            changed |= {
+                f"{name}/{floor}": Mapped(source, change) for floor, change in FLOORS.items()
+            }
     evaluators = exact_answers(config, base, changed)
     found = {name: dict(evaluator(model)) for name, evaluator in evaluators.items()}
     if QUESTIONS in asked:
