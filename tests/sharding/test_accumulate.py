@@ -234,7 +234,7 @@ def test_micro_batches_are_the_whole_batch(mesh: str):
     np.testing.assert_array_equal(found[0].frozen[fixed[0]], fixed[1])
 
 
-@pytest.mark.parametrize("mesh", ["one", "copies", "all"])
+@pytest.mark.parametrize("mesh", ["one", pytest.param("copies", marks=pytest.mark.slow), "all"])
 def test_token_means_are_those_of_all_tokens(mesh: str):
     expected = train(TokenTask, "one")
     assert_same(train(TokenTask, mesh, 4, "tokens"), expected)

@@ -48,6 +48,10 @@ from perception_jax.train.optim import make_optimizer
 from perception_jax.train.step import CompiledStep, compile_step, make_step
 
 MESHES = {"8x1": (1, 8, 1), "4x2": (1, 4, 2), "2x2x2": (2, 2, 2)}
+ALL = "2x2x2"
+"""Mesh with all axes, on which the usual tests compile all tasks."""
+EVERYWHERE = ("clip", "llama")
+"""Tasks that the usual tests compile on all meshes."""
 BATCH, SIDE, TEXT, VOCABULARY = 88, 16, 6, 1000
 SIZES = {"width": 32, "depth": 3, "heads": 4, "mlp_dim": 64}
 IMAGE = {"image_size": SIDE, "patch_size": 8, **SIZES}
@@ -227,10 +231,18 @@ def compiled(name: str, mesh: jax.sharding.Mesh) -> tuple[CompiledStep, Any, Any
         return compile_step(step, abstract, placed, make_batch(), mesh), abstract, placed
 
 
-@pytest.mark.parametrize("sizes", MESHES.values(), ids=MESHES)
-@pytest.mark.parametrize("name", TASKS)
-def test_no_device_holds_more_than_its_share(name, sizes):
-    mesh = mesh_lib.make_mesh(*sizes)
+@pytest.mark.parametrize(
+    ("name", "mesh"),
+    [
+        pytest.param(
+            name, mesh, marks=() if name in EVERYWHERE or mesh == ALL else pytest.mark.slow
+        )
+        for name in TASKS
+        for mesh in MESHES
+    ],
+)
+def test_no_device_holds_more_than_its_share(name, mesh):
+    mesh = mesh_lib.make_mesh(*MESHES[mesh])
     step, abstract, placed = compiled(name, mesh)
     found = set(program.results(step.call))
     assert any(result.is_collective for result in found)  # the text was read
@@ -283,4 +295,4 @@ def test_a_step_without_constraints_is_noticed(monkeypatch):
     """The check of this file fails on the program that the compiler makes by itself."""
     monkeypatch.setattr(jax.lax, "with_sharding_constraint", lambda x, spec: x)
     with pytest.raises(AssertionError):
-        test_no_device_holds_more_than_its_share("dinov2", MESHES["8x1"])
+        test_no_device_holds_more_than_its_share("dinov2", "8x1")
