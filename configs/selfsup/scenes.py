@@ -33,20 +33,23 @@ OPTIM = {
 }
 """Optimizer settings."""
 AUGMENT = ImageAugment(
-    min_area=0.5,
+    min_area=0.4,
     warp=0.05,
     brightness=0.4,
     contrast=0.4,
     blur=0.02,
     sharpen=3.0,
     bits=4,
-    # Weak, since colours are part of what the tower should see.
+    # Strong: views of one image are otherwise recognised by their colours alone.
     colour=True,
-    saturation=0.3,
-    hue=0.02,
-    grey=0.05,
+    saturation=0.8,
+    hue=0.5,
+    grey=0.4,
+    invert=0.3,
 )
 """What makes the two views different."""
+BACKGROUNDS = (*("flat",) * 6, "gradient", "noise", "texture", "collage")
+"""Mostly plain: views of one image are otherwise recognised by their backgrounds alone."""
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
@@ -56,7 +59,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.train = trainer(
         # About an hour of one core.
         steps=12 if tiny else 1800,
-        batch_size=16 if tiny else 128,
+        batch_size=16 if tiny else 64,
         log_every=4 if tiny else 50,
         evaluate_every=0 if tiny else 600,
         checkpoint_every=0 if tiny else 250,
@@ -73,12 +76,20 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     )
     config.loss = ml_collections.ConfigDict(
         {
+            # "nt_xent" (SimCLR) or "vicreg".
+            "name": "nt_xent",
+            # Of NT-Xent.
+            "temperature": 0.2,
             # Weights of VICReg's terms.
             "invariance": 25.0,
             "variance": 25.0,
             "covariance": 1.0,
             # Share of the patch term in the loss.
             "dense": 0.5,
+            # Matched patches of each image that it compares; 0 for all.
+            "patches": 8,
+            # Whether the mirror image of each row is a row of its own, and so a negative.
+            "mirrored": True,
             # Width of the projectors, which an export leaves out.
             "projector": 32 if tiny else 256,
             # What the backward pass computes again: a name of `nn.stack.REMAT`.
@@ -96,7 +107,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             "length": 200 if tiny else 30_000,
             # At most so many objects, and the range of their sides in sides of the image.
             "objects": 3,
-            "size": (0.2, 0.9),
+            "size": (0.3, 0.95),
+            # Kinds of backgrounds, one drawn for each scene.
+            "backgrounds": BACKGROUNDS,
             # Fields of `data.augment.ImageAugment`.
             "augment": to_config_dict(AUGMENT),
             # Loading processes; 0 loads in threads, which share the scenes in memory.

@@ -144,7 +144,7 @@ def _write_page(
         ]
     )
     loss = sections.curves(history, {"loss": "training loss"})
-    chart = sections.step_chart(loss, "VICReg of images and patches", "loss")
+    chart = sections.step_chart(loss, "Loss of images and patches", "loss")
     sections.add_learning_curves(page, (chart,))
     settings = config.to_dict()
     rows = sections.training_rows(settings["train"])
@@ -218,7 +218,8 @@ def _source(config: Any) -> Source:
     scenes = SceneConfig(
         canvas=config.model.image_size,
         count=(1, settings.objects),
-        size=settings.size,
+        size=tuple(settings.size),
+        backgrounds=tuple(settings.backgrounds),
         language="none",
     )
     return InMemory(ScenesSource(scenes, seed=config.train.seed, length=settings.length), keep=())
