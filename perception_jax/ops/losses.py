@@ -105,7 +105,7 @@ def nt_xent(
       mask: rows that count, as anchors and as negatives; all by default. At least two must.
     """
     kept = (jnp.ones(one.shape[:-1], bool) if mask is None else mask).ravel()
-    one, two = (unit(x).reshape(-1, x.shape[-1]) for x in (one, two))
+    one, two = (constrain(unit(x).reshape(-1, x.shape[-1]), "batch") for x in (one, two))
     pairs = _similarity(one, two) / temperature
     own, negative = _diagonal(pairs), kept & ~jnp.eye(len(kept), dtype=bool)
     loss, right = 0.0, 0.0

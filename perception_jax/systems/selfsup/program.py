@@ -87,7 +87,9 @@ def evaluators(config: Any, processor: ImageProcessor) -> dict[str, Concepts | P
 
 def report(config: Any, task: SelfSupTask, model: nnx.Module, folder: pathlib.Path) -> None:
     """Writes `results.json` and `report.html` into `folder`: the tower's numbers, floors, and those
-    of the image tower of `evaluation.beside` at the same size."""
+    of an untrained tower and of the image tower of `evaluation.beside` at the same size."""
+    import jax
+
     from perception_jax import api
     from perception_jax.train.results import write_results
 
@@ -99,11 +101,15 @@ def report(config: Any, task: SelfSupTask, model: nnx.Module, folder: pathlib.Pa
     }
     other = api.load_backbone(config.evaluation.beside).at_size(config.model.image_size)
     beside = _numbers(evaluators(config, other.processor.image), other.model.vision)
-    results = dict(found)
-    results |= {f"floor/{name}": value for name, value in floors.items()}
-    results |= {f"beside/{name}": value for name, value in beside.items()}
-    write_results(folder, results)
-    columns = {"floor": floors, config.evaluation.beside: beside}
+    untrained = _numbers(task.evaluators(), jax.jit(task.init)(jax.random.key(0)))
+    columns = {"floor": floors, "untrained": untrained, "beside": beside}
+    results = {
+        f"{title}/{name}": value
+        for title, numbers in columns.items()
+        for name, value in numbers.items()
+    }
+    write_results(folder, found | results)
+    columns[config.evaluation.beside] = columns.pop("beside")
     path = _write_page(config, folder, found, columns)
     print(f"report      {path}")
 
