@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from perception_jax.errors import ConfigError
 from perception_jax.ops.sharding import constrain
@@ -92,6 +92,7 @@ def nt_xent(
     temperature: float,
     *,
     mask: Bool[Array, "*B"] | None = None,
+    groups: Int[Array, "*B"] | None = None,
 ) -> dict[str, Float[Array, ""]]:
     """SimCLR's loss (Chen et al., arXiv 2002.05709, equation 1), and how often it is right.
 
@@ -103,16 +104,20 @@ def nt_xent(
       one, two: embeddings of two views, row by row; they are normalised here.
       temperature: divides cosines.
       mask: rows that count, as anchors and as negatives; all by default. At least two must.
+      groups: rows of equal numbers are negatives of each other in different views only. By default
+        every row is a group.
     """
     kept = (jnp.ones(one.shape[:-1], bool) if mask is None else mask).ravel()
     one, two = (constrain(unit(x).reshape(-1, x.shape[-1]), "batch") for x in (one, two))
     pairs = _similarity(one, two) / temperature
-    own, negative = _diagonal(pairs), kept & ~jnp.eye(len(kept), dtype=bool)
+    own, same = _diagonal(pairs), jnp.eye(len(kept), dtype=bool)
+    together = same if groups is None else groups.ravel()[:, None] == groups.ravel()
+    negative = jnp.concatenate([kept & ~same, kept & ~together], axis=1)
     loss, right = 0.0, 0.0
     for view, across in ((one, pairs), (two, constrain(pairs.T, "batch"))):
         within = _similarity(view, view) / temperature
         others = jnp.concatenate([across, within], axis=1)
-        others = jnp.where(jnp.tile(negative, 2), others, -jnp.inf)
+        others = jnp.where(negative, others, -jnp.inf)
         terms = jnp.logaddexp(jax.nn.logsumexp(others, axis=1), own) - own
         loss += jnp.mean(terms, where=kept) / 2
         right += jnp.mean(own > jnp.max(others, axis=1), where=kept) / 2

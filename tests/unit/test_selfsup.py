@@ -265,12 +265,15 @@ def test_nt_xent_equals_loops():
     rng = np.random.default_rng(2)
     one, two = rng.normal(size=(2, 2, 4, 5)).astype(np.float32)
     mask = np.array([[1, 1, 0, 1], [1, 0, 1, 1]], bool)
-    found = jax.jit(nt_xent, static_argnums=2)(one, two, 0.3, mask=mask)
+    groups = np.array([[0, 0, 0, 1], [1, 2, 2, 3]])
+    found = jax.jit(nt_xent, static_argnums=2)(one, two, 0.3, mask=mask, groups=groups)
     rows = np.concatenate([one[mask], two[mask]])
     rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     half, losses, right = len(rows) // 2, [], []
+    group = np.tile(groups[mask], 2)
     for i in range(2 * half):
-        cosines = {k: rows[i] @ rows[k] / 0.3 for k in range(2 * half) if k != i}
+        within = [k for k in range(2 * half) if k // half == i // half and group[k] == group[i]]
+        cosines = {k: rows[i] @ rows[k] / 0.3 for k in range(2 * half) if k not in within}
         other = (i + half) % (2 * half)
         losses.append(np.log(sum(map(np.exp, cosines.values()))) - cosines[other])
         right.append(max(cosines, key=cosines.get) == other)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +46,7 @@ class SelfSupConfig:
       remat: what the backward pass recomputes; see `nn.stack.REMAT`.
     """
 
-    name: Literal["nt_xent", "vicreg"] = "vicreg"
+    name: str = "vicreg"
     temperature: float = 0.2
     invariance: float = 25.0
     variance: float = 25.0
@@ -74,7 +74,7 @@ class SelfSupTask:
     """Trains a DINOv2 tower and its projectors on two views of each image."""
 
     trainable = nnx.Param
-    shardings = (*SHARDINGS, (r"projector/fc\d/kernel$", PartitionSpec("fsdp", "tensor")))
+    shardings = (*SHARDINGS, (r"projector/fc\d/kernel$", PartitionSpec("fsdp")))
 
     def __init__(
         self,
@@ -145,7 +145,11 @@ class SelfSupTask:
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The loss of two views of images or of patches, and its terms."""
         if self.config.name == "nt_xent":
-            terms = nt_xent(one, two, self.config.temperature, mask=mask)
+            # An image, its patches and its mirror image share the colours of a view: as negatives
+            # within it they would be more alike than any two views.
+            images = jnp.arange(len(one)) // (2 if self.config.mirrored else 1)
+            groups = jnp.broadcast_to(images.reshape(-1, *[1] * (one.ndim - 2)), one.shape[:-1])
+            terms = nt_xent(one, two, self.config.temperature, mask=mask, groups=groups)
             return terms["contrast"], terms
         terms = vicreg(one, two, mask=mask)
         return sum(getattr(self.config, name) * term for name, term in terms.items()), terms
