@@ -122,10 +122,12 @@ def test_mirror_images_are_rows_of_their_own_and_patches_are_drawn_among_matched
         found = np.asarray(features[patches])[row][:, None]
         return np.abs(found - np.asarray(first[patches])[row // 2]).max(axis=-1).argmin(axis=1)
 
+    seen = []
     for row, first in ((0, plain), (1, mirror)):
         one, two = (places(row, f"{name}_patches", first) for name in ("image", "second_image"))
-        shift = 2 if row == 0 else -2
-        np.testing.assert_array_equal(two, one + shift)
+        np.testing.assert_array_equal(two, one + (2 if row == 0 else -2))
+        seen.append(one)
+    np.testing.assert_array_equal(seen[1], grid[:, ::-1].ravel()[seen[0]])  # the same patches
 
 
 def test_training_lowers_the_loss_and_does_not_collapse(tmp_path):

@@ -104,23 +104,24 @@ class SelfSupTask:
         """Projections of images [R, E] and of matched patches [R, K, E], of both views."""
         processor, prefix = self.data.transform.processor, model.tower.prefix
         dtype = model.tower.position_embedding.dtype  # the trainer's compute dtype
-        index, mask = batch["match_index"], batch["match_mask"]
-        views = {name: batch[name] for name in ("image", "second_image")}
+        first = self._drawn(batch["match_mask"], key)
+        places = {"image": first, "second_image": _taken(batch["match_index"], first)}
+        mask, views = _taken(batch["match_mask"], first), {name: batch[name] for name in places}
         if self.config.mirrored:
-            index, mask = map(_interleaved, (index, mask), _mirrored_matches(index, mask))
+            grid = math.isqrt(batch["match_mask"].shape[1])
+            mask = _interleaved(mask, mask)
             views = {name: _interleaved(x, x[:, :, ::-1]) for name, x in views.items()}
-        first = self._drawn(mask, key)
-        places = {"image": first, "second_image": jnp.take_along_axis(index, first, axis=1)}
-        found = {"match_mask": jnp.take_along_axis(mask, first, axis=1)}
+            places = {name: _interleaved(x, _flipped(x, grid)) for name, x in places.items()}
+        found = {"match_mask": mask}
         for name, pixels in views.items():
             pixels = normalise(pixels, processor.mean, processor.std, dtype)
             tokens = model.tower(pixels, remat=self.config.remat).tokens
-            patches = jnp.take_along_axis(tokens[:, prefix:], places[name][..., None], axis=1)
+            patches = _taken(tokens[:, prefix:], places[name][..., None])
             found[name] = model.image_projector(tokens[:, 0])
             found[f"{name}_patches"] = model.patch_projector(patches)
         return found
 
-    def _drawn(self, mask: Bool[Array, "R P"], key: jax.Array) -> Int[Array, "R K"]:
+    def _drawn(self, mask: Bool[Array, "B P"], key: jax.Array) -> Int[Array, "B K"]:
         """The patches of the first view that the patch term compares, matched ones if there are."""
         rows, patches = mask.shape
         if not 0 < self.config.patches < patches:
@@ -183,10 +184,10 @@ def _interleaved(
     return jnp.stack([one, two], axis=1).reshape(-1, *one.shape[1:])
 
 
-def _mirrored_matches(
-    index: Int[Array, "B P"], mask: Bool[Array, "B P"]
-) -> tuple[Int[Array, "B P"], Bool[Array, "B P"]]:
-    """The matches of both views' mirror images."""
-    grid = math.isqrt(index.shape[1])
-    index, mask = (x.reshape(-1, grid, grid)[:, :, ::-1].reshape(x.shape) for x in (index, mask))
-    return index + grid - 1 - 2 * (index % grid), mask
+def _flipped(places: Int[Array, "B K"], grid: int) -> Int[Array, "B K"]:
+    """Where patches are in the mirror image."""
+    return places + grid - 1 - 2 * (places % grid)
+
+
+def _taken(x: Shaped[Array, "B P ..."], places: Int[Array, "B K ..."]) -> Shaped[Array, "B K ..."]:
+    return jnp.take_along_axis(x, places, axis=1)
