@@ -5,9 +5,9 @@
 NT-Xent on images and on matched patches, of two augmented views of each scene by four artists. The
 mirror image of a scene is a scene of its own, so that left and right stay visible; colours and
 backgrounds tell views of different scenes apart as little as possible. Evaluated while it trains on
-the fifth artist's drawings: the nearest drawing of the same concept, and linear probes of direction,
-place and colour; afterwards the same of `scenes-clip`. The result is a DINOv2 in Hugging Face's
-layout, `WORKDIR/hf`. `--config.loss.name=vicreg` trains by VICReg.
+the fifth artist's drawings: the nearest drawing of the same concept, and linear probes of
+direction, place and colour; afterwards the same of `scenes-clip`. The result is a DINOv2 in Hugging
+Face's layout, `WORKDIR/hf`. `--config.loss.name=vicreg` trains by VICReg.
 
 `:runlocal` is the same in a few steps on a tiny model; `--config.data.source=DIR` trains on your
 own images.
