@@ -28,8 +28,8 @@ OPTIM = {
     "weight_decay": 0.05,
     "b2": 0.98,
     "rules": (
-        # They start at a fiftieth of the patches' size: a tower that hardly knows where its patches
-        # are cannot tell an image from its mirror image.
+        # They start at a fiftieth of the patches' size, and without them an image and its mirror
+        # image are nearly the same set of patches.
         (r"position_embedding$", 10.0, False),
         (r"(^|/)(bias|scale)$", 1.0, False),
         # The matrices of the blocks take larger steps than embeddings and projectors.
@@ -63,8 +63,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     tiny = parse_arg(arg, runlocal=False).runlocal
     config = ml_collections.ConfigDict({"system": "selfsup"})
     config.train = trainer(
-        # About an hour of one core.
-        steps=12 if tiny else 1800,
+        # About two hours of one core; how far it has been run: systems/selfsup/README.md.
+        steps=12 if tiny else 6000,
         batch_size=16 if tiny else 32,
         log_every=4 if tiny else 50,
         evaluate_every=0 if tiny else 600,
