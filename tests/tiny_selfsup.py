@@ -15,7 +15,7 @@ TRANSFORM = TwoViews(
 )
 
 
-def task(batch_size: int = 16, **loss: float) -> SelfSupTask:
-    """VICReg on noisy colours, without evaluators."""
+def task(batch_size: int = 16, **loss: float | str) -> SelfSupTask:
+    """VICReg (or another loss) on noisy colours, without evaluators."""
     data = ViewData(ColourSource(), TRANSFORM, batch_size=batch_size, seed=0)
     return SelfSupTask(SelfSupConfig(projector=32, **loss), CONFIG, data=data)

@@ -2,11 +2,12 @@
 
     python -m launch.train --config=configs/selfsup/scenes.py --workdir=runs/scenes_ssl
 
-VICReg on images and on matched patches, of two augmented views of each scene by four artists. No
-view is mirrored, so that left and right stay visible. Evaluated while it trains on the fifth
-artist's drawings: the nearest drawing of the same concept, and linear probes of direction, place
-and colour; afterwards the same of `scenes-clip`. The result is a DINOv2 in Hugging Face's layout,
-`WORKDIR/hf`.
+NT-Xent on images and on matched patches, of two augmented views of each scene by four artists. The
+mirror image of a scene is a scene of its own, so that left and right stay visible; colours and
+backgrounds tell views of different scenes apart as little as possible. Evaluated while it trains on
+the fifth artist's drawings: the nearest drawing of the same concept, and linear probes of
+direction, place and colour; afterwards the same of `scenes-clip`. The result is a DINOv2 in Hugging
+Face's layout, `WORKDIR/hf`. `--config.loss.name=vicreg` trains by VICReg.
 
 `:runlocal` is the same in a few steps on a tiny model; `--config.data.source=DIR` trains on your
 own images.
@@ -21,10 +22,15 @@ from perception_jax.data.augment import ImageAugment
 
 OPTIM = {
     "name": "muon",
-    "learning_rate": 1e-3,
+    "learning_rate": 2e-3,
+    "schedule": "constant",
+    "ema": 0.98,
     "weight_decay": 0.05,
     "b2": 0.98,
     "rules": (
+        # They start at a fiftieth of the patches' size, and without them an image and its mirror
+        # image are nearly the same set of patches.
+        (r"position_embedding$", 10.0, False),
         (r"(^|/)(bias|scale)$", 1.0, False),
         # The matrices of the blocks take larger steps than embeddings and projectors.
         (r"(^|/)blocks/.*kernel$", 3.0),
@@ -33,20 +39,23 @@ OPTIM = {
 }
 """Optimizer settings."""
 AUGMENT = ImageAugment(
-    min_area=0.5,
+    min_area=0.4,
     warp=0.05,
     brightness=0.4,
     contrast=0.4,
     blur=0.02,
     sharpen=3.0,
     bits=4,
-    # Weak, since colours are part of what the tower should see.
+    # Strong: views of one image are otherwise recognised by their colours alone.
     colour=True,
-    saturation=0.3,
-    hue=0.02,
-    grey=0.05,
+    saturation=0.8,
+    hue=0.5,
+    grey=0.4,
+    invert=0.3,
 )
 """What makes the two views different."""
+BACKGROUNDS = (*("flat",) * 6, "gradient", "noise", "texture", "collage")
+"""Mostly plain: views of one image are otherwise recognised by their backgrounds alone."""
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
@@ -54,9 +63,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     tiny = parse_arg(arg, runlocal=False).runlocal
     config = ml_collections.ConfigDict({"system": "selfsup"})
     config.train = trainer(
-        # About an hour of one core.
-        steps=12 if tiny else 1800,
-        batch_size=16 if tiny else 128,
+        # About two hours of one core; how far it has been run: systems/selfsup/README.md.
+        steps=12 if tiny else 6000,
+        batch_size=16 if tiny else 32,
         log_every=4 if tiny else 50,
         evaluate_every=0 if tiny else 600,
         checkpoint_every=0 if tiny else 250,
@@ -73,12 +82,20 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     )
     config.loss = ml_collections.ConfigDict(
         {
+            # "nt_xent" (SimCLR) or "vicreg".
+            "name": "nt_xent",
+            # Of NT-Xent.
+            "temperature": 0.2,
             # Weights of VICReg's terms.
             "invariance": 25.0,
             "variance": 25.0,
             "covariance": 1.0,
             # Share of the patch term in the loss.
             "dense": 0.5,
+            # Matched patches of each image that it compares; 0 for all.
+            "patches": 8,
+            # Whether the mirror image of each row is a row of its own, and so a negative.
+            "mirrored": True,
             # Width of the projectors, which an export leaves out.
             "projector": 32 if tiny else 256,
             # What the backward pass computes again: a name of `nn.stack.REMAT`.
@@ -96,7 +113,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             "length": 200 if tiny else 30_000,
             # At most so many objects, and the range of their sides in sides of the image.
             "objects": 3,
-            "size": (0.2, 0.9),
+            "size": (0.3, 0.95),
+            # Kinds of backgrounds, one drawn for each scene.
+            "backgrounds": BACKGROUNDS,
             # Fields of `data.augment.ImageAugment`.
             "augment": to_config_dict(AUGMENT),
             # Loading processes; 0 loads in threads, which share the scenes in memory.

@@ -33,6 +33,7 @@ _KINDS = {
     "saturation": _SHARE,
     "hue": settings.Number(low=0.0, high=0.5),
     "grey": _SHARE,
+    "invert": _SHARE,
 }
 
 
@@ -61,10 +62,11 @@ class ImageAugment:
         images stay as they are.
       sharpen: largest strength of sharpening, 0 for none.
       bits: fewest bits of each channel that are kept; 8 keeps all.
-      colour: whether the three following settings apply.
+      colour: whether the following settings apply.
       saturation: largest relative change, in [0, 1].
       hue: largest shift, in turns of the colour circle, at most 0.5.
       grey: probability that the image loses its colours.
+      invert: probability that the image becomes its negative.
 
     Raises:
       ConfigError: a setting of another type or out of range.
@@ -81,6 +83,7 @@ class ImageAugment:
     saturation: float = 0.0
     hue: float = 0.0
     grey: float = 0.0
+    invert: float = 0.0
 
     def __post_init__(self) -> None:
         settings.check_fields(self, _KINDS)
@@ -137,6 +140,8 @@ class ImageAugment:
             picture = Image.merge("HSV", (hues, *rest)).convert("RGB")
         if self.grey and rng.random() < self.grey:
             picture = ImageOps.grayscale(picture).convert("RGB")
+        if self.invert and rng.random() < self.invert:
+            picture = ImageOps.invert(picture)
         return picture
 
 

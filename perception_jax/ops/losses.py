@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from perception_jax.errors import ConfigError
 from perception_jax.ops.sharding import constrain
@@ -84,6 +84,44 @@ def sigmoid_contrastive(
     if ignore is not None:
         terms = jnp.where(_off_diagonal(ignore), 0.0, terms)
     return -jnp.sum(terms) / logits.shape[0]
+
+
+def nt_xent(
+    one: Float[Array, "*B D"],
+    two: Float[Array, "*B D"],
+    temperature: float,
+    *,
+    mask: Bool[Array, "*B"] | None = None,
+    groups: Int[Array, "*B"] | None = None,
+) -> dict[str, Float[Array, ""]]:
+    """SimCLR's loss (Chen et al., arXiv 2002.05709, equation 1), and how often it is right.
+
+    "contrast" is the mean cross-entropy in nats of recognising a row's other view among all other
+    rows of both views, "recognised" the share of rows for which it is the most similar one. Under a
+    sharded batch the rows are those of the global one: chips gather them.
+
+    Args:
+      one, two: embeddings of two views, row by row; they are normalised here.
+      temperature: divides cosines.
+      mask: rows that count, as anchors and as negatives; all by default. At least two must.
+      groups: rows of equal numbers are negatives of each other in different views only. By default
+        every row is a group.
+    """
+    kept = (jnp.ones(one.shape[:-1], bool) if mask is None else mask).ravel()
+    one, two = (constrain(unit(x).reshape(-1, x.shape[-1]), "batch") for x in (one, two))
+    pairs = _similarity(one, two) / temperature
+    own, same = _diagonal(pairs), jnp.eye(len(kept), dtype=bool)
+    together = same if groups is None else groups.ravel()[:, None] == groups.ravel()
+    negative = jnp.concatenate([kept & ~same, kept & ~together], axis=1)
+    loss, right = 0.0, 0.0
+    for view, across in ((one, pairs), (two, constrain(pairs.T, "batch"))):
+        within = _similarity(view, view) / temperature
+        others = jnp.concatenate([across, within], axis=1)
+        others = jnp.where(negative, others, -jnp.inf)
+        terms = jnp.logaddexp(jax.nn.logsumexp(others, axis=1), own) - own
+        loss += jnp.mean(terms, where=kept) / 2
+        right += jnp.mean(own > jnp.max(others, axis=1), where=kept) / 2
+    return {"contrast": loss, "recognised": right}
 
 
 def vicreg(

@@ -15,6 +15,7 @@ from flax import nnx
 import perception_jax
 from launch import common, predict
 from perception_jax.api import Loaded, Processor
+from perception_jax.data.images import decode
 from perception_jax.data.processors import ImageProcessor
 from perception_jax.data.scenes.sample import SceneConfig
 from perception_jax.evals.vqa import asking, mmvp
@@ -108,6 +109,25 @@ def embeddings(out):
     assert rows.sum() == 18
     # The CLIP's are wider.
     return sorted((one[rows] for one in found), key=lambda one: -one.shape[1])
+
+
+def test_images_of_scenes_are_minimal_pairs_and_others(tmp_path):
+    config = SceneConfig(canvas=32, split="test")
+    scenes.write_images(tmp_path, config, each=2, others=3)
+    pairs = scenes.draw_pairs(config, each=2)
+    expected = {
+        f"{pair.pattern}/{k % 2:04d}-{side}.png": record.image
+        for k, pair in enumerate(pairs)
+        for side, record in zip("ab", pair.records, strict=True)
+    }
+    found = {str(path.relative_to(tmp_path)): path for path in tmp_path.glob("*/*.png")}
+    others = {f"other/{k:04d}.png" for k in range(3)}
+    assert found.keys() == expected.keys() | others
+    for name, image in expected.items():
+        np.testing.assert_array_equal(decode(found[name]), image)
+    written = {path: path.stat().st_mtime_ns for path in found.values()}
+    scenes.write_images(tmp_path, config, each=2, others=3)  # embeddings are kept by these times
+    assert written == {path: path.stat().st_mtime_ns for path in written}
 
 
 def test_pairs_are_those_of_the_embeddings(mined):

@@ -30,7 +30,8 @@ def test_training_reports_beside_floors_and_another_tower_and_exports(workdir):
     results = json.loads((workdir / "results.json").read_text())
     names = {"concepts/top1", "concepts/top5"}
     names |= {f"probes/{name}" for name in ("direction", "side", "height", "colour")}
-    assert set(results) == {f"{kind}{name}" for kind in ("", "floor/", "beside/") for name in names}
+    kinds = ("", "floor/", "untrained/", "beside/")
+    assert set(results) == {f"{kind}{name}" for kind in kinds for name in names}
     page = (workdir / "report.html").read_text()
     assert "scenes-clip" in page
     exported = json.loads((workdir / "hf" / "config.json").read_text())

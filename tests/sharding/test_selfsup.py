@@ -1,9 +1,10 @@
-"""Self-supervised training on a mesh: statistics are those of the global batch."""
+"""Self-supervised training on a mesh: statistics and negatives are those of the global batch."""
 
 from __future__ import annotations
 
 import jax
 import numpy as np
+import pytest
 
 from perception_jax.models.params import flatten, unflatten
 from perception_jax.shard.mesh import batch_sharding, make_mesh
@@ -15,16 +16,26 @@ from tests import tiny_selfsup
 from tests.arrays import drawn
 
 
-def test_same_curve_on_one_and_eight_devices(tmp_path):
+@pytest.mark.parametrize(
+    ("loss", "seen"),
+    [
+        ({"name": "vicreg"}, ("covariance", "patch_covariance")),
+        ({"name": "nt_xent", "mirrored": True, "patches": 4}, ("contrast", "patch_contrast")),
+    ],
+    ids=["vicreg", "nt_xent"],
+)
+def test_same_curve_on_one_and_eight_devices(tmp_path, loss, seen):
     curves = []
     for name, mesh, devices in (("one", {}, 1), ("eight", {"replica": 2, "tensor": 2}, 8)):
         config = TrainConfig.from_mapping(
             {"steps": 6, "batch_size": 16, "log_every": 1, "checkpoint_every": 0, "mesh": mesh}
         )
-        loop.run(tiny_selfsup.task(), config, tmp_path / name, devices=jax.devices()[:devices])
+        loop.run(
+            tiny_selfsup.task(**loss), config, tmp_path / name, devices=jax.devices()[:devices]
+        )
         rows = [row for row in read_metrics(tmp_path / name) if "loss" in row]
         curves.append([row["loss"] for row in rows])
-        curves[-1] += [rows[0][f"{kind}covariance"] for kind in ("", "patch_")]
+        curves[-1] += [rows[0][name] for name in seen]
     np.testing.assert_allclose(curves[1], curves[0], rtol=1e-5)
     assert curves[0][0] - curves[0][5] > 0.01
 

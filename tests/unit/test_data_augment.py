@@ -28,8 +28,9 @@ SETTINGS = {
     "saturation": 0.5,
     "hue": 0.2,
     "grey": 1.0,
+    "invert": 1.0,
 }
-COLOUR = {"saturation", "hue", "grey"}
+COLOUR = {"saturation", "hue", "grey", "invert"}
 
 
 def changed(augment: ImageAugment, image: np.ndarray, seed: int = 0) -> np.ndarray:
@@ -65,6 +66,9 @@ def test_light_does_not_change_hues_and_grey_removes_colour():
         assert 85 <= lit[0, 0, 0] <= 255
     grey = changed(ImageAugment(colour=True, grey=1.0), IMAGE)
     assert (grey == grey[..., :1]).all()
+    np.testing.assert_array_equal(
+        changed(ImageAugment(colour=True, invert=1.0), IMAGE), 255 - IMAGE
+    )
     turned = changed(ImageAugment(colour=True, hue=0.5), red)
     assert turned.max() == pytest.approx(180, abs=2)  # another hue of the same value
 

@@ -14,7 +14,7 @@ from perception_jax.errors import ConfigError, DataError
 from perception_jax.evals.linear_probe import probe_accuracy, ridge
 from perception_jax.models.params import flatten
 from perception_jax.nn.towers import TowerOutput
-from perception_jax.ops.losses import vicreg
+from perception_jax.ops.losses import nt_xent, vicreg
 from perception_jax.systems.selfsup.data import matches
 from perception_jax.systems.selfsup.evaluate import Concepts, Probes, TowerFeatures
 from perception_jax.systems.selfsup.task import SelfSupConfig
@@ -83,6 +83,51 @@ def test_the_loss_weighs_images_and_matched_patches():
     np.testing.assert_allclose(features["second_image_patches"], wanted, atol=1e-5)
     squared = np.square(np.asarray(features["image_patches"]) - wanted).mean(axis=-1)
     assert float(metrics["patch_invariance"]) == pytest.approx(squared[mask].mean(), rel=1e-5)
+
+
+def test_mirror_images_are_rows_of_their_own_and_patches_are_drawn_among_matched_ones():
+    task = tiny_selfsup.task(name="nt_xent", mirrored=True, patches=3)
+    model = drawn(lambda: task.init(jax.random.key(0)))
+    batch = batch_of(task)
+    grid = np.arange(16).reshape(4, 4)
+    # The first view is the right half of the second one, two columns further left in it.
+    index = np.where(grid % 4 < 2, grid + 2, 0)
+    batch |= {
+        "match_index": jnp.tile(index.ravel(), (16, 1)),
+        "match_mask": jnp.tile(grid.ravel() % 4 < 2, (16, 1)),
+    }
+    drawn_places = [np.asarray(task._drawn(batch["match_mask"], jax.random.key(k))) for k in (0, 1)]
+    assert all(np.isin(places, grid[:, :2]).all() for places in drawn_places)
+    assert (drawn_places[0] != drawn_places[1]).any()
+    assert all(len(set(row)) == 3 for row in drawn_places[0])
+
+    @jax.jit
+    def both(model, batch, key):
+        features = task.features(model, batch, key)
+        plain = tiny_selfsup.task().features
+        flip = {name: batch[name][:, :, ::-1] for name in ("image", "second_image")}
+        mirror = {**batch, **flip, "match_index": jnp.tile(grid.ravel(), (16, 1))}
+        every = {**batch, "match_index": mirror["match_index"]}
+        return features, plain(model, every, key), plain(model, mirror, key)
+
+    features, plain, mirror = both(model, batch, jax.random.key(0))
+    for name in ("image", "second_image"):
+        rows = np.stack([plain[name], mirror[name]], axis=1).reshape(32, -1)
+        np.testing.assert_allclose(features[name], rows, atol=1e-5)
+    assert features["match_mask"].shape == (32, 3)
+    assert features["match_mask"].all()
+
+    def places(row, patches, first):
+        """Which patches of an image the features of a row are."""
+        found = np.asarray(features[patches])[row][:, None]
+        return np.abs(found - np.asarray(first[patches])[row // 2]).max(axis=-1).argmin(axis=1)
+
+    seen = []
+    for row, first in ((0, plain), (1, mirror)):
+        one, two = (places(row, f"{name}_patches", first) for name in ("image", "second_image"))
+        np.testing.assert_array_equal(two, one + (2 if row == 0 else -2))
+        seen.append(one)
+    np.testing.assert_array_equal(seen[1], grid[:, ::-1].ravel()[seen[0]])  # the same patches
 
 
 def test_training_lowers_the_loss_and_does_not_collapse(tmp_path):
@@ -168,9 +213,17 @@ def test_a_ridge_probe_separates_what_is_linear_and_needs_labels():
         probe_accuracy(given, labels, tested[:0], [])
 
 
-def test_the_share_of_patches_is_checked():
-    with pytest.raises(ConfigError, match=r"SelfSupConfig\.dense: expected 0 to 1, found 1\.5"):
-        SelfSupConfig(dense=1.5)
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("dense", 1.5, r"0 to 1, found 1\.5"),
+        ("name", "simclr", "'nt_xent' or 'vicreg', found 'simclr'"),
+        ("temperature", 0.0, r"more than 0, found 0\.0"),
+    ],
+)
+def test_settings_of_the_loss_are_checked(name, value, expected):
+    with pytest.raises(ConfigError, match=rf"SelfSupConfig\.{name}: expected {expected}"):
+        SelfSupConfig(**{name: value})
 
 
 def by_hand(one, two):
@@ -208,3 +261,28 @@ def test_vicreg_leaves_masked_rows_out():
     assert {name: float(x) for name, x in found.items()} == pytest.approx(
         by_hand(one[mask], two[mask]), rel=1e-4
     )
+
+
+def test_nt_xent_equals_loops():
+    rng = np.random.default_rng(2)
+    one, noise = rng.normal(size=(2, 2, 4, 5)).astype(np.float32)
+    two = one + noise
+    mask = np.array([[1, 1, 0, 1], [1, 0, 1, 1]], bool)
+    groups = np.array([[0, 0, 0, 1], [1, 2, 2, 3]])
+    found = jax.jit(nt_xent, static_argnums=2)(one, two, 0.3, mask=mask, groups=groups)
+    rows = np.concatenate([one[mask], two[mask]])
+    rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    half, losses, right = len(rows) // 2, [], []
+    group = np.tile(groups[mask], 2)
+    for i in range(2 * half):
+        within = [k for k in range(2 * half) if k // half == i // half and group[k] == group[i]]
+        cosines = {k: rows[i] @ rows[k] / 0.3 for k in range(2 * half) if k not in within}
+        other = (i + half) % (2 * half)
+        losses.append(np.log(sum(map(np.exp, cosines.values()))) - cosines[other])
+        right.append(max(cosines, key=cosines.get) == other)
+    assert float(found["contrast"]) == pytest.approx(np.mean(losses), rel=1e-5)
+    assert float(found["recognised"]) == pytest.approx(np.mean(right))
+    assert 0 < np.mean(right) < 1
+    # By hand: two rows at right angles, equal views; 1 of 3 cosines is 1.
+    found = jax.jit(nt_xent, static_argnums=2)(jnp.eye(2), jnp.eye(2), 1.0)
+    assert float(found["contrast"]) == pytest.approx(np.log(np.e + 2) - 1)

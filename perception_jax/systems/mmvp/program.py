@@ -27,7 +27,9 @@ def define_blind_pairs_flags(values: flags.FlagValues) -> None:
     encoder = "an encoder's name, NAME=SOURCE, a checkpoint, or FILE.npy or FILE.parquet[:COLUMN]."
     string("first", "openai-l14", f"What finds the pairs similar: {encoder}")
     string("second", "dinov2-l14", f"What finds them different: {encoder}")
-    string("images", None, "Folder of images, those in folders below it included.")
+    string(
+        "images", None, "Folder of images, those in folders below it included; scenes: drawings."
+    )
     string("out", None, "Folder of the results.", required=True)
     for name, default, words in (
         ("above", 0.95, "Cosines of the first encoder are greater."),
@@ -97,7 +99,7 @@ def blind_pairs(values: flags.FlagValues) -> int:
     settings = work.SearchSettings(
         first=values.first,
         second=values.second,
-        images=None if values.images is None else pathlib.Path(values.images),
+        images=_mined_images(values.images, out),
         thresholds=Thresholds(above=values.above, below=values.below),
         columns=values.columns,
         batch=values.batch,
@@ -209,6 +211,17 @@ def _mesh() -> Mesh | None:
 
     devices = jax.local_devices()
     return make_mesh(devices=devices) if len(devices) > 1 else None
+
+
+def _mined_images(images: str | None, out: pathlib.Path) -> pathlib.Path | None:
+    """The folder to search; that of scenes is written first."""
+    if images != _SCENES:
+        return None if images is None else pathlib.Path(images)
+    from perception_jax.data.scenes.sample import SceneConfig
+    from perception_jax.systems.mmvp import scenes
+
+    scenes.write_images(out / _SCENES, SceneConfig(canvas=_CANVAS, split="test"))
+    return out / _SCENES
 
 
 def _vlm_data(data: str, out: pathlib.Path) -> pathlib.Path:

@@ -1,8 +1,9 @@
-"""Minimal pairs of scenes as files in the layouts of MMVP and MMVP-VLM."""
+"""Minimal pairs of scenes as files: in the layouts of MMVP and MMVP-VLM, or plain images."""
 
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import pathlib
@@ -13,6 +14,7 @@ import PIL.Image
 from perception_jax.data.records import MMVP_PATTERNS, MinimalPair
 from perception_jax.data.scenes import PairSource
 from perception_jax.data.scenes.sample import SceneConfig
+from perception_jax.data.scenes.source import ScenesSource
 from perception_jax.evals.vqa.mmvp import PATTERNS
 from perception_jax.files import write_whole
 
@@ -56,6 +58,30 @@ def write_questions(folder: pathlib.Path, pairs: Sequence[MinimalPair]) -> None:
     _write_csv(folder / "Questions.csv", rows)
     names = dict(zip(MMVP_PATTERNS, PATTERNS, strict=True))
     write_whole(folder / "patterns.json", json.dumps([names[one.pattern] for one in pairs]))
+
+
+def write_images(
+    folder: pathlib.Path, config: SceneConfig, *, each: int = 40, others: int = 300, seed: int = 0
+) -> None:
+    """Writes images of minimal pairs, `<pattern>/<number>-a.png` and `-b.png`, and those of other
+    scenes, `other/<number>.png`. Files that are there already stay as they are.
+
+    Args:
+      each: pairs of each pattern.
+      others: scenes that are no pairs.
+    """
+    for k, pair in enumerate(draw_pairs(config, each=each, seed=seed)):
+        for side, record in zip("ab", pair.records, strict=True):
+            _save_once(record.image, folder / pair.pattern / f"{k % each:04d}-{side}.png")
+    plain = ScenesSource(dataclasses.replace(config, language="none"), seed=seed, length=others)
+    for k in range(others):
+        _save_once(plain[k].image, folder / "other" / f"{k:04d}.png")
+
+
+def _save_once(image: object, path: pathlib.Path) -> None:
+    # Embeddings are kept by the times of the files.
+    if not path.exists():
+        _save(image, path)
 
 
 def _save(image: object, path: pathlib.Path) -> None:

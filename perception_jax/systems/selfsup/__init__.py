@@ -1,4 +1,4 @@
-"""Self-supervised training of image towers, after VICReg and VICRegL."""
+"""Self-supervised training of image towers, after SimCLR, VICReg and VICRegL."""
 
 from perception_jax import lazy
 

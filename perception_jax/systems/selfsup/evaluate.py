@@ -22,7 +22,7 @@ from perception_jax.data.scenes.concepts import concepts
 from perception_jax.data.scenes.sample import SceneConfig
 from perception_jax.data.scenes.source import ScenesSource, portrait
 from perception_jax.data.scenes.spec import TEST_STYLE, TRAIN_STYLES
-from perception_jax.evals.baselines import nearest_labels, nearest_pixel_top
+from perception_jax.evals.baselines import nearest_labels, nearest_pixel_top, pixel_features
 from perception_jax.evals.linear_probe import probe_accuracy
 from perception_jax.inference.batches import Batched
 from perception_jax.ops.image import normalise
@@ -33,6 +33,8 @@ SEED = 50_000
 """Of the test images; training seeds never reach it."""
 SIZES = (0.3, 0.6)
 """Sides of the objects of the probes, in sides of the image."""
+WINDOWS = 6
+"""Windows of raw pixels along a side, for the floors of the probes."""
 
 
 def tower_of(model: nnx.Module) -> nnx.Module:
@@ -99,6 +101,10 @@ class Concepts:
         return {"top1": float(hit[:, 0].mean()), "top5": float(hit.any(axis=1).mean())}
 
 
+_Features = Mapping[str, Float[np.ndarray, "N _"]]
+"""Of each image: "mean" is of all of it, "centre" of the place of its object."""
+
+
 class Probes:
     """Linear probes of one object's direction, place and colour."""
 
@@ -112,37 +118,50 @@ class Probes:
 
     def __call__(self, model: nnx.Module, mesh: Mesh | None = None) -> dict[str, float]:
         """The accuracy of each probe of `LABELS`."""
-        tokens = {part: self._tokens(model, part, mesh) for part in self._parts}
+        return self._accuracies({part: self._tokens(model, part, mesh) for part in self._parts})
+
+    def _accuracies(self, features: Mapping[str, _Features]) -> dict[str, float]:
+        """Of linear probes of the features of both parts."""
         found = {}
         for name in LABELS:
             kind = "centre" if name in AT_CENTRE else "mean"
             given = []
             for part in ("train", "test"):
                 rows, labels = self._labelled(part, name)
-                given += [tokens[part][kind][rows], labels]
+                given += [features[part][kind][rows], labels]
             found[name] = probe_accuracy(*given)
         return found
 
-    def _tokens(
-        self, model: nnx.Module, part: str, mesh: Mesh | None
-    ) -> dict[str, Float[np.ndarray, "N D"]]:
+    def _tokens(self, model: nnx.Module, part: str, mesh: Mesh | None) -> _Features:
         """The mean patch token of each image, and the one at the centre of its object."""
         pixels, items = self._parts[part]
         patches = self._features(model, pixels, mesh)["patches"]
         grid, size = round(patches.shape[1] ** 0.5), pixels.shape[1]
-        boxes = np.array([item.box for item in items])
-        middles = (boxes[:, :2] + boxes[:, 2:]) / 2
-        columns, rows = np.minimum((middles * grid / size).astype(int), grid - 1).T
+        columns, rows = np.minimum((_middles(items) * grid / size).astype(int), grid - 1).T
         centre = patches[np.arange(len(patches)), rows * grid + columns]
         return {"mean": patches.mean(axis=1), "centre": centre}
 
     def floors(self) -> dict[str, float]:
-        """The share of each probe's most frequent test label."""
-        floors = {}
+        """The same by raw pixels (the image shrunk, and a window at the object's centre), or the
+        share of the most frequent test label if that is higher."""
+        floors = self._accuracies({part: self._pixels(part) for part in self._parts})
         for name in LABELS:
             _, labels = self._labelled("test", name)
-            floors[name] = max(np.unique(labels, return_counts=True)[1]) / len(labels)
+            most = max(np.unique(labels, return_counts=True)[1]) / len(labels)
+            floors[name] = max(floors[name], float(most))
         return floors
+
+    def _pixels(self, part: str) -> _Features:
+        pixels, items = self._parts[part]
+        side = pixels.shape[1] // WINDOWS
+        corners = np.clip(_middles(items).astype(int) - side // 2, 0, pixels.shape[1] - side)
+        windows = [
+            image[y : y + side, x : x + side] for image, (x, y) in zip(pixels, corners, strict=True)
+        ]
+        return {
+            "mean": pixel_features(pixels, size=12),
+            "centre": np.stack(windows).reshape(len(windows), -1) / 255,
+        }
 
     def _labelled(self, part: str, name: str) -> tuple[list[int], list[str]]:
         """The images of which the question has an answer, and the answers."""
@@ -167,6 +186,11 @@ def _single_objects(size: int, split: str, count: int) -> tuple[np.ndarray, list
     source = ScenesSource(config, seed=SEED, length=count)
     records = [source[k] for k in range(count)]
     return np.stack([record.image for record in records]), [one.objects[0] for one in records]
+
+
+def _middles(items: Sequence[ObjectAnnotation]) -> Float[np.ndarray, "N 2"]:
+    boxes = np.array([item.box for item in items])
+    return (boxes[:, :2] + boxes[:, 2:]) / 2
 
 
 def _attribute(name: str, item: ObjectAnnotation) -> str | None:

@@ -87,7 +87,9 @@ def evaluators(config: Any, processor: ImageProcessor) -> dict[str, Concepts | P
 
 def report(config: Any, task: SelfSupTask, model: nnx.Module, folder: pathlib.Path) -> None:
     """Writes `results.json` and `report.html` into `folder`: the tower's numbers, floors, and those
-    of the image tower of `evaluation.beside` at the same size."""
+    of an untrained tower and of the image tower of `evaluation.beside` at the same size."""
+    import jax
+
     from perception_jax import api
     from perception_jax.train.results import write_results
 
@@ -99,11 +101,15 @@ def report(config: Any, task: SelfSupTask, model: nnx.Module, folder: pathlib.Pa
     }
     other = api.load_backbone(config.evaluation.beside).at_size(config.model.image_size)
     beside = _numbers(evaluators(config, other.processor.image), other.model.vision)
-    results = dict(found)
-    results |= {f"floor/{name}": value for name, value in floors.items()}
-    results |= {f"beside/{name}": value for name, value in beside.items()}
-    write_results(folder, results)
-    columns = {"floor": floors, config.evaluation.beside: beside}
+    untrained = _numbers(task.evaluators(), jax.jit(task.init)(jax.random.key(0)))
+    columns = {"floor": floors, "untrained": untrained, "beside": beside}
+    results = {
+        f"{title}/{name}": value
+        for title, numbers in columns.items()
+        for name, value in numbers.items()
+    }
+    write_results(folder, found | results)
+    columns[config.evaluation.beside] = columns.pop("beside")
     path = _write_page(config, folder, found, columns)
     print(f"report      {path}")
 
@@ -144,7 +150,7 @@ def _write_page(
         ]
     )
     loss = sections.curves(history, {"loss": "training loss"})
-    chart = sections.step_chart(loss, "VICReg of images and patches", "loss")
+    chart = sections.step_chart(loss, "Loss of images and patches", "loss")
     sections.add_learning_curves(page, (chart,))
     settings = config.to_dict()
     rows = sections.training_rows(settings["train"])
@@ -218,7 +224,8 @@ def _source(config: Any) -> Source:
     scenes = SceneConfig(
         canvas=config.model.image_size,
         count=(1, settings.objects),
-        size=settings.size,
+        size=tuple(settings.size),
+        backgrounds=tuple(settings.backgrounds),
         language="none",
     )
     return InMemory(ScenesSource(scenes, seed=config.train.seed, length=settings.length), keep=())

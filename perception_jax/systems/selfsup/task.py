@@ -1,12 +1,16 @@
-"""Self-supervised training of an image tower: VICReg on images and on matched patches.
+"""Self-supervised training of an image tower: images and matched patches of two views.
 
-VICReg: arXiv 2105.04906. The patch term follows VICRegL (arXiv 2210.01571, §3), with matches by
-location only. Letters: B batch, S image side, P patches, D width, E projected width.
+The loss is SimCLR's NT-Xent (arXiv 2002.05709) or VICReg (arXiv 2105.04906). The patch term follows
+VICRegL (arXiv 2210.01571, §3), with matches by location only. Mirror images are further rows of
+the batch, and so negatives, as the shifted instances of CSI (arXiv 2007.08176, §2.2).
+Letters: B batch, R rows (B, or 2B with mirror images), S image side, G patches along a side,
+P patches, K compared patches, D width, E projected width.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,12 +18,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec
+from jaxtyping import Array, Bool, Int, Shaped
 
 from perception_jax.errors import ConfigError
 from perception_jax.models.dinov2.config import Dinov2Config
 from perception_jax.models.shardings import SHARDINGS
 from perception_jax.ops.image import normalise
-from perception_jax.ops.losses import vicreg
+from perception_jax.ops.losses import nt_xent, vicreg
 from perception_jax.systems.selfsup.data import ViewData
 from perception_jax.systems.selfsup.model import SelfSupervised
 from perception_jax.train.task import Batch, Evaluator, Metrics
@@ -30,29 +35,46 @@ class SelfSupConfig:
     """Settings of the loss.
 
     Attributes:
+      name: "nt_xent" (SimCLR) or "vicreg".
+      temperature: of NT-Xent.
       invariance, variance, covariance: weights of VICReg's terms.
       dense: share of the patch term in the loss, in [0, 1]; the image term has the rest.
+      patches: how many matched patches of each image the patch term compares, drawn anew at each
+        step; 0 for all.
+      mirrored: whether the mirror image of each row is a row of its own.
       projector: width of the projectors.
       remat: what the backward pass recomputes; see `nn.stack.REMAT`.
     """
 
+    name: str = "vicreg"
+    temperature: float = 0.2
     invariance: float = 25.0
     variance: float = 25.0
     covariance: float = 1.0
     dense: float = 0.5
+    patches: int = 0
+    mirrored: bool = False
     projector: int = 256
     remat: str = "none"
 
     def __post_init__(self) -> None:
         if not 0 <= self.dense <= 1:
             raise ConfigError(f"SelfSupConfig.dense: expected 0 to 1, found {self.dense}.")
+        if self.name not in ("nt_xent", "vicreg"):
+            raise ConfigError(
+                f"SelfSupConfig.name: expected 'nt_xent' or 'vicreg', found {self.name!r}."
+            )
+        if self.temperature <= 0:
+            raise ConfigError(
+                f"SelfSupConfig.temperature: expected more than 0, found {self.temperature}."
+            )
 
 
 class SelfSupTask:
     """Trains a DINOv2 tower and its projectors on two views of each image."""
 
     trainable = nnx.Param
-    shardings = (*SHARDINGS, (r"projector/fc\d/kernel$", PartitionSpec("fsdp", "tensor")))
+    shardings = (*SHARDINGS, (r"projector/fc\d/kernel$", PartitionSpec("fsdp")))
 
     def __init__(
         self,
@@ -79,38 +101,59 @@ class SelfSupTask:
         return self.loss_of(model, self.features(model, batch, key))
 
     def features(self, model: nnx.Module, batch: Batch, key: jax.Array) -> Mapping[str, jax.Array]:
-        """Projections of images [B, E] and of matched patches [B, P, E], of both views."""
-        del key  # no dropout
+        """Projections of images [R, E] and of matched patches [R, K, E], of both views."""
         processor, prefix = self.data.transform.processor, model.tower.prefix
         dtype = model.tower.position_embedding.dtype  # the trainer's compute dtype
-        found = {}
-        for name in ("image", "second_image"):
-            pixels = normalise(batch[name], processor.mean, processor.std, dtype)
+        first = self._drawn(batch["match_mask"], key)
+        places = {"image": first, "second_image": _taken(batch["match_index"], first)}
+        mask, views = _taken(batch["match_mask"], first), {name: batch[name] for name in places}
+        if self.config.mirrored:
+            grid = math.isqrt(batch["match_mask"].shape[1])
+            mask = _interleaved(mask, mask)
+            views = {name: _interleaved(x, x[:, :, ::-1]) for name, x in views.items()}
+            places = {name: _interleaved(x, _flipped(x, grid)) for name, x in places.items()}
+        found = {"match_mask": mask}
+        for name, pixels in views.items():
+            pixels = normalise(pixels, processor.mean, processor.std, dtype)
             tokens = model.tower(pixels, remat=self.config.remat).tokens
-            patches = tokens[:, prefix:]
-            if name == "second_image":
-                patches = jnp.take_along_axis(patches, batch["match_index"][..., None], axis=1)
+            patches = _taken(tokens[:, prefix:], places[name][..., None])
             found[name] = model.image_projector(tokens[:, 0])
             found[f"{name}_patches"] = model.patch_projector(patches)
-        return found | {"match_mask": batch["match_mask"]}
+        return found
+
+    def _drawn(self, mask: Bool[Array, "B P"], key: jax.Array) -> Int[Array, "B K"]:
+        """The patches of the first view that the patch term compares, matched ones if there are."""
+        rows, patches = mask.shape
+        if not 0 < self.config.patches < patches:
+            return jnp.broadcast_to(jnp.arange(patches), (rows, patches))
+        order = jnp.where(mask, jax.random.uniform(key, mask.shape), -1.0)
+        return jnp.argsort(order, axis=1, descending=True)[:, : self.config.patches]
 
     def loss_of(
         self, model: nnx.Module, features: Mapping[str, jax.Array]
     ) -> tuple[jax.Array, Metrics]:
         """See `loss`."""
         del model
-        whole = vicreg(features["image"], features["second_image"])
-        patches = vicreg(
-            features["image_patches"],
-            features["second_image_patches"],
-            mask=features["match_mask"],
+        whole, terms = self._compared(features["image"], features["second_image"])
+        patches, patch_terms = self._compared(
+            features["image_patches"], features["second_image_patches"], features["match_mask"]
         )
-        dense = self.config.dense
-        loss = (1 - dense) * self._weighted(whole) + dense * self._weighted(patches)
-        return loss, whole | {f"patch_{name}": term for name, term in patches.items()}
+        loss = (1 - self.config.dense) * whole + self.config.dense * patches
+        return loss, terms | {f"patch_{name}": term for name, term in patch_terms.items()}
 
-    def _weighted(self, terms: Mapping[str, jax.Array]) -> jax.Array:
-        return sum(getattr(self.config, name) * term for name, term in terms.items())
+    def _compared(
+        self, one: jax.Array, two: jax.Array, mask: jax.Array | None = None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The loss of two views of images or of patches, and its terms."""
+        if self.config.name == "nt_xent":
+            # An image, its patches and its mirror image share the colours of a view: as negatives
+            # within it they would be more alike than any two views.
+            images = jnp.arange(len(one)) // (2 if self.config.mirrored else 1)
+            groups = jnp.broadcast_to(images.reshape(-1, *[1] * (one.ndim - 2)), one.shape[:-1])
+            terms = nt_xent(one, two, self.config.temperature, mask=mask, groups=groups)
+            return terms["contrast"], terms
+        terms = vicreg(one, two, mask=mask)
+        return sum(getattr(self.config, name) * term for name, term in terms.items()), terms
 
     def datasets(self) -> Mapping[str, Iterable[Batch]]:
         """ "train": endless batches of two views."""
@@ -132,3 +175,19 @@ class SelfSupTask:
     def evaluators(self) -> Mapping[str, Evaluator]:
         """Those that were given."""
         return self._evaluators()
+
+
+def _interleaved(
+    one: Shaped[Array, "B ..."], two: Shaped[Array, "B ..."]
+) -> Shaped[Array, "R ..."]:
+    """Rows of both in turns, so that no row leaves its chip."""
+    return jnp.stack([one, two], axis=1).reshape(-1, *one.shape[1:])
+
+
+def _flipped(places: Int[Array, "B K"], grid: int) -> Int[Array, "B K"]:
+    """Where patches are in the mirror image."""
+    return places + grid - 1 - 2 * (places % grid)
+
+
+def _taken(x: Shaped[Array, "B P ..."], places: Int[Array, "B K ..."]) -> Shaped[Array, "B K ..."]:
+    return jnp.take_along_axis(x, places, axis=1)
