@@ -88,7 +88,7 @@ class Study:
         config.update_from_flattened_dict(_typed(words))
         config.model.whole, config.model.towers = str(start), ()
         loaded = models.opened(config)
-        for part, source in (("train", _training(config)), ("test", _testing(config))):
+        for part, source in (("train", records.pictured(config)), ("test", _testing(config))):
             if (folder / part / features.TOWER.format(1) / "done").exists():
                 continue
             features.write_features(loaded, source, folder / part, batch_size=_BATCH)
@@ -112,10 +112,6 @@ def table(found: Mapping[str, Mapping[str, float]]) -> str:
 
 def _is_result(key: str) -> bool:
     return key.startswith((records.PAIRS, records.QUESTIONS))
-
-
-def _training(config) -> Source:
-    return records.conversations(config)
 
 
 def _testing(config) -> list[Record]:

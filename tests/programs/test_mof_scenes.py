@@ -13,6 +13,7 @@ from launch import common, predict, train
 from perception_jax.data.kept_features import KeptFeatures
 from perception_jax.data.records import MMVP_PATTERNS
 from perception_jax.data.scenes.chats import ChatConfig, PairQuestions
+from perception_jax.systems.mof.records import conversations
 
 CONFIG = "--config=configs/mof/scenes.py:mix=imof,runlocal"
 
@@ -41,10 +42,25 @@ def test_results_stand_beside_floors(workdir):
 
 
 def test_towers_ran_once(workdir):
-    (folder,) = (workdir / "kept").iterdir()
+    (folder,) = (path for path in (workdir / "kept").iterdir() if path.is_dir())
     first, second = (KeptFeatures(folder / f"tower-{k}") for k in (1, 2))
     assert first.shape == second.shape == (36, 160)
     assert (first.made["layer"], second.made["layer"]) == (3, 4)
+    # Nor are scenes drawn again: the kept conversations are those of the scenes.
+    (path,) = (workdir / "kept").glob("conversations-*.jsonl")
+    words = [CONFIG, "--config.data.scenes=16", "--workdir=x"]
+    plain = common.parse(words, train.PROGRAM).config
+    kept = common.parse([*words, f"--config.data.keep={workdir / 'kept'}"], train.PROGRAM).config
+    drawn, read = conversations(plain), conversations(kept)
+    assert len(drawn) == len(read) == 16
+    for k in range(16):
+        assert read[k].id == drawn[k].id
+        assert read[k].conversation == drawn[k].conversation
+        assert len(read[k].images) == len(drawn[k].images)
+    before = path.stat().st_mtime_ns
+    kept.data.draw = 7
+    assert conversations(kept)[0].conversation != drawn[0].conversation
+    assert path.stat().st_mtime_ns == before
 
 
 def test_the_result_answers_by_its_own_vocabulary(workdir, tmp_path, capsys):

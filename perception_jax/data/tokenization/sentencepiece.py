@@ -179,8 +179,10 @@ class _Reader:
     def __init__(self) -> None:
         self.count = 0
 
-    def fields(self, data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-        """Number and value of each field of a message."""
+    def fields(self, data: int | memoryview) -> Iterator[tuple[int, int | memoryview]]:
+        """Number and value of each field of a message; ValueError if it is none."""
+        if isinstance(data, int):
+            raise ValueError(f"the number {data} in the place of a message")
         position = 0
         while position < len(data):
             self.count += 1

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import pathlib
 from typing import Any
 
-from perception_jax.data.records import Source
+from perception_jax.data.records import Record, Source
 from perception_jax.data.scenes.chats import (
     ChatConfig,
     PairQuestions,
@@ -13,9 +16,11 @@ from perception_jax.data.scenes.chats import (
     blank,
     question_only,
 )
-from perception_jax.data.sources import open_part
+from perception_jax.data.sources import open_part, open_source
 from perception_jax.data.sources.combine import InMemory
 from perception_jax.data.tokenization import LanguageTokenizer, learned_tokenizer
+from perception_jax.files import write_whole
+from perception_jax.version import __version__
 
 SCENES = "scenes"
 """Value of `data.source` for conversations about drawn scenes instead of files."""
@@ -30,7 +35,18 @@ _KEPT = ("conversation", "questions")
 
 
 def conversations(config: Any, *, test: bool = False) -> Source | None:
-    """The records that train, or those that test; None if there are no test records."""
+    """The records that train, or those that test; None if there are no test records.
+
+    Training scenes whose features are kept (`data.keep`) are drawn once: their conversations are
+    kept beside them, and the records' images are names alone.
+    """
+    if config.data.source == SCENES and config.data.keep and not test:
+        return _kept(config)
+    return pictured(config, test=test)
+
+
+def pictured(config: Any, *, test: bool = False) -> Source | None:
+    """As `conversations`, with images in any case; scenes are drawn when they are read."""
     settings = config.data
     if settings.source == SCENES:
         seed = TEST_SEED if test else settings.draw
@@ -49,6 +65,25 @@ def conversations(config: Any, *, test: bool = False) -> Source | None:
         kind=settings.kind,
         **images,
     )
+
+
+def _kept(config: Any) -> Source:
+    """The conversations about training scenes from a file, which is written if it is missing."""
+    settings = config.data
+    drawn = (settings.scenes, settings.draw, settings.each, _chats(config), __version__)
+    digest = hashlib.sha256(repr(drawn).encode()).hexdigest()[:16]
+    path = pathlib.Path(settings.keep) / f"conversations-{digest}.jsonl"
+    if not path.is_file():
+        source = pictured(config)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, "".join(_line(source[k]) for k in range(len(source))))
+    return open_source(path, kind="jsonl")
+
+
+def _line(record: Record) -> str:
+    turns = [{"role": turn.role, "text": turn.text} for turn in record.conversation]
+    images = {"images": [f"{record.id}.png"] * len(record.images)} if record.images else {}
+    return json.dumps({"id": record.id, **images, "conversation": turns}) + "\n"
 
 
 def test_questions(config: Any) -> dict[str, Source]:

@@ -212,7 +212,7 @@ def _chats(config: Any, base: Loaded, records: Source, *, test: bool = False) ->
     settings = config.data
     return ImageChats(
         records,
-        _transform(config, base, None if test else records),
+        _transform(config, base, test=test),
         lengths=tuple(settings.lengths),
         division=_division(config),
         order="random" if test else settings.order,
@@ -223,15 +223,15 @@ def _chats(config: Any, base: Loaded, records: Source, *, test: bool = False) ->
     )
 
 
-def _transform(config: Any, base: Loaded, training: Source | None) -> ImageChatTransform:
-    """Args: training: the records that train; None for those that test."""
+def _transform(config: Any, base: Loaded, *, test: bool) -> ImageChatTransform:
     from perception_jax.data.image_chats import ImageChatTransform
     from perception_jax.systems.mof.features import kept_features, opened_features
+    from perception_jax.systems.mof.records import pictured
 
     settings, tokenizer = config.data, base.processor.tokenizer
-    folders = config.evaluation.features if training is None else settings.features
-    if training is not None and settings.keep and not folders:
-        features = kept_features(settings.keep, base, training)
+    folders = config.evaluation.features if test else settings.features
+    if settings.keep and not test and not folders:
+        features = kept_features(settings.keep, base, pictured(config))
     else:
         features = opened_features(folders, base.config)
     return ImageChatTransform(
