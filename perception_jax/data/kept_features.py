@@ -29,7 +29,7 @@ class KeptFeatures:
     Attributes:
       folder: where they lie.
       shape: (P, C) of an image.
-      made: what `keep` was told about them.
+      made: how they were computed, as `keep` got it.
     """
 
     def __init__(self, folder: pathlib.Path | str):

@@ -97,12 +97,13 @@ class HeldOutLoss:
     """Cross-entropy and accuracy of a model on all batches of some data.
 
     Attributes:
+      predictions: of the model, for evaluators of data of the same shape to share.
       data: the data.
     """
 
     def __init__(self, predictions: TokenPredictions, data: HeldOutData):
         """Reads nothing yet."""
-        self._predictions, self.data = predictions, data
+        self.predictions, self.data = predictions, data
 
     def __call__(self, model: nnx.Module, mesh: Mesh | None = None) -> Mapping[str, float]:
         """Returns "loss" per predicted token (nats), "accuracy" and "tokens".
@@ -110,7 +111,7 @@ class HeldOutLoss:
         Raises:
           DataError: no token is predicted.
         """
-        found = self._predictions.of(model, self.data, mesh)
+        found = self.predictions.of(model, self.data, mesh)
         count = float(found.count.sum(dtype=np.float64))
         if not count:
             raise DataError(

@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 import jax
 from flax import nnx
 
+from perception_jax.models.towers import TowerConfig
+
 Model = TypeVar("Model", bound=nnx.Module)
 """Type of a model."""
 Config = TypeVar("Config")
@@ -38,12 +40,13 @@ def resized_tower(tower: Model, config: Config, size: int) -> tuple[Model, Confi
 
     Args:
       tower: resizes its `positions`.
-      config: has `image_size` and `patch_size`, itself or as `vision`.
+      config: a `TowerConfig`, or sizes with `image_size` and `patch_size`.
       size: pixels.
     """
-    own: Any = getattr(config, "vision", config)
+    alone = isinstance(config, TowerConfig)
+    own: Any = config.vision if alone else config
     grid = size // own.patch_size
     changed = jax.tree.map(lambda leaf: leaf, tower)
     changed.position_embedding = nnx.Param(tower.positions((grid, grid)))
     own = dataclasses.replace(own, image_size=size)
-    return changed, dataclasses.replace(config, vision=own) if hasattr(config, "vision") else own
+    return changed, dataclasses.replace(config, vision=own) if alone else own

@@ -15,7 +15,7 @@ from perception_jax.data.scenes.chats import (
     LETTER,
     ChatConfig,
     PairQuestions,
-    SceneChats,
+    SceneConversations,
     SingleQuestions,
     blank,
     question_only,
@@ -44,8 +44,8 @@ def offered(question: str) -> list[str]:
 
 def test_a_conversation_has_a_caption_and_some_questions_of_all_kinds():
     config = ChatConfig(turns=3, text_every=4, letters=0.5)
-    records = read(SceneChats(config, seed=1, length=COUNT))
-    again = SceneChats(config, seed=1, length=COUNT)[5]
+    records = read(SceneConversations(config, seed=1, length=COUNT))
+    again = SceneConversations(config, seed=1, length=COUNT)[5]
     assert again.conversation == records[5].conversation
     np.testing.assert_array_equal(again.image, records[5].image)
     alone = [record for record in records if not record.images]
@@ -69,14 +69,14 @@ def test_a_conversation_has_a_caption_and_some_questions_of_all_kinds():
     assert letters > 5
     assert words > 5
     bare = ChatConfig(caption=False, turns=1, text_every=0, letters=1.0)
-    for record in read(SceneChats(bare, seed=1, length=6)):
+    for record in read(SceneConversations(bare, seed=1, length=6)):
         ((question, _),) = said(record)
         assert question.startswith(IMAGE)
 
 
 def test_images_of_both_sides_of_a_pair_follow_each_other():
     config = ChatConfig(turns=1, caption=False, text_every=0, pairs=4, letters=1.0)
-    records = read(SceneChats(config, seed=0, length=24))
+    records = read(SceneConversations(config, seed=0, length=24))
     pairs = [records[k] for k in range(24) if k % 8 < 4]
     assert all(record.id.startswith("pair-") for record in pairs)
     assert not any(records[k].id.startswith("pair-") for k in range(24) if k % 8 >= 4)
@@ -105,7 +105,7 @@ def test_single_questions_are_those_of_a_conversation():
     assert len(records) == 20
     assert len({record.id for record in records}) == 20
     plain = dataclasses.replace(config, turns=4, caption=False, text_every=0)
-    chats = SceneChats(plain, seed=3, length=5)
+    chats = SceneConversations(plain, seed=3, length=5)
     for k, record in enumerate(records):
         chat = chats[k // 4]
         number = k % 4 % len(chat.questions)

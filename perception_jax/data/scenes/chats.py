@@ -88,7 +88,7 @@ class ChatConfig:
         )
 
 
-class SceneChats:
+class SceneConversations:
     """Random access to conversations about scenes; see `data.records.Source`.
 
     The records' `questions` are those that are asked, in order.
@@ -143,7 +143,7 @@ class SingleQuestions:
         """Draws nothing yet.
 
         Args:
-          seed, length: of the conversations, see `SceneChats`.
+          seed, length: of the conversations, see `SceneConversations`.
           each: questions of a conversation, also instead of `config.turns`.
 
         Raises:
@@ -152,7 +152,7 @@ class SingleQuestions:
         if each < 1:
             raise ConfigError(f"SingleQuestions: expected at least 1 of each scene, found {each}.")
         plain = dataclasses.replace(config, turns=each, caption=False, text_every=0)
-        self._chats, self._each = SceneChats(plain, seed=seed, length=length), each
+        self._chats, self._each = SceneConversations(plain, seed=seed, length=length), each
 
     def __len__(self) -> int:
         return len(self._chats) * self._each

@@ -11,7 +11,7 @@ from perception_jax.data.records import Record, Source
 from perception_jax.data.scenes.chats import (
     ChatConfig,
     PairQuestions,
-    SceneChats,
+    SceneConversations,
     SingleQuestions,
     blank,
     question_only,
@@ -54,7 +54,7 @@ def pictured(config: Any, *, test: bool = False) -> Source | None:
         if settings.each:
             chats = SingleQuestions(_chats(config), seed=seed, length=length, each=settings.each)
         else:
-            chats = SceneChats(_chats(config), seed=seed, length=length)
+            chats = SceneConversations(_chats(config), seed=seed, length=length)
         return InMemory(chats, keep=_KEPT)
     images = {"images": settings.images} if settings.images else {}
     return open_part(

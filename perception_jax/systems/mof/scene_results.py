@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from flax import nnx
 
     from perception_jax.api import Loaded
+    from perception_jax.inference.held_out import TokenPredictions
 
 MAJORITY, CHANCE = "most frequent answer", 0.25
 """Name of a floor; the share of pairs that are right by chance."""
@@ -36,11 +37,16 @@ _TITLES = {
 }
 
 
-def floors(config: Any, base: Loaded, model: nnx.Module) -> dict[str, dict[str, float]]:
+def floors(
+    config: Any, base: Loaded, model: nnx.Module, predictions: TokenPredictions
+) -> dict[str, dict[str, float]]:
     """Accuracies without seeing, by the set's name and the floor's: "pairs/blank image".
 
     Floors that run the model are left out where its features are kept, since they lie there for
     the images alone.
+
+    Args:
+      predictions: of the evaluators, whose program is compiled already.
     """
     from perception_jax.systems.mof.training import exact_answers
 
@@ -50,7 +56,7 @@ def floors(config: Any, base: Loaded, model: nnx.Module) -> dict[str, dict[str, 
             changed |= {
                 f"{name}/{floor}": Mapped(source, change) for floor, change in FLOORS.items()
             }
-    evaluators = exact_answers(config, base, changed)
+    evaluators = exact_answers(config, base, changed, predictions)
     found = {name: dict(evaluator(model)) for name, evaluator in evaluators.items()}
     if QUESTIONS in asked:
         found[f"{QUESTIONS}/{MAJORITY}"] = majority(asked[QUESTIONS])

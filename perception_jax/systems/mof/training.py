@@ -139,7 +139,7 @@ def report(config: Any, task: MofTask, model: nnx.Module, folder: pathlib.Path) 
         print("there are no test conversations, so no report is written")
         return
     measured = {name: evaluator(model) for name, evaluator in evaluators.items()}
-    without_seeing = floors(config, task.base, model)
+    without_seeing = floors(config, task.base, model, evaluators[HELD_OUT].predictions)
     write_results(
         folder,
         {
@@ -258,11 +258,16 @@ def _template(name: str, tokenizer: Any) -> Template:
 def _evaluators(config: Any, base: Loaded) -> dict[str, Evaluator]:
     from perception_jax.inference.held_out import HeldOutLoss
     from perception_jax.systems.mof.records import conversations, test_questions
+    from perception_jax.systems.mof.task import chat_predictions
 
     records = conversations(config, test=True)
     if records is None:
         return {}
-    predictions = _predictions(config)
+    predictions = chat_predictions(
+        batch_size=config.evaluation.batch_size,
+        dtype=config.train.compute_dtype,
+        chunk=config.chunk,
+    )
     held_out = HeldOutLoss(predictions, _chats(config, base, records, test=True))
     asked = exact_answers(config, base, test_questions(config), predictions)
     return {HELD_OUT: held_out, **asked}
@@ -272,13 +277,12 @@ def exact_answers(
     config: Any,
     base: Loaded,
     questions: Mapping[str, Source],
-    predictions: TokenPredictions | None = None,
+    predictions: TokenPredictions,
 ) -> dict[str, ExactAnswers]:
     """The evaluators of sets of test questions; see `records.test_questions`."""
     from perception_jax.systems.mof.answers import ExactAnswers
     from perception_jax.systems.mof.records import PAIRS
 
-    predictions = predictions or _predictions(config)
     return {
         name: ExactAnswers(
             predictions,
@@ -288,13 +292,3 @@ def exact_answers(
         )
         for name, records in questions.items()
     }
-
-
-def _predictions(config: Any) -> TokenPredictions:
-    from perception_jax.systems.mof.task import chat_predictions
-
-    return chat_predictions(
-        batch_size=config.evaluation.batch_size,
-        dtype=config.train.compute_dtype,
-        chunk=config.chunk,
-    )

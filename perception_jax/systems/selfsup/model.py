@@ -12,7 +12,7 @@ from perception_jax.nn.linear import Linear
 from perception_jax.nn.norms import LayerNorm
 
 
-class Projector(nnx.Module):
+class Expander(nnx.Module):
     """Three linear layers; LayerNorm and ReLU between them, so that rows stay independent.
 
     The papers' expanders have batch normalisation there.
@@ -37,5 +37,5 @@ class SelfSupervised(nnx.Module):
     def __init__(self, config: Dinov2Config, projector: int, *, rngs: nnx.Rngs):
         """Args: projector: width of the projectors and of their outputs."""
         self.tower = Dinov2(config, rngs=rngs)
-        self.image_projector = Projector(config.width, projector, rngs=rngs)
-        self.patch_projector = Projector(config.width, projector, rngs=rngs)
+        self.image_projector = Expander(config.width, projector, rngs=rngs)
+        self.patch_projector = Expander(config.width, projector, rngs=rngs)
