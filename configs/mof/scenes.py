@@ -73,11 +73,12 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             "objects": 2,
             "names": 40,
             "caption": True,
-            "detailed": 0.7,
-            "turns": 3,
+            "detailed": 0.3,
+            "turns": 4,
             "text_every": 0,
             "pairs": 4,
-            "letters": 0.5,
+            # Words alone: which letter an option has is one more thing to learn.
+            "letters": 0.0,
         }
     )
     config.evaluation.update(

@@ -39,19 +39,19 @@ OPTIM = {
 }
 """Optimizer settings."""
 AUGMENT = ImageAugment(
-    min_area=0.4,
+    # Mild enough for the two images of a pair to stay different: place, size, colour and direction
+    # are what tells them apart.
+    min_area=0.6,
     warp=0.05,
-    brightness=0.4,
-    contrast=0.4,
+    brightness=0.3,
+    contrast=0.3,
     blur=0.02,
-    sharpen=3.0,
-    bits=4,
-    # Strong: views of one image are otherwise recognised by their colours alone.
+    sharpen=2.0,
+    bits=5,
     colour=True,
-    saturation=0.8,
-    hue=0.5,
-    grey=0.4,
-    invert=0.3,
+    saturation=0.4,
+    hue=0.05,
+    grey=0.1,
 )
 """What makes the two views different."""
 BACKGROUNDS = (*("flat",) * 6, "gradient", "noise", "texture", "collage")
@@ -65,7 +65,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.train = trainer(
         # About two hours of one core; how far it has been run: systems/selfsup/README.md.
         steps=12 if tiny else 6000,
-        batch_size=16 if tiny else 32,
+        batch_size=16 if tiny else 24,
         log_every=4 if tiny else 50,
         evaluate_every=0 if tiny else 600,
         checkpoint_every=0 if tiny else 250,
@@ -85,7 +85,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             # "nt_xent" (SimCLR) or "vicreg".
             "name": "nt_xent",
             # Of NT-Xent.
-            "temperature": 0.2,
+            "temperature": 0.1,
             # Weights of VICReg's terms.
             "invariance": 25.0,
             "variance": 25.0,
@@ -94,8 +94,6 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             "dense": 0.5,
             # Matched patches of each image that it compares; 0 for all.
             "patches": 8,
-            # Whether the mirror image of each row is a row of its own, and so a negative.
-            "mirrored": True,
             # Width of the projectors, which an export leaves out.
             "projector": 32 if tiny else 256,
             # What the backward pass computes again: a name of `nn.stack.REMAT`.
@@ -109,8 +107,11 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             # Its kind (see `data.sources`); "" guesses it where there is no doubt.
             "kind": "",
             "max_bad_fraction": 0.01,
-            # Different scenes; they stay in memory (16 KB each at 72 px).
-            "length": 200 if tiny else 30_000,
+            # What is hard to tell apart in each batch: the images of a minimal pair ("pairs"), an
+            # image and its mirror image ("mirror"), or nothing ("none").
+            "alike": "pairs",
+            # Different scenes or pairs; they stay in memory (16 KB each at 72 px).
+            "length": 200 if tiny else 12_000,
             # At most so many objects, and the range of their sides in sides of the image.
             "objects": 3,
             "size": (0.3, 0.95),
@@ -127,6 +128,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             # Concepts, and test portraits of each.
             "names": 20 if tiny else 300,
             "per_name": 1 if tiny else 2,
+            # Minimal pairs of each visual pattern.
+            "pairs": 2 if tiny else 40,
             # Images that the probes learn from, and those that test them.
             "learned": 60 if tiny else 3000,
             "tested": 30 if tiny else 1000,

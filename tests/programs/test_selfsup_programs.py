@@ -8,7 +8,11 @@ import numpy as np
 import pytest
 
 import perception_jax
+from configs.selfsup import scenes
 from launch import common, evaluate, train
+from perception_jax.data.records import MMVP_PATTERNS
+from perception_jax.errors import ConfigError
+from perception_jax.systems.selfsup import program
 
 CONFIG = "--config=configs/selfsup/scenes.py:runlocal"
 SMALL = (
@@ -30,6 +34,7 @@ def test_training_reports_beside_floors_and_another_tower_and_exports(workdir):
     results = json.loads((workdir / "results.json").read_text())
     names = {"concepts/top1", "concepts/top5"}
     names |= {f"probes/{name}" for name in ("direction", "side", "height", "colour")}
+    names |= {f"pairs/{name}" for name in ("accuracy", *MMVP_PATTERNS)}
     kinds = ("", "floor/", "untrained/", "beside/")
     assert set(results) == {f"{kind}{name}" for kind in kinds for name in names}
     page = (workdir / "report.html").read_text()
@@ -42,6 +47,16 @@ def test_training_reports_beside_floors_and_another_tower_and_exports(workdir):
     pixels = loaded.processor.images([np.zeros((48, 48, 3), np.uint8)])
     grids = [one.patch_embed.grid(pixels) for one in (loaded.model, clip.model.vision)]
     assert grids == [(4, 4), (4, 4)]
+
+
+def test_pairs_of_own_images_are_refused(tmp_path):
+    config = scenes.get_config("runlocal")
+    config.data.source = str(tmp_path)
+    with pytest.raises(ConfigError, match=r"data\.alike='pairs': minimal pairs are drawn"):
+        program.data(config)
+    config.data.alike = "twins"
+    with pytest.raises(ConfigError, match="one of none, mirror, pairs, found 'twins'"):
+        program.data(config)
 
 
 @pytest.mark.parametrize("kind", ["run", "export"])

@@ -20,7 +20,10 @@ from tests.arrays import drawn
     ("loss", "seen"),
     [
         ({"name": "vicreg"}, ("covariance", "patch_covariance")),
-        ({"name": "nt_xent", "mirrored": True, "patches": 4}, ("contrast", "patch_contrast")),
+        (
+            {"name": "nt_xent", "transform": tiny_selfsup.MIRRORED, "patches": 4},
+            ("contrast", "patch_contrast"),
+        ),
     ],
     ids=["vicreg", "nt_xent"],
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,14 +11,16 @@ import pytest
 from flax import nnx
 
 from perception_jax import api
+from perception_jax.data.augment import ImageAugment
 from perception_jax.data.processors import ImageProcessor
+from perception_jax.data.records import MMVP_PATTERNS, Record
 from perception_jax.errors import ConfigError, DataError
 from perception_jax.evals.linear_probe import probe_accuracy, ridge
 from perception_jax.models.params import flatten
 from perception_jax.nn.towers import TowerOutput
 from perception_jax.ops.losses import nt_xent, vicreg
-from perception_jax.systems.selfsup.data import matches
-from perception_jax.systems.selfsup.evaluate import Concepts, Probes, TowerFeatures
+from perception_jax.systems.selfsup.data import TwoViews, matches
+from perception_jax.systems.selfsup.evaluate import Concepts, Pairs, Probes, TowerFeatures
 from perception_jax.systems.selfsup.task import SelfSupConfig
 from perception_jax.train import loop
 from perception_jax.train.config import TrainConfig
@@ -85,8 +89,25 @@ def test_the_loss_weighs_images_and_matched_patches():
     assert float(metrics["patch_invariance"]) == pytest.approx(squared[mask].mean(), rel=1e-5)
 
 
-def test_mirror_images_are_rows_of_their_own_and_patches_are_drawn_among_matched_ones():
-    task = tiny_selfsup.task(name="nt_xent", mirrored=True, patches=3)
+def test_each_image_of_a_record_has_two_views_and_its_mirror_image_if_asked():
+    record = tiny_selfsup.ColourSource()[0]
+    both = Record(id="both", images=(record.image, record.image[::-1].copy()))
+    transform = dataclasses.replace(tiny_selfsup.MIRRORED, images=2)
+    found = transform(both, np.random.default_rng(0))
+    assert found["image"].shape == found["second_image"].shape == (4, 16, 16, 3)
+    for views in (found["image"], found["second_image"]):
+        np.testing.assert_array_equal(views[1::2], views[::2, :, ::-1])
+    # What matches is the first image's, and drawn as for it alone.
+    alone = tiny_selfsup.TRANSFORM(record, np.random.default_rng(0))
+    np.testing.assert_array_equal(found["image"][0], alone["image"][0])
+    for name in ("match_index", "match_mask"):
+        np.testing.assert_array_equal(found[name], alone[name])
+    with pytest.raises(DataError, match="both: expected 1 images, found 2"):
+        tiny_selfsup.TRANSFORM(both, np.random.default_rng(0))
+
+
+def test_images_of_a_record_are_rows_and_patches_are_drawn_among_matched_ones_of_the_first():
+    task = tiny_selfsup.task(name="nt_xent", transform=tiny_selfsup.MIRRORED, patches=3)
     model = drawn(lambda: task.init(jax.random.key(0)))
     batch = batch_of(task)
     grid = np.arange(16).reshape(4, 4)
@@ -103,31 +124,49 @@ def test_mirror_images_are_rows_of_their_own_and_patches_are_drawn_among_matched
 
     @jax.jit
     def both(model, batch, key):
-        features = task.features(model, batch, key)
         plain = tiny_selfsup.task().features
-        flip = {name: batch[name][:, :, ::-1] for name in ("image", "second_image")}
-        mirror = {**batch, **flip, "match_index": jnp.tile(grid.ravel(), (16, 1))}
-        every = {**batch, "match_index": mirror["match_index"]}
-        return features, plain(model, every, key), plain(model, mirror, key)
+        alone = [
+            plain(
+                model,
+                {
+                    "match_index": jnp.tile(grid.ravel(), (16, 1)),
+                    "match_mask": batch["match_mask"],
+                    **{name: batch[name][:, k : k + 1] for name in ("image", "second_image")},
+                },
+                key,
+            )
+            for k in (0, 1)
+        ]
+        return task.features(model, batch, key), *alone
 
     features, plain, mirror = both(model, batch, jax.random.key(0))
     for name in ("image", "second_image"):
         rows = np.stack([plain[name], mirror[name]], axis=1).reshape(32, -1)
         np.testing.assert_allclose(features[name], rows, atol=1e-5)
-    assert features["match_mask"].shape == (32, 3)
+    assert features["match_mask"].shape == (16, 3)
     assert features["match_mask"].all()
 
-    def places(row, patches, first):
-        """Which patches of an image the features of a row are."""
-        found = np.asarray(features[patches])[row][:, None]
-        return np.abs(found - np.asarray(first[patches])[row // 2]).max(axis=-1).argmin(axis=1)
+    def places(name):
+        """Which patches of the first record's first image the features are."""
+        found = np.asarray(features[name])[0][:, None]
+        return np.abs(found - np.asarray(plain[name])[0]).max(axis=-1).argmin(axis=1)
 
-    seen = []
-    for row, first in ((0, plain), (1, mirror)):
-        one, two = (places(row, f"{name}_patches", first) for name in ("image", "second_image"))
-        np.testing.assert_array_equal(two, one + (2 if row == 0 else -2))
-        seen.append(one)
-    np.testing.assert_array_equal(seen[1], grid[:, ::-1].ravel()[seen[0]])  # the same patches
+    one, two = places("image_patches"), places("second_image_patches")
+    assert set(one) == set(drawn_places[0][0])
+    np.testing.assert_array_equal(two, one + 2)
+
+
+def test_images_of_a_record_are_negatives_across_views():
+    """By hand: two records of two images at right angles, views equal."""
+    task = tiny_selfsup.task(name="nt_xent", transform=tiny_selfsup.MIRRORED, temperature=1.0)
+    image = jnp.eye(4)
+    patches = jnp.eye(4).reshape(2, 2, 4)
+    features = {"image": image, "second_image": image, "match_mask": jnp.ones((2, 2), bool)}
+    features |= {"image_patches": patches, "second_image_patches": patches}
+    _, found = task.loss_of(nnx.Module(), features)
+    # Of the 7 other rows, that of the record's other image in the same view is left out.
+    assert float(found["contrast"]) == pytest.approx(np.log(np.e + 5) - 1)
+    assert float(found["patch_contrast"]) == pytest.approx(np.log(np.e + 5) - 1)
 
 
 def test_training_lowers_the_loss_and_does_not_collapse(tmp_path):
@@ -200,6 +239,35 @@ def test_probes_find_what_tokens_say_and_floors_do_not():
     concepts = Concepts(features, names=6, per_name=1)
     for rates in (concepts(Places()), concepts.floors()):
         assert 0 <= rates["top1"] <= rates["top5"] <= 1
+
+
+class MeanColour(nnx.Module):
+    """A tower whose embedding is the image's mean colour, and no more."""
+
+    prefix = 0
+
+    def __call__(self, pixels):
+        colour = pixels.mean(axis=(1, 2))
+        return TowerOutput(embedding=colour, pooled=colour, tokens=colour[:, None])
+
+
+def test_pairs_are_told_apart_by_what_the_embedding_says():
+    features = TowerFeatures(ImageProcessor(size=24), batch_size=32)
+    transform = TwoViews(
+        processor=ImageProcessor(size=24), augment=ImageAugment(brightness=0.02), grid=2, images=2
+    )
+    pairs = Pairs(features, transform, per_pattern=8)
+    found, floors = pairs(MeanColour()), pairs.floors()
+    assert list(found) == list(floors) == ["accuracy", *MMVP_PATTERNS]
+    assert found["accuracy"] == pytest.approx(np.mean([found[name] for name in MMVP_PATTERNS]))
+    assert found["colour"] > 0.9 > found["orientation"]
+    assert min(floors.values()) >= 0.5
+    # By hand: one pair of each pattern, the angles of its first views, and of its second ones.
+    pairs._views = np.zeros((9, 2, 2, 1, 1, 3), np.uint8)
+    angles = np.array([0.0, 1.0, 0.4, 0.6])
+    rows = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    assert set(pairs._rates(np.tile(rows, (9, 1))).values()) == {1.0}
+    assert set(pairs._rates(np.tile(rows[[0, 1, 3, 2]], (9, 1))).values()) == {0.0}
 
 
 def test_a_ridge_probe_separates_what_is_linear_and_needs_labels():

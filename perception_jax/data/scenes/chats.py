@@ -174,10 +174,18 @@ class SingleQuestions:
 
 
 class PairQuestions:
-    """The questions of minimal pairs, answered by letters; records 2k and 2k + 1 are one pair."""
+    """The questions of minimal pairs, with their options; records 2k and 2k + 1 are one pair."""
 
-    def __init__(self, config: SceneConfig, *, seed: int, per_pattern: int) -> None:
-        """Draws nothing yet. Args: per_pattern: pairs of each pattern."""
+    def __init__(
+        self, config: SceneConfig, *, seed: int, per_pattern: int, letters: bool = True
+    ) -> None:
+        """Draws nothing yet.
+
+        Args:
+          per_pattern: pairs of each pattern.
+          letters: whether answers are the letters of options, or their words.
+        """
+        self._letters = letters
         self._pairs = PairSource(config, seed=seed, length=per_pattern * len(MMVP_PATTERNS))
 
     def __len__(self) -> int:
@@ -188,7 +196,7 @@ class PairQuestions:
             raise IndexError(f"question {index} of {len(self)}")
         pair = self._pairs[index // 2]
         scene, question = pair.records[index % 2], _question(pair, index % 2)
-        asked, answer = _said(question, True)
+        asked, answer = _said(question, self._letters)
         return Record(
             id=scene.id,
             images=scene.images,

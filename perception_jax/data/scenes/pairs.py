@@ -120,6 +120,20 @@ class PairImages:
         return dataclasses.replace(record, captions=(CAPTION.format(statement),))
 
 
+class BothImages:
+    """The two images of each minimal pair as one record."""
+
+    def __init__(self, pairs: PairSource) -> None:
+        self._pairs = pairs
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __getitem__(self, index: int) -> Record:
+        pair = self._pairs[index]
+        return Record(id=pair.id, images=tuple(one.image for one in pair.records))
+
+
 def _check(pattern: str) -> None:
     if pattern not in EDITS:
         raise ConfigError(

@@ -90,16 +90,19 @@ def test_questions(config: Any) -> dict[str, Source]:
     """Single questions about the drawings of the artist that never trains, by the set's name.
 
     `PAIRS` are those of minimal pairs, and `QUESTIONS` any questions about scenes; without drawn
-    scenes, or where the config asks for none, a set is missing.
+    scenes, or where the config asks for none, a set is missing. Pairs are answered by letter if any
+    question of the training conversations is.
     """
     asked, found = config.evaluation, {}
     if config.data.source != SCENES:
         return found
     if asked.pairs:
-        scenes = _chats(config, split="test").scenes()
-        found[PAIRS] = PairQuestions(scenes, seed=TEST_SEED, per_pattern=asked.pairs)
+        chats = _chats(config, split="test")
+        found[PAIRS] = PairQuestions(
+            chats.scenes(), seed=TEST_SEED, per_pattern=asked.pairs, letters=chats.letters > 0
+        )
     if asked.questions:
-        chats = _chats(config, split="test", pairs=0, letters=0.5)
+        chats = _chats(config, split="test", pairs=0)
         length = -(-asked.questions // _EACH)
         found[QUESTIONS] = SingleQuestions(chats, seed=TEST_SEED, length=length, each=_EACH)
     return {name: InMemory(source, keep=_KEPT) for name, source in found.items()}

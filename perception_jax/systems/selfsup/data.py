@@ -1,6 +1,6 @@
 """Two augmented views of each image, and which of their patches show the same.
 
-Letters: S image side, G patches along a side, P = G × G.
+Letters: N images of a record, S image side, G patches along a side, P = G × G.
 """
 
 from __future__ import annotations
@@ -18,39 +18,58 @@ from perception_jax.data.processors import ImageProcessor
 from perception_jax.data.records import Source
 from perception_jax.data.skipping import MAX_BAD_FRACTION
 from perception_jax.data.views import require_square
+from perception_jax.errors import DataError
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TwoViews:
-    """An image twice, each time augmented.
+    """Every image of a record twice, each time augmented, and the mirror images of both if asked.
 
-    Gives "image" and "second_image" (uint8[S, S, 3]), and for each patch of the first the number
-    of the patch of the second that shows its middle: "match_index" (int32[P]) and "match_mask"
-    (bool[P]), whether there is one. Warps are small and not followed.
+    Gives "image" and "second_image" (uint8[N, S, S, 3]), and for each patch of the first image's
+    first view the number of the patch of its second view that shows its middle: "match_index"
+    (int32[P]) and "match_mask" (bool[P]), whether there is one. Warps are small and not followed.
 
     Attributes:
       grid: patches along a side.
+      images: how many images a record has.
+      mirrored: whether each image is followed by its mirror image, with the same changes.
     """
 
     processor: ImageProcessor
     augment: ImageAugment
     grid: int
+    images: int = 1
+    mirrored: bool = False
 
     def __post_init__(self) -> None:
         require_square(self.processor)
+
+    @property
+    def rows(self) -> int:
+        """N, images of a record together with their mirror images."""
+        return self.images * (2 if self.mirrored else 1)
 
     def __call__(self, record: records.Record, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """See the class.
 
         Raises:
-          DataError: the image cannot be decoded.
+          DataError: another number of images, or one that cannot be decoded.
         """
-        image = images.decode(record.image, name=record.id)
-        # The processor comes first, so that windows are those of what the model can see.
-        whole = self.processor(image).pixels
-        first, first_window = self.augment.view(whole, rng)
-        second, second_window = self.augment.view(whole, rng)
-        index, mask = matches(first_window, second_window, self.grid)
+        if len(record.images) != self.images:
+            raise DataError(
+                f"{record.id}: expected {self.images} images, found {len(record.images)}."
+            )
+        views: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+        windows: list[Window] = []
+        for image in record.images:
+            # The processor comes first, so that windows are those of what the model can see.
+            whole = self.processor(images.decode(image, name=record.id)).pixels
+            for shown in views:
+                view, window = self.augment.view(whole, rng)
+                shown += [view, view[:, ::-1]] if self.mirrored else [view]
+                windows.append(window)
+        index, mask = matches(windows[0], windows[1], self.grid)
+        first, second = (np.stack(shown) for shown in views)
         return {"image": first, "second_image": second, "match_index": index, "match_mask": mask}
 
 
@@ -71,7 +90,7 @@ def matches(
 
 
 class ViewData:
-    """Images of a source as batches of two views."""
+    """Records of a source as batches of two views."""
 
     tokenizer = None
     """There are no texts."""

@@ -3,7 +3,9 @@
 "concepts": which drawing of the training artists is nearest, by the tower's embedding. "probes":
 linear probes that learned on the training artists' drawings; from the patch token at an object's
 centre which way it faces and what colour it has, from the mean of all patch tokens on which side
-and at what height it is. Letters: B batch, S image side, N images, P patches, D width.
+and at what height it is. "pairs": in how many cases two augmented views of an image are more alike
+than one of it and one of the other image of a minimal pair. Letters: B batch, S image side,
+N images, P patches, D width.
 """
 
 from __future__ import annotations
@@ -17,8 +19,9 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 
 from perception_jax.data.processors import ImageProcessor
-from perception_jax.data.records import ObjectAnnotation
+from perception_jax.data.records import MMVP_PATTERNS, ObjectAnnotation
 from perception_jax.data.scenes.concepts import concepts
+from perception_jax.data.scenes.pairs import BothImages, PairSource
 from perception_jax.data.scenes.sample import SceneConfig
 from perception_jax.data.scenes.source import ScenesSource, portrait
 from perception_jax.data.scenes.spec import TEST_STYLE, TRAIN_STYLES
@@ -27,6 +30,7 @@ from perception_jax.evals.linear_probe import probe_accuracy
 from perception_jax.inference.batches import Batched
 from perception_jax.ops.image import normalise
 from perception_jax.ops.losses import unit
+from perception_jax.systems.selfsup.data import TwoViews
 from perception_jax.systems.selfsup.model import SelfSupervised
 
 SEED = 50_000
@@ -99,6 +103,42 @@ class Concepts:
     def _rates(self, best: np.ndarray) -> dict[str, float]:
         hit = best == self._labels[:, None]
         return {"top1": float(hit[:, 0].mean()), "top5": float(hit.any(axis=1).mean())}
+
+
+class Pairs:
+    """Tells the two images of minimal pairs by the unseen artist apart, by pattern."""
+
+    def __init__(self, features: TowerFeatures, transform: TwoViews, *, per_pattern: int):
+        """Args: transform: makes two views of both images of a record."""
+        self._features, self._size = features, features.processor.size
+        scenes = SceneConfig(canvas=self._size, split="test", language="none")
+        length = per_pattern * len(MMVP_PATTERNS)
+        source = BothImages(PairSource(scenes, seed=SEED, length=length))
+        drawn = [transform(source[k], np.random.default_rng([SEED, k])) for k in range(length)]
+        self._views = np.stack([(one["image"], one["second_image"]) for one in drawn])
+
+    def __call__(self, model: nnx.Module, mesh: Mesh | None = None) -> dict[str, float]:
+        """Rates of the right image being nearer: of all ("accuracy"), and by pattern."""
+        return self._rates(self._features(model, self._pixels(), mesh)["embedding"])
+
+    def floors(self) -> dict[str, float]:
+        """The same rates by shrunken pixels, or 50 %, which is chance, if they are lower."""
+        found = self._rates(pixel_features(self._pixels()))
+        return {name: max(rate, 0.5) for name, rate in found.items()}
+
+    def _pixels(self) -> UInt8[np.ndarray, "N S S 3"]:
+        return self._views.reshape(-1, *self._views.shape[-3:])
+
+    def _rates(self, embeddings: Float[np.ndarray, "N D"]) -> dict[str, float]:
+        views = embeddings.reshape(len(self._views), 2, 2, -1)
+        cosines = np.einsum("kad,kbd->kab", views[:, 0], views[:, 1])
+        own, other = cosines[:, [0, 1], [0, 1]], cosines[:, [0, 1], [1, 0]]
+        # Each view of each image looks for its own other view.
+        right = ((own > other).mean(axis=1) + (own > other[:, ::-1]).mean(axis=1)) / 2
+        rates = {"accuracy": float(right.mean())}
+        for k, pattern in enumerate(MMVP_PATTERNS):
+            rates[pattern] = float(right[k :: len(MMVP_PATTERNS)].mean())
+        return rates
 
 
 _Features = Mapping[str, Float[np.ndarray, "N _"]]

@@ -10,6 +10,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from perception_jax.errors import ConfigError
+
 if TYPE_CHECKING:
     from flax import nnx
     from jax.sharding import Mesh
@@ -18,16 +20,19 @@ if TYPE_CHECKING:
     from perception_jax.data.processors import ImageProcessor
     from perception_jax.data.records import Source
     from perception_jax.models.dinov2.config import Dinov2Config
-    from perception_jax.systems.selfsup.data import ViewData
-    from perception_jax.systems.selfsup.evaluate import Concepts, Probes
+    from perception_jax.systems.selfsup.data import TwoViews, ViewData
+    from perception_jax.systems.selfsup.evaluate import Concepts, Pairs, Probes
     from perception_jax.systems.selfsup.task import SelfSupTask
     from perception_jax.train.task import Batch
 
 SCENES = "scenes"
 """Value of `data.source` for drawn scenes instead of files."""
+ALIKE = ("none", "mirror", "pairs")
+"""Values of `data.alike`: what is hard to tell apart in each batch."""
 _MEANINGS = {
     "concepts/top1": "The nearest drawing by a training artist shows the same concept.",
     "concepts/top5": "One of the five nearest does.",
+    "pairs/accuracy": "Two views of an image are nearer than one of its pair's other image.",
     "probes/direction": "A linear probe of the patch at the object's centre: where it faces.",
     "probes/side": "A linear probe of the mean patch: left or right part of the picture.",
     "probes/height": "A linear probe of the mean patch: upper or lower part of the picture.",
@@ -74,13 +79,14 @@ def load(source: str, config: Any, mesh: Mesh | None = None) -> Loaded:
     return loaded.at_size(config.model.image_size)
 
 
-def evaluators(config: Any, processor: ImageProcessor) -> dict[str, Concepts | Probes]:
+def evaluators(config: Any, processor: ImageProcessor) -> dict[str, Concepts | Pairs | Probes]:
     """What is measured of a tower that takes images of this processor."""
-    from perception_jax.systems.selfsup.evaluate import Concepts, Probes, TowerFeatures
+    from perception_jax.systems.selfsup.evaluate import Concepts, Pairs, Probes, TowerFeatures
 
     features, asked = TowerFeatures(processor), config.evaluation
     return {
         "concepts": Concepts(features, names=asked.names, per_name=asked.per_name),
+        "pairs": Pairs(features, _views(config, images=2), per_pattern=asked.pairs),
         "probes": Probes(features, learned=asked.learned, tested=asked.tested),
     }
 
@@ -144,7 +150,7 @@ def _write_page(
                 name=name,
                 value=value,
                 baselines={title: numbers[name] for title, numbers in columns.items()},
-                meaning=_MEANINGS[name],
+                meaning=_MEANINGS.get(name, ""),
             )
             for name, value in found.items()
         ]
@@ -176,7 +182,7 @@ def finish(config: Any, task: SelfSupTask, model: nnx.Module, workdir: pathlib.P
     _, example = task.data.examples(0)[0]
 
     def outputs(loaded: Loaded) -> dict[str, np.ndarray]:
-        pixels = loaded.processor.images([example["image"]])
+        pixels = loaded.processor.images(list(example["image"]))
         return {"tokens": np.asarray(loaded.model(pixels).tokens)}
 
     folder = workdir / "hf"
@@ -213,13 +219,23 @@ def _processor(config: Any) -> ImageProcessor:
 
 def _source(config: Any) -> Source:
     """Scenes of the training artists, which stay in memory, or the user's own images."""
+    from perception_jax.data.scenes.pairs import BothImages, PairSource
     from perception_jax.data.scenes.sample import SceneConfig
     from perception_jax.data.scenes.source import ScenesSource
     from perception_jax.data.sources import open_source
     from perception_jax.data.sources.combine import InMemory
 
     settings = config.data
+    if settings.alike not in ALIKE:
+        raise ConfigError(
+            f"config.data.alike: expected one of {', '.join(ALIKE)}, found {settings.alike!r}."
+        )
     if settings.source != SCENES:
+        if settings.alike == "pairs":
+            raise ConfigError(
+                "config.data.alike='pairs': minimal pairs are drawn for scenes only. Set 'mirror' "
+                f"or 'none' for {settings.source}."
+            )
         return open_source(settings.source, kind=settings.kind)
     scenes = SceneConfig(
         canvas=config.model.image_size,
@@ -228,22 +244,33 @@ def _source(config: Any) -> Source:
         backgrounds=tuple(settings.backgrounds),
         language="none",
     )
-    return InMemory(ScenesSource(scenes, seed=config.train.seed, length=settings.length), keep=())
+    seed, length = config.train.seed, settings.length
+    if settings.alike == "pairs":
+        return InMemory(BothImages(PairSource(scenes, seed=seed, length=length)), keep=())
+    return InMemory(ScenesSource(scenes, seed=seed, length=length), keep=())
+
+
+def _views(config: Any, *, images: int, mirrored: bool = False) -> TwoViews:
+    """Two views of each of a record's images."""
+    from perception_jax.data.augment import ImageAugment
+    from perception_jax.systems.selfsup.data import TwoViews
+
+    return TwoViews(
+        processor=_processor(config),
+        augment=ImageAugment(**config.data.augment),
+        grid=config.model.image_size // config.model.patch_size,
+        images=images,
+        mirrored=mirrored,
+    )
 
 
 def _data(config: Any, source: Source) -> ViewData:
-    from perception_jax.data.augment import ImageAugment
-    from perception_jax.systems.selfsup.data import TwoViews, ViewData
+    from perception_jax.systems.selfsup.data import ViewData
 
-    model = config.model
-    transform = TwoViews(
-        processor=_processor(config),
-        augment=ImageAugment(**config.data.augment),
-        grid=model.image_size // model.patch_size,
-    )
+    alike = config.data.alike
     return ViewData(
         source,
-        transform,
+        _views(config, images=2 if alike == "pairs" else 1, mirrored=alike == "mirror"),
         batch_size=config.train.batch_size,
         seed=config.train.seed,
         workers=config.data.workers,

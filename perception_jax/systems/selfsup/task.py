@@ -1,16 +1,16 @@
 """Self-supervised training of an image tower: images and matched patches of two views.
 
 The loss is SimCLR's NT-Xent (arXiv 2002.05709) or VICReg (arXiv 2105.04906). The patch term follows
-VICRegL (arXiv 2210.01571, §3), with matches by location only. Mirror images are further rows of
-the batch, and so negatives, as the shifted instances of CSI (arXiv 2007.08176, §2.2).
-Letters: B batch, R rows (B, or 2B with mirror images), S image side, G patches along a side,
-P patches, K compared patches, D width, E projected width.
+VICRegL (arXiv 2210.01571, §3), with matches by location only. A record may have several images that
+are hard to tell apart (mirror images, as the shifted instances of CSI, arXiv 2007.08176, §2.2, or
+minimal pairs): each is a row of its own, and so a negative of the others.
+Letters: B batch, N images of a record, R = B × N rows, S image side, P patches, K compared patches,
+D width, E projected width.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -41,7 +41,6 @@ class SelfSupConfig:
       dense: share of the patch term in the loss, in [0, 1]; the image term has the rest.
       patches: how many matched patches of each image the patch term compares, drawn anew at each
         step; 0 for all.
-      mirrored: whether the mirror image of each row is a row of its own.
       projector: width of the projectors.
       remat: what the backward pass recomputes; see `nn.stack.REMAT`.
     """
@@ -53,7 +52,6 @@ class SelfSupConfig:
     covariance: float = 1.0
     dense: float = 0.5
     patches: int = 0
-    mirrored: bool = False
     projector: int = 256
     remat: str = "none"
 
@@ -101,22 +99,23 @@ class SelfSupTask:
         return self.loss_of(model, self.features(model, batch, key))
 
     def features(self, model: nnx.Module, batch: Batch, key: jax.Array) -> Mapping[str, jax.Array]:
-        """Projections of images [R, E] and of matched patches [R, K, E], of both views."""
+        """Projections of images [R, E] and of matched patches [B, K, E], of both views.
+
+        The patches are those of the first image of each record: what another one shares with it,
+        its patches have in common too.
+        """
         processor, prefix = self.data.transform.processor, model.tower.prefix
         dtype = model.tower.position_embedding.dtype  # the trainer's compute dtype
         first = self._drawn(batch["match_mask"], key)
         places = {"image": first, "second_image": _taken(batch["match_index"], first)}
-        mask, views = _taken(batch["match_mask"], first), {name: batch[name] for name in places}
-        if self.config.mirrored:
-            grid = math.isqrt(batch["match_mask"].shape[1])
-            mask = _interleaved(mask, mask)
-            views = {name: _interleaved(x, x[:, :, ::-1]) for name, x in views.items()}
-            places = {name: _interleaved(x, _flipped(x, grid)) for name, x in places.items()}
-        found = {"match_mask": mask}
-        for name, pixels in views.items():
+        found = {"match_mask": _taken(batch["match_mask"], first)}
+        for name, place in places.items():
+            rows, alike = batch[name].shape[:2]
+            # Images of a record stay beside each other, so that no row leaves its chip.
+            pixels = batch[name].reshape(rows * alike, *batch[name].shape[2:])
             pixels = normalise(pixels, processor.mean, processor.std, dtype)
             tokens = model.tower(pixels, remat=self.config.remat).tokens
-            patches = _taken(tokens[:, prefix:], places[name][..., None])
+            patches = _taken(tokens[::alike, prefix:], place[..., None])
             found[name] = model.image_projector(tokens[:, 0])
             found[f"{name}_patches"] = model.patch_projector(patches)
         return found
@@ -134,22 +133,29 @@ class SelfSupTask:
     ) -> tuple[jax.Array, Metrics]:
         """See `loss`."""
         del model
-        whole, terms = self._compared(features["image"], features["second_image"])
+        # Images of a record are compared across views only: mirror images share the changes of a
+        # view, and so do its patches, and would be more alike in it than two views of one.
+        rows, patches = features["image"].shape[0], features["match_mask"]
+        alike = rows // len(patches)
+        owners = jnp.broadcast_to(jnp.arange(len(patches))[:, None], patches.shape)
+        whole, terms = self._compared(
+            features["image"], features["second_image"], groups=jnp.arange(rows) // alike
+        )
         patches, patch_terms = self._compared(
-            features["image_patches"], features["second_image_patches"], features["match_mask"]
+            features["image_patches"], features["second_image_patches"], patches, owners
         )
         loss = (1 - self.config.dense) * whole + self.config.dense * patches
         return loss, terms | {f"patch_{name}": term for name, term in patch_terms.items()}
 
     def _compared(
-        self, one: jax.Array, two: jax.Array, mask: jax.Array | None = None
+        self,
+        one: jax.Array,
+        two: jax.Array,
+        mask: jax.Array | None = None,
+        groups: jax.Array | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The loss of two views of images or of patches, and its terms."""
         if self.config.name == "nt_xent":
-            # An image, its patches and its mirror image share the colours of a view: as negatives
-            # within it they would be more alike than any two views.
-            images = jnp.arange(len(one)) // (2 if self.config.mirrored else 1)
-            groups = jnp.broadcast_to(images.reshape(-1, *[1] * (one.ndim - 2)), one.shape[:-1])
             terms = nt_xent(one, two, self.config.temperature, mask=mask, groups=groups)
             return terms["contrast"], terms
         terms = vicreg(one, two, mask=mask)
@@ -162,7 +168,7 @@ class SelfSupTask:
     def batch_shapes(self) -> Sequence[Batch]:
         """The one shape of all batches."""
         rows, side, patches = self.data.batch_size, self.model.image_size, self.model.positions - 1
-        image = jax.ShapeDtypeStruct((rows, side, side, 3), jnp.uint8)
+        image = jax.ShapeDtypeStruct((rows, self.data.transform.rows, side, side, 3), jnp.uint8)
         return [
             {
                 "image": image,
@@ -175,18 +181,6 @@ class SelfSupTask:
     def evaluators(self) -> Mapping[str, Evaluator]:
         """Those that were given."""
         return self._evaluators()
-
-
-def _interleaved(
-    one: Shaped[Array, "B ..."], two: Shaped[Array, "B ..."]
-) -> Shaped[Array, "R ..."]:
-    """Rows of both in turns, so that no row leaves its chip."""
-    return jnp.stack([one, two], axis=1).reshape(-1, *one.shape[1:])
-
-
-def _flipped(places: Int[Array, "B K"], grid: int) -> Int[Array, "B K"]:
-    """Where patches are in the mirror image."""
-    return places + grid - 1 - 2 * (places % grid)
 
 
 def _taken(x: Shaped[Array, "B P ..."], places: Int[Array, "B K ..."]) -> Shaped[Array, "B K ..."]:
