@@ -147,6 +147,27 @@ def test_a_file_of_questions_is_answered_once(folder, pictures, expected, tmp_pa
         read_questions(lines)
 
 
+def test_images_are_made_square_as_asked(folder, loaded, pictures, tmp_path):
+    (question,) = QUESTIONS[:1]
+    words = (f"--question={question}", f"--tokens={TOKENS}", "--image_mode=squash")
+    image = f"--image={pictures / 'a.png'}"
+    assert run("vqa", f"--model={folder}", image, *words, f"--out={tmp_path}") == 0
+    facts = json.loads((tmp_path / "a.json").read_text())
+    assert facts["image_mode"] == "squash"
+    other = loaded.at_size(loaded.processor.image.size, mode="squash")
+    pixels = pixels_of(other, pictures / "a.png")
+    assert np.abs(pixels - pixels_of(loaded, pictures / "a.png")).max() > 0.1
+    (wanted,) = Generator(loaded.model, chunk=4).generate(
+        [prompt_of(loaded, question)],
+        image_tokens=jax.jit(lambda m, x: m.image_tokens(x))(loaded.model, pixels),
+        tokens=TOKENS,
+        sampling=Sampling(end_ids=(2, 275)),
+    )
+    (answer,) = facts["answers"]
+    assert tuple(answer["ids"]) == wanted.ids
+    np.testing.assert_allclose(answer["log_probs"], wanted.log_probs, atol=1e-3)
+
+
 def test_the_command_line_says_what_is_missing(folder, pictures, tmp_path, capsys):
     for words, message in (
         ([f"--image={pictures}"], "--image needs --question"),

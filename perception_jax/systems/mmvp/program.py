@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _SCENES, _CANVAS = "scenes", 96
 _DAY = 86_400.0
 _PROTOCOLS = ("mmvp", "pope", "textvqa", "llava_bench_coco", "llava_bench_in_the_wild")
+_EXPORTED = ("mmbench", "mm_vet", "vqav2", "gqa", "vizwiz", "seed", "science_qa", "mme")
 
 
 def define_blind_pairs_flags(values: flags.FlagValues) -> None:
@@ -87,6 +88,19 @@ def define_score_flags(values: flags.FlagValues) -> None:
     string("replies", help="Replies of a judge to OUT/requests.jsonl.")
     string("patterns", help="mmvp: a JSON list with the pattern of each pair.")
     flags.DEFINE_bool("corrected", False, "mmvp: the corrected labels.", flag_values=values)
+
+
+def define_export_flags(values: flags.FlagValues) -> None:
+    """Defines the flags of `launch.predict vqa_export`."""
+    string = functools.partial(flags.DEFINE_string, flag_values=values)
+    flags.DEFINE_enum(
+        "benchmark", None, _EXPORTED, "The benchmark.", required=True, flag_values=values
+    )
+    string("data", None, "A .jsonl file with the benchmark's rows in its order.", required=True)
+    string("answers", None, "Folder of predictions.", required=True)
+    string("out", None, "Folder of the results.", required=True)
+    string("id", "question_id", "Field of a row after which its prediction is named.")
+    string("target", "answer", "Field of a row with the right answer.")
 
 
 def blind_pairs(values: flags.FlagValues) -> int:
@@ -168,10 +182,9 @@ def vqa_questions(values: flags.FlagValues) -> int:
         words = [f"--template={way.template}", f"--tokens={way.max_tokens}"]
         words.append(f"--temperature={way.temperature:g}")
         words += [f"--top_k={way.top_k}"] if way.top_k else []
+        words += [f"--image_mode={way.image_mode}"] if way.image_mode else []
         command = f"python -m launch.predict vqa --model=MODEL --questions={path} --out=DIR"
         print(f"  {name}: {command} {' '.join(words)}")
-        if way.image_mode is not None:
-            print(f"    (the authors process images as {way.image_mode})")
     return 0
 
 
@@ -194,11 +207,34 @@ def vqa_score(values: flags.FlagValues) -> int:
     return 0
 
 
+def vqa_export(values: flags.FlagValues) -> int:
+    """Writes answers in lmms-eval's format, for benchmarks that are not scored here."""
+    import datetime
+
+    from perception_jax.systems.mmvp import scoring
+
+    files = scoring.ProtocolFiles(
+        data=pathlib.Path(values.data),
+        answers=pathlib.Path(values.answers),
+        out=_folder(values.out),
+    )
+    written = scoring.export_samples(
+        values.benchmark,
+        files,
+        identity=values.id,
+        target=values.target,
+        time=datetime.datetime.now().strftime("%Y%m%d_%H%M%S"),
+    )
+    print("\n".join(map(str, written)))
+    return 0
+
+
 COMMANDS = {
     "blind_pairs": (define_blind_pairs_flags, blind_pairs),
     "mmvp_vlm": (define_vlm_flags, mmvp_vlm),
     "vqa_questions": (define_questions_flags, vqa_questions),
     "vqa_score": (define_score_flags, vqa_score),
+    "vqa_export": (define_export_flags, vqa_export),
 }
 """Flags and function of each command; see `launch.systems.HasCommands`."""
 

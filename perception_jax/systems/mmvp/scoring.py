@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -15,12 +16,15 @@ from perception_jax.data.sources import fields
 from perception_jax.errors import ConfigError, DataError
 from perception_jax.evals import runner
 from perception_jax.evals.predictions import read_predictions
-from perception_jax.evals.vqa import asking, judging, llava_bench, mmvp, pope, textvqa
+from perception_jax.evals.vqa import asking, judging, llava_bench, lmms_eval, mmvp, pope, textvqa
+from perception_jax.files import write_whole
 from perception_jax.systems.mmvp import published
 from perception_jax.systems.mmvp.tables import beside, pattern_table
 
 REQUESTS_FILE, ANSWERS_FILE = "requests.jsonl", "answers.jsonl"
 """Names of the requests to a judge and of MMVP's answers."""
+MM_VET_FILE = "mm-vet.json"
+"""Name of the answers for MM-Vet's scorer."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -277,6 +281,49 @@ def write_questions(
         for one in questions
     )
     return asking.write_lines(path, rows)
+
+
+# --- Benchmarks that are scored elsewhere --------------------------------------------------------
+
+
+def export_samples(
+    benchmark: str,
+    files: ProtocolFiles,
+    *,
+    identity: str,
+    target: str,
+    time: str,
+) -> list[pathlib.Path]:
+    """Writes predictions as lmms-eval's samples file, and for MM-Vet also as its scorer's file.
+
+    Args:
+      benchmark: of `evals.vqa.lmms_eval.TASKS`.
+      files: `data` has the benchmark's rows in its order as JSON lines, `answers` is a folder of
+        predictions.
+      identity, target: names of the field that predictions are named after, and of the right
+        answer.
+      time: of the run, part of the file's name.
+
+    Returns:
+      The files.
+
+    Raises:
+      DataError: a file that cannot be read, a field or a prediction that is missing.
+    """
+    rows = asking.read_lines(files.data, **{identity: fields.identity})
+    for number, row in enumerate(rows, 1):
+        if target not in row:
+            raise DataError(
+                f"{files.data}: expected the right answer of row {number} in a field {target!r}, "
+                f"found {', '.join(sorted(row))}."
+            )
+    found = runner.predicted([str(row[identity]) for row in rows], files.answers)
+    lines = lmms_eval.samples(found, rows, [row[target] for row in rows])
+    written = [lmms_eval.write_samples(files.out, benchmark, lines, time=time)]
+    if benchmark == "mm_vet":
+        written.append(files.out / MM_VET_FILE)
+        write_whole(written[-1], json.dumps(lmms_eval.mm_vet_answers(found), indent=2))
+    return written
 
 
 def _pope_splits(data: pathlib.Path) -> list[tuple[pope.PopeQuestion, ...]]:

@@ -17,6 +17,7 @@ from perception_jax.systems.text.training import data, finish, load, report, sha
 if TYPE_CHECKING:
     import jax
 
+    from perception_jax.data.processors import Mode
     from perception_jax.generate import Generated
     from perception_jax.shard.slices import Slice
     from perception_jax.systems.text.model import TextModel
@@ -99,6 +100,13 @@ def define_vqa_flags(values: flags.FlagValues) -> None:
         "Layer whose attention is drawn; negative counts from the end; by default the middle one.",
         flag_values=values,
     )
+    flags.DEFINE_enum(
+        "image_mode",
+        None,
+        ["hf_crop", "tv_crop", "squash", "llava_pad"],
+        "How images become squares, instead of the model's way. MMVP's evaluation crops (hf_crop).",
+        flag_values=values,
+    )
     flags.mark_flags_as_mutual_exclusive(("image", "questions"), required=True, flag_values=values)
     flags.register_multi_flags_validator(
         ("image", "question"),
@@ -161,7 +169,7 @@ def vqa(values: flags.FlagValues) -> int:
     if values.questions is not None:
         return _answer_questions(values, read_questions(values.questions))
     images = ImageRun.plan(pathlib.Path(values.image), pathlib.Path(values.out))
-    model = _open(values)
+    model = _open(values, image_mode=values.image_mode)
     facts = _settings(values, model)
     asker = Asker(model, values.question, tokens=values.tokens, layer=values.layer, facts=facts)
     return images.run(asker)
@@ -196,8 +204,12 @@ def _define_common_flags(values: flags.FlagValues, *, tokens: int) -> None:
     string("dtype", help="Of the weights, e.g. bfloat16; by default as stored.")
 
 
-def _open(values: flags.FlagValues) -> TextModel:
-    """The model with everything that the flags say about it."""
+def _open(values: flags.FlagValues, *, image_mode: Mode | None = None) -> TextModel:
+    """The model with everything that the flags say about it.
+
+    Args:
+      image_mode: how images become squares; None keeps the model's way.
+    """
     import dataclasses
 
     from perception_jax.api import prepare
@@ -218,8 +230,11 @@ def _open(values: flags.FlagValues) -> TextModel:
     sampling = dataclasses.replace(
         sampling_of(opened), **{name: value for name, value in given.items() if value is not None}
     )
+    loaded = prepared(opened, dtype=values.dtype, adapter=values.lora, quantized=values.int8)
+    if image_mode is not None and loaded.processor.image is not None:
+        loaded = loaded.at_size(loaded.processor.image.size, mode=image_mode)
     return TextModel(
-        prepared(opened, dtype=values.dtype, adapter=values.lora, quantized=values.int8),
+        loaded,
         template=values.template,
         system=values.system,
         sampling=sampling,
@@ -264,7 +279,7 @@ def _answer_questions(values: flags.FlagValues, questions: Sequence[ImageQuestio
     """Answers the questions of a file that are not answered in `--out` yet."""
     import numpy as np
 
-    model = _open(values)
+    model = _open(values, image_mode=values.image_mode)
     ids = [model.prompt_ids(one.text, images=1, where=one.where) for one in questions]
 
     def answer(rows: Sequence[int]) -> list[Generated]:
@@ -377,6 +392,7 @@ def _settings(values: flags.FlagValues, model: TextModel) -> dict[str, Any]:
         "int8": values.int8,
         "dtype": values.dtype,
         "template": dataclasses.asdict(model.template),
+        "image_mode": None if model.image is None else model.image.mode,
         "sampling": dataclasses.asdict(model.sampling),
         "seed": values.seed,
         "stop": [] if model.stop is None else list(model.stop.strings),
