@@ -46,6 +46,8 @@ def published(
         mesh=mesh or {},
         optim={"schedule": "cosine", "rules": RULES, **optim},
     )
+    # A checkpoint to start from, e.g. the published weights of `model`; "" starts from scratch.
+    config.start = ""
     config.remat = ml_collections.ConfigDict({"vision": "full", "text": "full"})
     config.parts = parts
     config.data = ml_collections.ConfigDict(

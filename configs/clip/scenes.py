@@ -62,6 +62,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             "context": 24,
         }
     )
+    # A checkpoint to start from, e.g. "scenes-clip"; "" starts from scratch. `model` then has its
+    # sizes, but images and patches may differ.
+    config.start = ""
     config.loss = "softmax"
     # What the backward pass computes again instead of keeping it: a name of `nn.stack.REMAT`.
     config.remat = ml_collections.ConfigDict({"vision": "none", "text": "none"})

@@ -10,15 +10,19 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from perception_jax.api import Loaded
 from perception_jax.data.processors import ImageProcessor
 from perception_jax.data.scenes.pairs import PairSource
 from perception_jax.data.scenes.sample import SceneConfig
 from perception_jax.errors import ConfigError
 from perception_jax.evals.predictions import PredictionWriter, read_predictions
 from perception_jax.models.clip.modeling import Clip
+from perception_jax.models.params import flatten
+from perception_jax.models.resized import resized_kernel
 from perception_jax.nn import maps
 from perception_jax.nn.taps import Taps
 from perception_jax.ops.losses import unit
+from perception_jax.ops.resize import bicubic
 from perception_jax.systems.contrastive.benchmark import training_source
 from perception_jax.systems.contrastive.data import ContrastiveData
 from perception_jax.systems.contrastive.encode import Encoder
@@ -43,6 +47,65 @@ PROCESSOR = ImageProcessor(size=tiny_clip.SIZE)
 
 def random_clip(seed=0):
     return drawn(lambda: Clip(tiny_clip.CONFIG, rngs=nnx.Rngs(params=0)), seed)
+
+
+def started(clip, config, **settings):
+    """A task that starts from a CLIP."""
+    loaded = Loaded(model=clip, config=tiny_clip.CONFIG, processor=tiny_clip.PROCESSOR, name="tiny")
+    data = ContrastiveData([], loaded.processor, batch_size=2, seed=0)
+    return ContrastiveTask(ContrastiveConfig(**settings), config, data=data, start=loaded)
+
+
+def test_a_start_gives_every_leaf_and_resizes_positions_and_patches():
+    clip = random_clip()
+    stored = flatten(clip)
+    vision = tiny_clip.CONFIG.vision
+    for patch, size in ((vision.patch_size, vision.image_size), (vision.patch_size // 2, 24)):
+        config = dataclasses.replace(
+            tiny_clip.CONFIG,
+            vision=dataclasses.replace(vision, patch_size=patch, image_size=size),
+        )
+        task = started(clip, config)
+        device = jax.sharding.SingleDeviceSharding(jax.devices()[1])
+        model = nnx.eval_shape(lambda task=task: task.init(jax.random.key(0)))
+        targets = {
+            path: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16, sharding=device)
+            for path, leaf in flatten(model).items()
+        }
+        found = task.pretrained(targets)
+        assert found.keys() == stored.keys() == targets.keys()
+        for path, leaf in found.items():
+            assert (leaf.shape, leaf.dtype) == (targets[path].shape, jnp.bfloat16), path
+            assert leaf.sharding == device
+            if leaf.shape == stored[path].shape:
+                np.testing.assert_array_equal(leaf, stored[path].astype(jnp.bfloat16))
+    different = {path for path, leaf in found.items() if leaf.shape != stored[path].shape}
+    assert different == {"vision/patch_embed/kernel", "vision/position_embedding"}
+    np.testing.assert_array_equal(
+        found["vision/position_embedding"][0],
+        stored["vision/position_embedding"][0].astype(jnp.bfloat16),
+    )
+
+
+def test_a_start_that_is_another_model_is_refused():
+    clip, config = random_clip(), tiny_clip.CONFIG
+    wider = dataclasses.replace(config, text=dataclasses.replace(config.text, depth=7))
+    with pytest.raises(ConfigError, match=r"start: tiny has text\.depth = \d, not 7\. Change"):
+        started(clip, wider)
+    with pytest.raises(ConfigError, match="tiny is a CLIP, which has no logit bias"):
+        started(clip, config, loss="sigmoid")
+
+
+def test_a_kernel_for_other_patches_gives_the_same_of_resized_patches():
+    kernel, patches = normal(0, 3, 3, 3, 5), normal(1, 7, 3, 3, 3)
+    larger = resized_kernel(kernel, 6)
+    assert larger.shape == (6, 6, 3, 5)
+    enlarged = jax.vmap(lambda x: bicubic(x, (6, 6), antialias=True))(patches)
+    given = jnp.einsum("nhwc,hwcd->nd", patches, kernel)
+    np.testing.assert_allclose(
+        jnp.einsum("nhwc,hwcd->nd", enlarged, larger), given, rtol=1e-4, atol=1e-5
+    )
+    np.testing.assert_allclose(resized_kernel(larger, 6), larger)
 
 
 def test_equal_texts_are_no_negatives_of_each_other():

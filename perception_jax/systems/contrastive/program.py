@@ -1,8 +1,8 @@
 """The program of contrastive training for `launch`: data, task, evaluation, report and export.
 
 `config` is an `ml_collections.ConfigDict` as `configs/clip/scenes.py` makes it: `config.model`
-holds the sizes of a CLIP, or is the hub id of a published model (`api.PUBLISHED`) that is trained
-from scratch.
+holds the sizes of a CLIP, or is the hub id of a published model (`api.PUBLISHED`), which is trained
+from scratch or from the checkpoint `config.start`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SCENES = "scenes"
 
 def data(config: Any) -> ContrastiveData:
     """The training data alone."""
-    return _data(config, _processor(config))
+    return _data(config, _processor(config, _start(config)))
 
 
 def task(config: Any, loaded: Loaded | None = None) -> ContrastiveTask:
@@ -45,12 +45,14 @@ def task(config: Any, loaded: Loaded | None = None) -> ContrastiveTask:
     """
     from perception_jax.systems.contrastive.task import ContrastiveTask
 
-    processor = _processor(config) if loaded is None else loaded.processor
+    start = _start(config) if loaded is None else None
+    processor = _processor(config, start) if loaded is None else loaded.processor
     return ContrastiveTask(
         _settings(config),
         _model(config.model) if loaded is None else loaded.config,
         data=_data(config, processor),
         benchmark=functools.partial(_benchmark, config, processor),
+        start=start,
     )
 
 
@@ -204,13 +206,22 @@ def _model(model: Any) -> ClipConfig | SiglipConfig:
     )
 
 
-def _processor(config: Any) -> Processor:
-    """CLIP's vocabulary ships; that of a SigLIP is fetched."""
+def _start(config: Any) -> Loaded | None:
+    """The checkpoint to start from, open and not read; None to start from scratch."""
+    from perception_jax import api
+
+    return api.open_backbone(config.start) if config.start else None
+
+
+def _processor(config: Any, start: Loaded | None) -> Processor:
+    """The start's; without one CLIP's vocabulary ships, and that of a SigLIP is fetched."""
     from perception_jax import api
     from perception_jax.data.tokenization import ClipTokenizer
     from perception_jax.models.siglip.config import SiglipConfig
 
     model = _model(config.model)
+    if start is not None:
+        return start.processor.at_size(model.vision.image_size)
     if isinstance(model, SiglipConfig):
         return api.backbone_processor(config.model)
     tokenizer = ClipTokenizer.shipped(model.text.vocab_size, model.text.context)

@@ -17,12 +17,16 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from perception_jax.api import Loaded
 from perception_jax.errors import ConfigError
 from perception_jax.models.clip.config import ClipConfig
 from perception_jax.models.clip.modeling import Clip
+from perception_jax.models.params import flatten
+from perception_jax.models.resized import resized_kernel
 from perception_jax.models.shardings import SHARDINGS
 from perception_jax.models.siglip.config import SiglipConfig
 from perception_jax.models.siglip.modeling import Siglip
+from perception_jax.nn import position
 from perception_jax.ops.image import normalise
 from perception_jax.ops.losses import sigmoid_contrastive, softmax_contrastive, unit
 from perception_jax.ops.sharding import constrain, in_parts
@@ -32,6 +36,8 @@ from perception_jax.train.task import Batch, Evaluator, Metrics
 
 MAX_LOG_SCALE = 4.6052
 """ln 100: CLIP's cap on the temperature (arXiv 2103.00020, §2.5)."""
+
+_TOWERS = ("vision", "text")
 
 Features = Mapping[str, Any]
 """Arrays with the rows of a batch first."""
@@ -74,12 +80,20 @@ class ContrastiveTask:
         *,
         data: ContrastiveData,
         benchmark: Callable[[], Benchmark] | None = None,
+        start: Loaded | None = None,
     ):
-        """Args: benchmark: makes what is measured; called when it is first needed.
+        """Reads no weights.
+
+        Args:
+          benchmark: makes what is measured; called when it is first needed.
+          start: a checkpoint to start from, without it from fresh parameters. Images and patches
+            may have another size than its own.
 
         Raises:
-          ConfigError: altered captions for the sigmoid loss.
+          ConfigError: altered captions for the sigmoid loss, or a start that is another model.
         """
+        if start is not None:
+            _check_start(start, model, config.loss)
         if data.altered and config.loss != "softmax":
             raise ConfigError(
                 f"data.altered: the loss {config.loss!r} takes no further texts as negatives; "
@@ -89,7 +103,7 @@ class ContrastiveTask:
         self.model = model
         self.data = data
         self.processor = data.processor
-        self._make_benchmark = benchmark
+        self._make_benchmark, self._start = benchmark, start
 
     @functools.cached_property
     def benchmark(self) -> Benchmark | None:
@@ -105,8 +119,28 @@ class ContrastiveTask:
         return (Clip if self.config.loss == "softmax" else SigmoidClip)(self.model, rngs=rngs)
 
     def pretrained(self, targets: Mapping[str, jax.ShapeDtypeStruct]) -> Mapping[str, Any]:
-        """Nothing: trains from scratch."""
-        return {}
+        """The weights of `start`, read from their files to their shards."""
+        if self._start is None:
+            return {}
+        shapes = {path: leaf.shape for path, leaf in flatten(self._start.model).items()}
+        changed = {path: one for path, one in targets.items() if one.shape != shapes[path]}
+        read = self._start.read({path: one for path, one in targets.items() if path not in changed})
+        for path, target in changed.items():
+            stored = jax.ShapeDtypeStruct(shapes[path], jnp.float32)
+            leaf = self._resized(path, self._start.read({path: stored})[path])
+            read[path] = jax.device_put(leaf.astype(target.dtype), target.sharding)
+        return read
+
+    def _resized(self, path: str, leaf: jax.Array) -> jax.Array:
+        """A leaf of the start's image tower for images or patches of another size."""
+        vision = self.model.vision
+        if path == "vision/patch_embed/kernel":
+            return resized_kernel(leaf, vision.patch_size)
+        if path != "vision/position_embedding":
+            raise ConfigError(f"start: {path} has another shape than the model's.")
+        side = vision.image_size // vision.patch_size
+        prefix = 0 if isinstance(self.model, SiglipConfig) else 1
+        return position.resample(leaf, (side, side), prefix=prefix, antialias=True)
 
     def loss(self, model: nnx.Module, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         """The contrastive loss, and how often the own text ranks first within the batch."""
@@ -165,6 +199,32 @@ class ContrastiveTask:
     def evaluators(self) -> Mapping[str, Evaluator]:
         """The benchmark's, if one was given."""
         return {} if self.benchmark is None else self.benchmark.evaluators()
+
+
+def _check_start(start: Loaded, model: ClipConfig | SiglipConfig, loss: str) -> None:
+    """Raises `ConfigError` unless the checkpoint is such a model, but for sizes of images."""
+    kind, found = type(model).__name__, type(start.config).__name__
+    if kind != found:
+        raise ConfigError(f"start: {start.name} is a {found}, expected a {kind}.")
+    if isinstance(model, ClipConfig) and loss == "sigmoid":
+        raise ConfigError(
+            f"start: {start.name} is a CLIP, which has no logit bias and the temperature of the "
+            'softmax loss. Set loss = "softmax", or start from a SigLIP.'
+        )
+    sizes = {name: getattr(model.vision, name) for name in ("image_size", "patch_size")}
+    own = dataclasses.replace(
+        start.config, vision=dataclasses.replace(start.config.vision, **sizes)
+    )
+    pairs = [("", own, model)] + [(f"{x}.", getattr(own, x), getattr(model, x)) for x in _TOWERS]
+    differing = [
+        f"{prefix}{field.name} = {getattr(mine, field.name)}, not {getattr(asked, field.name)}"
+        for prefix, mine, asked in pairs
+        for field in dataclasses.fields(mine)
+        if getattr(mine, field.name) != getattr(asked, field.name)
+        and not (prefix == "" and field.name in _TOWERS)
+    ]
+    if differing:
+        raise ConfigError(f"start: {start.name} has {'; '.join(differing)}. Change config.model.")
 
 
 class SigmoidClip(Clip):
