@@ -28,11 +28,11 @@ _TITLES = {
     PAIRS: (
         "Minimal pairs",
         "Two scenes differ in one visual pattern; a pair counts if its question is answered right "
-        f"for both, by the letter alone. By chance {CHANCE:.0%} do, with one answer to all none.",
+        f"for both, exactly as asked for. By chance {CHANCE:.0%} do, with one answer to all none.",
     ),
     QUESTIONS: (
         "Questions",
-        "Answered word by word as asked for: with the letter of an option, or with the words.",
+        "Answered word by word as asked for: with the words, or with the letter of an option.",
     ),
 }
 
