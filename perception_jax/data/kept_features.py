@@ -7,11 +7,12 @@ of a record.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import pathlib
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, BinaryIO
 
 import numpy as np
 from jaxtyping import Float, Float16
@@ -29,7 +30,7 @@ class KeptFeatures:
     Attributes:
       folder: where they lie.
       shape: (P, C) of an image.
-      made: how they were computed, as `keep` got it.
+      made: how they were computed, as `FeaturesWriter` got it.
     """
 
     def __init__(self, folder: pathlib.Path | str):
@@ -83,64 +84,81 @@ class KeptFeatures:
         return found
 
 
-def keep(
-    folder: pathlib.Path | str,
-    features: Iterable[tuple[str, Float[np.ndarray, "_ P C"]]],
-    *,
-    most: int,
-    made: Mapping[str, Any],
-) -> KeptFeatures:
-    """Writes features of records, the index last, so that a folder with one is whole.
+class FeaturesWriter:
+    """Writes features of records into a folder, the index last, so that a folder with one is whole.
 
-    Args:
-      folder: made if it is missing; features that lie there are replaced.
-      features: of each record, by its id.
-      most: images of all records; the file has room for them, and fewer may come.
-      made: how, for the index; JSON values.
-
-    Raises:
-      DataError: no images or more than `most`, features of another shape, numbers that float16
-        lacks, a record that comes twice, or a disk that refuses.
+    A context manager; features that lie in the folder are replaced. What it raises names the
+    record: images of another shape than those before, numbers that float16 lacks, a record that
+    comes twice, a disk that refuses (all `DataError`).
     """
-    folder = pathlib.Path(folder)
-    counts: dict[str, int] = {}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / INDEX).unlink(missing_ok=True)
-        array, filled = None, 0
-        for identity, own in features:
-            if array is None:
-                shape = (most, *own.shape[1:])
-                array = np.lib.format.open_memmap(folder / ARRAY, "w+", np.float16, shape)
-            _check(identity, own, array, filled, counts)
-            array[filled : filled + len(own)] = own
-            counts[identity] = len(own)
-            filled += len(own)
-        if array is None:
-            raise DataError(f"{folder}: expected features of some images, found none.")
-        array.flush()
-        index = {"made": dict(made), "ids": list(counts), "counts": list(counts.values())}
-        write_whole(folder / INDEX, json.dumps(index))
-    except OSError as error:
-        raise DataError(f"{folder}: features cannot be written ({error}).") from error
-    return KeptFeatures(folder)
 
+    def __init__(self, folder: pathlib.Path | str, made: Mapping[str, Any]):
+        """Args: made: how the features are computed, for the index; JSON values."""
+        self.folder = pathlib.Path(folder)
+        self._made, self._counts = dict(made), {}
+        self._shape: tuple[int, ...] | None = None
+        self._file: BinaryIO | None = None
 
-def _check(
-    identity: str, own: np.ndarray, array: np.ndarray, filled: int, counts: Mapping[str, int]
-) -> None:
-    if identity in counts:
-        raise DataError(f"features: record {identity!r} comes twice.")
-    if own.shape[1:] != array.shape[1:] or filled + len(own) > len(array):
-        raise DataError(
-            f"features of record {identity!r}: expected {list(array.shape[1:])} for each of "
-            f"{len(array)} images, found {list(own.shape[1:])} for {filled + len(own)}."
-        )
-    largest = float(np.abs(own).max(initial=0.0))
-    if not largest <= float(np.finfo(np.float16).max):
-        raise DataError(
-            f"features of record {identity!r}: expected numbers within float16, found {largest}."
-        )
+    def __enter__(self) -> FeaturesWriter:
+        with self._naming_errors():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / INDEX).unlink(missing_ok=True)
+            self._file = (self.folder / ARRAY).open("wb")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def add(self, identity: str, own: Float[np.ndarray, "M P C"]) -> None:
+        """Appends the features of a record's images."""
+        if identity in self._counts:
+            raise DataError(f"features: record {identity!r} comes twice.")
+        if self._shape is None:
+            self._shape = own.shape[1:]
+            self._write_header(0)
+        if own.shape[1:] != self._shape:
+            raise DataError(
+                f"features of record {identity!r}: expected {list(self._shape)} for each image, "
+                f"found {list(own.shape[1:])}."
+            )
+        largest = float(np.abs(own).max(initial=0.0))
+        if not largest <= float(np.finfo(np.float16).max):
+            raise DataError(
+                f"features of record {identity!r}: expected numbers within float16, found "
+                f"{largest}."
+            )
+        with self._naming_errors():
+            self._file.write(own.astype(np.float16).tobytes())
+        self._counts[identity] = len(own)
+
+    def finish(self) -> KeptFeatures:
+        """Writes the index.
+
+        Raises:
+          DataError: there are no features.
+        """
+        if self._shape is None:
+            raise DataError(f"{self.folder}: expected features of some images, found none.")
+        with self._naming_errors():
+            self._file.seek(0)
+            self._write_header(sum(self._counts.values()))
+            self._file.close()
+            index = {"ids": list(self._counts), "counts": list(self._counts.values())}
+            write_whole(self.folder / INDEX, json.dumps({"made": self._made, **index}))
+        return KeptFeatures(self.folder)
+
+    def _write_header(self, images: int) -> None:
+        # numpy leaves room in it for the first axis to grow, so that it can be written again.
+        header = {"descr": "<f2", "fortran_order": False, "shape": (images, *self._shape)}
+        with self._naming_errors():
+            np.lib.format.write_array_header_1_0(self._file, header)
+
+    @contextlib.contextmanager
+    def _naming_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise DataError(f"{self.folder}: features cannot be written ({error}).") from error
 
 
 def _read_index(path: pathlib.Path) -> dict[str, Any]:

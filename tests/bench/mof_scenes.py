@@ -22,6 +22,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from configs.mof import scenes
+from perception_jax.data.kept_features import FeaturesWriter
 from perception_jax.data.records import Record, Source
 from perception_jax.systems.give import GiveEncoder
 from perception_jax.systems.mof import features, models, records
@@ -128,14 +129,9 @@ def _write_conditioned(source: Source, loaded, folder: pathlib.Path) -> None:
         asked = [owner.questions[0].text for owner in owners]
         return np.asarray(encoder.llava_features(list(pixels), asked, layer=-2))
 
-    features.encode_records(
-        encode,
-        loaded.processor.image,
-        source,
-        folder,
-        made={"layer": LAYER, "of": "scenes-give"},
-        batch_size=_BATCH,
-    )
+    writer = FeaturesWriter(folder, made={"layer": LAYER, "of": "scenes-give"})
+    processor = loaded.processor.image
+    features.encode_records([(encode, writer)], processor, source, batch_size=_BATCH)
 
 
 def _pair(folder: pathlib.Path) -> str:

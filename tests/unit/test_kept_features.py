@@ -8,7 +8,7 @@ import pickle
 import numpy as np
 import pytest
 
-from perception_jax.data.kept_features import ARRAY, INDEX, KeptFeatures, keep
+from perception_jax.data.kept_features import ARRAY, INDEX, FeaturesWriter, KeptFeatures
 from perception_jax.errors import DataError
 
 MADE = {"layer": 3}
@@ -19,9 +19,16 @@ def rows(*counts: int, shape=(4, 8)) -> list[tuple[str, np.ndarray]]:
     return [(f"r{k}", rng.normal(size=(n, *shape))) for k, n in enumerate(counts)]
 
 
+def keep(folder, given):
+    with FeaturesWriter(folder, MADE) as writer:
+        for identity, own in given:
+            writer.add(identity, own)
+        return writer.finish()
+
+
 def test_features_come_back_by_record(tmp_path):
     given = rows(1, 2, 1)
-    kept = keep(tmp_path / "kept", given, most=5, made=MADE)
+    kept = keep(tmp_path / "kept", given)
     for one in (kept, KeptFeatures(tmp_path / "kept"), pickle.loads(pickle.dumps(kept))):
         assert one.shape == (4, 8)
         assert one.made == MADE
@@ -33,26 +40,25 @@ def test_features_come_back_by_record(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("given", "images", "message"),
+    ("given", "message"),
     [
-        (rows(2, 1), 2, "for each of 2 images"),
-        ([*rows(1), ("r1", np.zeros((1, 5, 8)))], 2, r"expected \[4, 8\]"),
-        ([*rows(1), *rows(1)], 2, "'r0' comes twice"),
-        ([("r0", np.full((1, 4, 8), 1e6))], 1, "within float16"),
-        ([("r0", np.full((1, 4, 8), np.nan))], 1, "within float16"),
-        ([], 0, "found none"),
+        ([*rows(1), ("r1", np.zeros((1, 5, 8)))], r"expected \[4, 8\]"),
+        ([*rows(1), *rows(1)], "'r0' comes twice"),
+        ([("r0", np.full((1, 4, 8), 1e6))], "within float16"),
+        ([("r0", np.full((1, 4, 8), np.nan))], "within float16"),
+        ([], "found none"),
     ],
 )
-def test_what_cannot_be_kept_leaves_no_index(tmp_path, given, images, message):
-    keep(tmp_path, rows(1), most=1, made=MADE)
+def test_what_cannot_be_kept_leaves_no_index(tmp_path, given, message):
+    keep(tmp_path, rows(1))
     with pytest.raises(DataError, match=message):
-        keep(tmp_path, given, most=images, made=MADE)
+        keep(tmp_path, given)
     with pytest.raises(DataError, match="Start it again"):
         KeptFeatures(tmp_path)
 
 
 def test_damaged_folders_are_named(tmp_path):
-    keep(tmp_path, rows(1, 1), most=2, made=MADE)
+    keep(tmp_path, rows(1, 1))
     index = json.loads((tmp_path / INDEX).read_text())
     for wrong, message in (
         ({**index, "counts": [1, 2]}, "expected the features of 3 images"),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import logging
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -16,7 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
 from perception_jax.api import Loaded
-from perception_jax.data.kept_features import INDEX, KeptFeatures, keep
+from perception_jax.data.kept_features import INDEX, FeaturesWriter, KeptFeatures
 from perception_jax.data.processors import ImageProcessor
 from perception_jax.data.records import Record, Source
 from perception_jax.errors import ConfigError, DataError
@@ -115,48 +115,40 @@ def write_features(
     def features(towers: Sequence[nnx.Module | None], pixels: Array) -> Array:
         return tower_features(loaded.config, towers, pixels[:, None], dtype)[0][:, 0]
 
-    run, found = Batched(features, batch_size=batch_size), []
+    run, encoders = Batched(features, batch_size=batch_size), []
     for k, layer in enumerate(loaded.config.layers):
         alone = [tower if k == place else None for place, tower in enumerate(towers)]
-        path = folder / TOWER.format(k + 1)
-        encode_records(
-            lambda pixels, owners, alone=alone: run(alone, pixels),
-            loaded.processor.image,
-            records,
-            path,
-            made={"layer": layer, "of": loaded.name},
-            batch_size=batch_size,
+        writer = FeaturesWriter(
+            folder / TOWER.format(k + 1), made={"layer": layer, "of": loaded.name}
         )
-        found.append(path)
-    return tuple(found)
+        encoders.append((lambda pixels, owners, alone=alone: run(alone, pixels), writer))
+    encode_records(encoders, loaded.processor.image, records, batch_size=batch_size)
+    return tuple(writer.folder for _, writer in encoders)
 
 
 def encode_records(
-    encode: Encode,
+    encoders: Sequence[tuple[Encode, FeaturesWriter]],
     processor: ImageProcessor,
     records: Source,
-    folder: pathlib.Path,
     *,
-    made: Mapping[str, Any],
     batch_size: int,
 ) -> None:
-    """Keeps the features of any encoder, also of one that reads the question.
+    """Keeps the features of any encoders, also of one that reads the question.
 
     Args:
-      made: for the index; "layer" is compared with the model's.
+      encoders: each with the writer of its features, of which "layer" of `made` is compared with
+        the model's.
+      records: read once, in their order.
       batch_size: images of a call.
 
     Raises: as `write_features`.
     """
     import tqdm
 
-    most = sum(len(records[k].images) for k in range(len(records)))
-    bar = tqdm.tqdm(total=most, unit="image", desc=folder.name, disable=None)
-
     def parts() -> Iterator[tuple[list[Record], list[np.ndarray]]]:
         owners: list[Record] = []
         pixels: list[np.ndarray] = []
-        for k in range(len(records)):
+        for k in tqdm.trange(len(records), unit="record", desc="features", disable=None):
             record = records[k]
             try:
                 own = [processor.read(one, name=record.id).pixels for one in record.images]
@@ -171,16 +163,16 @@ def encode_records(
         if pixels:
             yield owners, pixels
 
-    def rows() -> Iterator[tuple[str, np.ndarray]]:
+    with contextlib.ExitStack() as stack:
+        writers = [stack.enter_context(writer) for _, writer in encoders]
         for owners, pixels in parts():
-            features = np.asarray(encode(np.stack(pixels), owners))
-            bar.update(len(pixels))
-            places = range(len(owners))
-            for identity, own in itertools.groupby(places, key=lambda k: owners[k].id):
-                yield identity, features[list(own)]
-
-    with bar:
-        keep(folder, rows(), most=most, made=made)
+            stacked, places = np.stack(pixels), range(len(owners))
+            for encode, writer in encoders:
+                found = np.asarray(encode(stacked, owners))
+                for identity, own in itertools.groupby(places, key=lambda k: owners[k].id):
+                    writer.add(identity, found[list(own)])
+        for writer in writers:
+            writer.finish()
 
 
 def _towers(loaded: Loaded) -> list[nnx.Module]:
