@@ -13,8 +13,10 @@ from flax import nnx
 import perception_jax
 from launch import common, contact_sheet, evaluate, train
 from perception_jax import api
+from perception_jax.errors import ConfigError
 from perception_jax.evals.predictions import PredictionWriter
 from perception_jax.models.clip.config import ClipConfig
+from perception_jax.models.params import flatten
 from perception_jax.models.siglip.config import SiglipConfig
 from perception_jax.systems.contrastive import program
 from perception_jax.testing.tiny_clip import PROCESSOR
@@ -148,4 +150,14 @@ def test_the_finer_recipe_trains_on_pairs_and_altered_captions():
     assert batch["altered"].mean() > 0.5
     full, _ = common.load_config("configs/clip/scenes_fine.py")
     assert not full.data.augment.colour  # captions name colours
-    assert full.model.image_size % full.model.patch_size == 0
+    # It starts from a CLIP with larger patches.
+    full.data.length = 64
+    task = program.task(full)
+    model = nnx.eval_shape(lambda: task.init(jax.random.key(0)))
+    found = task.pretrained(flatten(model))
+    assert found.keys() == flatten(model).keys()
+    shape = found["vision/patch_embed/kernel"].shape
+    assert shape == (8, 8, 3, full.model.width)
+    full.model.text_depth = 3
+    with pytest.raises(ConfigError, match=r"scenes-clip has text\.depth = 2, not 3\. Give"):
+        program.task(full)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import operator
 import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,11 @@ if TYPE_CHECKING:
     from perception_jax.systems.contrastive.task import ContrastiveConfig, ContrastiveTask
     from perception_jax.train.task import Batch
 
+_SIZES = (
+    *("vision.width", "vision.depth", "text.width", "text.depth", "text.context"),
+    "text.vocab_size",
+)
+"""What a checkpoint to start from and the config have in common."""
 SCENES = "scenes"
 """Value of `data.source` for drawn scenes instead of files."""
 
@@ -49,7 +55,7 @@ def task(config: Any, loaded: Loaded | None = None) -> ContrastiveTask:
     processor = _processor(config, start) if loaded is None else loaded.processor
     return ContrastiveTask(
         _settings(config),
-        _model(config.model) if loaded is None else loaded.config,
+        _model(config, start) if loaded is None else loaded.config,
         data=_data(config, processor),
         benchmark=functools.partial(_benchmark, config, processor),
         start=start,
@@ -61,7 +67,7 @@ def shapes(config: Any) -> tuple[ContrastiveTask, Sequence[Batch]]:
     from perception_jax.systems.contrastive.data import ContrastiveData
     from perception_jax.systems.contrastive.task import ContrastiveTask
 
-    model = _model(config.model)
+    model = _model(config, _start(config))
     data = ContrastiveData(
         [],
         _image_processor(model),
@@ -173,7 +179,34 @@ def _settings(config: Any) -> ContrastiveConfig:
     return ContrastiveConfig(loss=config.loss, remat=TowerRemat(**config.remat), parts=config.parts)
 
 
-def _model(model: Any) -> ClipConfig | SiglipConfig:
+def _model(config: Any, start: Loaded | None) -> ClipConfig | SiglipConfig:
+    """The model's dataclass: that of the config, or the start's with its images and patches.
+
+    Raises:
+      ConfigError: the start has other sizes than `config.model`.
+    """
+    from perception_jax.errors import ConfigError
+    from perception_jax.systems.contrastive.task import with_patches
+
+    asked = _asked(config.model)
+    if start is None:
+        return asked
+    found = start.config
+    if type(found) is not type(asked):
+        raise ConfigError(
+            f"config.start: expected a {type(asked).__name__}, found {found} in {start.name}."
+        )
+    values = [(name, *map(operator.attrgetter(name), (found, asked))) for name in _SIZES]
+    differing = [f"{name} = {own}, not {other}" for name, own, other in values if own != other]
+    if differing:
+        raise ConfigError(
+            f"config.start: {start.name} has {', '.join(differing)}. Give config.model its sizes; "
+            "those of images and patches may differ."
+        )
+    return with_patches(found, asked)
+
+
+def _asked(model: Any) -> ClipConfig | SiglipConfig:
     """The model's dataclass: of a hub id, or of sizes with 32-wide heads and MLPs of four times the
     width.
 
@@ -219,7 +252,7 @@ def _processor(config: Any, start: Loaded | None) -> Processor:
     from perception_jax.data.tokenization import ClipTokenizer
     from perception_jax.models.siglip.config import SiglipConfig
 
-    model = _model(config.model)
+    model = _model(config, start)
     if start is not None:
         return start.processor.at_size(model.vision.image_size)
     if isinstance(model, SiglipConfig):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,8 @@ from perception_jax.train.task import Batch, Evaluator, Metrics
 MAX_LOG_SCALE = 4.6052
 """ln 100: CLIP's cap on the temperature (arXiv 2103.00020, §2.5)."""
 
-_TOWERS = ("vision", "text")
+Model = TypeVar("Model", ClipConfig, SiglipConfig)
+"""Type of a model's configuration."""
 
 Features = Mapping[str, Any]
 """Arrays with the rows of a batch first."""
@@ -211,20 +212,14 @@ def _check_start(start: Loaded, model: ClipConfig | SiglipConfig, loss: str) -> 
             f"start: {start.name} is a CLIP, which has no logit bias and the temperature of the "
             'softmax loss. Set loss = "softmax", or start from a SigLIP.'
         )
-    sizes = {name: getattr(model.vision, name) for name in ("image_size", "patch_size")}
-    own = dataclasses.replace(
-        start.config, vision=dataclasses.replace(start.config.vision, **sizes)
-    )
-    pairs = [("", own, model)] + [(f"{x}.", getattr(own, x), getattr(model, x)) for x in _TOWERS]
-    differing = [
-        f"{prefix}{field.name} = {getattr(mine, field.name)}, not {getattr(asked, field.name)}"
-        for prefix, mine, asked in pairs
-        for field in dataclasses.fields(mine)
-        if getattr(mine, field.name) != getattr(asked, field.name)
-        and not (prefix == "" and field.name in _TOWERS)
-    ]
-    if differing:
-        raise ConfigError(f"start: {start.name} has {'; '.join(differing)}. Change config.model.")
+    if (own := with_patches(start.config, model)) != model:
+        raise ConfigError(f"start: {start.name} is {own}, expected {model}.")
+
+
+def with_patches(config: Model, like: Model) -> Model:
+    """A configuration with the size of images and patches of another one."""
+    sizes = {name: getattr(like.vision, name) for name in ("image_size", "patch_size")}
+    return dataclasses.replace(config, vision=dataclasses.replace(config.vision, **sizes))
 
 
 class SigmoidClip(Clip):
