@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from perception_jax.api import Loaded
 from perception_jax.data.augment import ImageAugment
 from perception_jax.data.processors import ImageProcessor
 from perception_jax.models.dinov2.config import Dinov2Config
@@ -18,7 +19,12 @@ TRANSFORM = TwoViews(
 MIRRORED = dataclasses.replace(TRANSFORM, mirrored=True)
 
 
-def task(batch_size: int = 16, transform: TwoViews = TRANSFORM, **loss: float | str) -> SelfSupTask:
+def task(
+    batch_size: int = 16,
+    transform: TwoViews = TRANSFORM,
+    start: Loaded | None = None,
+    **loss: float | str,
+) -> SelfSupTask:
     """VICReg (or another loss) on noisy colours, without evaluators."""
     data = ViewData(ColourSource(), transform, batch_size=batch_size, seed=0)
-    return SelfSupTask(SelfSupConfig(projector=32, **loss), CONFIG, data=data)
+    return SelfSupTask(SelfSupConfig(projector=32, **loss), CONFIG, data=data, start=start)

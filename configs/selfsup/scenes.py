@@ -80,6 +80,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             "depth": 2 if tiny else 4,
         }
     )
+    # A tower of these sizes to start from; "" starts from scratch.
+    config.start = ""
     config.loss = ml_collections.ConfigDict(
         {
             # "nt_xent" (SimCLR) or "vicreg".
@@ -110,6 +112,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             # What is hard to tell apart in each batch: the images of a minimal pair ("pairs"), an
             # image and its mirror image ("mirror"), or nothing ("none").
             "alike": "pairs",
+            # Visual patterns of the pairs, in turns; () for all nine equally.
+            "patterns": (),
             # Different scenes or pairs; they stay in memory (16 KB each at 72 px).
             "length": 200 if tiny else 12_000,
             # At most so many objects, and the range of their sides in sides of the image.

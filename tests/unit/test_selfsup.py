@@ -204,6 +204,22 @@ def test_an_export_is_the_tower_without_projectors(tmp_path):
     assert all((np.asarray(kept[path]) == np.asarray(leaf)).all() for path, leaf in tower.items())
 
 
+def test_a_start_gives_the_tower_and_not_the_projectors(tmp_path):
+    task = tiny_selfsup.task()
+    tower = drawn(lambda: task.init(jax.random.key(0))).tower
+    processor = api.Processor(image=ImageProcessor(size=16), tokenizer=None)
+    start = api.Loaded(model=tower, config=tiny_selfsup.CONFIG, processor=processor, name="t")
+    api.export(start, tmp_path)
+    shapes = flatten(nnx.eval_shape(lambda: task.init(jax.random.key(0))))
+    found = tiny_selfsup.task(start=api.prepare(tmp_path)).pretrained(shapes)
+    assert found.keys() == {path for path in shapes if path.startswith("tower/")}
+    for path, leaf in flatten(tower).items():
+        np.testing.assert_array_equal(found[f"tower/{path}"], leaf)
+    other = dataclasses.replace(start, config=dataclasses.replace(start.config, depth=3))
+    with pytest.raises(ConfigError, match=r"start: t is Dinov2Config\(.*depth=3"):
+        tiny_selfsup.task(start=other)
+
+
 class Places(nnx.Module):
     """A tower whose tokens say where the image differs from its border, and no more."""
 

@@ -52,14 +52,17 @@ def task(config: Any, loaded: Loaded | None = None) -> SelfSupTask:
       loaded: a checkpoint from `perception_jax.load` to evaluate; its tower then replaces the
         config's.
     """
+    from perception_jax import api
     from perception_jax.systems.selfsup.task import SelfSupConfig, SelfSupTask
 
     processor = _processor(config) if loaded is None else loaded.processor.image
+    start = None if loaded or not config.start else api.prepare(config.start)
     return SelfSupTask(
         SelfSupConfig(**config.loss),
         _model(config) if loaded is None else loaded.config,
         data=data(config),
         evaluators=functools.cache(functools.partial(evaluators, config, processor)),
+        start=start,
     )
 
 
@@ -219,6 +222,7 @@ def _processor(config: Any) -> ImageProcessor:
 
 def _source(config: Any) -> Source:
     """Scenes of the training artists, which stay in memory, or the user's own images."""
+    from perception_jax.data.records import MMVP_PATTERNS
     from perception_jax.data.scenes.pairs import BothImages, PairSource
     from perception_jax.data.scenes.sample import SceneConfig
     from perception_jax.data.scenes.source import ScenesSource
@@ -246,7 +250,9 @@ def _source(config: Any) -> Source:
     )
     seed, length = config.train.seed, settings.length
     if settings.alike == "pairs":
-        return InMemory(BothImages(PairSource(scenes, seed=seed, length=length)), keep=())
+        patterns = tuple(settings.patterns) or MMVP_PATTERNS
+        pairs = PairSource(scenes, seed=seed, length=length, patterns=patterns)
+        return InMemory(BothImages(pairs), keep=())
     return InMemory(ScenesSource(scenes, seed=seed, length=length), keep=())
 
 

@@ -20,6 +20,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Int, Shaped
 
+from perception_jax.api import Loaded
 from perception_jax.errors import ConfigError
 from perception_jax.models.dinov2.config import Dinov2Config
 from perception_jax.models.shardings import SHARDINGS
@@ -28,6 +29,8 @@ from perception_jax.ops.losses import nt_xent, vicreg
 from perception_jax.systems.selfsup.data import ViewData
 from perception_jax.systems.selfsup.model import SelfSupervised
 from perception_jax.train.task import Batch, Evaluator, Metrics
+
+_TOWER = "tower/"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,18 +84,36 @@ class SelfSupTask:
         *,
         data: ViewData,
         evaluators: Callable[[], Mapping[str, Evaluator]] = dict,
+        start: Loaded | None = None,
     ):
-        """Args: evaluators: makes what is measured; called when it is first needed."""
+        """Reads no weights.
+
+        Args:
+          evaluators: makes what is measured; called when it is first needed.
+          start: a tower to start from, without it from fresh parameters. Its projectors are fresh.
+
+        Raises:
+          ConfigError: the start is another model.
+        """
+        if start is not None and start.config != model:
+            raise ConfigError(f"start: {start.name} is {start.config}, expected {model}.")
         self.config, self.model, self.data = config, model, data
-        self._evaluators = evaluators
+        self._evaluators, self._start = evaluators, start
 
     def init(self, key: jax.Array) -> SelfSupervised:
         """The tower and its projectors with fresh parameters."""
         return SelfSupervised(self.model, self.config.projector, rngs=nnx.Rngs(params=key))
 
     def pretrained(self, targets: Mapping[str, jax.ShapeDtypeStruct]) -> Mapping[str, Any]:
-        """Nothing: trains from scratch."""
-        return {}
+        """The weights of `start`, read from their files to their shards."""
+        if self._start is None:
+            return {}
+        towers = {
+            path.removeprefix(_TOWER): leaf
+            for path, leaf in targets.items()
+            if path.startswith(_TOWER)
+        }
+        return {f"{_TOWER}{path}": leaf for path, leaf in self._start.read(towers).items()}
 
     def loss(self, model: nnx.Module, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         """The weighted loss; each term as a metric, those of patches with the prefix "patch_"."""
