@@ -13,13 +13,19 @@ from perception_jax.models.dinov2.params import TABLES
 from perception_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD
 
 
-def _image_settings(_: Dinov2Config, layout: str) -> dict[str, Any]:
-    # The published evaluation size, not that of the stored grid of positions.
+def _image_settings(config: Dinov2Config, layout: str) -> dict[str, Any]:
     code = image_code(layout)
     if layout == "reference":
         code["alpha"] = "drop"  # torchvision's ImageFolder converts as it opens
-    return {"size": 224, "resize": 256, "mean": IMAGENET_MEAN, "std": IMAGENET_STD, **code}
+    # Published weights are evaluated at another size than that of their positions; other towers
+    # have their size in Hugging Face's settings.
+    published = layout != "hf" or config.image_size == _PUBLISHED
+    size = {"size": 224, "resize": 256} if published else {"size": config.image_size}
+    return {**size, "mean": IMAGENET_MEAN, "std": IMAGENET_STD, **code}
 
+
+_PUBLISHED = 518
+"""Image size of the stored grid of positions of all published weights."""
 
 ARCHITECTURES = (
     Architecture(
