@@ -2,7 +2,7 @@
 
     python -m launch.train --config=configs/mof/scenes.py --workdir=runs/scenes_llava
     python -m launch.train --config=configs/mof/scenes.py:mix=imof --workdir=runs/scenes_imof \\
-        --config.model.towers="('scenes-clip', 'runs/scenes_ssl/hf')"
+        --config.model.towers="('scenes-clip', 'scenes-ssl')"
 
 Scenes by four artists; tested on the fifth's drawings, with minimal pairs of the nine visual
 patterns (a pair counts if both of its questions are answered exactly: 25 % by chance) and with any
@@ -35,7 +35,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     if asked.mix not in MIXES:
         raise UsageError(f"mix: expected one of {', '.join(MIXES)}, found {asked.mix!r}.")
     mixing, tiny = MIXES[asked.mix], asked.runlocal
-    second = () if mixing == "single" else ("scenes-clip" if tiny else "runs/scenes_ssl/hf",)
+    second = () if mixing == "single" else ("scenes-ssl",)
     rows = 8 if tiny else 32
     # In the sixth epoch of 10,000 scenes the held-out loss rises (0.60, then 0.67).
     scenes = 64 if tiny else 24_000

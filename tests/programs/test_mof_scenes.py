@@ -13,7 +13,9 @@ from launch import common, predict, train
 from perception_jax.data.kept_features import KeptFeatures
 from perception_jax.data.records import MMVP_PATTERNS
 from perception_jax.data.scenes.chats import ChatConfig, PairQuestions
+from perception_jax.systems.mof import training
 from perception_jax.systems.mof.records import conversations
+from perception_jax.systems.text import TextModel
 
 CONFIG = "--config=configs/mof/scenes.py:mix=imof,runlocal"
 
@@ -70,6 +72,14 @@ def test_the_result_answers_by_its_own_vocabulary(workdir, tmp_path, capsys):
     assert tokenizer.decode(tokenizer.encode(text).ids) == text
     assert loaded.config.image_size == 72
     record = PairQuestions(ChatConfig(canvas=72).scenes(), seed=0, per_pattern=1)[0]
+    # It is asked as it was trained.
+    config = common.parse([CONFIG, "--workdir=x"], train.PROGRAM).config
+    transform = training._transform(config, loaded, test=True)
+    row = transform.row(transform.encode(record), 200)
+    asked = record.conversation[0].text.removeprefix("<image>\n")
+    prompt = TextModel(loaded).prompt_ids(asked, images=1)
+    assert prompt == row["ids"][: len(prompt)].tolist()
+    assert np.flatnonzero(row["label"] >= 0)[0] == len(prompt)
     PIL.Image.fromarray(np.asarray(record.image)).save(tmp_path / "scene.png")
     words = ["vqa", f"--model={workdir / 'llava'}", f"--image={tmp_path / 'scene.png'}"]
     words += [f"--question={text}", "--tokens=4", f"--out={tmp_path / 'out'}"]

@@ -89,6 +89,10 @@ def language(folder: pathlib.Path) -> Mapping[str, Any]:
     return {**settings, "PROMPT": "the cat sat", "TURNS": ["the cat", "a hat"]}
 
 
+def pairs(folder: pathlib.Path) -> Mapping[str, Any]:
+    return {"EACH": 2, "ABOVE": 0.5, "BELOW": 0.99, "OUT": f"{folder}/out"}
+
+
 TRIALS = {
     "01_encoders": Trial(
         settings=encoders,
@@ -119,6 +123,16 @@ TRIALS = {
             r"<\|im_start\|> user\nthe cat sat <\|im_end\|>",
             r"\d tokens, ended by (end|length); sum of log-probabilities -\d",
             *(rf"> {text}\n[^>]*\((\d+) tokens were read\)" for text in ("the cat", "a hat")),
+        ),
+    ),
+    "04_mmvp_mof": Trial(
+        settings=pairs,
+        pictures=tuple(f"out/{name}.png" for name in ("blind_pairs", "patterns", "answers")),
+        says=(
+            "36 images",
+            r"\d+ pairs above 0\.5 by scenes-clip, [1-9]\d* of them below 0\.99 by scenes-ssl",
+            *(rf"{name}: position \d\.\d\d" for name in ("scenes-clip", "scenes-ssl")),
+            r"CLIP and SSL: \d+\.\d% of 18 pairs, chance 25%",
         ),
     ),
 }

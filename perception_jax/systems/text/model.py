@@ -372,14 +372,17 @@ def sampling_of(loaded: Loaded) -> Sampling:
 
 
 def choose_template(name: str, tokenizer: LanguageTokenizer, *, images: bool = False) -> Template:
-    """The template of a name; for `AUTO` that of the tokenizer's chat template (without one,
-    `PLAIN`), and `LLAVA` for a model that reads images.
+    """The template of a name; for `AUTO` that of the tokenizer's chat template.
+
+    Without one `AUTO` is `PLAIN`. For a model that reads images it is `LLAVA`, also where its
+    tokenizer's chat template is not known here.
 
     Raises:
       ConfigError: an unknown name, or `AUTO` with a chat template that is not known here.
     """
     if name == AUTO and images:
-        return TEMPLATES[LLAVA]
+        described = tokenizer.chat_template and from_jinja(tokenizer.chat_template)
+        return described or TEMPLATES[LLAVA]
     if name == AUTO:
         if tokenizer.chat_template is None:
             return TEMPLATES[PLAIN]
