@@ -142,7 +142,7 @@ if not IMAGES:
             print(f"{source}: {label} {mean:.2f}")
     axes.set_xticks(np.arange(len(labels)) + 0.2, labels)
     axes.set_ylabel("mean cosine of a pair")
-    axes.legend()
+    figure.legend(loc="outside upper right", ncols=3)
     figure.savefig(pathlib.Path(OUT) / "patterns.png", dpi=100)
     plt.show()
 
@@ -177,6 +177,6 @@ for place, (title, rates) in enumerate(accuracies.items()):
 axes.axhline(0.25, color="grey", linestyle="--", label="chance")
 axes.set_xticks(np.arange(len(labels)) + 0.4 - width / 2, labels)
 axes.set_ylabel("pairs answered right")
-axes.legend()
+figure.legend(loc="outside upper right", ncols=3)
 figure.savefig(pathlib.Path(OUT) / "answers.png", dpi=100)
 plt.show()
