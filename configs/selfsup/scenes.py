@@ -2,15 +2,15 @@
 
     python -m launch.train --config=configs/selfsup/scenes.py --workdir=runs/scenes_ssl
 
-NT-Xent on images and on matched patches, of two augmented views of each scene by four artists. The
-mirror image of a scene is a scene of its own, so that left and right stay visible; colours and
-backgrounds tell views of different scenes apart as little as possible. Evaluated while it trains on
-the fifth artist's drawings: the nearest drawing of the same concept, and linear probes of
-direction, place and colour; afterwards the same of `scenes-clip`. The result is a DINOv2 in Hugging
-Face's layout, `WORKDIR/hf`. `--config.loss.name=vicreg` trains by VICReg.
+NT-Xent on images and on matched patches, of two augmented views of both images of minimal pairs,
+by four artists. The images of a pair are negatives of each other, so that colours and backgrounds,
+which they share, are not enough to recognise a view. Evaluated while it trains on the fifth
+artist's drawings: the nearest drawing of the same concept, minimal pairs that are told apart, and
+linear probes of direction, place and colour; afterwards the same of `scenes-clip`. The result is a
+DINOv2 in Hugging Face's layout, `WORKDIR/hf`. `--config.loss.name=vicreg` trains by VICReg.
 
-`:runlocal` is the same in a few steps on a tiny model; `--config.data.source=DIR` trains on your
-own images.
+`:runlocal` is the same in a few steps on a tiny model; `--config.data.source=DIR` with
+`--config.data.alike=mirror` (or `none`) trains on your own images.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             "alike": "pairs",
             # Visual patterns of the pairs, in turns; () for all nine equally.
             "patterns": (),
-            # Different scenes or pairs; they stay in memory (16 KB each at 72 px).
+            # Different scenes or pairs; their images stay in memory (16 KB each at 72 px).
             "length": 200 if tiny else 12_000,
             # At most so many objects, and the range of their sides in sides of the image.
             "objects": 3,

@@ -107,7 +107,9 @@ class FeaturesWriter:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._file.close()
+        # Without an index what is still buffered is of no use; `add` has named the disk's error.
+        with contextlib.suppress(OSError):
+            self._file.close()
 
     def add(self, identity: str, own: Float[np.ndarray, "M P C"]) -> None:
         """Appends the features of a record's images."""

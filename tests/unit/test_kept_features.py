@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pathlib
 import pickle
 
 import numpy as np
@@ -55,6 +56,13 @@ def test_what_cannot_be_kept_leaves_no_index(tmp_path, given, message):
         keep(tmp_path, given)
     with pytest.raises(DataError, match="Start it again"):
         KeptFeatures(tmp_path)
+
+
+@pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_named(tmp_path):
+    (tmp_path / ARRAY).symlink_to("/dev/full")
+    with pytest.raises(DataError, match="cannot be written"):
+        keep(tmp_path, rows(1, 1, shape=(64, 512)))
 
 
 def test_damaged_folders_are_named(tmp_path):

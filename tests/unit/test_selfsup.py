@@ -20,7 +20,12 @@ from perception_jax.models.params import flatten
 from perception_jax.nn.towers import TowerOutput
 from perception_jax.ops.losses import nt_xent, vicreg
 from perception_jax.systems.selfsup.data import TwoViews, matches
-from perception_jax.systems.selfsup.evaluate import Concepts, Pairs, Probes, TowerFeatures
+from perception_jax.systems.selfsup.evaluate import (
+    Concepts,
+    PairDiscrimination,
+    Probes,
+    TowerFeatures,
+)
 from perception_jax.systems.selfsup.task import SelfSupConfig
 from perception_jax.train import loop
 from perception_jax.train.config import TrainConfig
@@ -272,7 +277,7 @@ def test_pairs_are_told_apart_by_what_the_embedding_says():
     transform = TwoViews(
         processor=ImageProcessor(size=24), augment=ImageAugment(brightness=0.02), grid=2, images=2
     )
-    pairs = Pairs(features, transform, per_pattern=8)
+    pairs = PairDiscrimination(features, transform, per_pattern=8)
     found, floors = pairs(MeanColour()), pairs.floors()
     assert list(found) == list(floors) == ["accuracy", *MMVP_PATTERNS]
     assert found["accuracy"] == pytest.approx(np.mean([found[name] for name in MMVP_PATTERNS]))

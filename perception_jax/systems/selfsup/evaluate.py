@@ -105,7 +105,7 @@ class Concepts:
         return {"top1": float(hit[:, 0].mean()), "top5": float(hit.any(axis=1).mean())}
 
 
-class Pairs:
+class PairDiscrimination:
     """Tells the two images of minimal pairs by the unseen artist apart, by pattern."""
 
     def __init__(self, features: TowerFeatures, transform: TwoViews, *, per_pattern: int):

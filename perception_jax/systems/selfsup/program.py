@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from perception_jax.data.records import Source
     from perception_jax.models.dinov2.config import Dinov2Config
     from perception_jax.systems.selfsup.data import TwoViews, ViewData
-    from perception_jax.systems.selfsup.evaluate import Concepts, Pairs, Probes
+    from perception_jax.systems.selfsup.evaluate import Concepts, PairDiscrimination, Probes
     from perception_jax.systems.selfsup.task import SelfSupTask
     from perception_jax.train.task import Batch
 
@@ -82,14 +82,21 @@ def load(source: str, config: Any, mesh: Mesh | None = None) -> Loaded:
     return loaded.at_size(config.model.image_size)
 
 
-def evaluators(config: Any, processor: ImageProcessor) -> dict[str, Concepts | Pairs | Probes]:
+def evaluators(
+    config: Any, processor: ImageProcessor
+) -> dict[str, Concepts | PairDiscrimination | Probes]:
     """What is measured of a tower that takes images of this processor."""
-    from perception_jax.systems.selfsup.evaluate import Concepts, Pairs, Probes, TowerFeatures
+    from perception_jax.systems.selfsup.evaluate import (
+        Concepts,
+        PairDiscrimination,
+        Probes,
+        TowerFeatures,
+    )
 
     features, asked = TowerFeatures(processor), config.evaluation
     return {
         "concepts": Concepts(features, names=asked.names, per_name=asked.per_name),
-        "pairs": Pairs(features, _views(config, images=2), per_pattern=asked.pairs),
+        "pairs": PairDiscrimination(features, _views(config, images=2), per_pattern=asked.pairs),
         "probes": Probes(features, learned=asked.learned, tested=asked.tested),
     }
 
