@@ -55,7 +55,12 @@ def test_pairs_of_own_images_are_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"data\.alike='pairs': minimal pairs are drawn"):
         program.data(config)
     config.data.alike = "twins"
-    with pytest.raises(ConfigError, match="one of none, mirror, pairs, found 'twins'"):
+    config.data.source = program.SCENES
+    for use in (program.data, program.shapes):
+        with pytest.raises(ConfigError, match="one of none, mirror, pairs, found 'twins'"):
+            use(config)
+    config.data.update({"alike": "mirror", "patterns": ("text",)})
+    with pytest.raises(ConfigError, match="patterns: of no use for alike='mirror'"):
         program.data(config)
 
 

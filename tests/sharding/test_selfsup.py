@@ -43,9 +43,10 @@ def test_same_curve_on_one_and_eight_devices(tmp_path, loss, seen):
     assert curves[0][0] - curves[0][5] > 0.01
 
 
-def test_chips_exchange_statistics_and_never_rows():
+@pytest.mark.parametrize("transform", [tiny_selfsup.TRANSFORM, tiny_selfsup.MIRRORED])
+def test_chips_exchange_statistics_and_never_rows(transform):
     rows = 40  # no width is a multiple of it
-    task, mesh = tiny_selfsup.task(rows), make_mesh(2, 4)
+    task, mesh = tiny_selfsup.task(rows, transform), make_mesh(2, 4)
     model = drawn(lambda: task.init(jax.random.key(0)))
     batch = next(iter(task.datasets()["train"]))
     (shapes,) = task.batch_shapes()

@@ -127,6 +127,17 @@ def test_chat_templates_are_known_by_their_marks(line):
         assert conversation.from_jinja(other) is None
 
 
+def test_a_model_with_images_has_its_tokenizers_template_or_that_of_llava():
+    chatml = "<|im_start|>user {{ message }}<|im_end|>"
+    described = conversation.from_jinja(chatml)
+    assert conversation.for_images("auto", chatml) == described != conversation.TEMPLATES["chatml"]
+    for unknown in (None, "USER: {{ message }} ASSISTANT:"):
+        assert conversation.for_images("auto", unknown) == conversation.TEMPLATES["vicuna_v1"]
+    assert conversation.for_images("plain", chatml) == conversation.TEMPLATES["plain"]
+    with pytest.raises(ConfigError, match="expected auto or the name of a template"):
+        conversation.for_images("plain", chatml, ("chatml",))
+
+
 def test_another_system_text():
     assert VICUNA.with_system("Short.").prompt(turns("a")) == "Short. USER: a "
     assert VICUNA.with_system("").prompt(turns("a")) == "USER: a "

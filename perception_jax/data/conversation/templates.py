@@ -198,6 +198,9 @@ TEMPLATES: Mapping[str, Template] = {
 """Templates by name; `chatml` has SmolLM2's system text. LLaVA's `v0` is `llava_v0` with an example
 conversation, which is not part of this package, as `opening`."""
 
+LLAVA = "vicuna_v1"
+"""Name of the template of LLaVA-1.5."""
+
 
 def named(name: str, names: Collection[str] = TEMPLATES.keys()) -> Template:
     """The template of a name.
@@ -211,6 +214,23 @@ def named(name: str, names: Collection[str] = TEMPLATES.keys()) -> Template:
             f"{did_you_mean(name, (AUTO, *names))}"
         )
     return TEMPLATES[name]
+
+
+def for_images(name: str, jinja: str | None, names: Collection[str] = TEMPLATES.keys()) -> Template:
+    """The template with which a model that reads images is trained and asked.
+
+    Args:
+      name: of a template; `AUTO` is what the tokenizer's chat template describes, or `LLAVA`
+        without one that is known here.
+      jinja: the tokenizer's chat template.
+      names: those that are allowed.
+
+    Raises:
+      ConfigError: `name` is not one of them.
+    """
+    if name != AUTO:
+        return named(name, names)
+    return (from_jinja(jinja) if jinja else None) or TEMPLATES[LLAVA]
 
 
 _CHATML_SYSTEM = re.compile(r"<\|im_start\|>system(?:\n|\\n)([^'\"{}]*)<\|im_end\|>")

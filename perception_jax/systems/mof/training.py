@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from jax.sharding import Mesh
 
     from perception_jax.api import Loaded
-    from perception_jax.data.conversation import Template
     from perception_jax.data.image_chats import ImageChats, ImageChatTransform
     from perception_jax.data.records import Source
     from perception_jax.inference.held_out import TokenPredictions
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
 
 HELD_OUT = "held_out"
 """Name of the evaluator."""
-TEMPLATE = "vicuna_v1"
-"""Template for a tokenizer whose files describe none, where `data.template` is "auto"."""
 
 _PROBED = 8
 """Tokens of text by which an export is compared with the model, behind an image."""
@@ -224,6 +221,7 @@ def _chats(config: Any, base: Loaded, records: Source, *, test: bool = False) ->
 
 
 def _transform(config: Any, base: Loaded, *, test: bool) -> ImageChatTransform:
+    from perception_jax.data.conversation import for_images
     from perception_jax.data.image_chats import ImageChatTransform
     from perception_jax.systems.mof.features import kept_features, opened_features
     from perception_jax.systems.mof.records import pictured
@@ -237,22 +235,13 @@ def _transform(config: Any, base: Loaded, *, test: bool) -> ImageChatTransform:
     return ImageChatTransform(
         tokenizer=tokenizer,
         processor=base.processor.image,
-        template=_template(settings.template, tokenizer),
+        template=for_images(settings.template, tokenizer.chat_template),
         vocab_size=base.config.language.vocab_size,
         max_length=settings.max_length,
         image_tokens=base.config.tokens_per_image,
         max_images=settings.max_images,
         features=features,
     )
-
-
-def _template(name: str, tokenizer: Any) -> Template:
-    """A template by name; `AUTO` is what the tokenizer's files describe, else `TEMPLATE`."""
-    from perception_jax.data.conversation import AUTO, from_jinja, named
-
-    jinja = tokenizer.chat_template if name == AUTO else None
-    described = from_jinja(jinja) if jinja else None
-    return described or named(TEMPLATE if name == AUTO else name)
 
 
 def _evaluators(config: Any, base: Loaded) -> dict[str, Evaluator]:

@@ -237,10 +237,6 @@ def _source(config: Any) -> Source:
     from perception_jax.data.sources.combine import InMemory
 
     settings = config.data
-    if settings.alike not in ALIKE:
-        raise ConfigError(
-            f"config.data.alike: expected one of {', '.join(ALIKE)}, found {settings.alike!r}."
-        )
     if settings.source != SCENES:
         if settings.alike == "pairs":
             raise ConfigError(
@@ -281,6 +277,14 @@ def _data(config: Any, source: Source) -> ViewData:
     from perception_jax.systems.selfsup.data import ViewData
 
     alike = config.data.alike
+    if alike not in ALIKE:
+        raise ConfigError(
+            f"config.data.alike: expected one of {', '.join(ALIKE)}, found {alike!r}."
+        )
+    if config.data.patterns and alike != "pairs":
+        raise ConfigError(
+            f"config.data.patterns: of no use for alike={alike!r}, which has no pairs. Leave it ()."
+        )
     return ViewData(
         source,
         _views(config, images=2 if alike == "pairs" else 1, mirrored=alike == "mirror"),

@@ -21,6 +21,7 @@ from perception_jax.data.conversation import (
     IMAGE_TEXT,
     TEMPLATES,
     Template,
+    for_images,
     from_jinja,
     named,
     tokenize_images,
@@ -46,8 +47,6 @@ from perception_jax.nn import int8, lora, stack
 from perception_jax.ops.image import normalise
 from perception_jax.settings import parse_json
 
-LLAVA = "vicuna_v1"
-"""Name of the template of models with images."""
 PLAIN = "plain"
 """Name of the template that leaves a prompt as it is."""
 NAMES = tuple(name for name, template in TEMPLATES.items() if not template.opening)
@@ -372,17 +371,15 @@ def sampling_of(loaded: Loaded) -> Sampling:
 
 
 def choose_template(name: str, tokenizer: LanguageTokenizer, *, images: bool = False) -> Template:
-    """The template of a name; for `AUTO` that of the tokenizer's chat template.
+    """The template of a name; for `AUTO` that of the tokenizer's chat template, or `PLAIN`.
 
-    Without one `AUTO` is `PLAIN`. For a model that reads images it is `LLAVA`, also where its
-    tokenizer's chat template is not known here.
+    For a model that reads images see `data.conversation.for_images`.
 
     Raises:
       ConfigError: an unknown name, or `AUTO` with a chat template that is not known here.
     """
-    if name == AUTO and images:
-        described = tokenizer.chat_template and from_jinja(tokenizer.chat_template)
-        return described or TEMPLATES[LLAVA]
+    if images:
+        return for_images(name, tokenizer.chat_template, NAMES)
     if name == AUTO:
         if tokenizer.chat_template is None:
             return TEMPLATES[PLAIN]
