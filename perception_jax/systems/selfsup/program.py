@@ -160,7 +160,7 @@ def _write_page(
                 name=name,
                 value=value,
                 baselines={title: numbers[name] for title, numbers in columns.items()},
-                meaning=_MEANINGS.get(name, ""),
+                meaning=_MEANINGS.get(name, "The same for pairs of one pattern."),
             )
             for name, value in found.items()
         ]
