@@ -103,7 +103,7 @@ DATA = {
     "chats": {
         "objects": 4,
         "names": 0,
-        "caption": True,
+        "caption": 1.0,
         "detailed": 0.0,
         "turns": 2,
         "text_every": 8,

@@ -11,6 +11,7 @@ import pytest
 from perception_jax.data.records import MMVP_PATTERNS
 from perception_jax.data.scenes import questions
 from perception_jax.data.scenes.chats import (
+    CAPTIONS,
     IMAGE,
     LETTER,
     ChatConfig,
@@ -68,14 +69,17 @@ def test_a_conversation_has_a_caption_and_some_questions_of_all_kinds():
                 assert answer in offered(question)
     assert letters > 5
     assert words > 5
-    bare = ChatConfig(caption=False, turns=1, text_every=0, letters=1.0)
+    some = SceneConversations(ChatConfig(caption=0.5, text_every=0), seed=1, length=COUNT)
+    first = [said(record)[0][0] in CAPTIONS for record in read(some)]
+    assert 0.25 < np.mean(first) < 0.75
+    bare = ChatConfig(caption=0.0, turns=1, text_every=0, letters=1.0)
     for record in read(SceneConversations(bare, seed=1, length=6)):
         ((question, _),) = said(record)
         assert question.startswith(IMAGE)
 
 
 def test_images_of_both_sides_of_a_pair_follow_each_other():
-    config = ChatConfig(turns=1, caption=False, text_every=0, pairs=4, letters=1.0)
+    config = ChatConfig(turns=1, caption=0.0, text_every=0, pairs=4, letters=1.0)
     records = read(SceneConversations(config, seed=0, length=24))
     pairs = [records[k] for k in range(24) if k % 8 < 4]
     assert all(record.id.startswith("pair-") for record in pairs)
@@ -104,7 +108,7 @@ def test_single_questions_are_those_of_a_conversation():
     records = read(source)
     assert len(records) == 20
     assert len({record.id for record in records}) == 20
-    plain = dataclasses.replace(config, turns=4, caption=False, text_every=0)
+    plain = dataclasses.replace(config, turns=4, caption=0.0, text_every=0)
     chats = SceneConversations(plain, seed=3, length=5)
     for k, record in enumerate(records):
         chat = chats[k // 4]
@@ -133,7 +137,7 @@ def test_floors_keep_the_question_and_its_answer():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"turns": 0, "caption": False}, {"pairs": 9}, {"letters": 1.5}, {"text_every": -1}]
+    "wrong", [{"turns": 0, "caption": 0.5}, {"pairs": 9}, {"caption": 1.5}, {"letters": 1.5}, {"text_every": -1}]
 )
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):

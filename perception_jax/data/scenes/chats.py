@@ -40,7 +40,8 @@ class ChatConfig:
       objects: most objects of a scene.
       names: concepts that are drawn, spread over the table, and all that are drawn in two states or
         from two sides; 0 for all.
-      caption: whether a conversation begins with a caption.
+      caption: share of the conversations that begin with a caption. In others the first question
+        is answered without one, as a model is asked that has learned them.
       detailed: share of these captions that say more than names.
       turns: most questions of a conversation, drawn from those of the scene.
       text_every: each so many-th conversation is about a caption alone; 0 for none.
@@ -55,7 +56,7 @@ class ChatConfig:
     split: str = "train"
     objects: int = 4
     names: int = 0
-    caption: bool = True
+    caption: float = 1.0
     detailed: float = 0.0
     turns: int = 2
     text_every: int = 8
@@ -64,10 +65,11 @@ class ChatConfig:
 
     def __post_init__(self) -> None:
         rules = {
-            "a caption or turns >= 1": self.turns >= (0 if self.caption else 1),
+            "a caption in each or turns >= 1": self.turns >= (0 if self.caption == 1 else 1),
             "names >= 0": self.names >= 0,
             "text_every >= 0": self.text_every >= 0,
             f"0 <= pairs <= {_CYCLE}": 0 <= self.pairs <= _CYCLE,
+            "0 <= caption <= 1": 0 <= self.caption <= 1,
             "0 <= letters <= 1": 0 <= self.letters <= 1,
             "0 <= detailed <= 1": 0 <= self.detailed <= 1,
         }
@@ -119,7 +121,7 @@ class SceneConversations:
             said = [(_NAMES.format(scene.captions[0]), ", ".join(names))]
             return Record(id=scene.id, conversation=_turns(said))
         said = [_said(one, draw.random() < config.letters) for one in asked]
-        if config.caption:
+        if draw.random() < config.caption:
             kind = int(draw.random() < config.detailed)
             said.insert(0, (CAPTIONS[kind], scene.captions[kind]))
         else:
@@ -151,7 +153,7 @@ class SingleQuestions:
         """
         if each < 1:
             raise ConfigError(f"SingleQuestions: expected at least 1 of each scene, found {each}.")
-        plain = dataclasses.replace(config, turns=each, caption=False, text_every=0)
+        plain = dataclasses.replace(config, turns=each, caption=0.0, text_every=0)
         self._chats, self._each = SceneConversations(plain, seed=seed, length=length), each
 
     def __len__(self) -> int:
