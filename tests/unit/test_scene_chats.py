@@ -137,7 +137,14 @@ def test_floors_keep_the_question_and_its_answer():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"turns": 0, "caption": 0.5}, {"pairs": 9}, {"caption": 1.5}, {"letters": 1.5}, {"text_every": -1}]
+    "wrong",
+    [
+        {"turns": 0, "caption": 0.5},
+        {"pairs": 9},
+        {"caption": 1.5},
+        {"letters": 1.5},
+        {"text_every": -1},
+    ],
 )
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
