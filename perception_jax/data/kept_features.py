@@ -1,8 +1,8 @@
 """Features of images, computed once and kept in a folder.
 
 `features.npy` holds those of all images, float16[N, P, C], `index.json` the records that they
-belong to and how they were made. Letters: N images, P features of an image, C their width, M images
-of a record.
+belong to, a checksum of each record's images, and how they were made. Letters: N images, P features
+of an image, C their width, M images of a record, S their side.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ import contextlib
 import functools
 import json
 import pathlib
+import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
 import numpy as np
-from jaxtyping import Float, Float16
+from jaxtyping import Float, Float16, UInt8
 
 from perception_jax.errors import DataError
 from perception_jax.files import write_whole
@@ -41,13 +42,15 @@ class KeptFeatures:
         """
         self.folder = pathlib.Path(folder)
         index = _read_index(self.folder / INDEX)
-        ids, counts = index["ids"], index["counts"]
+        ids, counts, images = index["ids"], index["counts"], index["images"]
         self.made = index["made"]
-        if sum(counts) > len(self._array) or len(ids) != len(counts):
+        if sum(counts) > len(self._array) or not len(ids) == len(counts) == len(images):
             raise DataError(
                 f"{self.folder}: expected the features of {sum(counts)} images of {len(counts)} "
-                f"records, found {len(self._array)} and {len(ids)} names. Compute them again."
+                f"records, found {len(self._array)}, {len(ids)} names and {len(images)} checksums. "
+                "Compute them again."
             )
+        self._images = dict(zip(ids, images, strict=True))
         ends = np.cumsum(counts).tolist()
         starts = (end - count for end, count in zip(ends, counts, strict=True))
         self._places = dict(zip(ids, zip(starts, ends, strict=True), strict=True))
@@ -69,6 +72,22 @@ class KeptFeatures:
             )
         start, end = self._places[identity]
         return np.asarray(self._array[start:end])
+
+    def compare(self, identity: str, images: UInt8[np.ndarray, "M S S 3"]) -> None:
+        """Makes sure that a record's features are those of these images, if any are kept.
+
+        Args:
+          images: as they were encoded, after resizing.
+
+        Raises:
+          DataError: they are of others.
+        """
+        if identity in self._images and self._images[identity] != _checksum(images):
+            raise DataError(
+                f"{self.folder}: expected features of the images of record {identity!r}, found "
+                "those of others: the images have changed since. Delete the folder, or name "
+                "another one."
+            )
 
     @functools.cached_property
     def _array(self) -> Float16[np.ndarray, "N P C"]:
@@ -95,7 +114,9 @@ class FeaturesWriter:
     def __init__(self, folder: pathlib.Path | str, made: Mapping[str, Any]):
         """Args: made: how the features are computed, for the index; JSON values."""
         self.folder = pathlib.Path(folder)
-        self._made, self._counts = dict(made), {}
+        self._made = dict(made)
+        self._counts: dict[str, int] = {}
+        self._images: dict[str, int] = {}
         self._shape: tuple[int, ...] | None = None
         self._file: BinaryIO | None = None
 
@@ -111,8 +132,13 @@ class FeaturesWriter:
         with contextlib.suppress(OSError):
             self._file.close()
 
-    def add(self, identity: str, own: Float[np.ndarray, "M P C"]) -> None:
-        """Appends the features of a record's images."""
+    def add(
+        self,
+        identity: str,
+        own: Float[np.ndarray, "M P C"],
+        images: UInt8[np.ndarray, "M S S 3"],
+    ) -> None:
+        """Appends the features of a record's images. Args: images: as they were encoded."""
         if identity in self._counts:
             raise DataError(f"features: record {identity!r} comes twice.")
         if self._shape is None:
@@ -131,7 +157,7 @@ class FeaturesWriter:
             )
         with self._naming_errors():
             self._file.write(own.astype(np.float16).tobytes())
-        self._counts[identity] = len(own)
+        self._counts[identity], self._images[identity] = len(own), _checksum(images)
 
     def finish(self) -> KeptFeatures:
         """Writes the index.
@@ -145,8 +171,13 @@ class FeaturesWriter:
             self._file.seek(0)
             self._write_header(sum(self._counts.values()))
             self._file.close()
-            index = {"ids": list(self._counts), "counts": list(self._counts.values())}
-            write_whole(self.folder / INDEX, json.dumps({"made": self._made, **index}))
+            index = {
+                "made": self._made,
+                "ids": list(self._counts),
+                "counts": list(self._counts.values()),
+                "images": list(self._images.values()),
+            }
+            write_whole(self.folder / INDEX, json.dumps(index))
         return KeptFeatures(self.folder)
 
     def _write_header(self, images: int) -> None:
@@ -171,8 +202,15 @@ def _read_index(path: pathlib.Path) -> dict[str, Any]:
             f"{path}: expected the index of kept features, found none that can be read ({error}). "
             "Was their computation interrupted? Start it again."
         ) from error
-    kinds = {"ids": list, "counts": list, "made": dict}
+    kinds = {"ids": list, "counts": list, "images": list, "made": dict}
     good = isinstance(index, dict) and all(isinstance(index.get(k), v) for k, v in kinds.items())
     if not good or not all(isinstance(n, int) and n >= 0 for n in index["counts"]):
-        raise DataError(f"{path}: expected lists of ids and counts, found something else.")
+        raise DataError(
+            f"{path}: expected lists of ids, counts and images, found something else. Compute the "
+            "features again."
+        )
     return index
+
+
+def _checksum(images: UInt8[np.ndarray, "M S S 3"]) -> int:
+    return zlib.crc32(np.ascontiguousarray(images), len(images))

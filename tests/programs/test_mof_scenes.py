@@ -13,6 +13,7 @@ from launch import common, predict, train
 from perception_jax.data.kept_features import KeptFeatures
 from perception_jax.data.records import MMVP_PATTERNS
 from perception_jax.data.scenes.chats import ChatConfig, PairQuestions
+from perception_jax.errors import DataError
 from perception_jax.systems.mof import training
 from perception_jax.systems.mof.records import conversations
 from perception_jax.systems.text import TextModel
@@ -63,6 +64,10 @@ def test_towers_ran_once(workdir):
     kept.data.draw = 7
     assert conversations(kept)[0].conversation != drawn[0].conversation
     assert path.stat().st_mtime_ns == before
+    # Scenes of the same names that look different are not those whose features were kept.
+    words = [*words, f"--config.data.keep={workdir / 'kept'}", "--config.data.chats.objects=1"]
+    with pytest.raises(DataError, match="the images have changed since"):
+        training.task(common.parse(words, train.PROGRAM).config)
 
 
 def test_the_result_answers_by_its_own_vocabulary(workdir, tmp_path, capsys):
@@ -74,7 +79,7 @@ def test_the_result_answers_by_its_own_vocabulary(workdir, tmp_path, capsys):
     record = PairQuestions(ChatConfig(canvas=72).scenes(), seed=0, per_pattern=1)[0]
     # It is asked as it was trained.
     config = common.parse([CONFIG, "--workdir=x"], train.PROGRAM).config
-    transform = training._transform(config, loaded, test=True)
+    transform = training._transform(config, loaded, [record], test=True)
     row = transform.row(transform.encode(record), 200)
     asked = record.conversation[0].text.removeprefix("<image>\n")
     prompt = TextModel(loaded).prompt_ids(asked, images=1)

@@ -20,10 +20,14 @@ def rows(*counts: int, shape=(4, 8)) -> list[tuple[str, np.ndarray]]:
     return [(f"r{k}", rng.normal(size=(n, *shape))) for k, n in enumerate(counts)]
 
 
+def images(count: int, grey: int = 0) -> np.ndarray:
+    return np.full((count, 2, 2, 3), grey, np.uint8)
+
+
 def keep(folder, given):
     with FeaturesWriter(folder, MADE) as writer:
         for identity, own in given:
-            writer.add(identity, own)
+            writer.add(identity, own, images(len(own)))
         return writer.finish()
 
 
@@ -38,6 +42,21 @@ def test_features_come_back_by_record(tmp_path):
         with pytest.raises(DataError, match="record 'r3', found none"):
             one["r3"]
     assert len(pickle.dumps(kept)) < 500
+
+
+def test_features_of_other_images_are_refused(tmp_path):
+    kept = keep(tmp_path, rows(1, 2))
+    kept.compare("r0", images(1))
+    kept.compare("r1", images(2))
+    kept.compare("another", images(1))
+    others = [
+        ("r0", images(1, grey=1)),
+        ("r1", images(1)),
+        ("r1", np.zeros((2, 3, 3, 3), np.uint8)),
+    ]
+    for name, other in others:
+        with pytest.raises(DataError, match=f"record '{name}', found those of others"):
+            kept.compare(name, other)
 
 
 @pytest.mark.parametrize(
@@ -70,9 +89,10 @@ def test_damaged_folders_are_named(tmp_path):
     index = json.loads((tmp_path / INDEX).read_text())
     for wrong, message in (
         ({**index, "counts": [1, 2]}, "expected the features of 3 images"),
-        ({**index, "counts": [2]}, "and 2 names"),
-        ({**index, "counts": ["1", 1]}, "lists of ids and counts"),
-        ([], "lists of ids and counts"),
+        ({**index, "counts": [2]}, "2 names and 2 checksums"),
+        ({**index, "images": [1]}, "2 names and 1 checksums"),
+        ({**index, "counts": ["1", 1]}, "lists of ids, counts and images"),
+        ([], "lists of ids, counts and images"),
     ):
         (tmp_path / INDEX).write_text(json.dumps(wrong))
         with pytest.raises(DataError, match=message):

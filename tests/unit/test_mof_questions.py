@@ -23,7 +23,12 @@ from perception_jax.models.llava.config import tower_vision
 from perception_jax.models.params import flatten, unflatten
 from perception_jax.models.registry import architecture_of
 from perception_jax.systems.mof.answers import ExactAnswers
-from perception_jax.systems.mof.features import kept_features, opened_features, write_features
+from perception_jax.systems.mof.features import (
+    compare_images,
+    kept_features,
+    opened_features,
+    write_features,
+)
 from perception_jax.systems.mof.scene_results import majority
 from perception_jax.systems.mof.task import MofTask, chat_predictions
 from perception_jax.testing import tiny_llava
@@ -129,6 +134,14 @@ def test_kept_features_train_as_images_do(tmp_path, config):
     missing = chats(base, Chats((chat("x", "<image>\nthe", "cat", images=1),)), maker=maker)
     with pytest.raises(DataError, match="'x', found none"):
         next(iter(missing.loader()))
+    # What changed under the same names is found, and what cannot be read is not its business.
+    compare_images(kept, base.processor.image, records)
+    broken = dataclasses.replace(records[0], images=(b"no image",))
+    compare_images(kept, base.processor.image, Chats((broken, *records.records[1:])))
+    darker = dataclasses.replace(records[8], images=(records[8].images[0] // 2,))
+    others = Chats((*records.records[:8], darker))
+    with pytest.raises(DataError, match="images of record 'chat8', found those of others"):
+        compare_images(kept, base.processor.image, others)
 
 
 def test_features_of_another_model_are_refused(tmp_path):

@@ -31,6 +31,8 @@ _log = logging.getLogger(__name__)
 TOWER = "tower-{}"
 """Name of the folder of an image tower's features."""
 
+_COMPARED = 16
+
 Encode = Callable[[UInt8[np.ndarray, "B S S 3"], Sequence[Record]], Float[np.ndarray, "B P C"]]
 """Function from processed images and the record of each to their features."""
 
@@ -61,6 +63,28 @@ def opened_features(
                 f"{list(kept.shape)} of {kept.made.get('layer')}. Compute them for this model."
             )
     return found
+
+
+def compare_images(
+    kept: Sequence[KeptFeatures], processor: ImageProcessor, records: Source
+) -> None:
+    """Makes sure by a few records, spread over all, that features are those of their images.
+
+    Args:
+      kept: of each image tower; () compares nothing.
+      processor: of the images.
+
+    Raises:
+      DataError: as `KeptFeatures.compare`.
+    """
+    places = np.linspace(0, len(records) - 1, min(_COMPARED, len(records))).astype(int)
+    for record in (records[int(k)] for k in (places if kept else ())):
+        try:
+            own = [processor.read(one, name=record.id).pixels for one in record.images]
+        except DataError:  # training skips and counts it
+            continue
+        for one in kept if own else ():
+            one.compare(record.id, np.stack(own))
 
 
 def kept_features(
@@ -170,7 +194,8 @@ def encode_records(
             for encode, writer in encoders:
                 found = np.asarray(encode(stacked, owners))
                 for identity, own in itertools.groupby(places, key=lambda k: owners[k].id):
-                    writer.add(identity, found[list(own)])
+                    rows = list(own)
+                    writer.add(identity, found[rows], stacked[rows])
         for writer in writers:
             writer.finish()
 

@@ -209,7 +209,7 @@ def _chats(config: Any, base: Loaded, records: Source, *, test: bool = False) ->
     settings = config.data
     return ImageChats(
         records,
-        _transform(config, base, test=test),
+        _transform(config, base, records, test=test),
         lengths=tuple(settings.lengths),
         division=_division(config),
         order="random" if test else settings.order,
@@ -220,18 +220,24 @@ def _chats(config: Any, base: Loaded, records: Source, *, test: bool = False) ->
     )
 
 
-def _transform(config: Any, base: Loaded, *, test: bool) -> ImageChatTransform:
+def _transform(config: Any, base: Loaded, records: Source, *, test: bool) -> ImageChatTransform:
     from perception_jax.data.conversation import for_images
     from perception_jax.data.image_chats import ImageChatTransform
-    from perception_jax.systems.mof.features import kept_features, opened_features
+    from perception_jax.systems.mof.features import (
+        compare_images,
+        kept_features,
+        opened_features,
+    )
     from perception_jax.systems.mof.records import pictured
 
     settings, tokenizer = config.data, base.processor.tokenizer
     folders = config.evaluation.features if test else settings.features
+    shown = pictured(config) if settings.keep and not test else records
     if settings.keep and not test and not folders:
-        features = kept_features(settings.keep, base, pictured(config))
+        features = kept_features(settings.keep, base, shown)
     else:
         features = opened_features(folders, base.config)
+    compare_images(features, base.processor.image, shown)
     return ImageChatTransform(
         tokenizer=tokenizer,
         processor=base.processor.image,
