@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -124,6 +124,7 @@ def language_report(
     held_out: str,
     settings: Mapping[str, Any],
     rows: Sequence[tuple[str, str]],
+    further: Callable[[Report], None] | None = None,
 ) -> Report:
     """Makes the report of a training on texts: results on held-out ones, curves, settings.
 
@@ -133,12 +134,15 @@ def language_report(
       numbers: the results on them.
       held_out: name of the evaluator whose "loss" is drawn beside that of training.
       settings: of the config; `rows` are the first ones that the page shows.
+      further: adds results of its own, between the first ones and the curves.
     """
     measured_on = f"{texts} that were not trained on"
     train = settings["train"]
     page = Report(title, subtitle(history, rows=train["batch_size"], measured_on=measured_on))
     page.add_section("Results", f"Test {counts}.")
     page.add_table(("number", "value"), [(name, f"{value:.4g}") for name, value in numbers.items()])
+    if further is not None:
+        further(page)
     titles = {"loss": "training", f"evaluate/{held_out}/loss": "held out"}
     drawn = curves(history, titles)
     add_learning_curves(page, [step_chart(drawn, "Cross-entropy", "nats per predicted token")])

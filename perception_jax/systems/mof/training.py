@@ -155,8 +155,8 @@ def report(config: Any, task: MofTask, model: nnx.Module, folder: pathlib.Path) 
         held_out=HELD_OUT,
         settings=config.to_dict(),
         rows=[("trains", config.trains)],
+        further=lambda page: add_test_questions(page, measured, without_seeing),
     )
-    add_test_questions(page, measured, without_seeing)
     print(f"report      {page.write(folder / 'report.html')}")
 
 
