@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -71,3 +72,15 @@ def test_evaluate_gives_the_numbers_of_the_run(workdir, tmp_path, kind):
     assert common.main(evaluate.PROGRAM, evaluate.run, arguments) == 0
     found = json.loads((tmp_path / "results.json").read_text())
     assert found == pytest.approx(json.loads((workdir / "results.json").read_text()), abs=1e-6)
+
+
+def test_a_start_with_another_normalisation_is_refused(workdir, tmp_path):
+    folder = shutil.copytree(workdir / "hf", tmp_path / "hf")
+    config = common.parse([CONFIG, *SMALL, "--workdir=x"], train.PROGRAM).config
+    config.start = str(folder)
+    program.task(config)
+    settings = json.loads((folder / "preprocessor_config.json").read_text())
+    settings["image_std"] = [0.5, 0.5, 0.5]
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ConfigError, match=r"config\.start: expected .* found .*0\.5, 0\.5, 0\.5"):
+        program.task(config)

@@ -57,6 +57,8 @@ def task(config: Any, loaded: Loaded | None = None) -> SelfSupTask:
 
     processor = _processor(config) if loaded is None else loaded.processor.image
     start = None if loaded or not config.start else api.prepare(config.start)
+    if start is not None:
+        _compare_normalisation(start, processor)
     return SelfSupTask(
         SelfSupConfig(**config.loss),
         _model(config) if loaded is None else loaded.config,
@@ -64,6 +66,15 @@ def task(config: Any, loaded: Loaded | None = None) -> SelfSupTask:
         evaluators=functools.cache(functools.partial(evaluators, config, processor)),
         start=start,
     )
+
+
+def _compare_normalisation(start: Loaded, processor: ImageProcessor) -> None:
+    own, expected = ((one.mean, one.std) for one in (start.processor.image, processor))
+    if own != expected:
+        raise ConfigError(
+            f"config.start: expected a tower of images normalised by mean and deviation "
+            f"{expected}, found {own} in {start.name}. Start from another tower, or from scratch."
+        )
 
 
 def shapes(config: Any) -> tuple[SelfSupTask, Sequence[Batch]]:
