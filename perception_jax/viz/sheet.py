@@ -65,16 +65,27 @@ def _written(text: str, width: int, size: int, indent: int) -> UInt8[np.ndarray,
 
 
 def legend(width: int) -> UInt8[np.ndarray, "_ {width} 3"]:
-    """Draws a colour bar of maps with labels at its ends."""
-    strip = Image.new("RGB", (width, FONT + 2 * GAP), PAPER)
-    pen, font = ImageDraw.Draw(strip), ImageFont.load_default(FONT)
-    bar = colormap.apply(np.tile(np.linspace(0, 1, PANEL // 2), (FONT, 1)))
-    start = "Colours of a map: its lowest value"
-    pen.text((GAP, GAP - 2), start, fill=INK, font=font)
-    x = 2 * GAP + round(font.getlength(start))
-    strip.paste(Image.fromarray(bar), (x, GAP))
-    end = "its highest; beneath them the image in grey"
-    pen.text((x + PANEL // 2 + GAP, GAP - 2), end, fill=INK, font=font)
+    """Draws a colour bar of maps with labels at its ends, in as many lines as the width needs."""
+    font = ImageFont.load_default(FONT)
+    start = ["Colours", "of", "a", "map:", "its", "lowest", "value"]
+    end = ["its", "highest;", "beneath", "them", "the", "image", "in", "grey"]
+    bar = Image.fromarray(colormap.apply(np.tile(np.linspace(0, 1, PANEL // 2), (FONT, 1))))
+    pieces = [*start, bar, *end]
+    places, x, y, space = [], GAP, GAP, font.getlength(" ")
+    for piece in pieces:
+        long, gap = (font.getlength(piece), space) if isinstance(piece, str) else (bar.width, GAP)
+        x += gap if piece is bar and x > GAP else 0
+        if x > GAP and x + long > width - GAP:
+            x, y = GAP, y + round(1.6 * FONT)
+        places.append((round(x), y))
+        x += long + gap
+    strip = Image.new("RGB", (width, y + FONT + GAP), PAPER)
+    pen = ImageDraw.Draw(strip)
+    for piece, (left, top) in zip(pieces, places, strict=True):
+        if isinstance(piece, str):
+            pen.text((left, top - 2), piece, fill=INK, font=font)
+        else:
+            strip.paste(piece, (left, top))
     return np.array(strip)
 
 

@@ -62,3 +62,12 @@ def test_lines_wrap_within_their_width():
     assert len(long) > 2 * len(short)
     assert (long[:, : sheet.GAP + 50] == 255).all()
     assert (long[:, 300 - sheet.GAP :] == 255).all()
+
+
+@pytest.mark.parametrize("columns", [1, 2, 4])
+def test_the_legend_of_maps_stays_within_its_width(columns):
+    width, widest = sheet.width_of(columns), sheet.legend(2000)
+    found = sheet.legend(width)
+    assert (found[:, -sheet.GAP :] == 255).all()
+    # Nothing is cut: as much ink as in one line.
+    assert (found < 128).sum() == (widest < 128).sum()
