@@ -29,7 +29,7 @@ from perception_jax.systems.give.prediction import (
     InstructionPrediction,
 )
 from perception_jax.systems.give.pretrained import GiveEncoder
-from perception_jax.viz.sheet import FONT, GAP, PANEL
+from perception_jax.viz.sheet import GAP, PANEL, legend
 from tests import tiny_give
 from tests.tiny_give import LAYERS
 
@@ -298,7 +298,7 @@ def test_the_picture_shows_each_map_at_its_place(count, options):
     sheet = draw(prediction(count, **options), "name.png").astype(int)
     columns = 1 + min(count, 4)
     assert sheet.shape[1] == columns * (PANEL + GAP) + GAP
-    sheet = sheet[: -(FONT + 2 * GAP)]  # without the colours' legend
+    sheet = sheet[: -len(legend(sheet.shape[1]))]
     warm = (sheet[..., 0] - sheet[..., 2] > 60) & (sheet.min(axis=-1) > 60)
     across = warm[:, GAP:].reshape(len(sheet), columns, PANEL + GAP)
     # The hot patch is the last of its row: in the right half of its panel, and of all panels.
