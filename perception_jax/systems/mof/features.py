@@ -79,10 +79,7 @@ def compare_images(
     """
     places = np.linspace(0, len(records) - 1, min(_COMPARED, len(records))).astype(int)
     for record in (records[int(k)] for k in (places if kept else ())):
-        try:
-            own = [processor.read(one, name=record.id).pixels for one in record.images]
-        except DataError:  # training skips and counts it
-            continue
+        own = _pixels(processor, record)
         for one in kept if own else ():
             one.compare(record.id, np.stack(own))
 
@@ -174,11 +171,7 @@ def encode_records(
         pixels: list[np.ndarray] = []
         for k in tqdm.trange(len(records), unit="record", desc="features", disable=None):
             record = records[k]
-            try:
-                own = [processor.read(one, name=record.id).pixels for one in record.images]
-            except DataError as error:  # training skips and counts a record without features
-                _log.warning("no features: %s", error)
-                continue
+            own = _pixels(processor, record)
             owners += [record] * len(own)
             pixels += own
             if len(pixels) >= batch_size:
@@ -198,6 +191,15 @@ def encode_records(
                     writer.add(identity, found[rows], stacked[rows])
         for writer in writers:
             writer.finish()
+
+
+def _pixels(processor: ImageProcessor, record: Record) -> list[np.ndarray]:
+    """The processed images of a record; none, with a warning, if one cannot be read."""
+    try:
+        return [processor.read(one, name=record.id).pixels for one in record.images]
+    except DataError as error:  # training skips and counts a record without features
+        _log.warning("no features: %s", error)
+        return []
 
 
 def _towers(loaded: Loaded) -> list[nnx.Module]:
