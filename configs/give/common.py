@@ -10,7 +10,8 @@ from typing import Any
 
 import ml_collections
 
-from configs.common import trainer
+from configs.common import to_config_dict, trainer
+from perception_jax.data.augment import ImageAugment
 from perception_jax.errors import ConfigError
 
 RULES = ((r"(^|/)(bias|scale|gate)$", 1.0, False), (r".*",))
@@ -94,6 +95,9 @@ def data(source: str, *, size: int, **settings: Any) -> ml_collections.ConfigDic
             "workers": 0,
             # Process each image once and keep it, for data that fit in memory.
             "hold": False,
+            # What changes a training image: fields of `data.augment.ImageAugment`; off. Its colour
+            # part makes captions that name colours wrong.
+            "augment": to_config_dict(ImageAugment()),
             # Scenes only: objects in each, their shortest and longest side in sides of the image,
             # how many different names there are (0 for all 443), whether half of the captions leave
             # the name out, and how many different scenes.

@@ -88,6 +88,11 @@ class ImageAugment:
     def __post_init__(self) -> None:
         settings.check_fields(self, _KINDS)
 
+    @property
+    def moves(self) -> bool:
+        """Whether things move: boxes of the original then no longer fit."""
+        return self.min_area < 1 or self.warp > 0
+
     def __call__(
         self, image: UInt8[np.ndarray, "H W 3"], rng: np.random.Generator
     ) -> UInt8[np.ndarray, "H W 3"]:

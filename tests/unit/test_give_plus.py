@@ -11,16 +11,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from perception_jax.data.augment import ImageAugment
 from perception_jax.data.processors import ImageProcessor
 from perception_jax.data.scenes import objects as scenes
 from perception_jax.data.sources.objects import ObjectLines
 from perception_jax.data.tokenization import ClipTokenizer
-from perception_jax.errors import DataError
+from perception_jax.errors import ConfigError, DataError
 from perception_jax.ops.boxes import patch_coverage
 from perception_jax.ops.losses import softmax_contrastive, unit
 from perception_jax.systems.give import plus
+from perception_jax.systems.give.plus import PlusConfig
 from perception_jax.systems.give.sampler import BatchPlanner, GroupConfig
+from perception_jax.systems.give.task import GiveTask, GiveTaskConfig
 from perception_jax.systems.give.training_data import ATTRIBUTES, TrainingData, altered
+from tests import tiny_give_task
 
 
 def test_coverage_is_the_share_of_each_patch():
@@ -73,8 +77,7 @@ def test_altered_captions_differ_in_one_word_of_one_group():
     assert altered("a leftover cat") == ""
 
 
-@pytest.fixture(scope="module")
-def rows():
+def training_rows(**options) -> TrainingData:
     shown = scenes.ObjectScenesConfig(canvas=32, names=scenes.names(12), unnamed=True)
     source = scenes.training_scenes(shown, seed=3, length=30)
     common = {
@@ -82,9 +85,12 @@ def rows():
         "tokenizer": ClipTokenizer.shipped(1024, 16),
     }
     config = GroupConfig(groups=3, images=2, seed=5)
-    return [
-        TrainingData(source, config, hold=hold, altered=True, **common) for hold in (False, True)
-    ]
+    return TrainingData(source, config, altered=True, **common, **options)
+
+
+@pytest.fixture(scope="module", params=[None, ImageAugment(brightness=0.5, bits=4)])
+def rows(request):
+    return [training_rows(hold=hold, augment=request.param) for hold in (False, True)]
 
 
 def test_held_batches_equal_those_read_row_by_row(rows):
@@ -117,6 +123,28 @@ def test_boxes_follow_the_mirror(rows):
         np.testing.assert_allclose(batch["boxes"][k, 0, [0, 2]], expected, atol=1e-4)
     assert plan["flip"].any()
     assert not plan["flip"].all()
+
+
+def test_each_row_changes_its_image_in_its_own_way():
+    plain, changed = (
+        next(iter(training_rows(hold=True, augment=augment).loader()))
+        for augment in (None, ImageAugment(brightness=0.5))
+    )
+    for name in set(plain) - {"image"}:
+        np.testing.assert_array_equal(plain[name], changed[name], err_msg=name)
+    light = changed["image"].mean((1, 2, 3)) / plain["image"].mean((1, 2, 3))
+    assert len(set(light.tolist())) == 12
+    assert np.abs(light - 1).max() < 0.51
+
+
+def test_rows_without_boxes_are_no_data_for_the_dense_term():
+    moved = training_rows(augment=ImageAugment(warp=0.1))
+    arrays = moved[0][1]
+    assert not arrays["box_mask"].any()
+    assert not arrays["boxes"].any()
+    config = GiveTaskConfig(batch_size=12, plus=PlusConfig(dense=1.0))
+    with pytest.raises(ConfigError, match=r"plus\.dense reads the objects' boxes"):
+        GiveTask(config, tiny_give_task.make_task().backbone, moved)
 
 
 def test_random_rows_are_as_many(rows):

@@ -107,7 +107,8 @@ class BatchPlanner:
         - "object": an object of "label", by its place in the record;
         - "caption_index": of the object; in `ObjectIndex.captions`;
         - "instruction_index", "absent_instruction_index": in `ObjectIndex.instructions.strings`;
-        - "flip": whether the image is mirrored.
+        - "flip": whether the image is mirrored;
+        - "augment": seed of the row's other changes of its image.
         """
         rng = np.random.default_rng(np.random.SeedSequence([self.config.seed, epoch, step]))
         pair = self._draw_pairs(rng)
@@ -179,6 +180,7 @@ class BatchPlanner:
             "instruction_index": instruction,
             "absent_instruction_index": index.instructions.by_class[absent, forms[1]],
             "flip": (rng.random(len(pair)) < FLIP) & ~fixed,
+            "augment": rng.spawn(1)[0].integers(2**32, size=len(pair)),
         }
 
     def _draw_pairs(self, rng: np.random.Generator) -> Int[np.ndarray, " M"]:

@@ -19,6 +19,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from perception_jax import api
+from perception_jax.errors import ConfigError
 from perception_jax.models.paired import build_backbone
 from perception_jax.models.params import flatten
 from perception_jax.nn.adapters import AdapterParam
@@ -92,7 +93,15 @@ class GiveTask:
         Args:
           data: None for a task whose step is compiled but gets no batches.
           evaluators: makes the evaluators by name; called when they are first needed.
+
+        Raises:
+          ConfigError: the dense term is asked for and rows have no boxes.
         """
+        if config.plus.dense and data is not None and not data.boxed:
+            raise ConfigError(
+                "plus.dense reads the objects' boxes, and the data's augmentation moves objects: "
+                "set its warp to 0 and its min_area to 1, or plus.dense to 0."
+            )
         self.config = config
         self.backbone = backbone
         self.data = data

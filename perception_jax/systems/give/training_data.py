@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float32, UInt8
 
 from perception_jax.data import images
 from perception_jax.data.altered import claims
+from perception_jax.data.augment import ImageAugment
 from perception_jax.data.object_index import ObjectIndex, index_objects
 from perception_jax.data.planned import BatchPlan, PlannedData, Row
 from perception_jax.data.processors import ImageProcessor
@@ -51,6 +52,7 @@ class TrainingData(PlannedData):
       index: the objects of the source; the batches' "instruction_index" and
         "absent_instruction_index" point into `index.instructions.strings`.
       tokenizer: of the captions.
+      boxed: False where rows have no boxes, since `augment` moves objects.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class TrainingData(PlannedData):
         own_instructions: bool = True,
         hold: bool = False,
         altered: bool = False,
+        augment: ImageAugment | None = None,
         max_bad_fraction: float = MAX_BAD_FRACTION,
     ):
         """Indexes the source; see `data.object_index.index_objects` for `template` and
@@ -72,9 +75,11 @@ class TrainingData(PlannedData):
         Args:
           hold: process every image once and keep it, for data that fit in memory.
           altered: add captions with one attribute changed (`PlusConfig.altered`).
+          augment: see `ObjectRows`.
           max_bad_fraction: of records that may be skipped; see `data.skipping`.
         """
         self.tokenizer = tokenizer
+        self.boxed = augment is None or not augment.moves
         self.index: ObjectIndex = index_objects(
             records,
             processor=processor,
@@ -92,7 +97,13 @@ class TrainingData(PlannedData):
         super().__init__(
             records,
             BatchPlanner(self.index, config),
-            ObjectRows(self.index, processor=processor, tokenizer=tokenizer, altered=altered),
+            ObjectRows(
+                self.index,
+                processor=processor,
+                tokenizer=tokenizer,
+                altered=altered,
+                augment=augment,
+            ),
             in_memory=hold,
             max_bad_fraction=max_bad_fraction,
         )
@@ -115,9 +126,9 @@ class BoxedImage:
 class ObjectRows:
     """Turns rows of `BatchPlanner` into arrays; a `data.planned.RowTransform`.
 
-    - "image": uint8[S, S, 3], mirrored for rows with "flip";
+    - "image": uint8[S, S, 3], changed by `augment`, mirrored for rows with "flip";
     - "boxes" (float32[1, 4]), "box_mask" (bool[1]): the object's box in the model's image, xyxy;
-      without area where there is none;
+      without area where there is none, or where `augment` moves objects;
     - "ids" (int32[T]), "id_mask" (bool[T]): the caption's tokens;
     - "image_index": the record's number, int32; "label" and the other indices of
       `BatchPlanner.plan`, int32;
@@ -132,11 +143,16 @@ class ObjectRows:
         processor: ImageProcessor,
         tokenizer: PaddedTokenizer,
         altered: bool = False,
+        augment: ImageAugment | None = None,
     ) -> None:
-        """Raises ConfigError for a processor whose images have many sizes."""
+        """Raises ConfigError for a processor whose images have many sizes.
+
+        Args:
+          augment: changes the image of each row in its own way; None leaves it as it is.
+        """
         require_square(processor)
         self._index, self._processor, self._tokenizer = index, processor, tokenizer
-        self._altered = altered
+        self._altered, self._augment = altered, augment
         self._texts: dict[int, dict[str, np.ndarray]] = {}
 
     def read(self, record: Record, shape: Hashable) -> BoxedImage:
@@ -162,19 +178,24 @@ class ObjectRows:
     def batch(self, read: Sequence[BoxedImage], plan: BatchPlan) -> dict[str, np.ndarray]:
         """The arrays of all rows of a plan, stacked."""
         image, flip = np.array([one.image for one in read]), plan["flip"]
+        if self._augment is not None:
+            for k, seed in enumerate(plan["augment"].tolist()):
+                image[k] = self._augment(image[k], np.random.default_rng(seed))
         # Several times as fast as a reversed slice.
         image[flip] = np.take(image[flip], np.arange(image.shape[2])[::-1], axis=2)
         objects = plan["object"].tolist()
         boxes = np.array([one.boxes[k] for one, k in zip(read, objects, strict=True)])
-        box_mask = [one.box_mask[k] for one, k in zip(read, objects, strict=True)]
+        box_mask = np.array([one.box_mask[k] for one, k in zip(read, objects, strict=True)])
         mirrored = boxes[flip]
         mirrored[:, [0, 2]] = self._processor.size - mirrored[:, [2, 0]]
         boxes[flip] = mirrored
+        if self._augment is not None and self._augment.moves:
+            boxes, box_mask = np.zeros_like(boxes), np.zeros_like(box_mask)
         texts = [self._text(caption) for caption in plan["caption_index"].tolist()]
         return {
             "image": image,
             "boxes": boxes[:, None],
-            "box_mask": np.array(box_mask)[:, None],
+            "box_mask": box_mask[:, None],
             "image_index": plan.record.astype(np.int32),
             **{name: plan[name].astype(np.int32) for name in _INDICES},
             **{name: np.array([text[name] for text in texts]) for name in texts[0]},
