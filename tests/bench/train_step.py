@@ -7,8 +7,8 @@ Ours is the step that `launch.train` compiles (`train.task_step`); torch's is a 
 `transformers` (SDPA) with its loss, eager and with `torch.compile`. Both clip the gradient's global
 norm and update with AdamW in float32; on a GPU the models compute in bfloat16 (by autocast).
 Every side has a process of its own, as the threads of one library disturb the other's; they take
-turns of two steps, of which the second is timed, and the median counts. On a CPU matrix products of both libraries are measured
-before and after: the share is model FLOPs a second (recomputation does not count) against the
+turns of two steps, of which the second is timed, and the median counts. On a CPU matrix products
+of both libraries are measured before and after: the share is model FLOPs a second (recomputation does not count) against the
 fastest product's. On a GPU it is the MFU.
 """
 
@@ -236,7 +236,7 @@ def child(name: str, side: str, given: argparse.Namespace) -> None:
         about = {"parameters": count}
     print(json.dumps(about), flush=True)
     for _ in sys.stdin:
-        # What a side frees goes back to a virtual machine's host while the others have their turn,
+        # What a side frees goes back to a virtual machine's host during the others' turns,
         # and costs it seconds at its next step: in training, a step follows a step.
         wait(call())
         start = time.perf_counter()
