@@ -8,8 +8,8 @@ Ours is the step that `launch.train` compiles (`train.task_step`); torch's is a 
 norm and update with AdamW in float32; on a GPU the models compute in bfloat16 (by autocast).
 Every side has a process of its own, as the threads of one library disturb the other's; they take
 turns of two steps, of which the second is timed, and the median counts. On a CPU matrix products
-of both libraries are measured before and after: the share is model FLOPs a second (recomputation does not count) against the
-fastest product's. On a GPU it is the MFU.
+of both libraries are measured before and after: the share is model FLOPs a second (recomputation
+does not count) against the fastest product's. On a GPU it is the MFU.
 """
 
 from __future__ import annotations
