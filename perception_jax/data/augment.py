@@ -7,6 +7,8 @@ setting mirrors an image.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -87,6 +89,12 @@ class ImageAugment:
 
     def __post_init__(self) -> None:
         settings.check_fields(self, _KINDS)
+
+    @classmethod
+    def from_settings(cls, fields: Mapping[str, Any]) -> ImageAugment | None:
+        """The augmentation with these fields; None if it does nothing."""
+        made = cls(**fields)
+        return None if made == cls() else made
 
     @property
     def moves(self) -> bool:

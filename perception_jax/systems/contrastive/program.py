@@ -277,7 +277,6 @@ def _data(config: Any, processor: Processor) -> ContrastiveData:
     from perception_jax.systems.contrastive.data import ContrastiveData
 
     settings = config.data
-    augment = ImageAugment(**settings.augment)
     if settings.source == SCENES:
         source = training_source(
             processor.image.size,
@@ -298,7 +297,7 @@ def _data(config: Any, processor: Processor) -> ContrastiveData:
         workers=settings.workers,
         caption_weights=settings.caption_weights,
         min_area=settings.min_area,
-        augment=None if augment == ImageAugment() else augment,
+        augment=ImageAugment.from_settings(settings.augment),
         altered=settings.altered,
         max_bad_fraction=settings.max_bad_fraction,
     )

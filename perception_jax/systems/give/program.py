@@ -296,7 +296,6 @@ def _training_data(config: Any, processor: Processor) -> TrainingData:
     from perception_jax.systems.give.sampler import GroupConfig
     from perception_jax.systems.give.training_data import TrainingData
 
-    augment = ImageAugment(**config.data.augment)
     return TrainingData(
         _records(config),
         GroupConfig(**config.sampler, seed=config.train.seed),
@@ -305,7 +304,7 @@ def _training_data(config: Any, processor: Processor) -> TrainingData:
         template=config.data.template or None,
         hold=config.data.hold,
         altered=config.plus.altered,
-        augment=None if augment == ImageAugment() else augment,
+        augment=ImageAugment.from_settings(config.data.augment),
         max_bad_fraction=config.data.max_bad_fraction,
     )
 
