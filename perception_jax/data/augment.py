@@ -7,7 +7,6 @@ setting mirrors an image.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -91,7 +90,7 @@ class ImageAugment:
         settings.check_fields(self, _KINDS)
 
     @classmethod
-    def from_settings(cls, fields: Mapping[str, Any]) -> ImageAugment | None:
+    def from_settings(cls, **fields: Any) -> ImageAugment | None:
         """The augmentation with these fields; None if it does nothing."""
         made = cls(**fields)
         return None if made == cls() else made

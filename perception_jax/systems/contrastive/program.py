@@ -297,7 +297,7 @@ def _data(config: Any, processor: Processor) -> ContrastiveData:
         workers=settings.workers,
         caption_weights=settings.caption_weights,
         min_area=settings.min_area,
-        augment=ImageAugment.from_settings(settings.augment),
+        augment=ImageAugment.from_settings(**settings.augment),
         altered=settings.altered,
         max_bad_fraction=settings.max_bad_fraction,
     )

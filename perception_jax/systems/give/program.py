@@ -304,7 +304,7 @@ def _training_data(config: Any, processor: Processor) -> TrainingData:
         template=config.data.template or None,
         hold=config.data.hold,
         altered=config.plus.altered,
-        augment=ImageAugment.from_settings(config.data.augment),
+        augment=ImageAugment.from_settings(**config.data.augment),
         max_bad_fraction=config.data.max_bad_fraction,
     )
 
