@@ -1,14 +1,15 @@
 """Conversations about scenes: captions, questions, and questions about minimal pairs.
 
 What a small model that reads images trains on and is tested with. A question with two options asks
-for its letter or for its words.
+for its letter or for its words. No turn of a conversation tells what a later one asks: a model that
+finds an answer in the text does not learn to see it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 import numpy as np
 
@@ -26,8 +27,18 @@ LETTER = "Which letter?"
 IMAGE = "<image>\n"
 """Where the image stands in the first turn."""
 
+NAMING = frozenset({"presence", "count", "name", "category"})
+"""Kinds of questions about which things there are, which any question about a thing tells."""
+
 _NAMES = "Which things does this caption name? {}"
 _CYCLE = 8
+_TOLD = {
+    "orientation": {"facing"},
+    "position": {"position", "relation"},
+    "colour": {"colour"},
+    "text": {"text"},
+}
+"""Kinds of questions that the question of a minimal pair may answer, by its pattern."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,10 +51,12 @@ class ChatConfig:
       objects: most objects of a scene.
       names: concepts that are drawn, spread over the table, and all that are drawn in two states or
         from two sides; 0 for all.
-      caption: share of the conversations that begin with a caption. In others the first question
-        is answered without one, as a model is asked that has learned them.
-      detailed: share of these captions that say more than names.
-      turns: most questions of a conversation, drawn from those of the scene.
+      caption: share of the conversations about scenes, without those of pairs, that begin with a
+        caption. In others the first question is answered without one, as a model is asked that has
+        learned them.
+      detailed: share of these captions that say more than names; no question follows them.
+      turns: most questions of a conversation, drawn from those of the scene: the first may be
+        one of `NAMING`, the others are not, since they name things and so tell its answer.
       text_every: each so many-th conversation is about a caption alone; 0 for none.
       pairs: of eight conversations, how many are about an image of a minimal pair.
       letters: share of the questions with two options that ask for a letter.
@@ -98,81 +111,95 @@ class SceneConversations:
 
     def __init__(self, config: ChatConfig, *, seed: int, length: int) -> None:
         """Draws nothing yet. Args: seed: of the scenes. Raises `ConfigError` as the scenes."""
-        self._config, self._seed = config, seed
-        self._scenes = ScenesSource(config.scenes(), seed=seed, length=length)
-        self._pairs = PairSource(config.scenes(), seed=seed, length=length) if config.pairs else ()
+        self._config = config
+        self._scenes = _Scenes(config, seed=seed, length=length)
 
     def __len__(self) -> int:
         return len(self._scenes)
 
     def __getitem__(self, index: int) -> Record:
         config = self._config
-        draw = random.Random(f"{self._seed} {index}")
-        if index % _CYCLE < config.pairs and 0 <= index < len(self):
-            number = index // _CYCLE * config.pairs + index % _CYCLE
-            pair = self._pairs[number // 2]
-            scene, first = pair.records[number % 2], _question(pair, number % 2)
-            asked = [first, *_drawn(scene, config.turns - 1, draw)]
-        else:
-            scene = self._scenes[index]
-            asked = _drawn(scene, config.turns, draw)
+        scene, of_pair, draw = self._scenes[index]
         if config.text_every and index % config.text_every == config.text_every - 1:
             names = sorted({one.name for one in scene.objects})
             said = [(_NAMES.format(scene.captions[0]), ", ".join(names))]
             return Record(id=scene.id, conversation=_turns(said))
-        said = [_said(one, draw.random() < config.letters) for one in asked]
-        if draw.random() < config.caption:
+        captions = []
+        if not of_pair and draw.random() < config.caption:
             kind = int(draw.random() < config.detailed)
-            said.insert(0, (CAPTIONS[kind], scene.captions[kind]))
+            captions = [(CAPTIONS[kind], scene.captions[kind])]
+            asked = [] if kind else _later(scene, config.turns, draw)
         else:
+            asked = _untold(scene, of_pair, config.turns, draw)
+        said = [_said(one, draw.random() < config.letters) for one in asked]
+        if not captions:
             said[0] = (IMAGE + said[0][0], said[0][1])
         return Record(
             id=scene.id,
             images=scene.images,
             questions=tuple(asked),
-            conversation=_turns(said),
+            conversation=_turns([*captions, *said]),
         )
 
 
 class SingleQuestions:
-    """The questions of conversations about scenes, each as a record of its own.
+    """Questions about the scenes of conversations, of any kind, each as a record of its own.
 
-    Every conversation gives `each` records; one with fewer questions repeats them. Captions and
-    conversations without an image are left out.
+    Every scene gives `each` records; one with fewer questions repeats them.
     """
 
     def __init__(self, config: ChatConfig, *, seed: int, length: int, each: int) -> None:
         """Draws nothing yet.
 
         Args:
-          seed, length: of the conversations, see `SceneConversations`.
-          each: questions of a conversation, also instead of `config.turns`.
+          seed, length: of the scenes, see `SceneConversations`.
+          each: questions about a scene.
 
         Raises:
           ConfigError: fewer than one question.
         """
         if each < 1:
             raise ConfigError(f"SingleQuestions: expected at least 1 of each scene, found {each}.")
-        plain = dataclasses.replace(config, turns=each, caption=0.0, text_every=0)
-        self._chats, self._each = SceneConversations(plain, seed=seed, length=length), each
+        self._scenes = _Scenes(config, seed=seed, length=length)
+        self._letters, self._each = config.letters, each
 
     def __len__(self) -> int:
-        return len(self._chats) * self._each
+        return len(self._scenes) * self._each
 
     def __getitem__(self, index: int) -> Record:
         if not 0 <= index < len(self):
             raise IndexError(f"question {index} of {len(self)}")
         place = index % self._each
-        chat = self._chats[index // self._each]
-        number = place % len(chat.questions)
-        asked, answer = chat.conversation[2 * number : 2 * number + 2]
-        asked = dataclasses.replace(asked, text=IMAGE + asked.text.removeprefix(IMAGE))
-        return dataclasses.replace(
-            chat,
-            id=f"{chat.id}-{place}",
-            questions=(chat.questions[number],),
-            conversation=(asked, answer),
+        scene, of_pair, draw = self._scenes[index // self._each]
+        asked = [*of_pair, *_drawn(scene.questions, self._each - len(of_pair), draw)]
+        said = [_said(one, draw.random() < self._letters) for one in asked]
+        question, answer = said[place % len(asked)]
+        return Record(
+            id=f"{scene.id}-{place}",
+            images=scene.images,
+            questions=(asked[place % len(asked)],),
+            conversation=_turns([(IMAGE + question, answer)]),
         )
+
+
+class _Scenes:
+    """Scenes and images of minimal pairs, with the pair's question and a generator for the rest."""
+
+    def __init__(self, config: ChatConfig, *, seed: int, length: int) -> None:
+        self._seed, self._each = seed, config.pairs
+        self._scenes = ScenesSource(config.scenes(), seed=seed, length=length)
+        self._pairs = PairSource(config.scenes(), seed=seed, length=length) if config.pairs else ()
+
+    def __len__(self) -> int:
+        return len(self._scenes)
+
+    def __getitem__(self, index: int) -> tuple[Record, list[Question], random.Random]:
+        draw = random.Random(f"{self._seed} {index}")
+        if not (index % _CYCLE < self._each and 0 <= index < len(self)):
+            return self._scenes[index], [], draw
+        number = index // _CYCLE * self._each + index % _CYCLE
+        pair = self._pairs[number // 2]
+        return pair.records[number % 2], [_question(pair, number % 2)], draw
 
 
 class PairQuestions:
@@ -222,8 +249,28 @@ def question_only(record: Record) -> Record:
     return dataclasses.replace(record, images=(), conversation=tuple(turns))
 
 
-def _drawn(scene: Record, count: int, draw: random.Random) -> list[Question]:
-    return draw.sample(scene.questions, min(max(count, 0), len(scene.questions)))
+def _untold(
+    scene: Record, of_pair: Sequence[Question], count: int, draw: random.Random
+) -> list[Question]:
+    """The question of a pair or one of any kind, and then some that it does not answer."""
+    first = list(of_pair)
+    if not first:
+        naming = [one for one in scene.questions if one.kind in NAMING]
+        first = _drawn(naming or scene.questions, 1, draw)
+    told = {first[0].kind, *_TOLD.get(first[0].kind, ())}
+    return [*first, *_later(scene, count - 1, draw, told)]
+
+
+def _later(
+    scene: Record, count: int, draw: random.Random, told: Container[str] = ()
+) -> list[Question]:
+    """Questions that may follow others: not of `NAMING`, and of no kind that has been told."""
+    fitting = [one for one in scene.questions if one.kind not in NAMING and one.kind not in told]
+    return _drawn(fitting, count, draw)
+
+
+def _drawn(among: Sequence[Question], count: int, draw: random.Random) -> list[Question]:
+    return draw.sample(among, min(max(count, 0), len(among)))
 
 
 def _question(pair: MinimalPair, side: int) -> Question:
