@@ -12,6 +12,7 @@ import perception_jax
 from launch import common, predict, train
 from perception_jax.data.kept_features import KeptFeatures
 from perception_jax.data.records import MMVP_PATTERNS
+from perception_jax.data.scenes import chats
 from perception_jax.data.scenes.chats import ChatConfig, PairQuestions
 from perception_jax.errors import DataError
 from perception_jax.systems.mof import training
@@ -44,7 +45,7 @@ def test_results_stand_beside_floors(workdir):
         assert 0 < page.rfind(title) < page.rfind("Run settings")
 
 
-def test_towers_ran_once(workdir):
+def test_towers_ran_once(workdir, monkeypatch):
     (folder,) = (path for path in (workdir / "kept").iterdir() if path.is_dir())
     first, second = (KeptFeatures(folder / f"tower-{k}") for k in (1, 2))
     assert first.shape == second.shape == (36, 160)
@@ -63,6 +64,11 @@ def test_towers_ran_once(workdir):
     before = path.stat().st_mtime_ns
     kept.data.draw = 7
     assert conversations(kept)[0].conversation != drawn[0].conversation
+    assert path.stat().st_mtime_ns == before
+    # A version that asks otherwise about the same scenes does not take the file of this one.
+    kept.data.draw = plain.data.draw
+    monkeypatch.setattr(chats, "_later", lambda *_: [])
+    assert conversations(kept)[0].conversation == conversations(plain)[0].conversation
     assert path.stat().st_mtime_ns == before
     # Scenes of the same names that look different are not those whose features were kept.
     words = [*words, f"--config.data.keep={workdir / 'kept'}", "--config.data.chats.objects=1"]

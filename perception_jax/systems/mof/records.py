@@ -31,6 +31,7 @@ PAIRS, QUESTIONS = "pairs", "questions"
 
 _EACH = 4
 _LEARNED_FROM = 1000
+_COMPARED = 16
 _KEPT = ("conversation", "questions")
 
 
@@ -68,13 +69,17 @@ def pictured(config: Any, *, test: bool = False) -> Source | None:
 
 
 def _kept(config: Any) -> Source:
-    """The conversations about training scenes from a file, which is written if it is missing."""
-    settings = config.data
+    """The conversations about training scenes from a file, which is written if it is missing.
+
+    Some of them give the file its name beside the settings, so that a version of the package that
+    draws others does not take the file of an earlier one.
+    """
+    settings, source = config.data, pictured(config)
     drawn = (settings.scenes, settings.draw, settings.each, _chats(config), __version__)
-    digest = hashlib.sha256(repr(drawn).encode()).hexdigest()[:16]
+    some = [_line(source[k]) for k in range(0, len(source), max(len(source) // _COMPARED, 1))]
+    digest = hashlib.sha256(repr((drawn, some)).encode()).hexdigest()[:16]
     path = pathlib.Path(settings.keep) / f"conversations-{digest}.jsonl"
     if not path.is_file():
-        source = pictured(config)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, "".join(_line(source[k]) for k in range(len(source))))
     return open_source(path, kind="jsonl")
