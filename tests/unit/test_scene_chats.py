@@ -103,7 +103,7 @@ def test_pair_questions_have_each_pattern_as_often_and_both_letters():
 
 
 @pytest.mark.parametrize("caption", [0.0, 1.0])
-def test_no_turn_tells_what_a_later_one_asks(caption):
+def test_no_turn_gives_a_later_answer_away(caption):
     """A model that can read an answer does not learn to see it."""
     config = ChatConfig(turns=4, caption=caption, detailed=0.5, text_every=0, pairs=4)
     records = read(SceneConversations(config, seed=2, length=96))

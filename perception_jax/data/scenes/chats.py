@@ -1,8 +1,8 @@
 """Conversations about scenes: captions, questions, and questions about minimal pairs.
 
 What a small model that reads images trains on and is tested with. A question with two options asks
-for its letter or for its words. No turn of a conversation tells what a later one asks: a model that
-finds an answer in the text does not learn to see it.
+for its letter or for its words. No turn of a conversation gives the answer to a later one away: a
+model that finds it in the text does not learn to see it.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ IMAGE = "<image>\n"
 """Where the image stands in the first turn."""
 
 NAMING = frozenset({"presence", "count", "name", "category"})
-"""Kinds of questions about which things there are, which any question about a thing tells."""
+"""Kinds of questions about which things there are, which any question about a thing gives away."""
 
 _NAMES = "Which things does this caption name? {}"
 _CYCLE = 8
-_TOLD = {
+_ANSWERED = {
     "orientation": {"facing"},
     "position": {"position", "relation"},
     "colour": {"colour"},
@@ -56,7 +56,7 @@ class ChatConfig:
         learned them.
       detailed: share of these captions that say more than names; no question follows them.
       turns: most questions of a conversation, drawn from those of the scene: the first may be
-        one of `NAMING`, the others are not, since they name things and so tell its answer.
+        one of `NAMING`, the others are not, since they name things and so give its answer away.
       text_every: each so many-th conversation is about a caption alone; 0 for none.
       pairs: of eight conversations, how many are about an image of a minimal pair.
       letters: share of the questions with two options that ask for a letter.
@@ -130,7 +130,7 @@ class SceneConversations:
             captions = [(CAPTIONS[kind], scene.captions[kind])]
             asked = [] if kind else _later(scene, config.turns, draw)
         else:
-            asked = _untold(scene, of_pair, config.turns, draw)
+            asked = _independent(scene, of_pair, config.turns, draw)
         said = [_said(one, draw.random() < config.letters) for one in asked]
         if not captions:
             said[0] = (IMAGE + said[0][0], said[0][1])
@@ -249,7 +249,7 @@ def question_only(record: Record) -> Record:
     return dataclasses.replace(record, images=(), conversation=tuple(turns))
 
 
-def _untold(
+def _independent(
     scene: Record, of_pair: Sequence[Question], count: int, draw: random.Random
 ) -> list[Question]:
     """The question of a pair or one of any kind, and then some that it does not answer."""
@@ -257,15 +257,17 @@ def _untold(
     if not first:
         naming = [one for one in scene.questions if one.kind in NAMING]
         first = _drawn(naming or scene.questions, 1, draw)
-    told = {first[0].kind, *_TOLD.get(first[0].kind, ())}
-    return [*first, *_later(scene, count - 1, draw, told)]
+    answered = {first[0].kind, *_ANSWERED.get(first[0].kind, ())}
+    return [*first, *_later(scene, count - 1, draw, answered)]
 
 
 def _later(
-    scene: Record, count: int, draw: random.Random, told: Container[str] = ()
+    scene: Record, count: int, draw: random.Random, answered: Container[str] = ()
 ) -> list[Question]:
-    """Questions that may follow others: not of `NAMING`, and of no kind that has been told."""
-    fitting = [one for one in scene.questions if one.kind not in NAMING and one.kind not in told]
+    """Questions that may follow others: not of `NAMING`, and of no kind that has been answered."""
+    fitting = [
+        one for one in scene.questions if one.kind not in NAMING and one.kind not in answered
+    ]
     return _drawn(fitting, count, draw)
 
 
