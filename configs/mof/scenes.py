@@ -25,7 +25,7 @@ MIXES = {"clip": "single", "amof": "additive", "imof": "interleaved"}
 """How features are mixed, by the value of the argument `mix`."""
 SIZE, PATCHES = 72, 36
 """Side of the images, pixels, and patches of one."""
-TEXT = 160
+TEXT = 144
 """Tokens of a text at most, without those of its image."""
 
 
@@ -74,11 +74,11 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             "names": 40,
             # A model that always reads its own caption first answers from it, and not from the
             # image, and is lost where a question comes first, as in the test.
-            "caption": 0.2,
+            "caption": 0.5,
             "detailed": 0.3,
-            "turns": 4,
+            "turns": 3,
             "text_every": 0,
-            "pairs": 4,
+            "pairs": 2,
             # Words alone: which letter an option has is one more thing to learn.
             "letters": 0.0,
         }

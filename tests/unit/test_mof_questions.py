@@ -138,6 +138,13 @@ def test_kept_features_train_as_images_do(tmp_path, config):
     compare_images(kept, base.processor.image, records)
     broken = dataclasses.replace(records[0], images=(b"no image",))
     compare_images(kept, base.processor.image, Chats((broken, *records.records[1:])))
+    more = Chats((*records.records, chat("x", "<image>\nthe", "cat", images=1)))
+    with pytest.raises(DataError, match="record 'x', found none"):
+        compare_images(kept, base.processor.image, more)
+    folders = {
+        one.folder.parent for found in (kept, kept_features(tmp_path, base, more)) for one in found
+    }
+    assert len(folders) == 2
     darker = dataclasses.replace(records[8], images=(records[8].images[0] // 2,))
     others = Chats((*records.records[:8], darker))
     with pytest.raises(DataError, match="images of record 'chat8', found those of others"):

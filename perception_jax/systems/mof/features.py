@@ -75,12 +75,12 @@ def compare_images(
       processor: of the images.
 
     Raises:
-      DataError: as `KeptFeatures.compare`.
+      DataError: as `KeptFeatures.compare`, or features of a readable image are missing.
     """
-    places = np.linspace(0, len(records) - 1, min(_COMPARED, len(records))).astype(int)
-    for record in (records[int(k)] for k in (places if kept else ())):
+    for record in _some(records) if kept else ():
         own = _pixels(processor, record)
         for one in kept if own else ():
+            one[record.id]  # raises where there are none
             one.compare(record.id, np.stack(own))
 
 
@@ -89,7 +89,7 @@ def kept_features(
 ) -> tuple[KeptFeatures, ...]:
     """The features of records below a folder, computed first if they are not there.
 
-    They lie in a folder named after the towers' weights and the images' processor.
+    They lie in a folder named after the towers' weights, the images' processor and some records.
 
     Args:
       loaded: whose image towers are read for it, if their weights are unread.
@@ -106,7 +106,8 @@ def kept_features(
         )
     towers = _towers(loaded)
     weights = [fingerprint(flatten(tower), exact=True) for tower in towers]
-    settings = repr((weights, loaded.processor.image, loaded.config.layers))
+    some = (len(records), [record.id for record in _some(records)])
+    settings = repr((weights, loaded.processor.image, loaded.config.layers, some))
     own = pathlib.Path(folder) / hashlib.sha256(settings.encode()).hexdigest()[:16]
     paths = [own / TOWER.format(k + 1) for k in range(len(towers))]
     if not all((path / INDEX).is_file() for path in paths):
@@ -191,6 +192,12 @@ def encode_records(
                     writer.add(identity, found[rows], stacked[rows])
         for writer in writers:
             writer.finish()
+
+
+def _some(records: Source) -> Iterator[Record]:
+    """A few records, spread over all."""
+    places = np.linspace(0, len(records) - 1, min(_COMPARED, len(records)))
+    return (records[int(k)] for k in places)
 
 
 def _pixels(processor: ImageProcessor, record: Record) -> list[np.ndarray]:
