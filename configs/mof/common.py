@@ -106,6 +106,7 @@ DATA = {
         "caption": 1.0,
         "detailed": 0.0,
         "turns": 2,
+        "independent": False,
         "text_every": 8,
         "pairs": 0,
         "letters": 0.0,

@@ -25,7 +25,7 @@ MIXES = {"clip": "single", "amof": "additive", "imof": "interleaved"}
 """How features are mixed, by the value of the argument `mix`."""
 SIZE, PATCHES = 72, 36
 """Side of the images, pixels, and patches of one."""
-TEXT = 144
+TEXT = 160
 """Tokens of a text at most, without those of its image."""
 
 
@@ -36,7 +36,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         raise UsageError(f"mix: expected one of {', '.join(MIXES)}, found {asked.mix!r}.")
     mixing, tiny = MIXES[asked.mix], asked.runlocal
     second = () if mixing == "single" else ("scenes-ssl",)
-    rows = 8 if tiny else 16
+    rows = 8 if tiny else 32
     # In the sixth epoch of 10,000 scenes the held-out loss rises (0.60, then 0.67).
     scenes = 64 if tiny else 24_000
     config = base(
@@ -49,7 +49,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         },
         division={"rows": rows, "devices": 1, "accumulate": 1},
         samples=scenes,
-        rate=2e-3,
+        rate=3e-3,
         trains="all",
         tokens=2 * PATCHES if mixing == "interleaved" else PATCHES,
         rooms=(),
@@ -76,9 +76,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             # image, and is lost where a question comes first, as in the test.
             "caption": 0.5,
             "detailed": 0.3,
-            "turns": 3,
+            "turns": 4,
             "text_every": 0,
-            "pairs": 2,
+            "pairs": 4,
             # Words alone: which letter an option has is one more thing to learn.
             "letters": 0.0,
         }

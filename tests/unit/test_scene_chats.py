@@ -105,7 +105,9 @@ def test_pair_questions_have_each_pattern_as_often_and_both_letters():
 @pytest.mark.parametrize("caption", [0.0, 1.0])
 def test_no_turn_gives_a_later_answer_away(caption):
     """A model that can read an answer does not learn to see it."""
-    config = ChatConfig(turns=4, caption=caption, detailed=0.5, text_every=0, pairs=4)
+    config = ChatConfig(
+        turns=4, independent=True, caption=caption, detailed=0.5, text_every=0, pairs=4
+    )
     records = read(SceneConversations(config, seed=2, length=96))
     kinds = [[question.kind for question in record.questions] for record in records]
     captioned = [said(record)[0][0] in CAPTIONS for record in records]

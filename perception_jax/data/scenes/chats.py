@@ -1,15 +1,14 @@
 """Conversations about scenes: captions, questions, and questions about minimal pairs.
 
 What a small model that reads images trains on and is tested with. A question with two options asks
-for its letter or for its words. No turn of a conversation gives the answer to a later one away: a
-model that finds it in the text does not learn to see it.
+for its letter or for its words.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -51,12 +50,14 @@ class ChatConfig:
       objects: most objects of a scene.
       names: concepts that are drawn, spread over the table, and all that are drawn in two states or
         from two sides; 0 for all.
-      caption: share of the conversations about scenes, without those of pairs, that begin with a
-        caption. In others the first question is answered without one, as a model is asked that has
-        learned them.
-      detailed: share of these captions that say more than names; no question follows them.
-      turns: most questions of a conversation, drawn from those of the scene: the first may be
-        one of `NAMING`, the others are not, since they name things and so give its answer away.
+      caption: share of the conversations that begin with a caption. In others the first question
+        is answered without one, as a model is asked that has learned them.
+      detailed: share of these captions that say more than names.
+      turns: most questions of a conversation, drawn from those of the scene.
+      independent: whether no turn gives the answer to a later one away, which a model then finds
+        in the text and does not learn to see. Only the first question may be one of `NAMING`; a
+        plain caption takes its place, nothing follows a detailed one, and conversations about pairs
+        have none.
       text_every: each so many-th conversation is about a caption alone; 0 for none.
       pairs: of eight conversations, how many are about an image of a minimal pair.
       letters: share of the questions with two options that ask for a letter.
@@ -72,6 +73,7 @@ class ChatConfig:
     caption: float = 1.0
     detailed: float = 0.0
     turns: int = 2
+    independent: bool = False
     text_every: int = 8
     pairs: int = 0
     letters: float = 0.0
@@ -124,21 +126,23 @@ class SceneConversations:
             names = sorted({one.name for one in scene.objects})
             said = [(_NAMES.format(scene.captions[0]), ", ".join(names))]
             return Record(id=scene.id, conversation=_turns(said))
-        captions = []
-        if not of_pair and draw.random() < config.caption:
-            kind = int(draw.random() < config.detailed)
-            captions = [(CAPTIONS[kind], scene.captions[kind])]
-            asked = [] if kind else _later(scene, config.turns, draw)
+        if config.independent:
+            caption = None if of_pair else _caption(config, draw)
+            asked = _independent(scene, of_pair, caption, config.turns, draw)
+            said = _all_said(asked, config.letters, draw)
         else:
-            asked = _independent(scene, of_pair, config.turns, draw)
-        said = [_said(one, draw.random() < config.letters) for one in asked]
-        if not captions:
+            asked = _any(scene, of_pair, config.turns, draw)
+            said = _all_said(asked, config.letters, draw)
+            caption = _caption(config, draw)
+        if caption is not None:
+            said.insert(0, (CAPTIONS[caption], scene.captions[caption]))
+        else:
             said[0] = (IMAGE + said[0][0], said[0][1])
         return Record(
             id=scene.id,
             images=scene.images,
             questions=tuple(asked),
-            conversation=_turns([*captions, *said]),
+            conversation=_turns(said),
         )
 
 
@@ -171,8 +175,8 @@ class SingleQuestions:
             raise IndexError(f"question {index} of {len(self)}")
         place = index % self._each
         scene, of_pair, draw = self._scenes[index // self._each]
-        asked = [*of_pair, *_drawn(scene.questions, self._each - len(of_pair), draw)]
-        said = [_said(one, draw.random() < self._letters) for one in asked]
+        asked = _any(scene, of_pair, self._each, draw)
+        said = _all_said(asked, self._letters, draw)
         question, answer = said[place % len(asked)]
         return Record(
             id=f"{scene.id}-{place}",
@@ -249,26 +253,34 @@ def question_only(record: Record) -> Record:
     return dataclasses.replace(record, images=(), conversation=tuple(turns))
 
 
-def _independent(
+def _caption(config: ChatConfig, draw: random.Random) -> int | None:
+    """Which of `CAPTIONS` begins a conversation, if one does."""
+    return int(draw.random() < config.detailed) if draw.random() < config.caption else None
+
+
+def _any(
     scene: Record, of_pair: Sequence[Question], count: int, draw: random.Random
 ) -> list[Question]:
-    """The question of a pair or one of any kind, and then some that it does not answer."""
+    """The question of a pair, and some of any kind."""
+    return [*of_pair, *_drawn(scene.questions, count - len(of_pair), draw)]
+
+
+def _independent(
+    scene: Record,
+    of_pair: Sequence[Question],
+    caption: int | None,
+    count: int,
+    draw: random.Random,
+) -> list[Question]:
+    """Questions that neither the caption nor those before them answer."""
     first = list(of_pair)
-    if not first:
+    if caption is None and not first:
         naming = [one for one in scene.questions if one.kind in NAMING]
         first = _drawn(naming or scene.questions, 1, draw)
-    answered = {first[0].kind, *_ANSWERED.get(first[0].kind, ())}
-    return [*first, *_later(scene, count - 1, draw, answered)]
-
-
-def _later(
-    scene: Record, count: int, draw: random.Random, answered: Container[str] = ()
-) -> list[Question]:
-    """Questions that may follow others: not of `NAMING`, and of no kind that has been answered."""
-    fitting = [
-        one for one in scene.questions if one.kind not in NAMING and one.kind not in answered
-    ]
-    return _drawn(fitting, count, draw)
+    kinds = {one.kind for one in first}
+    answered = NAMING.union(kinds, *(_ANSWERED.get(kind, ()) for kind in kinds))
+    others = [one for one in scene.questions if one.kind not in answered]
+    return [*first, *_drawn([] if caption else others, count - len(first), draw)]
 
 
 def _drawn(among: Sequence[Question], count: int, draw: random.Random) -> list[Question]:
@@ -290,6 +302,12 @@ def _said(question: Question, letter: bool) -> tuple[str, str]:
     if letter and question.options:
         return f"{asked}\n{LETTER}", questions.letter(question)
     return asked, question.answer
+
+
+def _all_said(
+    asked: Sequence[Question], letters: float, draw: random.Random
+) -> list[tuple[str, str]]:
+    return [_said(one, draw.random() < letters) for one in asked]
 
 
 def _turns(said: Sequence[tuple[str, str]]) -> tuple[Turn, ...]:
