@@ -84,7 +84,11 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         }
     )
     config.evaluation.update(
-        {"scenes": 8 if tiny else 200, "pairs": 2 if tiny else 60, "questions": 8 if tiny else 1000}
+        {
+            "scenes": 8 if tiny else 200,
+            "pairs": 2 if tiny else 240,
+            "questions": 8 if tiny else 1000,
+        }
     )
     config.scratch.update(
         {
