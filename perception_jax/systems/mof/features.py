@@ -25,13 +25,12 @@ from perception_jax.interop.fingerprint import fingerprint
 from perception_jax.models.llava.config import LlavaConfig, tower_vision
 from perception_jax.models.llava.modeling import tower_features
 from perception_jax.models.params import flatten
+from perception_jax.systems.mof.records import some_records
 
 _log = logging.getLogger(__name__)
 
 TOWER = "tower-{}"
 """Name of the folder of an image tower's features."""
-
-_COMPARED = 16
 
 Encode = Callable[[UInt8[np.ndarray, "B S S 3"], Sequence[Record]], Float[np.ndarray, "B P C"]]
 """Function from processed images and the record of each to their features."""
@@ -77,7 +76,7 @@ def compare_images(
     Raises:
       DataError: as `KeptFeatures.compare`, or features of a readable image are missing.
     """
-    for record in _some(records) if kept else ():
+    for record in some_records(records) if kept else ():
         own = _pixels(processor, record)
         for one in kept if own else ():
             one[record.id]  # raises where there are none
@@ -106,7 +105,7 @@ def kept_features(
         )
     towers = _towers(loaded)
     weights = [fingerprint(flatten(tower), exact=True) for tower in towers]
-    some = (len(records), [record.id for record in _some(records)])
+    some = (len(records), [record.id for record in some_records(records)])
     settings = repr((weights, loaded.processor.image, loaded.config.layers, some))
     own = pathlib.Path(folder) / hashlib.sha256(settings.encode()).hexdigest()[:16]
     paths = [own / TOWER.format(k + 1) for k in range(len(towers))]
@@ -192,12 +191,6 @@ def encode_records(
                     writer.add(identity, found[rows], stacked[rows])
         for writer in writers:
             writer.finish()
-
-
-def _some(records: Source) -> Iterator[Record]:
-    """A few records, spread over all."""
-    places = np.linspace(0, len(records) - 1, min(_COMPARED, len(records)))
-    return (records[int(k)] for k in places)
 
 
 def _pixels(processor: ImageProcessor, record: Record) -> list[np.ndarray]:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import pathlib
+from collections.abc import Iterator
 from typing import Any
+
+import numpy as np
 
 from perception_jax.data.records import Record, Source
 from perception_jax.data.scenes.chats import (
@@ -76,7 +79,7 @@ def _kept(config: Any) -> Source:
     """
     settings, source = config.data, pictured(config)
     drawn = (settings.scenes, settings.draw, settings.each, _chats(config), __version__)
-    some = [_line(source[k]) for k in range(0, len(source), max(len(source) // _COMPARED, 1))]
+    some = [_line(record) for record in some_records(source)]
     digest = hashlib.sha256(repr((drawn, some)).encode()).hexdigest()[:16]
     path = pathlib.Path(settings.keep) / f"conversations-{digest}.jsonl"
     if not path.is_file():
@@ -89,6 +92,12 @@ def _line(record: Record) -> str:
     turns = [{"role": turn.role, "text": turn.text} for turn in record.conversation]
     images = {"images": [f"{record.id}.png"] * len(record.images)} if record.images else {}
     return json.dumps({"id": record.id, **images, "conversation": turns}) + "\n"
+
+
+def some_records(source: Source) -> Iterator[Record]:
+    """Yields a few records of a source, spread over all, by which two sources are compared."""
+    places = np.linspace(0, len(source) - 1, min(_COMPARED, len(source)))
+    return (source[int(k)] for k in places)
 
 
 def test_questions(config: Any) -> dict[str, Source]:
