@@ -32,6 +32,10 @@ def row(plan: Mapping[str, Any]) -> str:
     )
 
 
+def _milliseconds(name: str, seconds: float | None) -> str:
+    return f"{name} unknown" if seconds is None else f"{name} {1e3 * seconds:.2f} ms"
+
+
 def _step(plan: Mapping[str, Any]) -> str:
     """The name of the step; `launch.plan` numbers those of several shapes."""
     return plan.get("step", plan["kind"])
@@ -61,11 +65,11 @@ def details(plan: Mapping[str, Any], steps: int, price: float | None) -> list[st
     """
     chips = math.prod(plan["mesh"].values())
     path, size = plan["replicated"]
-    seconds = [f"{name} {1e3 * plan[f'{name}_seconds']:.2f}" for name in _PARTS]
+    seconds = [_milliseconds(name, plan[f"{name}_seconds"]) for name in _PARTS]
     lines = [
         f"{plan['slice']}, {_step(plan)}, mesh {plan['mesh']}, {chips} chips",
         *(_training(plan) if plan["kind"] == "training" else _serving(plan)),
-        f"  roofline     {', '.join(seconds)} ms",
+        f"  roofline     {', '.join(seconds)}",
         *(
             [f"  host memory  {plan['host_bytes'] / _GIB:.3f} GiB a chip"]
             if plan["host_bytes"]

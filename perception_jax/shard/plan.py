@@ -42,8 +42,7 @@ class ProgramPlan:
       fits: whether the compiler placed the program.
       hardware_flops: that the program computes.
       collective_bytes: sent by a chip inside its slice, by kind of collective; None where the
-        program cannot be read (`program.text`). Then `whole` is empty and the seconds of
-        communication are 0, and say nothing.
+        program cannot be read (`program.text`). Then `whole` is empty, which says nothing.
       dcn_bytes: sent by a chip to other slices.
       collectives: the largest of them, for reading.
       replicated: path and bytes of the largest leaf of which every chip holds all.
@@ -52,7 +51,7 @@ class ProgramPlan:
       compute_seconds: hardware FLOPs at the chips' peak.
       memory_seconds: what has to be read and written at the memory's peak: a lower bound.
       communication_seconds: collectives at the peak of the interconnect or, if that takes longer,
-        of the network between slices.
+        of the network between slices; None like `collective_bytes`.
       compile_seconds: of this plan.
     """
 
@@ -75,13 +74,16 @@ class ProgramPlan:
     whole: Sequence[str]
     compute_seconds: float
     memory_seconds: float
-    communication_seconds: float
+    communication_seconds: float | None
     compile_seconds: float
 
     @property
     def step_seconds(self) -> float:
-        """Roofline of a step: the slowest of the three, as if they overlapped completely."""
-        return max(self.compute_seconds, self.memory_seconds, self.communication_seconds)
+        """Roofline of a step: the slowest of the three, as if they overlapped completely.
+
+        Communication that is unknown is left out.
+        """
+        return max(self.compute_seconds, self.memory_seconds, self.communication_seconds or 0.0)
 
     def to_json(self) -> dict[str, Any]:
         """All numbers, those of properties among them."""
@@ -128,6 +130,7 @@ def measured(
       moved: bytes of a chip's memory that it has to read or write.
     """
     chips = mesh.size // found.slices
+    readable = done.program is None or bool(program.text(done.program))
     sent = [] if done.program is None else traffic.traffic(done.program, chips, found.slices)
     memory = None if done.program is None else done.program.memory_analysis()
     if memory is None:
@@ -147,7 +150,7 @@ def measured(
         "available_bytes": found.hbm,
         "fits": total is not None and total <= found.hbm,
         "hardware_flops": flops,
-        "collective_bytes": traffic.by_kind(sent) if _is_readable(done) else None,
+        "collective_bytes": traffic.by_kind(sent) if readable else None,
         "dcn_bytes": sum(item.dcn_bytes for item in sent),
         "collectives": [_described(item) for item in sent[:_SHOWN]],
         "compute_seconds": flops / (mesh.size * found.flops),
@@ -155,13 +158,11 @@ def measured(
         "communication_seconds": max(
             sum(item.bytes for item in sent) / found.ici_bandwidth,
             sum(item.dcn_bytes for item in sent) / found.dcn_bandwidth,
-        ),
+        )
+        if readable
+        else None,
         "compile_seconds": done.seconds,
     }
-
-
-def _is_readable(done: Compiled) -> bool:
-    return done.program is None or bool(program.text(done.program))
 
 
 def whole_batch(done: Compiled, *rows: int) -> list[str]:

@@ -111,7 +111,7 @@ def planned(config: str, slice_: str, *settings: str) -> list[str]:
         sent(row),
         f"{1e3 * row['compute_seconds']:,.0f}",
         "unknown"
-        if row["collective_bytes"] is None
+        if row["communication_seconds"] is None
         else f"{1e3 * row['communication_seconds']:,.0f}",
         f"{100 * row['mfu_ceiling']:.0f}%",
     ]

@@ -121,11 +121,14 @@ def test_a_program_that_jaxlib_cannot_read_is_planned_without_traffic(monkeypatc
     monkeypatch.setattr(jax.stages.Compiled, "as_text", unreadable)
     found = planned(fsdp=4, tensor=2)
     assert (found.fits, found.collective_bytes, found.whole) == (True, None, [])
+    assert found.communication_seconds is None
+    assert found.step_seconds == max(found.compute_seconds, found.memory_seconds)
     assert found.compute_seconds > 0
     lines = {"remat": None, **found.to_json()}
     assert plan_text.row(lines).split()[-4] == "-"
     text = "\n".join(plan_text.details(lines, 10, None))
     assert "traffic      unknown, and whether an array is whole" in text
+    assert "communication unknown" in text
 
 
 def test_the_other_number_of_rows_is_the_next_that_is_no_axis():
