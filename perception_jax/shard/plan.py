@@ -130,8 +130,9 @@ def measured(
       moved: bytes of a chip's memory that it has to read or write.
     """
     chips = mesh.size // found.slices
-    readable = done.program is None or bool(program.text(done.program))
-    sent = [] if done.program is None else traffic.traffic(done.program, chips, found.slices)
+    text = "" if done.program is None else program.text(done.program)
+    sent = traffic.parse(text, chips, found.slices) if text else []
+    readable = done.program is None or bool(text)
     memory = None if done.program is None else done.program.memory_analysis()
     if memory is None:
         temporary, host, total = done.required, 0, None
