@@ -79,10 +79,12 @@ def details(plan: Mapping[str, Any], steps: int, price: float | None) -> list[st
     ]
     lines += [f"  {'traffic' if k == 0 else '':12} {x}" for k, x in enumerate(plan["collectives"])]
     if plan["collective_bytes"] is None:
-        lines.append(
-            "  traffic      unknown, and whether an array is whole: jaxlib cannot read this "
-            "program of libtpu. A plan for v5e with the same mesh has both."
+        why = (
+            "the compiler refused the program"
+            if plan["total_bytes"] is None
+            else "jaxlib cannot read this program of libtpu; a plan for v5e, same mesh, has both"
         )
+        lines.append(f"  traffic      unknown, and whether an array is whole: {why}.")
     if plan["dcn_bytes"]:
         lines.append(
             f"  to slices    {plan['dcn_bytes'] / 1e6:.1f} MB a chip and step over the data-centre "

@@ -41,8 +41,9 @@ class ProgramPlan:
       available_bytes: memory of a chip.
       fits: whether the compiler placed the program.
       hardware_flops: that the program computes.
-      collective_bytes: sent by a chip inside its slice, by kind of collective; None where the
-        program cannot be read (`program.text`). Then `whole` is empty, which says nothing.
+      collective_bytes: sent by a chip inside its slice, by kind of collective; None where there is
+        no program, since the compiler refused it, or it cannot be read (`program.text`). Then
+        `whole` is empty, which says nothing.
       dcn_bytes: sent by a chip to other slices.
       collectives: the largest of them, for reading.
       replicated: path and bytes of the largest leaf of which every chip holds all.
@@ -132,7 +133,6 @@ def measured(
     chips = mesh.size // found.slices
     text = "" if done.program is None else program.text(done.program)
     sent = traffic.parse(text, chips, found.slices) if text else []
-    readable = done.program is None or bool(text)
     memory = None if done.program is None else done.program.memory_analysis()
     if memory is None:
         temporary, host, total = done.required, 0, None
@@ -151,7 +151,7 @@ def measured(
         "available_bytes": found.hbm,
         "fits": total is not None and total <= found.hbm,
         "hardware_flops": flops,
-        "collective_bytes": traffic.by_kind(sent) if readable else None,
+        "collective_bytes": traffic.by_kind(sent) if text else None,
         "dcn_bytes": sum(item.dcn_bytes for item in sent),
         "collectives": [_described(item) for item in sent[:_SHOWN]],
         "compute_seconds": flops / (mesh.size * found.flops),
@@ -160,7 +160,7 @@ def measured(
             sum(item.bytes for item in sent) / found.ici_bandwidth,
             sum(item.dcn_bytes for item in sent) / found.dcn_bandwidth,
         )
-        if readable
+        if text
         else None,
         "compile_seconds": done.seconds,
     }

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import pathlib
 import subprocess
 import sys
@@ -48,6 +49,8 @@ SCALED = [
 ]
 """Config, kind of scaling, chips of v5e, rows and settings. Strong scaling keeps the batch of the
 smallest (CLIP) or largest slice (the decoder, whose rows go through in micro-batches there)."""
+UNKNOWN = "unknown"
+"""Shown where a program was refused or cannot be read."""
 _GIB = 2**30
 
 
@@ -75,10 +78,27 @@ def memory(row: dict[str, Any]) -> str:
     return f"{shown} of {row['available_bytes'] / _GIB:.2f}"
 
 
-def sent(row: dict[str, Any]) -> str:
-    """What a chip sends; unknown where jaxlib cannot read the program."""
+def sent(row: dict[str, Any], *kinds: str) -> str:
+    """What a chip sends, of all kinds of collectives or of those named."""
     found = row["collective_bytes"]
-    return "unknown" if found is None else f"{sum(found.values()) / 1e9:.2f}"
+    if found is None:
+        return UNKNOWN
+    return f"{sum(found.get(kind, 0) for kind in kinds or found) / 1e9:.2f}"
+
+
+def communication(row: dict[str, Any]) -> str:
+    """Milliseconds of communication."""
+    seconds = row["communication_seconds"]
+    return UNKNOWN if seconds is None else f"{1e3 * seconds:,.0f}"
+
+
+def equal_rows(row: dict[str, Any]) -> str:
+    """Rows of a chip at which computation, which grows with them, takes as long as communication,
+    which hardly does."""
+    compute, seconds = row["compute_seconds"], row["communication_seconds"]
+    if seconds is None:
+        return UNKNOWN
+    return f"{seconds / compute * row['batch_size'] / math.prod(row['mesh'].values()):.2f}"
 
 
 def show(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -110,9 +130,7 @@ def planned(config: str, slice_: str, *settings: str) -> list[str]:
         f"{row['hardware_flops'] / 1e12:,.0f}",
         sent(row),
         f"{1e3 * row['compute_seconds']:,.0f}",
-        "unknown"
-        if row["communication_seconds"] is None
-        else f"{1e3 * row['communication_seconds']:,.0f}",
+        communication(row),
         f"{100 * row['mfu_ceiling']:.0f}%",
     ]
 
@@ -129,22 +147,16 @@ def scaling(only: str) -> None:
 def scaled(config: str, kind: str, chips: int, batch: int, *settings: str) -> list[str]:
     """A row of the table of scaling."""
     row = plan(config, f"v5e-{chips}", f"--config.train.batch_size={batch}", *settings)
-    compute, sent = row["compute_seconds"], row["communication_seconds"]
-    gathered, scattered, reduced = (
-        row["collective_bytes"].get(kind, 0) / 1e9
-        for kind in ("all-gather", "reduce-scatter", "all-reduce")
-    )
     return [
         f"{config}, {kind}",
         f"{chips}",
         f"{batch:,}",
         f"{row['state_bytes'] / _GIB:.2f}",
         memory(row),
-        *(f"{size:.2f}" for size in (gathered, scattered, reduced)),
-        f"{1e3 * compute:,.0f}",
-        f"{1e3 * sent:,.0f}",
-        # Computation grows with the rows of a chip; communication hardly does.
-        f"{sent / compute * batch / chips:.2f}",
+        *(sent(row, name) for name in ("all-gather", "reduce-scatter", "all-reduce")),
+        f"{1e3 * row['compute_seconds']:,.0f}",
+        communication(row),
+        equal_rows(row),
     ]
 
 

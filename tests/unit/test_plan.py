@@ -232,6 +232,21 @@ def test_the_compilers_refusal_is_read():
         compiled(Refused("INTERNAL: a fault of the compiler (1.00G)"))
 
 
+def test_a_refused_program_is_planned_without_traffic(monkeypatch):
+    message = "RESOURCE_EXHAUSTED: memory required (1.00G) exceeds available HBM (0.50G)"
+
+    def refuse(lowered, *arguments, **options):
+        raise jax.errors.JaxRuntimeError(message)
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", refuse)
+    found = planned(fsdp=8)
+    assert (found.fits, found.total_bytes, found.temporary_bytes) == (False, None, 2**30)
+    assert (found.collective_bytes, found.communication_seconds) == (None, None)
+    text = "\n".join(plan_text.details({"remat": None, **found.to_json()}, 10, None))
+    assert "communication unknown" in text
+    assert "the compiler refused the program" in text
+
+
 def test_slices_have_googles_names():
     assert slices.find("v5p-128") == slices.Slice(
         name="v5p-128",
