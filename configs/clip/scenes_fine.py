@@ -1,4 +1,5 @@
-"""A finer CLIP on scenes, which starts from "scenes-clip": smaller patches, harder captions.
+"""A finer CLIP on scenes, which starts from "scenes-clip": smaller patches, harder captions. Its
+weights ship as "scenes-clip-fine".
 
     nice python -m launch.train --config=configs/clip/scenes_fine.py --workdir=runs/scenes_fine
 
@@ -49,7 +50,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.evaluation.pairs = 2 if tiny else 100
     if tiny:
         return config
-    # 0.8 million images, after the 1.2 million of the start. It has not been run to its end yet.
+    # 0.8 million images, after the 1.2 million of the start.
     config.train.update({"steps": 6000, "evaluate_every": 1000, "checkpoint_every": 200})
     config.start = "scenes-clip"
     config.model.update({"image_size": 64, "patch_size": 8})

@@ -11,7 +11,7 @@ from perception_jax.errors import CheckpointError, ConfigError
 from perception_jax.interop import hub
 from perception_jax.settings import shown
 
-SHIPPED = ("scenes-clip", "scenes-ssl", "scenes-llava")
+SHIPPED = ("scenes-clip", "scenes-clip-fine", "scenes-ssl", "scenes-llava")
 """Weights in the package by name."""
 
 

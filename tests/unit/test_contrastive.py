@@ -25,7 +25,7 @@ from perception_jax.ops.losses import unit
 from perception_jax.ops.resize import bicubic
 from perception_jax.systems.contrastive.benchmark import training_source
 from perception_jax.systems.contrastive.data import ContrastiveData
-from perception_jax.systems.contrastive.encode import Encoder
+from perception_jax.systems.contrastive.encode import Encoder, Texts
 from perception_jax.systems.contrastive.evaluate import (
     CaptionedImages,
     MinimalPairs,
@@ -215,6 +215,17 @@ def evaluated():
 
         setattr(one.encoder, name, counted)
     return one, rows
+
+
+def test_an_input_that_comes_again_is_embedded_once(evaluated, tmp_path):
+    """In one list, as the statements of minimal pairs do, or in another."""
+    one, rows = evaluated
+    texts, model = one.inputs[1], random_clip()
+    inputs = (Texts(texts.texts + texts.texts[:3]), texts)
+    assert [name for name, _ in one.encoder.embed(model, inputs)] == list(texts.ids)
+    assert sum(rows["_text"]) == len(texts.ids)
+    found = embeddings_on_disk(one.encoder, model, inputs, tmp_path, settings="tiny")
+    assert tuple(found) == texts.ids
 
 
 def test_a_stopped_evaluation_goes_on_where_it_stopped(evaluated, tmp_path, monkeypatch):

@@ -110,12 +110,11 @@ class Encoder:
         for one in inputs:
             run = self._text if isinstance(one, Texts) else self._image
             rows, ids = self._rows(one), np.array(one.ids, object)
-            left = [
-                k
-                for k, name in enumerate(one.ids)
-                if name not in known and (only is None or name in only)
-            ]
-            known.update(one.ids)
+            left = []
+            for k, name in enumerate(one.ids):
+                if name not in known and (only is None or name in only):
+                    left.append(k)
+                known.add(name)
             size = _BATCHES_AT_ONCE * divisible(self.batch_size, mesh or mesh_of(model))
             for start in range(0, len(left), size):
                 part = left[start : start + size]
