@@ -5,7 +5,11 @@
 Trains each arm with `configs/mof/scenes.py`, one after another, and prints their results on minimal
 pairs and on questions beside what can be had without seeing. What is done is not done again, and an
 arm that was stopped goes on. Arms `imof+plain` and `imof+give` go on from `imof` on single
-questions, with features of the plain CLIP and of one that GiVE conditions on the question.
+questions, with features of the plain CLIP and of one that GiVE conditions on the question. The
+latter needs adapters for `scenes-clip`:
+
+    python -m launch.train --config=configs/give/scenes.py --workdir=runs/give_clip \
+        --config.backbone=scenes-clip --config.data.size=72
 """
 
 from __future__ import annotations
@@ -45,6 +49,7 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the runs")
     parser.add_argument("--ssl", required=True, help="the self-supervised tower, a DINOv2")
     parser.add_argument("--arms", nargs="+", default=ARMS, help="NAME-SEED")
+    parser.add_argument("--give", default="", help="adapters for scenes-clip")
     parser.add_argument("--set", nargs="*", default=[], help="KEY=VALUE of all arms' config")
     parser.add_argument("--more", nargs="*", default=[], help="KEY=VALUE of those that go on")
     study = Study(**vars(parser.parse_args()))
@@ -57,6 +62,7 @@ class Study:
 
     out: pathlib.Path
     ssl: str
+    give: str
     arms: Sequence[str]
     set: Sequence[str]
     more: Sequence[str]
@@ -94,7 +100,8 @@ class Study:
                 continue
             features.write_features(loaded, source, folder / part, batch_size=_BATCH)
             if name == "imof+give":
-                _write_conditioned(source, loaded, folder / part / features.TOWER.format(1))
+                tower = folder / part / features.TOWER.format(1)
+                _write_conditioned(source, loaded, tower, self.give)
             (folder / part / features.TOWER.format(1) / "done").touch()
         words += [f"model.whole={start}", "model.towers=()"]
         words += [f"data.features={_pair(folder / 'train')}"]
@@ -121,15 +128,17 @@ def _testing(config) -> list[Record]:
     return [source[k] for source in sources for k in range(len(source))]
 
 
-def _write_conditioned(source: Source, loaded, folder: pathlib.Path) -> None:
+def _write_conditioned(source: Source, loaded, folder: pathlib.Path, give: str) -> None:
     """Features of the CLIP that GiVE conditions on each record's question."""
-    encoder = GiveEncoder.from_pretrained("scenes-give")
+    encoder = GiveEncoder.from_pretrained(give)
+    if encoder.backbone.name != "scenes-clip":
+        raise SystemExit(f"--give={give}: expected adapters for scenes-clip")
 
     def encode(pixels: np.ndarray, owners: Sequence[Record]) -> np.ndarray:
         asked = [owner.questions[0].text for owner in owners]
         return np.asarray(encoder.llava_features(list(pixels), asked, layer=-2))
 
-    writer = FeaturesWriter(folder, made={"layer": LAYER, "of": "scenes-give"})
+    writer = FeaturesWriter(folder, made={"layer": LAYER, "of": give})
     processor = loaded.processor.image
     features.encode_records([(encode, writer)], processor, source, batch_size=_BATCH)
 
