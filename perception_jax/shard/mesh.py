@@ -52,9 +52,19 @@ def make_mesh(
     sizes = _resolve((replica, fsdp, tensor), len(devices))
     kinds = (AxisType.Auto,) * len(AXES)
     slices = _slices(devices)
-    if slices > 1:
-        return Mesh(over_slices(sizes, devices, slices), AXES, axis_types=kinds)
-    return jax.make_mesh(sizes, AXES, axis_types=kinds, devices=devices)
+    arranged = over_slices(sizes, devices, slices) if slices > 1 else in_a_slice(sizes, devices)
+    return Mesh(arranged, AXES, axis_types=kinds)
+
+
+def in_a_slice(sizes: tuple[int, int, int], devices: Sequence[Any]) -> np.ndarray:
+    """Arranges the devices of one slice so that those next to each other are linked.
+
+    Args:
+      sizes: of `AXES`.
+    """
+    # `jax.make_mesh` splits an axis of the torus over several of the mesh on v5e alone; elsewhere
+    # it refuses meshes such as 4 × 64 of 16 × 16 chips, or 32 × 2 of 4 × 4 × 4.
+    return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
 
 
 def over_slices(sizes: tuple[int, int, int], devices: Sequence[Any], slices: int) -> np.ndarray:

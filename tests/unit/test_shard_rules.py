@@ -16,6 +16,7 @@ from perception_jax.shard.mesh import (
     batch_sharding,
     batch_shards,
     check_batch,
+    in_a_slice,
     make_mesh,
     over_slices,
 )
@@ -69,6 +70,27 @@ def test_a_mesh_that_splits_layers_over_slices_is_refused():
     )
     with pytest.raises(ConfigError, match=message):
         over_slices((1, 8, 2), two_slices(), 2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "torus", "sizes"),
+    [
+        ("TPU v6 lite", (16, 16, 1), (4, 64, 1)),
+        ("TPU v5", (4, 4, 4), (1, 32, 2)),
+        ("TPU v5 lite", (16, 16, 1), (1, 128, 2)),
+    ],
+)
+def test_every_kind_of_slice_takes_meshes_that_split_an_axis_of_its_torus(kind, torus, sizes):
+    chips = [
+        Chip(id=k, slice_index=0, coords=coords, device_kind=kind)
+        for k, coords in enumerate(np.ndindex(*torus))
+    ]
+    grid = in_a_slice(sizes, chips)
+    assert grid.shape == sizes
+    assert len({chip.id for chip in grid.ravel()}) == len(chips)
+    if sizes[2] > 1:  # what is split by "tensor" sends most
+        pairs = grid.reshape(-1, 2)
+        assert all(sum(np.abs(np.subtract(a.coords, b.coords))) == 1 for a, b in pairs)
 
 
 def test_mesh_fills_the_open_axis_and_is_auto():
