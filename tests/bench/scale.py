@@ -22,8 +22,16 @@ from typing import Any
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 LARGE = ("v5e-256", "v5p-128", "v6e-256")
 DECODER = "configs/text/llama7b.py"
+LLAVA = "configs/mof/llava15_finetune_clip.py"
 SPLIT = "--config.train.mesh.tensor=2"
 """256 chips do not divide 128 rows."""
+
+
+def longest(tokens: int) -> tuple[str, str]:
+    """Settings of a LLaVA's batches of the longest rows alone, each with an image."""
+    return ("--config.data.order=random", f"--config.data.lengths=({tokens},)")
+
+
 PLANS = [
     *(("configs/clip/vit_b16.py", slice_) for slice_ in LARGE),
     *(("configs/clip/vit_l14_336.py", slice_) for slice_ in LARGE),
@@ -35,7 +43,12 @@ PLANS = [
     ),
     (DECODER, "v5e-256", SPLIT),
     (DECODER, "v5p-128"),
+    (DECODER, "v5p-128", SPLIT),
     (f"{DECODER}:lora", "v5e-16"),
+    (f"{LLAVA}:lora", "v5e-16", "--config.train.optim.accumulate=8", *longest(2688)),
+    (LLAVA, "v5e-256", SPLIT, *longest(2688)),
+    (LLAVA, "v5p-128", *longest(2688)),
+    ("configs/mof/llava15_finetune_imof.py:batch=128", "v5p-128", *longest(3200)),
 ]
 """Config, slice and settings of each row."""
 SCALED = [
